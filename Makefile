@@ -1,0 +1,56 @@
+# make demo    create .venv, install, train and use two small multimodal models (pictures and figures land in demo/)
+# make test    create .venv, install the test extra, run every check
+# make lint | typecheck | imports | unit | compiled | docs    one check each
+# make clean   remove everything that was made here, .venv included
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# pytest processes; each computes on one thread.
+WORKERS ?= 2
+
+.PHONY: demo test lint typecheck imports unit compiled docs clean
+
+demo: .venv/demo.stamp
+	$(BIN)/python examples/emu3_like.py
+	$(BIN)/python examples/eve_like.py
+
+test: lint typecheck imports unit compiled docs
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .venv/test.stamp
+	$(BIN)/mypy
+
+imports: .venv/test.stamp
+	$(BIN)/lint-imports
+
+unit: .venv/test.stamp
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/compiled
+
+# Apart from the rest, because torch.compile must not meet the wrappers that check shapes.
+compiled: .venv/test.stamp
+	$(BIN)/python -m pytest tests/compiled --no-shape-checks
+
+docs: .venv/test.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf .venv build dist site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv installs: a half-made environment is made again.
+$(BIN)/pip:
+	$(PYTHON) -m venv --clear .venv
+
+.venv/demo.stamp: pyproject.toml | $(BIN)/pip
+	@echo "Installing mmblocks[demo] into .venv; the first time this takes minutes."
+	@$(INSTALL) '.[demo]'
+	@touch $@
+
+.venv/test.stamp: pyproject.toml | $(BIN)/pip
+	@echo "Installing mmblocks[test] into .venv; the first time this takes minutes."
+	@$(INSTALL) '.[test]'
+	@touch $@ .venv/demo.stamp

@@ -1,0 +1,51 @@
+"""mmblocks: building blocks for multimodal models. Every public name is imported when it is first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Block": "block",
+    "Modality": "tokens",
+    "TokenTable": "tokens",
+    "Latents": "tokens",
+    "VisionTokens": "tokens",
+    "GridFormat": "grid_format",
+    "EMU3": "grid_format",
+    "EMU35": "grid_format",
+    "ByteTokenizer": "text_tokenizers",
+    "TokenizerFile": "text_tokenizers",
+    "text": "segments",
+    "image": "segments",
+    "codes": "segments",
+    "vectors": "segments",
+    "Batch": "batches",
+    "BatchBuilder": "batches",
+    "Sampling": "layers.categorical",
+    "GREEDY": "layers.categorical",
+    "ConvVQ": "tokenizers.conv_vq",
+    "TextEmbedding": "embedders.text",
+    "EVE2PatchEmbedding": "embedders.eve2",
+    "Decoder": "trunks.decoder",
+    "KVCache": "trunks.kv_cache",
+    "LMHead": "heads.language",
+    "TextGrammar": "generation.grammar",
+    "GridGrammar": "generation.grammar",
+    "MultimodalModel": "compose",
+    "Emu3": "models.emu3",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mmblocks")
+    if name not in _HOME:
+        raise AttributeError(f"module 'mmblocks' has no attribute {name!r}")
+    return getattr(import_module(f"mmblocks.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,172 @@
+"""config.json: a Block's class and arguments as JSON, and the checks that it means exactly what it says.
+
+``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_code": "module.function"}`` for a function, of which only the
+name is noted. Lists and tuples both become JSON lists, and are tuples again when read.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmblocks.block import Block, parameters, parts
+
+FILE = "config.json"
+CLASS = "_class_name"
+VERSION = "_mmblocks_version"
+SHARED = "_shared_tensors"
+BLOCK = "_block"
+CODE = "_code"
+
+_ACCEPTED = "accepted: None, bool, int, float, str, Blocks, and lists, tuples or dicts of these"
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's config.json, None where there is no such file.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
+    return content
+
+
+def is_ours(content: Mapping[str, Any]) -> bool:
+    """Whether a Block wrote it. diffusers, too, names a class, so the class alone does not tell."""
+    return isinstance(content.get(CLASS), str) and VERSION in content
+
+
+def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What remains without our own entries."""
+    return {name: value for name, value in content.items() if name not in (CLASS, VERSION, SHARED)}
+
+
+def check_arguments(cls: type[Block], names: Iterable[str], origin: str) -> None:
+    """Refuses names that the class does not take.
+
+    Raises:
+        ValueError: names the origin, the unknown argument, its nearest neighbour and what is accepted.
+    """
+    accepted = parameters(cls)
+    for name in names:
+        if name not in accepted:
+            close = get_close_matches(name, accepted, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            listed = ", ".join(accepted) or "none"
+            raise ValueError(f"{origin} of {cls.__name__}: unknown argument {name!r}{hint} accepted: {listed}")
+
+
+def check_complete(cls: type[Block], names: Iterable[str], origin: str) -> None:
+    """Refuses a set of names that lacks a required argument, with a ``ValueError`` that names it."""
+    lacking = [name for name, parameter in parameters(cls).items() if parameter.default is parameter.empty]
+    lacking = [name for name in lacking if name not in set(names)]
+    if lacking:
+        raise ValueError(f"{origin} of {cls.__name__}: missing argument {', '.join(map(repr, lacking))}")
+
+
+def encode(block: Block) -> tuple[dict[str, Any], dict[str, Block]]:
+    """A Block's arguments as JSON, and the Blocks among them by subfolder. A Block given twice has one subfolder.
+
+    Raises:
+        TypeError: an argument that JSON cannot hold; the message says which and what to do about it.
+        ValueError: a dict key that cannot be the name of a folder.
+    """
+    places: dict[int, str] = {}
+    blocks: dict[str, Block] = {}
+
+    def encoded(value: Any, path: str) -> Any:
+        if isinstance(value, Block):
+            if id(value) not in places:
+                places[id(value)] = path
+                blocks[path] = value
+            return {BLOCK: places[id(value)]}
+        if isinstance(value, dict):
+            _check_keys(block, value, path)
+            return {key: encoded(item, f"{path}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [encoded(item, f"{path}/{number}") for number, item in enumerate(value)]
+        if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+            return value
+        if callable(value) and not isinstance(value, nn.Module) and "/" not in path:
+            return {CODE: f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"}
+        raise TypeError(_refusal(block, value, path))
+
+    return {name: encoded(value, name) for name, value in block.config.items()}, blocks
+
+
+def decode(value: Any, load: Callable[[str], Block]) -> Any:
+    """An argument as the constructor takes it; ``load`` gives the Block in a subfolder.
+
+    Raises:
+        ValueError: a subfolder that is not inside the folder.
+    """
+    if isinstance(value, dict):
+        if BLOCK in value:
+            return load(checked_subfolder(value[BLOCK]))
+        return {key: decode(item, load) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(decode(item, load) for item in value)
+    return value
+
+
+def subfolders(content: Mapping[str, Any]) -> list[str]:
+    """The subfolders of Blocks that a config names; none if it is not ours."""
+
+    def found(value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and BLOCK in value:
+            yield checked_subfolder(value[BLOCK])
+        elif isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from found(item)
+
+    return list(found(arguments(content))) if is_ours(content) else []
+
+
+def checked_subfolder(name: Any, what: str = f"{FILE}: {BLOCK!r}") -> str:
+    """A relative path that leads down, or ``ValueError``: a config is data from elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^/\\:]+(/[^/\\:]+)*", name) or {".", ".."} & set(name.split("/")):
+        raise ValueError(f"{what} is {name!r}; accepted: the path of a subfolder")
+    return name
+
+
+def part_folder(folder: Path, name: str) -> Path:
+    """The subfolder of a Block's part, which must not be a link: it could lead out, or in a circle."""
+    path = folder / checked_subfolder(name)
+    if path.resolve() != folder.resolve() / name:
+        raise ValueError(f"{folder / FILE}: {BLOCK!r} is {name!r}, a link; accepted: a folder")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder / FILE} names the part {name!r}, but there is no folder {path}")
+    return path
+
+
+def _check_keys(block: Block, value: Mapping[Any, Any], path: str) -> None:
+    """Keys become names of folders where the dict holds Blocks."""
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{type(block).__name__}: argument {path!r} has the key {key!r}; accepted: str")
+        if key in (BLOCK, CODE):
+            raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which {FILE} keeps for itself")
+        if any(True for _ in parts(value[key])) and (not key or key.startswith(".") or any(c in key for c in "/\\:\0")):
+            raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which cannot name a folder")
+
+
+def _refusal(block: Block, value: Any, path: str) -> str:
+    what = f"{type(block).__name__} cannot be saved: argument {path!r} is a {type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, nn.Module):
+        return f"{what}, and no Block; wrap it in a Block whose arguments say how to build it"
+    if callable(value):
+        return f"{what}, which is code; give it an argument of its own, and hand it in again when loading"
+    return f"{what}: {value!r}; {_ACCEPTED}"

@@ -1,0 +1,213 @@
+"""A model made of parts: embedders, one trunk, heads.
+
+Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from mmblocks.batches import Batch, BatchBuilder, Placed, Sample
+from mmblocks.block import Block
+from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.generation.grammar import Grammar
+from mmblocks.generation.interleaved import Generated, segments_of
+from mmblocks.grid_format import GridFormat
+from mmblocks.layers.categorical import Sampling
+from mmblocks.masks import MaskRule
+from mmblocks.text_tokenizers import TextTokenizer
+from mmblocks.tokens import VisionTokens
+
+
+class ModelOutput(NamedTuple):
+    """What a ``MultimodalModel`` makes of a batch.
+
+    Attributes:
+        losses: by head name, the mean loss over its tokens, unweighted; heads that are asked for nothing are left out.
+        token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].index``.
+        hidden: the trunk's states of all tokens.
+    """
+
+    losses: dict[str, Float[Tensor, ""]]
+    token_losses: dict[str, Float[Tensor, " N"]]
+    hidden: Float[Tensor, "B L D"]
+
+
+class Parts(nn.Module):
+    """Parts by name. Modules are registered under their names; other objects that play a role are welcome too.
+
+    Raises:
+        ValueError: for a name that is no identifier, or that a module already uses for something else.
+    """
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise ValueError(f"a part is named {name!r}; accepted: an identifier that nn.Module does not use itself")
+            setattr(self, name, part)
+        self._names = tuple(parts)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(f"no part {name!r}; there are {list(self._names)}")
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, part), in order."""
+        return ((name, self[name]) for name in self._names)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return self._names
+
+
+class MultimodalModel(Block):
+    """Embedders write tokens into rows, a trunk lets them see each other, heads say what comes next.
+
+    The parts stay what and where they are: ``model.trunk`` is the trunk that was handed in, and its parameters have the
+    names ``trunk.<their own name>``. Any object that plays its role will do; only saving asks that it be a ``Block``.
+
+    Args:
+        inputs: embedders by name. One that reads ids gets a tensor (N,), one that reads vectors (N, D'), one that
+            reads images a list of (3, H, W); each returns ``VisionTokens`` or a tensor (N, D).
+        trunk: embeddings and table to hidden states.
+        outputs: heads by name.
+        mask: a rule of one's own for who sees whom, in place of the table's; see ``masks.MaskRule``.
+
+    Raises:
+        ValueError: if there are no inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: Mapping[str, Any],
+        trunk: Any,
+        outputs: Mapping[str, Any],
+        mask: MaskRule | None = None,
+    ) -> None:
+        super().__init__()
+        if not inputs:
+            raise ValueError("inputs is empty; accepted: at least one embedder by name")
+        self.inputs = Parts(inputs)
+        self.trunk = trunk
+        self.outputs = Parts(outputs)
+        self.mask = mask
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """The losses of all heads that the batch asks for something."""
+        hidden = self.hidden(batch)
+        rows = hidden.flatten(0, 1)
+        token_losses = {
+            name: self._head(name).loss(rows[placed.index], placed.values)
+            for name, placed in batch.targets.items()
+            if len(placed.index)
+        }
+        losses = {name: values.mean() for name, values in token_losses.items()}
+        return ModelOutput(losses, token_losses, hidden)
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "B L D"]:
+        """The trunk's states of all tokens."""
+        mask = batch.mask if self.mask is None else self.mask
+        return self.trunk(self.embed(batch), batch.table, mask=mask)
+
+    def embed(self, batch: Batch) -> Float[Tensor, "B L D"]:
+        """What the trunk reads: every input's tokens in their places, zeros at padding.
+
+        Raises:
+            ValueError: an input the model lacks, or one that makes more or fewer tokens than have places.
+        """
+        rows, columns = batch.ids.shape
+        embedded = {name: self._embed_one(name, placed) for name, placed in batch.inputs.items()}
+        first = next(iter(embedded.values()))
+        embeds = first.new_zeros(rows * columns, first.shape[-1])
+        for name, values in embedded.items():
+            embeds = embeds.index_copy(0, batch.inputs[name].index, values.to(embeds.dtype))
+        return embeds.view(rows, columns, -1)
+
+    def batch_builder(self, tokenizer: TextTokenizer | None = None) -> BatchBuilder:
+        """Lays samples out for this model's inputs and heads."""
+        return BatchBuilder(tokenizer=tokenizer, inputs=self.inputs, heads=tuple(self.outputs))
+
+    def generate(
+        self,
+        prompts: Sequence[Sample],
+        grammar: Grammar,
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        guidance: float | None = None,
+        unconditional: Sequence[Sample] | None = None,
+        tokenizer: TextTokenizer | None = None,
+        generator: Generator | None = None,
+        input: str = "text",
+        head: str | None = None,
+    ) -> Iterator[Generated]:
+        """Continues each prompt; yields text and images as they are completed, row by row as they come.
+
+        Args:
+            prompts: samples to be continued, of any lengths.
+            grammar: what may follow (``TextGrammar``, ``GridGrammar``); an image's codes come as a ``Codes`` segment.
+            max_tokens: tokens at most per row. An image that is not complete by then is left out.
+            sampling: how ids are drawn; plain sampling if None.
+            guidance: scale of classifier-free guidance; needs ``unconditional``.
+            unconditional: each prompt without its condition.
+            tokenizer: for strings, in and out; without one text is ids.
+            generator: source of randomness, on the model's device.
+            input: the embedder of ids.
+            head: the head over ids; may be left out where there is one head.
+
+        Raises:
+            ValueError: ``guidance`` without as many unconditional prompts, or the other way round.
+        """
+        if (guidance is None) != (unconditional is None) or len(unconditional or prompts) != len(prompts):
+            raise ValueError("guidance and unconditional go together: one unconditional prompt for each of prompts")
+        samples = [*prompts, *(unconditional or ())]
+        batch = self.batch_builder(tokenizer)(samples, padding="left").to(self._device)
+        steps = generate_ids(
+            self,
+            batch,
+            grammar,
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+            guidance=guidance,
+            generator=generator,
+            input=input,
+            head=head,
+        )
+        form: GridFormat | None = getattr(grammar, "format", None)
+        yield from segments_of(steps, format=form, tokenizer=tokenizer)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _embed_one(self, name: str, placed: Placed) -> Tensor:
+        if name not in self.inputs:
+            raise ValueError(f"the batch has tokens for input {name!r}; the model's inputs: {list(self.inputs)}")
+        made = self.inputs[name](placed.values)
+        values = made.embeds if isinstance(made, VisionTokens) else made
+        if values.shape[0] != len(placed.index):
+            raise ValueError(
+                f"input {name!r} made {values.shape[0]} tokens for {len(placed.index)} places: "
+                "the images are not those the batch was laid out for"
+            )
+        return values
+
+    def _head(self, name: str) -> Any:
+        if name not in self.outputs:
+            raise ValueError(f"the batch asks head {name!r}; the model's heads: {list(self.outputs)}")
+        return self.outputs[name]

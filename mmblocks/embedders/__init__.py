@@ -1,0 +1,1 @@
+"""Embedders: text ids, images or vectors to the tokens a trunk reads."""

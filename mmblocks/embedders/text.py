@@ -1,0 +1,53 @@
+"""A learned vector per token id."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
+
+
+class TextEmbedding(Block):
+    """Looks ids up in a table of vectors; of visual codes too, where a vocabulary holds them.
+
+    Args:
+        vocab_size: number of ids.
+        dim: width.
+        init_std: standard deviation of the initial vectors.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "llama",
+            (Rule("model.embed_tokens.weight", "weight"),),
+            ignored=("model.layers.*", "model.norm.weight", "lm_head.weight"),
+            config=_config,
+        ),
+    )
+
+    def __init__(self, *, vocab_size: int, dim: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        nn.init.normal_(self.weight, std=init_std)
+
+    def forward(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """Ids in [0, vocab_size) to vectors.
+
+        Raises:
+            ValueError: if an id is out of range. Checked on CPU; on a GPU the look-up itself stops the program.
+        """
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {self.vocab_size - 1}]")
+        return embedding(ids, self.weight)

@@ -1,0 +1,1 @@
+"""Generation: loops and rules that turn a model's predictions into text and images."""

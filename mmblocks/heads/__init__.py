@@ -1,0 +1,1 @@
+"""Heads: hidden states to losses and samples."""

@@ -1,0 +1,103 @@
+"""The language-modelling head: a distribution over a vocabulary of text and visual ids.
+
+Shapes: N rows, D width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.categorical import GREEDY, Sampling, draw
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
+
+
+class LMHead(Block):
+    """One linear map to logits; cross entropy to learn, a categorical draw to sample.
+
+    Args:
+        dim: width of the hidden states.
+        vocab_size: number of ids.
+        init_std: standard deviation of the initial weights.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "llama",
+            (Rule("lm_head.weight", "weight"),),
+            ignored=("model.*",),
+            config=_config,
+        ),
+    )
+
+    def __init__(self, *, dim: int, vocab_size: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        nn.init.normal_(self.weight, std=init_std)
+
+    def logits(
+        self, hidden: Float[Tensor, "*N D"], start: int = 0, stop: int | None = None
+    ) -> Float[Tensor, "*N V"]:
+        """Logits in float32 of the ids ``start:stop``; all of them by default.
+
+        Where only visual ids can come next, their rows of the weight alone are read.
+        """
+        return linear(hidden, self.weight[start:stop]).float()
+
+    def loss(
+        self, hidden: Float[Tensor, "N D"], target: Int[Tensor, " N"], weight: Float[Tensor, " N"] | None = None
+    ) -> Float[Tensor, " N"]:
+        """Cross entropy of each row, in float32.
+
+        Args:
+            hidden: states that are asked what comes next.
+            target: the ids that came.
+            weight: factor per row; 0 leaves a row out.
+
+        Raises:
+            ValueError: shapes that do not fit, or an id out of range (checked on CPU).
+        """
+        _check_target(hidden, target, self.vocab_size)
+        losses = cross_entropy(self.logits(hidden), target, reduction="none")
+        return losses if weight is None else losses * weight
+
+    def sample(
+        self,
+        hidden: Float[Tensor, "N D"],
+        *,
+        sampling: Sampling = GREEDY,
+        allowed: Bool[Tensor, "N V"] | None = None,
+        generator: Generator | None = None,
+        gumbel: Float[Tensor, "N V"] | None = None,
+    ) -> Int[Tensor, " N"]:
+        """One id per row.
+
+        Args:
+            hidden: states that are asked what comes next.
+            sampling: temperature and truncation.
+            allowed: False for ids that must not come.
+            generator: source of randomness.
+            gumbel: the random draws themselves, standard Gumbel noise, in place of a generator.
+        """
+        logits = self.logits(hidden)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, float("-inf"))
+        return draw(logits, sampling, generator=generator, gumbel=gumbel)
+
+
+def _check_target(hidden: Tensor, target: Tensor, vocab_size: int) -> None:
+    if hidden.shape[:1] != target.shape:
+        raise ValueError(f"target has shape {tuple(target.shape)}; accepted: ({hidden.shape[0]},), one id per row")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"target lies in [{low}, {high}]; accepted: [0, {vocab_size - 1}]")

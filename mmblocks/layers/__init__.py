@@ -1,0 +1,1 @@
+"""What several parts share: attention, feed-forward layers, normalisation."""

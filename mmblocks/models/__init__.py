@@ -1,0 +1,1 @@
+"""Published models as wiring of parts; no layers of their own."""

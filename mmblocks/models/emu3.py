@@ -1,0 +1,83 @@
+"""Emu3's and Emu3.5's language model: text and visual codes in one vocabulary, one decoder, one head."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.compose import MultimodalModel
+from mmblocks.embedders.text import TextEmbedding
+from mmblocks.heads.language import LMHead
+from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
+
+
+def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:
+    return {
+        "vocab_size": config["vocab_size"],
+        **llama_config(config),
+        "dropout": config.get("attention_dropout", 0.1),
+        "qk_norm": qk_norm,
+    }
+
+
+_RULES = (
+    Rule("model.embed_tokens.weight", "inputs.text.weight"),
+    *(Rule(rule.theirs, f"trunk.{rule.ours}") for rule in LLAMA_RULES),
+    Rule("lm_head.weight", "outputs.text.weight"),
+)
+_IS_QK_NORM = ".attention.query_norm.", ".attention.key_norm."
+
+
+class Emu3(MultimodalModel):
+    """One vocabulary of text and visual ids, read by an embedding, a decoder and a head; all named "text".
+
+    Args:
+        vocab_size: text ids, structure and visual codes together (Emu3 184622, Emu3.5 282926).
+        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, qk_norm,
+            dropout: of the ``Decoder``.
+
+    Source: Emu3 (arXiv 2409.18869; baaivision/Emu3), Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "emu3",
+            tuple(rule for rule in _RULES if not any(part in rule.ours for part in _IS_QK_NORM)),
+            config=partial(_emu3_config, qk_norm=False),
+        ),
+        Layout("emu3.5", _RULES, config=partial(_emu3_config, qk_norm=True)),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 1e6,
+        rope_scaling: dict[str, Any] | None = None,
+        qk_norm: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(
+            inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim)},
+            trunk=Decoder(
+                dim=dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                mlp_dim=mlp_dim,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                norm_eps=norm_eps,
+                rope_theta=rope_theta,
+                rope_scaling=rope_scaling,
+                qk_norm=qk_norm,
+                dropout=dropout,
+            ),
+            outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+        )

@@ -1,0 +1,1 @@
+"""Operations behind small interfaces; each imports torch alone."""

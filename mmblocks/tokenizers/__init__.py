@@ -1,0 +1,1 @@
+"""Visual tokenizers: pixels to codes or latents, and back."""

@@ -1,0 +1,1 @@
+"""Trunks: embeddings and a token table to hidden states."""

@@ -1,0 +1,74 @@
+"""What importing the package costs, and which libraries it leaves alone."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmblocks
+
+PACKAGE = Path(__file__).parents[1] / "mmblocks"
+HEAVY = {"diffusers", "open_clip", "timm", "transformers", "triton", "vector_quantize_pytorch"}
+PARTS = {"connectors", "embedders", "encoders", "heads", "pixels", "tokenizers", "trunks"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_quiet(), check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _quiet() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+
+
+def test_import_leaves_heavy_libraries_alone():
+    loaded = _run("import mmblocks, sys; print(*{name.partition('.')[0] for name in sys.modules})")
+    assert HEAVY.isdisjoint(loaded.split())
+
+
+def test_import_costs_what_torch_costs():
+    """At most 1.1 times as much. The best of five turns each, taken in turn, so that a busy machine slows both."""
+    seconds: dict[str, list[float]] = {"torch": [], "mmblocks": []}
+    for _ in range(5):
+        for name, taken in seconds.items():
+            taken.append(float(_run(f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)")))
+    assert min(seconds["mmblocks"]) <= 1.1 * min(seconds["torch"]), seconds
+
+
+@pytest.mark.parametrize("name", mmblocks.__all__)
+def test_public_name_is_there(name: str):
+    assert getattr(mmblocks, name) is not None
+    assert name in dir(mmblocks)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        mmblocks.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_module_imports_libraries_where_they_belong(path: Path):
+    """Heavy libraries: at the top of a part that is made of them, or inside a function. ``ops`` knows torch alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    folder = path.relative_to(PACKAGE).parts[0]
+    if folder not in PARTS:
+        assert _libraries(tree.body).isdisjoint(HEAVY)
+    if folder == "ops":
+        shapes = {"jaxtyping"}
+        allowed = {"torch", "triton", "mmblocks"} | shapes | sys.stdlib_module_names
+        assert _libraries(ast.walk(tree)) <= allowed
+
+
+def _libraries(nodes) -> set[str]:
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found

@@ -1,0 +1,125 @@
+import math
+
+import pytest
+import torch
+
+from mmblocks.positions import (
+    by_order,
+    check_rotary_scaling,
+    rotary_table,
+    rotate_half_split,
+    rotate_interleaved,
+    scale_rotary,
+    sequential,
+    time_height_width,
+    v2pe,
+)
+from mmblocks.tokens import NO_SPAN, Modality, TokenTable
+from tests.random_tables import random_table
+
+
+def two_documents() -> TokenTable:
+    """Padding, then 'ab', a 2x2 image seen at once, 'c'; then a second document 'de'."""
+    table = TokenTable.padding(1, 10)
+    table.document[0, 1:] = torch.tensor([0] * 7 + [1] * 2)
+    table.modality[0, 1:] = Modality.TEXT
+    table.order[0, 1:] = torch.tensor([0, 1, 2, 2, 2, 2, 3, 0, 1])
+    table.span[0, 3:7] = 0
+    table.modality[0, 3:7] = Modality.VISION
+    table.grid[0, 3:7, 1:] = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    return table
+
+
+def test_sequential_restarts_in_each_document_and_skips_padding() -> None:
+    assert sequential(two_documents()).tolist() == [[0, 0, 1, 2, 3, 4, 5, 6, 0, 1]]
+
+
+def test_by_order_gives_an_image_one_step() -> None:
+    assert by_order(two_documents()).tolist() == [[0, 0, 1, 2, 2, 2, 2, 3, 0, 1]]
+
+
+def test_time_height_width_counts_rows_and_columns_inside_the_image() -> None:
+    positions = time_height_width(two_documents())[0]
+    assert positions[3:8].tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 1, 1], [3, 0, 0]]
+
+
+def v2pe_read_aloud(table: TokenTable, row: int, increment: float) -> list[float]:
+    """V2PE one token at a time."""
+    positions: list[float] = []
+    for i in range(table.shape[1]):
+        if table.is_padding[row, i]:
+            positions.append(0.0)
+        elif i == 0 or table.document[row, i] != table.document[row, i - 1]:
+            positions.append(0.0)
+        elif table.span[row, i] != NO_SPAN:
+            positions.append(positions[-1] + increment)
+        else:
+            positions.append(math.ceil(positions[-1]) + 1.0)
+    return positions
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("increment", [1.0, 0.5, 1 / 16, 1 / 256])
+def test_v2pe_equals_its_description(seed: int, increment: float) -> None:
+    table = random_table(torch.Generator().manual_seed(seed), batch=2)
+    for row in range(2):
+        assert v2pe(table, increment)[row].tolist() == v2pe_read_aloud(table, row, increment)
+
+
+@pytest.mark.parametrize("increment", [0.0, -1.0, 1.5, math.nan])
+def test_v2pe_refuses_increments_outside_its_range(increment: float) -> None:
+    with pytest.raises(ValueError, match="increment is"):
+        v2pe(two_documents(), increment)
+
+
+@pytest.mark.parametrize("rotate", [rotate_half_split, rotate_interleaved])
+def test_rotation_keeps_lengths_and_depends_on_distance_alone(rotate) -> None:
+    query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(q: float, k: float) -> float:
+        at_q, at_k = (rotary_table(torch.tensor([[p]]), 8, 100.0) for p in (q, k))
+        return float((rotate(query, at_q) * rotate(key, at_k)).sum())
+
+    assert score(5.0, 2.0) == pytest.approx(score(13.5, 10.5), abs=1e-5)
+    assert score(5.0, 2.0) != pytest.approx(score(5.0, 3.0), abs=1e-3)
+    rotated = rotate(query, rotary_table(torch.tensor([[7.0]]), 8, 100.0))
+    assert float(rotated.norm()) == pytest.approx(float(query.norm()), rel=1e-5)
+
+
+def test_interleaved_is_half_split_with_the_channels_reordered() -> None:
+    x = torch.randn(2, 3, 5, 8)
+    table = rotary_table(torch.arange(5.0)[None].expand(2, 5), 8, 10000.0)
+    pairs = torch.arange(8).view(2, 4).T.flatten()  # 0 4 1 5 2 6 3 7
+    assert torch.equal(rotate_interleaved(x[..., pairs], table), rotate_half_split(x, table)[..., pairs])
+
+
+def test_linear_scaling_divides_positions() -> None:
+    positions, theta = scale_rotary(torch.tensor([[0, 3]]), 8, 10000.0, {"type": "linear", "factor": 2.0})
+    assert positions.tolist() == [[0.0, 1.5]]
+    assert theta == 10000.0
+
+
+def test_dynamic_scaling_acts_on_the_rows_that_are_too_long_only() -> None:
+    positions = torch.stack([torch.arange(16), torch.arange(16).clamp(max=7)])
+    _, theta = scale_rotary(positions, 8, 10000.0, {"type": "dynamic", "factor": 2.0, "max_position": 8})
+    assert theta[0].item() == pytest.approx(10000.0 * 3.0 ** (8 / 6))
+    assert theta[1].item() == 10000.0
+    assert rotary_table(positions, 8, theta).cos.shape == (2, 16, 4)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{"type": "yarn", "factor": 2.0}, {"type": "linear"}, {"type": "dynamic", "factor": 2.0}]
+)
+def test_scaling_that_cannot_be_followed_is_refused(scaling) -> None:
+    with pytest.raises(ValueError, match="rope_scaling is"):
+        check_rotary_scaling(scaling)
+
+
+def test_scaling_factor_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="factor 0.5"):
+        check_rotary_scaling({"type": "linear", "factor": 0.5})
+
+
+def test_odd_rotary_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="dim is 7"):
+        rotary_table(torch.zeros(1, 1), 7, 10000.0)
