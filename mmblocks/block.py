@@ -57,6 +57,7 @@ class Block(nn.Module):
         classes.register(cls)
 
     def __new__(cls, *args: Any, **arguments: Any) -> Self:
+        """Records the arguments, whichever class in the family they go to."""
         if args:
             names = ", ".join(f"{name}=..." for name in parameters(cls))
             raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
@@ -133,11 +134,12 @@ class Block(nn.Module):
 
     def _current(self, name: str, given: Any) -> Any:
         """An argument as it is now: parts may have been replaced, added or removed where they are kept."""
-        kept = self._modules.get(name)
+        kept: Any = self._modules.get(name)
         if isinstance(given, Block) and isinstance(kept, Block):
             return kept
-        if isinstance(given, dict) and isinstance(kept, nn.ModuleDict) and _only_blocks(*given.values(), *kept.values()):
-            return dict(kept.items())
+        if isinstance(given, dict) and hasattr(kept, "items"):  # nn.ModuleDict or the like
+            now = dict(kept.items())
+            return now if _only_blocks(*given.values(), *now.values()) else _recorded(given)
         if isinstance(given, tuple) and isinstance(kept, nn.ModuleList) and _only_blocks(*given, *kept):
             return tuple(kept)
         return _recorded(given)

@@ -8,6 +8,13 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 
+# jaxtyping evaluates this wherever mmblocks is imported. An int will do where a float is asked for, as PEP 484 has it; ``Self``
+# passes unchecked, since beartype knows it in whole classes only and is shown one method at a time.
+TYPE_CHECKER = (
+    "beartype.beartype(conf=beartype.BeartypeConf("
+    "is_pep484_tower=True, hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})))"
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mmblocks")
@@ -28,13 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unchecked: runs without the checks of shapes and types in signatures")
     # From here on the option is the folder in use, or None where there is none.
     config.option.golden = _golden_folder(config.option.golden)
-    # One thread for each of several processes: more threads than cores would wait for each other.
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    # Tests are small and run side by side: more threads than free cores would wait for each other, for minutes.
+    torch.set_num_threads(1)
     if not config.option.no_shape_checks:
+        import beartype.typing  # noqa: F401  TYPE_CHECKER names it
         import jaxtyping
 
-        hook = jaxtyping.install_import_hook("mmblocks", "beartype.beartype")
+        hook = jaxtyping.install_import_hook("mmblocks", TYPE_CHECKER)
         config.add_cleanup(hook.uninstall)
 
 

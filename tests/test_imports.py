@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,15 @@ def test_import_costs_what_torch_costs():
     assert min(seconds["mmblocks"]) <= 1.1 * min(seconds["torch"]), seconds
 
 
-@pytest.mark.parametrize("name", mmblocks.__all__)
+def test_version():
+    try:
+        installed = version("mmblocks")
+    except PackageNotFoundError:
+        pytest.skip("the package is not installed, and so has no version")
+    assert mmblocks.__version__ == installed
+
+
+@pytest.mark.parametrize("name", [name for name in mmblocks.__all__ if name != "__version__"])
 def test_public_name_is_there(name: str):
     assert getattr(mmblocks, name) is not None
     assert name in dir(mmblocks)

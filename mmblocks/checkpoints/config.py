@@ -1,7 +1,8 @@
 """config.json: a Block's class and arguments as JSON, and the checks that it means exactly what it says.
 
 ``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_code": "module.function"}`` for a function, of which only the
-name is noted. Lists and tuples both become JSON lists, and are tuples again when read.
+name is noted. Lists and tuples both become JSON lists, and are tuples when read. ``_shared_tensors`` names the tensors that are
+not stored because they are the same as another: ``{"head.weight": "embedding.weight"}``.
 """
 
 import json
@@ -52,6 +53,14 @@ def is_ours(content: Mapping[str, Any]) -> bool:
 def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """What remains without our own entries."""
     return {name: value for name, value in content.items() if name not in (CLASS, VERSION, SHARED)}
+
+
+def shared(content: Mapping[str, Any]) -> dict[str, str]:
+    """Names of tensors that are the tensor of another name: name -> the name under which it is stored."""
+    names = content.get(SHARED, {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{FILE}: {SHARED!r} is {names!r}; accepted: an object of names")
+    return names
 
 
 def check_arguments(cls: type[Block], names: Iterable[str], origin: str) -> None:

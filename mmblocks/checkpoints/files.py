@@ -138,7 +138,7 @@ def _beside(index: Path, name: str, kind: str) -> Path:
 def _open_safetensors(file: Path) -> dict[str, Entry]:
     try:
         reader = safe_open(file, framework="pt", device="cpu")
-        slices = {key: reader.get_slice(key) for key in reader.keys()}  # noqa: SIM118 - it is no mapping
+        slices = {key: reader.get_slice(key) for key in reader.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file} is no valid safetensors file: {error}") from error
     entries = {}
@@ -154,7 +154,7 @@ def _open_pickle(file: Path, unwrap: str | None) -> dict[str, Entry]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as plain tensors; convert it to safetensors where it came from: {error}") from error
+        raise ValueError(f"{file} cannot be read as plain tensors; convert it to safetensors at its source: {error}") from error
     if unwrap is not None:
         content = content.get(unwrap) if isinstance(content, dict) else None
     where = f"{file} under {unwrap!r}" if unwrap else f"{file}"

@@ -124,9 +124,7 @@ class Layout:
                 plan[target] = rule.source(origin, to, part, arguments)
         return plan
 
-    def convert(
-        self, tensors: Mapping[str, Tensor], arguments: Arguments, to: Side = "ours"
-    ) -> Iterator[tuple[str, Tensor]]:
+    def convert(self, tensors: Mapping[str, Tensor], arguments: Arguments, to: Side = "ours") -> Iterator[tuple[str, Tensor]]:
         """The tensors under their names on side ``to``, one at a time: ``tensors`` may read them only when asked."""
         for key, source in self.sources(tensors, arguments, to).items():
             yield key, source.read(tensors)

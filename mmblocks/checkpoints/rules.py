@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mmblocks.checkpoints import patterns
@@ -54,9 +55,10 @@ class Rule:
             raise ValueError(f"transform is {self.transform!r}; accepted: {', '.join(transforms)}")
 
     def names(self, side: Side) -> tuple[str, ...]:
+        """The patterns of one side."""
         return (self.theirs,) if side == "theirs" else (self.ours,)
 
-    def source(self, keys: tuple[str, ...], to: Side, part: int, arguments: Arguments) -> Source:  # noqa: ARG002
+    def source(self, keys: tuple[str, ...], to: Side, part: int, arguments: Arguments) -> Source:
         """The tensor on side ``to`` that is made of the tensor called ``keys[0]`` on the other."""
         transform = transforms[self.transform]
         change = transform.forward if to == "ours" else transform.backward
@@ -88,6 +90,7 @@ class Split:
             _check_placeholders(self.theirs, ours)
 
     def names(self, side: Side) -> tuple[str, ...]:
+        """The patterns of one side."""
         return (self.theirs,) if side == "theirs" else self.ours
 
     def source(self, keys: tuple[str, ...], to: Side, part: int, arguments: Arguments) -> Source:
@@ -103,13 +106,18 @@ class Split:
         if len(sizes) != len(self.ours) or sum(sizes) != fused.shape[0]:
             raise ValueError(f"{fused.shape[0]} rows cannot be split into {len(self.ours)} parts of {sizes}")
         _check_groups(sizes, num_groups)
-        grouped = fused.unflatten(0, (num_groups, -1))
-        return grouped.split([size // num_groups for size in sizes], dim=1)[part].flatten(0, 1)
+        pieces = torch.split(_grouped(fused, num_groups), [size // num_groups for size in sizes], dim=1)
+        return rearrange(pieces[part], "group rows ... -> (group rows) ...")
 
 
 def _join(tensors: Sequence[Tensor], num_groups: int) -> Tensor:
     _check_groups([tensor.shape[0] for tensor in tensors], num_groups)
-    return torch.cat([tensor.unflatten(0, (num_groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+    grouped = torch.cat([_grouped(tensor, num_groups) for tensor in tensors], dim=1)
+    return rearrange(grouped, "group rows ... -> (group rows) ...")
+
+
+def _grouped(tensor: Tensor, num_groups: int) -> Tensor:
+    return rearrange(tensor, "(group rows) ... -> group rows ...", group=num_groups)
 
 
 def _check_groups(sizes: Sequence[int], num_groups: int) -> None:

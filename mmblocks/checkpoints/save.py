@@ -43,7 +43,7 @@ def plan(block: Block, subfolder: str = "") -> dict[str, Folder]:
     _check_values(block, own)
 
     cls, _ = block._built
-    head = {config.CLASS: classes.name_of(cls), config.VERSION: _version()}
+    head: dict[str, Any] = {config.CLASS: classes.name_of(cls), config.VERSION: _version()}
     if shared:
         head[config.SHARED] = shared
     folders = {subfolder: Folder(head | arguments, own)}

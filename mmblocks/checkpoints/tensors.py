@@ -16,6 +16,7 @@ class Slot(NamedTuple):
 
     @property
     def tensor(self) -> Tensor:
+        """What is in the place."""
         parameter = self.owner._parameters.get(self.name)
         return self.owner._buffers[self.name] if parameter is None else parameter  # type: ignore[return-value]
 

@@ -176,10 +176,10 @@ def _next_tokens(newest: TokenTable, grammar: Grammar, states: Sequence[State]) 
     )
 
 
-def _only_head(outputs: Mapping[str, Any]) -> Any:
+def _only_head(outputs: Any) -> Any:
     if len(outputs) != 1:
         raise ValueError(f"the model has heads {list(outputs)}: name the one that writes ids with head=")
-    return next(iter(outputs.values()))
+    return outputs[next(iter(outputs))]
 
 
 def _check_prompt(prompt: Batch, guidance: float | None, max_tokens: int) -> None:

@@ -14,9 +14,8 @@ from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
 def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:
     return {
         "vocab_size": config["vocab_size"],
-        **llama_config(config),
+        **llama_config(config, qk_norm=qk_norm),
         "dropout": config.get("attention_dropout", 0.1),
-        "qk_norm": qk_norm,
     }
 
 
@@ -25,7 +24,7 @@ _RULES = (
     *(Rule(rule.theirs, f"trunk.{rule.ours}") for rule in LLAMA_RULES),
     Rule("lm_head.weight", "outputs.text.weight"),
 )
-_IS_QK_NORM = ".attention.query_norm.", ".attention.key_norm."
+_PLAIN_RULES = tuple(rule for rule in _RULES if "self_attn.q_norm" not in rule.theirs and "self_attn.k_norm" not in rule.theirs)
 
 
 class Emu3(MultimodalModel):
@@ -42,7 +41,7 @@ class Emu3(MultimodalModel):
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(
             "emu3",
-            tuple(rule for rule in _RULES if not any(part in rule.ours for part in _IS_QK_NORM)),
+            _PLAIN_RULES,
             config=partial(_emu3_config, qk_norm=False),
         ),
         Layout("emu3.5", _RULES, config=partial(_emu3_config, qk_norm=True)),

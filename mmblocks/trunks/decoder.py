@@ -4,6 +4,7 @@ Shapes: B batch, L new tokens, D width, H query heads, K key/value heads.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -89,7 +90,7 @@ class DecoderLayer(nn.Module):
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
 
 
-def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def llama_config(config: Mapping[str, Any], *, qk_norm: bool = False) -> dict[str, Any]:
     """A transformers config of the Llama family as ``Decoder`` arguments."""
     scaling = config.get("rope_scaling")
     if scaling is not None:
@@ -107,6 +108,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": config["rms_norm_eps"],
         "rope_theta": config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0),
         "rope_scaling": scaling,
+        "qk_norm": qk_norm,
     }
 
 
@@ -125,6 +127,9 @@ LLAMA_RULES = (
     Rule("model.norm.weight", "norm.weight"),
 )
 """Keys of the Llama family -> ``Decoder``."""
+
+_PLAIN_RULES = tuple(rule for rule in LLAMA_RULES if "_norm.weight" not in rule.theirs.partition("self_attn.")[2])
+_NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.{}.self_attn.rotary_emb.inv_freq")
 
 
 class Decoder(Block):
@@ -152,7 +157,10 @@ class Decoder(Block):
     Source: Llama (arXiv 2302.13971); Emu3 (baaivision/Emu3) and Emu3.5 (baaivision/Emu3.5).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = ()
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("llama", _PLAIN_RULES, ignored=_NOT_THE_TRUNK, config=llama_config),
+        Layout("llama-qk-norm", LLAMA_RULES, ignored=_NOT_THE_TRUNK, config=partial(llama_config, qk_norm=True)),
+    )
 
     def __init__(
         self,

@@ -1,0 +1,80 @@
+"""Filling places without values from files: everything is compared first, then read tensor by tensor."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmblocks.checkpoints.difference import compare
+from mmblocks.checkpoints.files import Stored
+from mmblocks.checkpoints.layouts import converted_shapes
+from mmblocks.checkpoints.rules import Source
+from mmblocks.checkpoints.tensors import Slot
+
+
+class Job(NamedTuple):
+    """Places to fill from one folder. ``unknown`` are tensors of the folder that have no place in any layout."""
+
+    title: str
+    slots: dict[str, Slot]
+    sources: dict[str, Source]
+    stored: Stored
+    unknown: list[str]
+
+
+def compare_all(jobs: list[Job]) -> None:
+    """Raises ``ValueError`` with every difference between places and files; reads only headers."""
+    present = {id(job.slots[key].tensor) for job in jobs for key in job.sources if key in job.slots}
+    problems = []
+    for job in jobs:
+        # A tensor that has two names needs only one of them, and one that was handed in needs none.
+        expected = {
+            key: tuple(slot.tensor.shape)
+            for key, slot in job.slots.items()
+            if key in job.sources or (slot.tensor.is_meta and id(slot.tensor) not in present)
+        }
+        unknown = {key: tuple(job.stored.meta[key].shape) for key in job.unknown}
+        difference = compare(expected, converted_shapes(job.sources, job.stored.meta))
+        difference = replace(difference, unexpected={**difference.unexpected, **unknown})
+        if difference:
+            problems.append(f"{job.title} does not match:\n{difference}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    for job in jobs:
+        _compare_kinds(job)
+
+
+def _compare_kinds(job: Job) -> None:
+    """Casting is for floating-point tensors among themselves: 1.5 is no index."""
+    for key, source in job.sources.items():
+        found, expected = source.read(job.stored.meta).dtype, job.slots[key].tensor.dtype
+        if found.is_floating_point != expected.is_floating_point or found.is_complex != expected.is_complex:
+            raise ValueError(f"{job.title}: {key} holds {found}, but {expected} is expected")
+
+
+def fill(jobs: list[Job], dtype: torch.dtype | None, device: torch.device) -> None:
+    """Puts values into all places. A tensor that two places share is read once, and stays shared."""
+    # Keyed by the tensor without values, which stays alive, and its id unique, until all places are filled.
+    filled: dict[int, Tensor] = {}
+    places = [(job, key, slot, slot.tensor) for job in jobs for key, slot in job.slots.items() if slot.tensor.is_meta]
+    for job, key, _, placeholder in places:
+        if key not in job.sources:
+            continue
+        tensor = _placed(job.sources[key].read(job.stored), dtype, device)
+        if id(placeholder) not in filled:
+            is_parameter = isinstance(placeholder, nn.Parameter)
+            filled[id(placeholder)] = nn.Parameter(tensor, placeholder.requires_grad) if is_parameter else tensor
+        elif not torch.equal(filled[id(placeholder)], tensor):
+            raise ValueError(f"{job.title}: {key} shares its tensor with another name, but the files hold two different ones")
+    for _, _, slot, placeholder in places:
+        slot.put(filled[id(placeholder)])
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """On its device, in its dtype, and without the rest of a larger tensor it may be a piece of."""
+    if tensor.untyped_storage().nbytes() > tensor.nbytes:
+        tensor = tensor.clone()
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor.to(device).contiguous()

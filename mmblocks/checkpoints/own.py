@@ -1,0 +1,78 @@
+"""Rebuilding a Block from a folder that ``save_pretrained`` wrote."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints import classes, config, files, tensors
+from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.rules import unchanged
+
+B = TypeVar("B", bound=Block)
+
+
+def build_own(cls: type[B], folder: Path, overrides: dict[str, Any]) -> tuple[B, list[Job]]:
+    """A Block without values, and a job for its folder and that of each Block inside."""
+    built: dict[Path, Block] = {}
+    block = _build(folder, "", cls, overrides, built)
+    jobs = []
+    for path, part in built.items():
+        stored = files.open_own(path)
+        title = f"{type(part).__name__} from {path}"
+        jobs.append(Job(title, tensors.own_slots(part), {key: unchanged(key) for key in stored}, stored, []))
+    return block, jobs
+
+
+def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Block]) -> B:
+    """Builds the Block of one folder after those in its subfolders; ``built`` collects them all."""
+    origin = f"{subfolder}/{config.FILE}".removeprefix("/")
+    content = config.read(folder)
+    if content is None or not config.is_ours(content):
+        raise ValueError(f"{folder} holds no Block: it has no {config.FILE} that save_pretrained wrote")
+    cls = classes.find(content[config.CLASS])
+    if not issubclass(cls, expected):
+        raise TypeError(f"{folder} holds a {cls.__name__}, which is not a {expected.__name__}")
+    written = config.arguments(content)
+    config.check_arguments(cls, written, origin)
+    config.check_arguments(cls, overrides, "from_pretrained")
+    config.check_complete(cls, {**written, **overrides}, origin)
+
+    def part(name: str) -> Block:
+        path = config.part_folder(folder, name)
+        return built[path] if path in built else _build(path, f"{subfolder}/{name}".removeprefix("/"), Block, {}, built)
+
+    arguments = dict(overrides)
+    for name in [name for name in written if name not in overrides]:
+        _check_code(cls, name, written[name], folder, subfolder)
+        arguments[name] = config.decode(written[name], part)
+    with torch.device("meta"):
+        block = cls(**arguments)
+    _share(block, config.shared(content), folder)
+    built[folder] = block
+    return block
+
+
+def _check_code(cls: type[Block], name: str, value: Any, folder: Path, subfolder: str) -> None:
+    """A function is not stored, so that it has to be handed in."""
+    if not isinstance(value, dict) or config.CODE not in value:
+        return
+    call = f"from_pretrained({str(folder)!r}, {name}=...)"
+    if subfolder:
+        call = f"part = Block.{call}, and hand the part in: from_pretrained(..., {subfolder.partition('/')[0]}=...)"
+    raise ValueError(f"argument {name!r} of {cls.__name__} is code ({value[config.CODE]}), which is not stored; hand it in: {call}")
+
+
+def _share(block: Block, names: dict[str, str], folder: Path) -> None:
+    """Makes the names that shared a tensor share it again, before either has values."""
+    slots = tensors.slots(block)
+    for name, stored in names.items():
+        # A name that is not there is reported with the other differences, or belongs to a part that was handed in.
+        if name not in slots or stored not in slots or not slots[name].tensor.is_meta:
+            continue
+        tensor, other = slots[name].tensor, slots[stored].tensor
+        if tensor.shape != other.shape or isinstance(tensor, nn.Parameter) != isinstance(other, nn.Parameter):
+            raise ValueError(f"{folder / config.FILE}: {name} cannot be {stored}, which has another shape or kind")
+        slots[name].put(other)

@@ -1,0 +1,104 @@
+"""Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mmblocks.block import Block
+from mmblocks.checkpoints import config, files, tensors
+from mmblocks.checkpoints.difference import Difference
+from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.layouts import Layout
+
+B = TypeVar("B", bound=Block)
+
+
+def build_published(
+    cls: type[B], path: Path, published: dict[str, Any], name: str | None, overrides: dict[str, Any]
+) -> tuple[B, list[Job]]:
+    """A Block without values, and the job that fills all of it from one published checkpoint."""
+    config.check_arguments(cls, overrides, "from_pretrained")
+    candidates = _candidates(cls, path, published, name)
+    built = [(layout, stored, _instance(cls, layout, published, overrides)) for layout, stored in candidates]
+    if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
+        built = _exact(cls, path, built)
+    layout, stored, block = built[0]
+    title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
+    sources = layout.sources(stored, block.config)
+    return block, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))]
+
+
+def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: str | None) -> list[tuple[Layout, files.Stored]]:
+    """The layout of that name, or all that know every tensor's name; at least one.
+
+    Raises:
+        ValueError: there is none; the message says for each layout why not.
+    """
+    if not cls.layouts:
+        raise ValueError(
+            f"{path} was not written by save_pretrained, and {cls.__name__} has no layouts for published checkpoints;"
+            " call from_pretrained of the class that reads it"
+        )
+    names = ", ".join(layout.name for layout in cls.layouts)
+    if name is not None:
+        chosen = [layout for layout in cls.layouts if layout.name == name]
+        if not chosen:
+            raise ValueError(f"layout is {name!r}; {cls.__name__} has: {names}")
+        return [(layout, files.open_published(path, layout.unwrap)) for layout in chosen]
+
+    fitting, reasons = [], []
+    for layout in cls.layouts:
+        try:
+            stored = files.open_published(path, layout.unwrap)
+        except ValueError as error:
+            reasons.append(f"layout {layout.name!r}: {error}")
+            continue
+        if layout.fits(stored, published):
+            fitting.append((layout, stored))
+        else:
+            reasons.append(f"layout {layout.name!r}: {_why_not(layout, stored, published)}")
+    if not fitting:
+        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__} ({names})", *reasons]))
+    return fitting
+
+
+def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]) -> list[tuple[Layout, files.Stored, B]]:
+    """The only one of several that fits in every name and shape."""
+    exact, reasons = [], []
+    for layout, stored, block in built:
+        difference = layout.check({key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, block)
+        if difference:
+            reasons.append(f"layout {layout.name!r}:\n{difference}")
+        else:
+            exact.append((layout, stored, block))
+    if len(exact) > 1:
+        names = ", ".join(layout.name for layout, _, _ in exact)
+        raise ValueError(f"{path} fits several layouts of {cls.__name__}: {names}; choose one: from_pretrained(..., layout=...)")
+    if not exact:
+        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__}", *reasons]))
+    return exact
+
+
+def _instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides: dict[str, Any]) -> B:
+    origin = f"layout {layout.name!r}"
+    with torch.device("meta"):
+        try:
+            arguments = {**layout.arguments(published), **overrides}
+        except KeyError as error:
+            raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
+        config.check_arguments(cls, arguments, origin)
+        config.check_complete(cls, arguments, origin)
+        return cls(**arguments)
+
+
+def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any]) -> str:
+    unknown = {key: tuple(stored.meta[key].shape) for key in layout.unknown(stored)}
+    if unknown:
+        return str(Difference({}, unknown, {}))
+    try:
+        layout.arguments(published)
+    except (KeyError, ValueError) as error:
+        return f"its config does not fit: {type(error).__name__}: {error}"
+    return "none of its tensors is there"

@@ -1,0 +1,85 @@
+"""Emu3's and Emu3.5's language model: states, logits, loss, gradients, cached steps."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmblocks import Emu3, TokenTable
+from mmblocks.tokens import PADDING
+from tests.parity.cases import Case
+
+
+def run(case: Case) -> None:
+    model = load(case)
+    ids = case.io["in.input_ids"]
+    table = table_of(ids, case.io.get("in.attention_mask"))
+    real = ~table.is_padding
+
+    taps = {int(name): torch.empty(0) for name in case.named("out.hidden.")}
+    hidden = model.trunk(model.inputs["text"](ids), table, taps=taps)
+    logits = model.outputs["text"].logits(hidden)
+    for number, state in taps.items():
+        case.check(f"out.hidden.{number}", state, where=real)
+    if "out.logits" in case.io:
+        case.check("out.logits", logits, where=real)
+    if "in.labels" in case.io:
+        check_loss_and_gradients(case, model, hidden, case.io["in.labels"])
+    if "out.cached_logits" in case.io:
+        check_cached_steps(case, model, ids, table)
+
+
+def load(case: Case) -> Emu3:
+    """Through the loader, as a person would: the published config and weights in a folder."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(case.config))
+        save_file(case.weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return Emu3.from_pretrained(folder)
+
+
+def table_of(ids: Tensor, attention_mask: Tensor | None) -> TokenTable:
+    """Plain text; a token whose attention mask is 0 is padding."""
+    table = TokenTable.text(*ids.shape)
+    if attention_mask is None:
+        return table
+    padding = attention_mask == 0
+    order = attention_mask.cumsum(1) - 1
+    return table._replace(
+        document=torch.where(padding, PADDING, table.document),
+        modality=torch.where(padding, PADDING, table.modality),
+        order=torch.where(padding, 0, order),
+    )
+
+
+def check_loss_and_gradients(case: Case, model: Emu3, hidden: Tensor, labels: Tensor) -> None:
+    asked = labels[:, 1:] != -100
+    loss = model.outputs["text"].loss(hidden[:, :-1][asked], labels[:, 1:][asked]).mean()
+    case.check("loss.lm", loss)
+    loss.backward()
+    layout = {True: Emu3.layouts[1], False: Emu3.layouts[0]}[model.config["qk_norm"]]
+    parameters = dict(model.named_parameters())
+    for name in case.named("grad."):
+        (ours,) = layout.to_ours(name)
+        case.check(f"grad.{name}", parameters[ours].grad)
+
+
+@torch.no_grad()
+def check_cached_steps(case: Case, model: Emu3, ids: Tensor, table: TokenTable) -> None:
+    batch, length = ids.shape
+    wanted = case.io["out.cached_logits"]
+    prefill = length - wanted.shape[1] + 1
+    cache = model.trunk.new_cache(batch, length)
+    got = []
+    for start, stop in [(0, prefill), *((i, i + 1) for i in range(prefill, length))]:
+        embeds = model.inputs["text"](ids[:, start:stop])
+        hidden = model.trunk(embeds, table.slice(start, stop), cache)
+        got.append(model.outputs["text"].logits(hidden[:, -1]))
+    case.check("out.cached_logits", torch.stack(got, dim=1))
+    for name in ("key", "value"):
+        for layer, _ in case.named(f"out.past_{name}.").items():
+            stored = getattr(cache, f"{name}s")[int(layer)][:, :, :length]
+            case.check(f"out.past_{name}.{layer}", stored)

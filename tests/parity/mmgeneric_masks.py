@@ -1,0 +1,63 @@
+"""Masks of Transfusion, NOVA/URSA and VAR as instances of the one visibility rule."""
+
+import torch
+from torch import Tensor
+
+from mmblocks import TokenTable
+from mmblocks.masks import densify, lower, visible
+from mmblocks.positions import by_order
+from tests.parity.cases import Case
+
+
+def run(case: Case) -> None:
+    {"transfusion": check_transfusion, "segments": check_segments, "scales": check_scales}[kind_of(case)](case)
+
+
+def kind_of(case: Case) -> str:
+    if "segments" in case.config:
+        return "segments"
+    return "transfusion" if case.named("in.modalities") else "scales"
+
+
+def table_with(order: Tensor) -> TokenTable:
+    return TokenTable.text(*order.shape)._replace(order=order)
+
+
+def check_mask(case: Case, name: str, table: TokenTable, wanted_rank: int) -> None:
+    """The rule, and its lowered form."""
+    batch, length = table.shape
+    for mask in (visible(table), densify(lower(table), length, length, "cpu").expand(batch, -1, -1)):
+        case.check(name, mask if wanted_rank == 3 else mask[0])
+
+
+def check_transfusion(case: Case) -> None:
+    """Images (offset, length) inside text: each is one step."""
+    for number, length in enumerate(case.config["seq_lens"]):
+        modalities = case.io[f"in.modalities{number}"]
+        begins_step = torch.ones(len(modalities), length, dtype=torch.bool)
+        for row, images in enumerate(modalities.tolist()):
+            for _, offset, size in images:
+                begins_step[row, offset + 1 : offset + size] = False
+        table = table_with(begins_step.long().cumsum(1) - 1)
+        check_mask(case, f"out.mask{number}", table, 3)
+        case.check(f"out.rotary_pos{number}", by_order(table))
+
+
+def check_segments(case: Case) -> None:
+    """Segments that are one step or causal. Upstream's segment 0 is always one step: 0 * -1 == 0."""
+    for number, segment in enumerate(case.config["segments"]):
+        flags = segment["flags"] or [1] * len(segment["lens"])
+        order: list[int] = []
+        for index, (size, flag) in enumerate(zip(segment["lens"], flags, strict=True)):
+            first = order[-1] + 1 if order else 0
+            one_step = flag == 1 or index == 0
+            order += [first] * size if one_step else list(range(first, first + size))
+        check_mask(case, f"out.mask{number}", table_with(torch.tensor([order])), 2)
+
+
+def check_scales(case: Case) -> None:
+    """Next-scale prediction: the order of a token is its scale."""
+    for name in case.named("out."):
+        sides = [int(side) for side in name.removeprefix("var_p").split("_")]
+        order = torch.cat([torch.full((side * side,), scale) for scale, side in enumerate(sides)])
+        check_mask(case, f"out.{name}", table_with(order[None]), 2)

@@ -1,0 +1,204 @@
+"""A decoder against itself: cached and full, packed and separate, padded and single; and against transformers' Llama."""
+
+import pytest
+import torch
+
+from mmblocks.masks import Causal, Dense, visible
+from mmblocks.tokens import TokenTable
+from mmblocks.trunks.decoder import Decoder
+from tests.random_tables import random_table
+
+WIDTH = 32
+VARIANTS = {
+    "plain": {},
+    "grouped": {"num_kv_heads": 2},
+    "one_kv_head_wide": {"num_kv_heads": 1, "head_dim": 24},
+    "qk_norm": {"qk_norm": True, "head_dim": 12},
+    "biases": {"qkv_bias": True},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+}
+
+
+def decoder(**options) -> Decoder:
+    torch.manual_seed(0)
+    trunk = Decoder(**{"dim": WIDTH, "num_layers": 3, "num_heads": 4, "mlp_dim": 48, **options}).eval()
+    for parameter in trunk.parameters():  # nothing at one or zero, so that every weight shows
+        torch.nn.init.normal_(parameter, std=0.3)
+    return trunk
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (5, 10), (3, 4, 10), (10,)])
+def test_cached_equals_full(options, cuts) -> None:
+    trunk = decoder(**options)
+    embeds, table = torch.randn(2, 10, WIDTH), TokenTable.text(2, 10)
+    cache = trunk.new_cache(2, 12)
+    starts = (0, *cuts[:-1])
+    steps = [trunk(embeds[:, a:b], table.slice(a, b), cache) for a, b in zip(starts, cuts, strict=True)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5, rtol=1e-5)
+    assert cache.length == 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cached_equals_full_with_images_padding_and_packed_documents(seed: int) -> None:
+    trunk = decoder(num_kv_heads=2)
+    table = random_table(torch.Generator().manual_seed(seed), length=30)
+    embeds = torch.randn(3, 30, WIDTH)
+    full = trunk(embeds, table)
+    # An image that attends within itself has to come in one piece: cut where no row is inside one.
+    inside = (table.order[:, 1:] == table.order[:, :-1]) & (table.document[:, 1:] == table.document[:, :-1])
+    cuts = [0, *(i + 1 for i in range(29) if not inside[:, i].any() and i % 3 == 0), 30]
+    cache = trunk.new_cache(3, 30)
+    steps = [
+        trunk(embeds[:, a:b], table.slice(a, b), cache) for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    real = ~table.is_padding
+    torch.testing.assert_close(torch.cat(steps, dim=1)[real], full[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("seed", range(4))
+def test_packed_and_padded_equal_separate(options, seed: int) -> None:
+    trunk = decoder(**options)
+    table = random_table(torch.Generator().manual_seed(seed))
+    embeds = torch.randn(3, 40, WIDTH)
+    together = trunk(embeds, table)
+    for row in range(3):
+        for document in table.document[row].unique().tolist():
+            if document < 0:
+                continue
+            here = (table.document[row] == document).nonzero().flatten()
+            alone = TokenTable(*(column[row : row + 1, here] for column in table))
+            separate = trunk(embeds[row : row + 1, here], alone)
+            torch.testing.assert_close(together[row, here], separate[0], atol=1e-5, rtol=1e-5)
+
+
+def test_right_padding_leaves_the_rest_as_it_is() -> None:
+    trunk = decoder()
+    table = TokenTable.padding(2, 8)
+    table.write(0, TokenTable.text(2, 5))
+    embeds = torch.randn(2, 8, WIDTH)
+    torch.testing.assert_close(trunk(embeds, table)[:, :5], trunk(embeds[:, :5], TokenTable.text(2, 5)))
+
+
+def test_long_rows_attended_span_by_span_equal_the_dense_mask() -> None:
+    trunk = decoder(num_kv_heads=2)
+    table = random_table(torch.Generator().manual_seed(1), batch=2, length=1100)
+    table = TokenTable(*(torch.cat([c[:, :40]] * 28, dim=1)[:, :1100] for c in table))
+    table = table._replace(document=table.document + 10 * (torch.arange(1100) // 40))
+    embeds = torch.randn(2, 1100, WIDTH)
+    real = ~table.is_padding
+    dense = trunk(embeds, table, mask=Dense(visible(table)))
+    torch.testing.assert_close(trunk(embeds, table)[real], dense[real], atol=1e-5, rtol=1e-5)
+
+
+def test_a_rule_of_ones_own() -> None:
+    """A window of two tokens: the first of three no longer matters to the third."""
+    trunk = decoder(num_layers=1)
+
+    def window(queries: TokenTable, keys: TokenTable) -> torch.Tensor:
+        near = queries.order[:, :, None] - keys.order[:, None, :]
+        return (near >= 0) & (near < 2)
+
+    embeds, table = torch.randn(1, 3, WIDTH), TokenTable.text(1, 3)
+    changed = embeds.clone()
+    changed[:, 0] += 1
+    assert torch.equal(trunk(embeds, table, mask=window)[:, 2], trunk(changed, table, mask=window)[:, 2])
+    assert not torch.equal(trunk(embeds, table)[:, 2], trunk(changed, table)[:, 2])
+
+
+def test_taps_record_the_states_asked_for() -> None:
+    trunk = decoder()
+    embeds, table = torch.randn(1, 4, WIDTH), TokenTable.text(1, 4)
+    taps = {0: torch.empty(0), 2: torch.empty(0), 3: torch.empty(0)}
+    hidden = trunk(embeds, table, taps=taps)
+    assert torch.equal(taps[0], embeds)
+    assert torch.equal(taps[3], hidden)
+    assert torch.equal(trunk.norm(trunk.layers[2](taps[2], trunk._rotary(table, 4), Causal(), None, 2)), hidden)
+    assert set(taps) == {0, 2, 3}
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    trunk = decoder(dropout=0.2).train()
+    embeds, table = torch.randn(2, 6, WIDTH), TokenTable.text(2, 6)
+    gradients = []
+    for checkpointed in (False, True):
+        trunk.checkpoint_activations = checkpointed
+        torch.manual_seed(3)
+        loss = trunk(embeds, table).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(trunk.parameters())))
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_dropout_acts_while_training_only() -> None:
+    trunk = decoder(dropout=0.5)
+    embeds, table = torch.randn(1, 4, WIDTH), TokenTable.text(1, 4)
+    assert torch.equal(trunk(embeds, table), trunk(embeds, table))
+    trunk.train()
+    assert not torch.equal(trunk(embeds, table), trunk(embeds, table))
+
+
+def test_bfloat16_follows_float32() -> None:
+    trunk = decoder(num_kv_heads=2, qk_norm=True)
+    embeds = torch.randn(2, 9, WIDTH)
+    table = TokenTable.text(2, 9)
+    wanted = trunk(embeds, table)
+    half = trunk.to(torch.bfloat16)(embeds.bfloat16(), table)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - wanted).norm() / wanted.norm() < 0.03
+
+
+def test_two_generations_can_run_on_one_trunk() -> None:
+    trunk = decoder()
+    embeds = torch.randn(2, 6, WIDTH)
+    table = TokenTable.text(1, 6)
+    caches = [trunk.new_cache(1, 6) for _ in range(2)]
+    for i in range(6):
+        for row, cache in enumerate(caches):
+            last = trunk(embeds[row : row + 1, i : i + 1], table.slice(i, i + 1), cache)
+    torch.testing.assert_close(last, trunk(embeds[1:], table)[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_can_drop_and_repeat_rows() -> None:
+    trunk = decoder()
+    embeds, table = torch.randn(3, 5, WIDTH), TokenTable.text(3, 5)
+    cache = trunk.new_cache(3, 5)
+    trunk(embeds[:, :4], table.slice(0, 4), cache)
+    index = torch.tensor([2, 0, 2])
+    chosen = cache.rows(index)
+    last = trunk(embeds[index, 4:], table.slice(4, 5), chosen)
+    torch.testing.assert_close(last, trunk(embeds, table)[index, 4:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_full_cache_says_so() -> None:
+    trunk = decoder()
+    cache = trunk.new_cache(1, 4)
+    assert cache.num_bytes == 2 * 3 * 4 * WIDTH * 4
+    with pytest.raises(ValueError, match="5 tokens behind 0 do not fit a cache of 4"):
+        trunk(torch.randn(1, 5, WIDTH), TokenTable.text(1, 5), cache)
+    with pytest.raises(ValueError, match="table has 2 rows; the cache was made for 1"):
+        trunk(torch.randn(2, 1, WIDTH), TokenTable.text(2, 1), cache)
+    assert cache.length == 0
+
+
+@pytest.mark.unchecked
+def test_embeds_that_do_not_fit_the_table_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"embeds \(1, 5, 32\) and a table \(1, 4\)"):
+        decoder()(torch.randn(1, 5, WIDTH), TokenTable.text(1, 4))
+    with pytest.raises(ValueError, match=r"\(1, 4, 31\)"):
+        decoder()(torch.randn(1, 4, 31), TokenTable.text(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 5}, "dim is 32 and num_heads 5"),
+        ({"num_kv_heads": 3}, "num_kv_heads is 3"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        decoder(**options)
