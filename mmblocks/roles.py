@@ -33,7 +33,7 @@ class Embedder(Protocol):
     An embedder of ids or of vectors needs no ``layout`` and may return a plain (N, D) tensor.
     """
 
-    def __call__(self, images: Sequence[Float[Tensor, "3 H W"]]) -> VisionTokens:
+    def __call__(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
         """Images to packed tokens, image after image."""
         ...
 

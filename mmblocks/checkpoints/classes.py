@@ -49,7 +49,7 @@ def _import_public(name: str) -> None:
     """Public names of mmblocks are looked up lazily; looking one up imports, and so registers it."""
     import mmblocks
 
-    if name in mmblocks.__all__:
+    if name in mmblocks.__all__ and not name.startswith("_"):
         getattr(mmblocks, name)
 
 

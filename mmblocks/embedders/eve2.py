@@ -67,7 +67,7 @@ class EVE2PatchEmbedding(Block):
         self.class_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
         self.split_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
 
-    def forward(self, images: Sequence[Float[Tensor, "3 H W"]]) -> VisionTokens:
+    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
         """Images with pixels in [0, 1] and sides that are multiples of ``token_size``, each of its own size.
 
         Raises:

@@ -1,0 +1,231 @@
+"""Replacing a folder in one step, whatever happens in between."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmblocks.checkpoints import write
+
+REPOSITORY = Path(__file__).parents[2]
+
+KILLED_AT_EVERY_STEP = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from mmblocks.block import Block
+from mmblocks.checkpoints import save
+
+class Part(Block):
+    def __init__(self, *, version):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((64,), float(version)))
+        self.bias = nn.Parameter(torch.full((64,), float(version)))
+
+class Whole(Block):
+    def __init__(self, *, version, part):
+        super().__init__()
+        self.part = part
+        self.weight = nn.Parameter(torch.full((64,), float(version)))
+
+STEPS = {"open", "ctypes.dlsym", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "fsync"}
+target = Path(sys.argv[1])
+
+def build(version):
+    return Whole(version=version, part=Part(version=version))
+
+def kill_at(step):
+    count = 0
+    def hook(event, arguments):
+        nonlocal count
+        if event in STEPS:
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    fsync = os.fsync
+    os.fsync = lambda descriptor: (sys.audit("fsync"), fsync(descriptor))
+
+def version_on_disk():
+    whole = Block.from_pretrained(target)
+    found = {whole.config["version"], whole.part.config["version"], *(v for p in whole.parameters() for v in p.tolist())}
+    assert len(found) == 1, found
+    return int(found.pop())
+
+existing = sys.argv[2] == "existing"
+killed_with = {1: 0, 2: 0}
+step = 0
+while True:
+    step += 1
+    if existing:
+        build(1).save_pretrained(target, max_shard_size=300)
+        (target / "README.md").write_text("kept")
+    new = build(2)
+    child = os.fork()
+    if child == 0:
+        kill_at(step)
+        new.save_pretrained(target, max_shard_size=300)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not existing and not target.exists():
+        assert os.WIFSIGNALED(status)
+        killed_with[1] += 1
+        continue
+    version = version_on_disk()
+    if existing:
+        assert (target / "README.md").read_text() == "kept"
+    if not os.WIFSIGNALED(status):
+        break
+    killed_with[version] += 1
+    if not existing:
+        save.write.shutil.rmtree(target)
+assert os.WEXITSTATUS(status) == 0 and version == 2
+strays = [path.name for path in target.parent.iterdir() if path != target]
+assert all(name.startswith(".model.saving-") for name in strays), strays
+print(*killed_with.values())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")
+@pytest.mark.parametrize("target", ["existing", "new"])
+def test_kill_at_any_step_leaves_the_old_or_the_new(tmp_path, target):
+    command = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(tmp_path / "model"), target]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    before, after = map(int, result.stdout.split())
+    assert before > 20  # steps before the exchange ...
+    assert after > 0  # ... and after it
+
+
+def fill(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_failure_leaves_no_trace(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt), write.replacing(target) as folder:
+        fill(folder, a="new")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_old(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, a="old")
+    monkeypatch.setattr(write, "exchange", lambda first, second: os.rename(first, target / "missing" / "b"))
+    with pytest.raises(FileNotFoundError), write.replacing(target) as folder:
+        fill(folder, a="new")
+    assert [path.read_text() for path in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("one_step", [True, False])
+def test_exchange(tmp_path, monkeypatch, one_step):
+    if not one_step:
+        monkeypatch.setattr(write, "_exchange_in_one_step", lambda first, second: False)
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, a="old", notes="kept")
+    with write.replacing(target) as folder:
+        assert folder.name.startswith(f".model.saving-{os.getpid()}-")
+        fill(folder, a="new")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "notes": "kept"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_rename_that_fails_half_way_is_undone(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, a="old")
+    rename = os.rename
+
+    def refuse(first, second):
+        if ".saving-" in Path(first).name:
+            raise OSError("no space")
+        rename(first, second)
+
+    monkeypatch.setattr(write, "_exchange_in_one_step", lambda first, second: False)
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="no space"), write.replacing(target) as folder:
+        fill(folder, a="new")
+    assert (target / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_files_of_others_survive_and_ours_do_not(tmp_path):
+    target = tmp_path / "model"
+    (target / "part").mkdir(parents=True)
+    (target / "onnx" / "deep").mkdir(parents=True)
+    ours = {"_class_name": "Any", "_mmblocks_version": "1", "trunk": {"_block": "part"}}
+    fill(target, **{"config.json": json.dumps(ours), "README.md": "mine", "tokenizer.json": "mine"})
+    fill(target, **{"model-00001-of-00002.safetensors": "", "model.safetensors.index.json": "", "model.safetensors": ""})
+    fill(target / "part", **{"config.json": "{}", "model.safetensors": "", "notes.txt": "mine"})
+    fill(target / "onnx" / "deep", **{"config.json": "mine", "model.safetensors": "mine"})
+    (target / "link").symlink_to("onnx")
+    with write.replacing(target) as folder:
+        fill(folder, **{"config.json": "new", "tokenizer.json": "new"})
+    found = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert found == {
+        "config.json": "new",
+        "tokenizer.json": "new",
+        "README.md": "mine",
+        "part/notes.txt": "mine",
+        "onnx/deep/config.json": "mine",
+        "onnx/deep/model.safetensors": "mine",
+    }
+    assert os.readlink(target / "link") == "onnx"
+
+
+@pytest.mark.parametrize("text", ["{", '{"_class_name": "A", "_mmblocks_version": "1", "part": {"_block": "../.."}}'])
+def test_broken_config_does_not_stand_in_the_way(tmp_path, text):
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, **{"config.json": text, "a": "mine"})
+    with write.replacing(target) as folder:
+        fill(folder, **{"config.json": "new"})
+    assert sorted(path.read_text() for path in target.iterdir()) == ["mine", "new"]
+
+
+def test_files_are_copied_where_links_are_impossible(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, a="mine")
+    with write.replacing(target):
+        pass
+    assert (target / "a").read_text() == "mine"
+
+
+def test_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to("disk")
+    with write.replacing(tmp_path / "model") as folder:
+        fill(folder, a="new")
+    assert (tmp_path / "model").is_symlink()
+    assert (tmp_path / "disk" / "a").read_text() == "new"
+
+
+def test_file_is_no_target(tmp_path):
+    (tmp_path / "model").write_text("a file")
+    with pytest.raises(NotADirectoryError, match="it is not a folder"), write.replacing(tmp_path / "model"):
+        pass
+
+
+def test_folder_gets_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").mkdir()
+    with write.replacing(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    os.chmod(tmp_path / "model", 0o750)
+    with write.replacing(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750

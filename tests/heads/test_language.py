@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from mmblocks import GREEDY, LMHead, Sampling
+
+
+def head() -> LMHead:
+    torch.manual_seed(0)
+    return LMHead(dim=8, vocab_size=11, init_std=1.0)
+
+
+def test_loss_is_cross_entropy_per_row() -> None:
+    hidden, target = torch.randn(5, 8), torch.tensor([0, 10, 3, 3, 7])
+    logits = hidden @ head().weight.T
+    wanted = -logits.log_softmax(-1)[torch.arange(5), target]
+    torch.testing.assert_close(head().loss(hidden, target), wanted)
+    weight = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0])
+    torch.testing.assert_close(head().loss(hidden, target, weight), wanted * weight)
+
+
+def test_loss_of_no_rows_is_empty() -> None:
+    assert head().loss(torch.randn(0, 8), torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_loss_is_float32_in_bfloat16() -> None:
+    half = head().bfloat16()
+    loss = half.loss(torch.randn(3, 8).bfloat16(), torch.tensor([1, 2, 3]))
+    assert loss.dtype == torch.float32 and loss.isfinite().all()
+
+
+def test_logits_of_a_range_are_those_columns() -> None:
+    hidden = torch.randn(2, 3, 8)
+    torch.testing.assert_close(head().logits(hidden, 4, 9), head().logits(hidden)[..., 4:9])
+
+
+def test_samples_keep_to_what_is_allowed() -> None:
+    hidden = torch.randn(50, 8)
+    allowed = torch.zeros(50, 11, dtype=torch.bool)
+    allowed[:, [2, 5]] = True
+    drawn = head().sample(hidden, sampling=Sampling(temperature=5.0), allowed=allowed)
+    assert set(drawn.tolist()) == {2, 5}
+    wanted = head().logits(hidden)[:, [2, 5]].argmax(-1) * 3 + 2
+    assert torch.equal(head().sample(hidden, sampling=GREEDY, allowed=allowed), wanted)
+
+
+@pytest.mark.unchecked
+def test_targets_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"target has shape \(3,\); accepted: \(2,\)"):
+        head().loss(torch.randn(2, 8), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"target lies in \[-100, 1\]; accepted: \[0, 10\]"):
+        head().loss(torch.randn(2, 8), torch.tensor([-100, 1]))
