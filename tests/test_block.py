@@ -61,7 +61,9 @@ def test_config_shows_the_parts_that_are_there_now():
 
 
 def test_positional_arguments_are_refused():
-    with pytest.raises(TypeError, match=r"Linear takes keyword arguments only: Linear\(dim=\.\.\., scales=\.\.\., options=\.\.\.\)"):
+    with pytest.raises(
+        TypeError, match=r"Linear takes keyword arguments only: Linear\(dim=\.\.\., scales=\.\.\., options=\.\.\.\)"
+    ):
         Linear(3)
 
 
@@ -152,7 +154,9 @@ def test_keys_that_config_json_keeps(tmp_path, key):
         Linear(dim=2, options={key: "trunk"}).save_pretrained(tmp_path / "new")
 
 
-@pytest.mark.parametrize(("code", "name"), [(partial(print, "x"), "functools.partial"), (Rule(), "Rule"), (print, "builtins.print")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(partial(print, "x"), "functools.partial"), (Rule(), "Rule"), (print, "builtins.print")]
+)
 def test_code_is_noted_and_handed_in_again(tmp_path, code, name):
     Linear(dim=2, options=code).save_pretrained(tmp_path)
     assert name in (tmp_path / "config.json").read_text()

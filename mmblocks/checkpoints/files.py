@@ -109,11 +109,12 @@ def _open(file: Path, unwrap: str | None) -> dict[str, Entry]:
 def _open_index(index: Path, unwrap: str | None) -> dict[str, Entry]:
     try:
         places = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(places.values()))
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index: expected an object 'weight_map' of tensor and file names") from error
+    except (ValueError, RecursionError, KeyError, TypeError):
+        places = None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index} is not an index: expected an object 'weight_map' of tensor and file names")
     kind = Path(index.name.removesuffix(INDEX)).suffix
-    files = {name: _open(_beside(index, name, kind), unwrap) for name in names}
+    files = {name: _open(_beside(index, name, kind), unwrap) for name in sorted(set(places.values()))}
     for key, name in places.items():
         if key not in files[name]:
             raise ValueError(f"{index} says that {key} is in {name}, but it is not")

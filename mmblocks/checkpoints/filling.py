@@ -23,16 +23,19 @@ class Job(NamedTuple):
     unknown: list[str]
 
 
-def compare_all(jobs: list[Job]) -> None:
-    """Raises ``ValueError`` with every difference between places and files; reads only headers."""
+def compare_all(jobs: list[Job], given: set[int]) -> None:
+    """Raises ``ValueError`` with every difference between places and files; reads only headers.
+
+    ``given`` are the ids of the tensors that were handed in, which no file needs to hold.
+    """
     present = {id(job.slots[key].tensor) for job in jobs for key in job.sources if key in job.slots}
     problems = []
     for job in jobs:
-        # A tensor that has two names needs only one of them, and one that was handed in needs none.
+        # A tensor that has two names needs only one of them.
         expected = {
             key: tuple(slot.tensor.shape)
             for key, slot in job.slots.items()
-            if key in job.sources or (slot.tensor.is_meta and id(slot.tensor) not in present)
+            if key in job.sources or id(slot.tensor) not in present | given
         }
         unknown = {key: tuple(job.stored.meta[key].shape) for key in job.unknown}
         difference = compare(expected, converted_shapes(job.sources, job.stored.meta))
@@ -53,11 +56,11 @@ def _compare_kinds(job: Job) -> None:
             raise ValueError(f"{job.title}: {key} holds {found}, but {expected} is expected")
 
 
-def fill(jobs: list[Job], dtype: torch.dtype | None, device: torch.device) -> None:
-    """Puts values into all places. A tensor that two places share is read once, and stays shared."""
+def fill(jobs: list[Job], given: set[int], dtype: torch.dtype | None, device: torch.device) -> None:
+    """Puts values into all places but the ``given`` ones. A tensor that two places share is read once, and stays shared."""
     # Keyed by the tensor without values, which stays alive, and its id unique, until all places are filled.
     filled: dict[int, Tensor] = {}
-    places = [(job, key, slot, slot.tensor) for job in jobs for key, slot in job.slots.items() if slot.tensor.is_meta]
+    places = [(job, key, slot, slot.tensor) for job in jobs for key, slot in job.slots.items() if id(slot.tensor) not in given]
     for job, key, _, placeholder in places:
         if key not in job.sources:
             continue

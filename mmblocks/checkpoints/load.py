@@ -42,10 +42,13 @@ def load(
         block, jobs = build_own(cls, path, overrides)
     else:
         block, jobs = build_published(cls, path, content or {}, layout, overrides)
-    filling.compare_all(jobs)
-    given = {id(module) for part in parts(overrides) for module in part.modules()}
-    filling.fill(jobs, dtype, device)
-    _reset_buffers([module for module in block.modules() if id(module) not in given], device)
+    given = tensors.ids(overrides)
+    filling.compare_all(jobs, given)
+    filling.fill(jobs, given, dtype, device)
+    handed_in = {module for part in parts(overrides) for module in part.modules()}
+    for module in block.modules():
+        if module not in handed_in:
+            _create_buffers(module, device)
     left = tensors.left_on_meta(block)
     if left:
         raise ValueError(
@@ -55,8 +58,12 @@ def load(
     return block.eval()
 
 
-def _reset_buffers(modules: list[nn.Module], device: torch.device) -> None:
-    for module in modules:
-        reset = getattr(module, "reset_buffers", None)
-        if reset is not None:
-            reset(device)
+def _create_buffers(module: nn.Module, device: torch.device) -> None:
+    """Gives values to the buffers that no file holds, or moves them where the constructor has given them values."""
+    reset = getattr(module, "reset_buffers", None)
+    if reset is not None:
+        reset(device)
+    for name in module._non_persistent_buffers_set:
+        buffer = module._buffers[name]
+        if buffer is not None and not buffer.is_meta:
+            module._buffers[name] = buffer.to(device)

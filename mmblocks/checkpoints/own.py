@@ -50,7 +50,7 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
         arguments[name] = config.decode(written[name], part)
     with torch.device("meta"):
         block = cls(**arguments)
-    _share(block, config.shared(content), folder)
+    _share(block, config.shared(content), tensors.ids(overrides), folder)
     built[folder] = block
     return block
 
@@ -65,12 +65,12 @@ def _check_code(cls: type[Block], name: str, value: Any, folder: Path, subfolder
     raise ValueError(f"argument {name!r} of {cls.__name__} is code ({value[config.CODE]}), which is not stored; hand it in: {call}")
 
 
-def _share(block: Block, names: dict[str, str], folder: Path) -> None:
-    """Makes the names that shared a tensor share it again, before either has values."""
+def _share(block: Block, names: dict[str, str], given: set[int], folder: Path) -> None:
+    """Makes the names that shared a tensor share it again, before either has values. What was handed in keeps its own."""
     slots = tensors.slots(block)
     for name, stored in names.items():
         # A name that is not there is reported with the other differences, or belongs to a part that was handed in.
-        if name not in slots or stored not in slots or not slots[name].tensor.is_meta:
+        if name not in slots or stored not in slots or id(slots[name].tensor) in given:
             continue
         tensor, other = slots[name].tensor, slots[stored].tensor
         if tensor.shape != other.shape or isinstance(tensor, nn.Parameter) != isinstance(other, nn.Parameter):

@@ -76,15 +76,28 @@ def _write(content: Folder, folder: Path, max_shard_size: int | str) -> None:
     (folder / config.FILE).write_text(text + "\n", encoding="utf-8")
     if not content.tensors:
         return
-    # Sizes are all that counts here. Tensors mapped from one file would pass for views of each other.
+    # Only sizes count here: views of one storage are tensors of their own.
     sizes = {key: torch.empty_like(tensor, device="meta") for key, tensor in content.tensors.items()}
     split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():
-        shard = {key: content.tensors[key].to("cpu").contiguous() for key in keys}
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        shard = {key: content.tensors[key] for key in keys}
+        save_file(_packed(shard), folder / name, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _packed(shard: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each tensor in a storage of its own, which safetensors insists on."""
+    packed: dict[str, Tensor] = {}
+    storages = set()
+    for key, tensor in shard.items():
+        packed[key] = tensor.to("cpu").contiguous()
+        storage = packed[key].untyped_storage()
+        if storage.nbytes() > tensor.nbytes or storage.data_ptr() in storages:
+            packed[key] = packed[key].clone()
+        storages.add(storage.data_ptr())
+    return packed
 
 
 def _version() -> str:

@@ -54,6 +54,11 @@ def shared(block: Block) -> dict[str, str]:
     }
 
 
+def ids(value: Any) -> set[int]:
+    """The ids of all tensors of the Blocks inside an argument."""
+    return {id(slot.tensor) for part in parts(value) for slot in slots(part).values()}
+
+
 def left_on_meta(module: nn.Module) -> list[str]:
     """Names of all tensors without values, those that no checkpoint holds included."""
     found = []
@@ -69,9 +74,9 @@ def _walk(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _slots_of(path: str, owner: nn.Module) -> Iterator[tuple[str, Slot]]:
-    persistent = (name for name in owner._buffers if name not in owner._non_persistent_buffers_set)
-    for name in (*owner._parameters, *persistent):
-        if (owner._parameters.get(name), owner._buffers.get(name)) != (None, None):
+    persistent = ((name, value) for name, value in owner._buffers.items() if name not in owner._non_persistent_buffers_set)
+    for name, value in (*owner._parameters.items(), *persistent):
+        if value is not None:
             yield f"{path}.{name}".removeprefix("."), Slot(owner, name)
 
 

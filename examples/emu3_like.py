@@ -1,0 +1,158 @@
+"""An Emu3-like model on real digits: one trunk reads text and writes images as tokens of one vocabulary.
+
+1. A VQ tokenizer learns to write a digit as 7 x 7 codes.
+2. A decoder learns "a handwritten seven" -> the codes of a seven, next token by next token.
+3. Prompts become images; an independent classifier says what they show.
+
+    python examples/emu3_like.py [--out demo]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from digits import NAMES, Digits, Reader, augment, load_digits, report, show, show_curves, steps
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import OneCycleLR
+
+from mmblocks import (
+    ByteTokenizer, ConvVQ, Decoder, GridFormat, GridGrammar, LMHead, MultimodalModel, Sampling, TextEmbedding, codes, text,
+)  # fmt: skip
+
+TEXT = ByteTokenizer(specials=("<bos>", "<image>", "<grid>", "<row end>", "<grid end>", "<image end>"))
+NUM_CODES = 128
+FORMAT = GridFormat(
+    begin=TEXT["<image>"],
+    image=TEXT["<grid>"],
+    row_end=TEXT["<row end>"],
+    last_row_end=True,
+    closing=(TEXT["<grid end>"], TEXT["<image end>"]),
+    digits=tuple(b"0123456789"),
+    times=ord("*"),
+    first_code=TEXT.vocab_size,
+    num_codes=NUM_CODES,
+)
+SAMPLING, GUIDANCE = Sampling(temperature=0.8), 2.0
+
+
+def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 600) -> tuple[ConvVQ, list[float]]:
+    """Reconstruction, codebook and commitment losses; codes that go unused move to where the features are."""
+    vq = ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=8)
+    optimizer = torch.optim.AdamW(vq.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = OneCycleLR(optimizer, 4e-3, total_steps=num_steps, pct_start=0.1)
+    losses = []
+    for step in steps(num_steps, "tokenizer"):
+        chosen = torch.randint(len(train.labels), (64,), generator=generator)
+        pixels = augment(train.pixels[chosen], generator)
+        if step % 50 == 0 and step < num_steps * 0.8:
+            vq.refresh_codebook(train.pixels[:512], generator)
+        latents = vq.encode(pixels)
+        reconstruction = mse_loss(vq.decode(latents), pixels)
+        loss = reconstruction + latents.loss["codebook"] + 0.25 * latents.loss["commitment"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(reconstruction.item())
+    return vq.eval(), losses
+
+
+def build_model(dim: int = 128) -> MultimodalModel:
+    vocab_size = TEXT.vocab_size + NUM_CODES
+    return MultimodalModel(
+        inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim)},
+        trunk=Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True),
+        outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+    )
+
+
+def prompt(digit: int | None) -> list:
+    """What the model is told: a digit's name, or nothing at all."""
+    return [text([TEXT["<bos>"]]), text("" if digit is None else f"a handwritten {NAMES[digit]}")]
+
+
+def train_model(vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 1000) -> tuple[MultimodalModel, list[float]]:
+    """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
+    model = build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    schedule = OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.05)
+    with torch.no_grad():
+        views = torch.stack([vq.encode(augment(train.pixels, generator)).ids for _ in range(8)])
+    builder = model.batch_builder(TEXT)
+    losses = []
+    for _ in steps(num_steps, "model"):
+        samples = []
+        for number in torch.randint(len(train.labels), (32,), generator=generator).tolist():
+            view = int(torch.randint(len(views), (), generator=generator))
+            dropped = float(torch.rand((), generator=generator)) < 0.1
+            told = prompt(None if dropped else int(train.labels[number]))
+            samples.append([*told, codes(views[view, number], FORMAT, target="text")])
+        loss = model(builder(samples)).losses["text"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return model.eval(), losses
+
+
+def draw(model: MultimodalModel, vq: ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
+    """One image per digit asked for."""
+    begin = text([FORMAT.begin])
+    generated = model.generate(
+        [[*prompt(digit), begin] for digit in digits.tolist()],
+        GridGrammar(FORMAT, size=(7, 7)),
+        max_tokens=80,
+        sampling=SAMPLING,
+        guidance=GUIDANCE,
+        unconditional=[[*prompt(None), begin]] * len(digits),
+        generator=generator,
+    )
+    grids = {row: segment.grid for row, segment in generated}
+    with torch.no_grad():
+        return vq.decode(torch.stack([grids[row] for row in range(len(digits))]))
+
+
+def diversity(pixels: Tensor, labels: Tensor) -> dict[str, float]:
+    """How much the images of one digit differ."""
+    spread = torch.stack([pixels[labels == digit].std(dim=0).mean() for digit in range(10)]).mean()
+    distinct = len({image.numpy().tobytes() for image in (pixels * 255).round().byte()}) / len(pixels)
+    return {"std": round(float(spread), 4), "distinct": distinct}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    train, held_out = load_digits()
+    reader = Reader(train)
+
+    vq, vq_losses = train_tokenizer(train, generator)
+    with torch.no_grad():
+        latents = vq.encode(held_out.pixels)
+        rebuilt = vq.decode(latents)
+    model, losses = train_model(vq, train, generator)
+    asked = torch.arange(10).repeat_interleave(50)
+    drawn = torch.cat([draw(model, vq, part, generator) for part in asked.split(250)])
+
+    show([list(held_out.pixels[::50]), list(rebuilt[::50])], folder / "reconstructions.png", row_names=["held out", "rebuilt"])
+    show([list(drawn[asked == digit][:16]) for digit in range(10)], folder / "generated.png", row_names=list(NAMES))
+    show_curves({"tokenizer: squared error": vq_losses, "model: cross entropy of codes": losses}, folder / "emu3_like_losses.png")
+    real, made = diversity(held_out.pixels, held_out.labels), diversity(drawn, asked)
+    figures = {
+        "held-out reconstruction PSNR, dB": round(-10 * float(mse_loss(rebuilt, held_out.pixels).log10()), 2),
+        "codes used on held-out digits": f"{len(latents.ids.unique())} of {NUM_CODES}",
+        "classifier on real held-out digits": round(float((reader.read(held_out.pixels) == held_out.labels).float().mean()), 4),
+        "500 generated digits read as the digit asked for": round(float((reader.read(drawn) == asked).float().mean()), 4),
+        "pixel standard deviation in a class: generated (real)": f"{made['std']} ({real['std']})",
+        "share of distinct images: generated (real)": f"{made['distinct']} ({real['distinct']})",
+    }
+    report("Emu3-like: text to image", figures, folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and summary.json")
+    main(parser.parse_args().out)
