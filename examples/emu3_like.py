@@ -11,13 +11,23 @@ import argparse
 from pathlib import Path
 
 import torch
-from digits import NAMES, Digits, Reader, augment, load_digits, report, show, show_curves, steps
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import OneCycleLR
 
+from digits import NAMES, Digits, Reader, augment, load_digits, report, show, show_curves, steps
 from mmblocks import (
-    ByteTokenizer, ConvVQ, Decoder, GridFormat, GridGrammar, LMHead, MultimodalModel, Sampling, TextEmbedding, codes, text,
+    ByteTokenizer,
+    ConvVQ,
+    Decoder,
+    GridFormat,
+    GridGrammar,
+    LMHead,
+    MultimodalModel,
+    Sampling,
+    TextEmbedding,
+    codes,
+    text,
 )  # fmt: skip
 
 TEXT = ByteTokenizer(specials=("<bos>", "<image>", "<grid>", "<row end>", "<grid end>", "<image end>"))
@@ -72,7 +82,9 @@ def prompt(digit: int | None) -> list:
     return [text([TEXT["<bos>"]]), text("" if digit is None else f"a handwritten {NAMES[digit]}")]
 
 
-def train_model(vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 1000) -> tuple[MultimodalModel, list[float]]:
+def train_model(
+    vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 1000
+) -> tuple[MultimodalModel, list[float]]:
     """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
     model = build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95))

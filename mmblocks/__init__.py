@@ -1,7 +1,7 @@
 """mmblocks: building blocks for multimodal models. Every public name is imported when it is first used."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _HOME = {
     "Block": "block",

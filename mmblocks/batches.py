@@ -28,11 +28,11 @@ class Placed(NamedTuple):
 
     Attributes:
         values: a tensor with one row per token, or a list of images (or arrays) that become the tokens together.
-        index: where the tokens stand: ``row * L + column``.
+        places: where the tokens stand: ``row * L + column``.
     """
 
     values: Tensor | list[Tensor]
-    index: Int[Tensor, " N"]
+    places: Int[Tensor, " N"]
 
 
 class Batch(NamedTuple):
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
         def move(placed: Placed) -> Placed:
             values = placed.values
             moved = [v.to(device) for v in values] if isinstance(values, list) else values.to(device)
-            return Placed(moved, placed.index.to(device))
+            return Placed(moved, placed.places.to(device))
 
         return self._replace(
             ids=self.ids.to(device),
@@ -93,9 +93,7 @@ class BatchBuilder:
             name: embedder.layout for name, embedder in embedders.items() if hasattr(embedder, "layout")
         }
 
-    def __call__(
-        self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None
-    ) -> Batch:
+    def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:
         """One sample a row, or several.
 
         Args:
@@ -145,9 +143,9 @@ class _Layout:
     def __init__(self, table: TokenTable, ids: Tensor, heads: tuple[str, ...]) -> None:
         self.table, self.ids, self.heads = table, ids, heads
         self.values: dict[str, list[Tensor]] = {}
-        self.index: dict[str, list[Tensor]] = {}
+        self.places: dict[str, list[Tensor]] = {}
         self.target_values: dict[str, list[Tensor]] = {}
-        self.target_index: dict[str, list[Tensor]] = {}
+        self.target_places: dict[str, list[Tensor]] = {}
 
     def write_row(self, row: int, column: int, documents: list[list[Piece]]) -> None:
         for number, pieces in enumerate(documents):
@@ -164,10 +162,9 @@ class _Layout:
         inputs = {}
         for name, values in self.values.items():
             are_images = values[0].ndim == 3  # ids are (n,), vectors (n, D)
-            inputs[name] = Placed(values if are_images else torch.cat(values), torch.cat(self.index[name]))
+            inputs[name] = Placed(values if are_images else torch.cat(values), torch.cat(self.places[name]))
         targets = {
-            name: Placed(torch.cat(values), torch.cat(self.target_index[name]))
-            for name, values in self.target_values.items()
+            name: Placed(torch.cat(values), torch.cat(self.target_places[name])) for name, values in self.target_values.items()
         }
         return Batch(self.ids, self.table, inputs, targets, lower(self.table))
 
@@ -182,7 +179,7 @@ class _Layout:
         if piece.payload.dtype == torch.long:
             self.ids[row, here] = piece.payload
         self.values.setdefault(piece.input, []).append(piece.payload)
-        self.index.setdefault(piece.input, []).append(self._flat(row, here))
+        self.places.setdefault(piece.input, []).append(self._flat(row, here))
 
     def _write_target(self, row: int, column: int, first: int, piece: Piece) -> None:
         """Asks, one token earlier, for each token that is to be learned; a document's first token has no earlier one."""
@@ -193,7 +190,7 @@ class _Layout:
         asked = torch.arange(column - 1, column - 1 + piece.num_tokens)[learned]
         self.table.target[row, asked] = self.heads.index(piece.target)
         self.target_values.setdefault(piece.target, []).append(piece.values[learned])
-        self.target_index.setdefault(piece.target, []).append(row * self.ids.shape[1] + asked)
+        self.target_places.setdefault(piece.target, []).append(row * self.ids.shape[1] + asked)
 
     def _flat(self, row: int, here: slice) -> Tensor:
         return row * self.ids.shape[1] + torch.arange(here.start, here.stop)

@@ -27,7 +27,7 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         losses: by head name, the mean loss over its tokens, unweighted; heads that are asked for nothing are left out.
-        token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].index``.
+        token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].places``.
         hidden: the trunk's states of all tokens.
     """
 
@@ -65,13 +65,13 @@ class Parts(nn.Module):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """(name, part), in order."""
-        return ((name, self[name]) for name in self._names)
-
     def keys(self) -> tuple[str, ...]:
         """The names, in order."""
         return self._names
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, part), in order."""
+        return ((name, self[name]) for name in self._names)
 
 
 class MultimodalModel(Block):
@@ -112,9 +112,9 @@ class MultimodalModel(Block):
         hidden = self.hidden(batch)
         rows = hidden.flatten(0, 1)
         token_losses = {
-            name: self._head(name).loss(rows[placed.index], placed.values)
+            name: self._head(name).loss(rows[placed.places], placed.values)
             for name, placed in batch.targets.items()
-            if len(placed.index)
+            if len(placed.places)
         }
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)
@@ -135,7 +135,7 @@ class MultimodalModel(Block):
         first = next(iter(embedded.values()))
         embeds = first.new_zeros(rows * columns, first.shape[-1])
         for name, values in embedded.items():
-            embeds = embeds.index_copy(0, batch.inputs[name].index, values.to(embeds.dtype))
+            embeds = embeds.index_copy(0, batch.inputs[name].places, values.to(embeds.dtype))
         return embeds.view(rows, columns, -1)
 
     def batch_builder(self, tokenizer: TextTokenizer | None = None) -> BatchBuilder:
@@ -200,9 +200,9 @@ class MultimodalModel(Block):
             raise ValueError(f"the batch has tokens for input {name!r}; the model's inputs: {list(self.inputs)}")
         made = self.inputs[name](placed.values)
         values = made.embeds if isinstance(made, VisionTokens) else made
-        if values.shape[0] != len(placed.index):
+        if values.shape[0] != len(placed.places):
             raise ValueError(
-                f"input {name!r} made {values.shape[0]} tokens for {len(placed.index)} places: "
+                f"input {name!r} made {values.shape[0]} tokens for {len(placed.places)} places: "
                 "the images are not those the batch was laid out for"
             )
         return values

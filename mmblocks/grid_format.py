@@ -126,6 +126,19 @@ class GridFormat:
             pieces.append(grid)
         return [*pieces, text] if text else pieces
 
+    def read_image(self, ids: Sequence[int]) -> Int[Tensor, "H W"]:
+        """The codes of one image, written out from ``begin`` to the end of ``closing``.
+
+        Raises:
+            ValueError: if the ids are not one whole image in this format.
+        """
+        if not ids or ids[0] != self.begin:
+            raise ValueError(f"ids begin with {list(ids[:1])}; accepted: an image, which begins with {self.begin}")
+        grid, end = self._read_image(ids, 1)
+        if end != len(ids):
+            raise ValueError(f"ids hold {len(ids) - end} tokens behind the image; accepted: one whole image")
+        return grid
+
     def _number(self, value: int) -> list[int]:
         return [self.digits[int(digit)] for digit in str(value)]
 
@@ -147,6 +160,11 @@ class GridFormat:
         return codes.reshape(height, width), at + 1 + len(expected)
 
     def read_size(self, ids: list[int]) -> tuple[int, int]:
+        """(height, width) from the ids that spell it.
+
+        Raises:
+            ValueError: if they spell no size.
+        """
         spelled = "".join("*" if i == self.times else str(self.digits.index(i)) if i in self.digits else "?" for i in ids)
         height, times, width = spelled.partition("*")
         if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):

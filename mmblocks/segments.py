@@ -221,9 +221,7 @@ def codes(
     return Codes(grid, format, target, structure, input)
 
 
-def vectors(
-    values: Float[Tensor, "*grid D"], *, input: str, target: str | None = None, bidirectional: bool = False
-) -> Vectors:
+def vectors(values: Float[Tensor, "*grid D"], *, input: str, target: str | None = None, bidirectional: bool = False) -> Vectors:
     """Continuous tokens: latents or features that are read as they are, and that a head may learn to write.
 
     Args:

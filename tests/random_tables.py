@@ -18,9 +18,7 @@ def random_table(generator: torch.Generator, *, batch: int = 3, length: int = 40
     return table
 
 
-def _write_document(
-    table: TokenTable, row: int, column: int, document: int, generator: torch.Generator, noisy: bool
-) -> int:
+def _write_document(table: TokenTable, row: int, column: int, document: int, generator: torch.Generator, noisy: bool) -> int:
     order = 0
     for span in range(_draw(1, 5, generator)):
         size = _draw(1, 7, generator)

@@ -39,11 +39,11 @@ def test_columns_of_text_and_an_image() -> None:
     assert table.grid[0, 2:8].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert table.target.tolist() == [[NO_HEAD] * 7 + [1, NO_HEAD]]
     assert batch.inputs["text"].values.tolist() == [97, 98, 99]
-    assert batch.inputs["text"].index.tolist() == [0, 1, 8]
+    assert batch.inputs["text"].places.tolist() == [0, 1, 8]
     assert batch.inputs["vision"].values[0] is pixels
-    assert batch.inputs["vision"].index.tolist() == list(range(2, 8))
+    assert batch.inputs["vision"].places.tolist() == list(range(2, 8))
     assert batch.targets["lm"].values.tolist() == [99]
-    assert batch.targets["lm"].index.tolist() == [7]
+    assert batch.targets["lm"].places.tolist() == [7]
     assert isinstance(batch.mask, Intervals)
 
 
@@ -62,7 +62,7 @@ def test_codes_are_vision_and_their_structure_is_text() -> None:
     assert torch.equal(batch.table.span == 0, is_code)
     assert batch.table.grid[0, 6:8].tolist() == [[0, 0, 0], [0, 0, 1]]
     assert batch.targets["lm"].values.tolist() == [313, 314]
-    assert batch.targets["lm"].index.tolist() == [5, 6]
+    assert batch.targets["lm"].places.tolist() == [5, 6]
 
 
 def test_structure_is_learned_when_asked() -> None:
@@ -85,7 +85,7 @@ def test_padding_side(padding) -> None:
     short = [100, NO_ID, NO_ID] if padding == "right" else [NO_ID, NO_ID, 100]
     assert batch.ids.tolist() == [[97, 98, 99], short]
     assert batch.table.document[1].tolist() == [0 if i == 100 else PADDING for i in short]
-    assert batch.inputs["text"].index.tolist() == [0, 1, 2, 3 + short.index(100)]
+    assert batch.inputs["text"].places.tolist() == [0, 1, 2, 3 + short.index(100)]
 
 
 def test_packing_fills_rows_with_whole_samples_in_order() -> None:
@@ -95,14 +95,14 @@ def test_packing_fills_rows_with_whole_samples_in_order() -> None:
     assert batch.table.order.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
     # Nobody is asked for the first token of a document, least of all the document before.
     assert batch.targets["lm"].values.tolist() == [98, 99, 101]
-    assert batch.targets["lm"].index.tolist() == [0, 1, 3]
+    assert batch.targets["lm"].places.tolist() == [0, 1, 3]
 
 
 def test_images_of_two_rows_keep_their_order() -> None:
     first, second, third = torch.rand(3, 2, 2), torch.rand(3, 4, 2), torch.rand(3, 2, 4)
     batch = builder()([[image(first), text("a")], [text("b"), image(second), image(third)]])
     assert [v.shape for v in batch.inputs["vision"].values] == [first.shape, second.shape, third.shape]
-    assert batch.inputs["vision"].index.tolist() == [0, 6, 7, 8, 9]
+    assert batch.inputs["vision"].places.tolist() == [0, 6, 7, 8, 9]
     assert batch.table.span[1].tolist() == [NO_SPAN, 0, 0, 1, 1]
 
 

@@ -22,7 +22,7 @@ def test_losses_are_means_over_the_tokens_asked() -> None:
     output = model(batch)
     assert output.hidden.shape == (3, batch.ids.shape[1], WIDTH)
     assert output.token_losses["lm"].shape == (4 + 6 + 2,)
-    rows = output.hidden.flatten(0, 1)[batch.targets["lm"].index]
+    rows = output.hidden.flatten(0, 1)[batch.targets["lm"].places]
     logits = rows @ model.outputs["lm"].weight.T
     wanted = torch.nn.functional.cross_entropy(logits, batch.targets["lm"].values)
     torch.testing.assert_close(output.losses["lm"], wanted)

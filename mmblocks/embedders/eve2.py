@@ -79,7 +79,7 @@ class EVE2PatchEmbedding(Block):
         device = self.class_token.device
         number = torch.cat([torch.full((len(layout.kind),), n) for n, layout in enumerate(layouts)])
         return VisionTokens(
-            embeds=torch.cat([tokens for tokens in self._embed(images)]),
+            embeds=torch.cat(self._embed(images)),
             image=number.to(device),
             grid=torch.cat([layout.grid for layout in layouts]).to(device),
             kind=torch.cat([layout.kind for layout in layouts]).to(device),

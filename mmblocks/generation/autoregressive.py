@@ -3,7 +3,7 @@
 Shapes: B rows, R forward rows (B, or 2B with guidance: conditional rows first), L prompt tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +15,6 @@ from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import classifier_free
 from mmblocks.layers.categorical import Sampling, draw
 from mmblocks.masks import MaskRule
-from mmblocks.roles import Trunk
 from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 
 
@@ -34,9 +33,9 @@ class IdHead(Protocol):
 class IdModel(Protocol):
     """A model that reads and writes ids; ``MultimodalModel`` is one."""
 
-    inputs: Mapping[str, Any]
-    trunk: Trunk
-    outputs: Mapping[str, Any]
+    inputs: Any  # embedders by name
+    trunk: Any  # a Trunk
+    outputs: Any  # heads by name
     mask: MaskRule | None
 
     def embed(self, batch: Batch) -> Tensor:
@@ -125,7 +124,8 @@ def _choose(
     shared = allowed[0][0] if len(set(allowed)) == 1 and len(allowed[0]) == 1 else (0, head.vocab_size)
     logits = head.logits(hidden, *shared)
     if guidance is not None:
-        logits = classifier_free(*logits.chunk(2), guidance)
+        conditional, unconditional = logits.chunk(2)
+        logits = classifier_free(conditional, unconditional, guidance)
     if len(set(allowed)) > 1 or len(allowed[0]) > 1:
         logits = logits.masked_fill(~_as_mask(allowed, head.vocab_size).to(logits.device), float("-inf"))
     return draw(logits, sampling, generator=generator) + shared[0]

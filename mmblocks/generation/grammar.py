@@ -5,6 +5,7 @@ size and how many tokens have been written, so row ends and closings are never l
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -210,4 +211,4 @@ def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
 def _ranges_without(stop: int, excluded: set[int]) -> tuple[IdRange, ...]:
     """``range(stop)`` less some ids, as ranges."""
     edges = [-1, *sorted(i for i in excluded if i < stop), stop]
-    return tuple((a + 1, b) for a, b in zip(edges, edges[1:], strict=False) if a + 1 < b)
+    return tuple((a + 1, b) for a, b in pairwise(edges) if a + 1 < b)

@@ -4,9 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def classifier_free(
-    conditional: Float[Tensor, "N V"], unconditional: Float[Tensor, "N V"], scale: float
-) -> Float[Tensor, "N V"]:
+def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tensor, "N V"], scale: float) -> Float[Tensor, "N V"]:
     """``u + scale * (c - u)`` on log probabilities: 1 is the condition alone, more exaggerates it.
 
     Logits of some ids only may be given: the missing normaliser shifts all of a row alike, which no draw sees.

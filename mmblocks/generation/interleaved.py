@@ -55,6 +55,4 @@ def _text(ids: list[int], tokenizer: TextTokenizer | None) -> Text:
 
 def _grid(body: list[int], format: GridFormat, height: int, width: int) -> Tensor:
     whole = [format.begin, *format.size_ids(height, width), format.image, *body]
-    (grid,) = format.read(whole)
-    assert isinstance(grid, Tensor)  # read() gives a list for text only
-    return grid
+    return format.read_image(whole)

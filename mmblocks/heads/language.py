@@ -44,9 +44,7 @@ class LMHead(Block):
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         nn.init.normal_(self.weight, std=init_std)
 
-    def logits(
-        self, hidden: Float[Tensor, "*N D"], start: int = 0, stop: int | None = None
-    ) -> Float[Tensor, "*N V"]:
+    def logits(self, hidden: Float[Tensor, "*N D"], start: int = 0, stop: int | None = None) -> Float[Tensor, "*N V"]:
         """Logits in float32 of the ids ``start:stop``; all of them by default.
 
         Where only visual ids can come next, their rows of the weight alone are read.

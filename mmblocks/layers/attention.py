@@ -77,15 +77,13 @@ def attend(
     """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K."""
     grouped = query.shape[1] != key.shape[1]
     match mask:
-        case Blocks(block_mask):
+        case Blocks():
             flex = _flex_attention(query.device.type == "cuda")
-            return flex(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped)
-        case Spans(spans):
-            return _attend_spans(query, key, value, spans, scale)
-        case Dense(seen):
-            return scaled_dot_product_attention(
-                query, key, value, attn_mask=seen[:, None], scale=scale, enable_gqa=grouped
-            )
+            return flex(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
+        case Spans():
+            return _attend_spans(query, key, value, mask.spans, scale)
+        case Dense():
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
         case _:
             causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
             return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)

@@ -74,9 +74,7 @@ class VectorQuantizer(nn.Module):
         return embedding(ids, self.codes)
 
     @torch.no_grad()
-    def replace_unused(
-        self, x: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None
-    ) -> int:
+    def replace_unused(self, x: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
         """Moves codes that nothing chose to vectors drawn from ``x``; returns how many.
 
         Args:

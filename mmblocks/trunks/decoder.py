@@ -41,9 +41,7 @@ class Attention(nn.Module):
         norm_eps: epsilon of RMS norms on every head's q and k (Qwen3, Emu3.5), or None for none.
     """
 
-    def __init__(
-        self, *, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, norm_eps: float | None
-    ) -> None:
+    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, norm_eps: float | None) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.query = nn.Linear(dim, num_heads * head_dim, bias=bias)
@@ -59,8 +57,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Attends to the tokens themselves and, with a cache, to those before."""
         query, key, value = (
-            rearrange(project(x), "b l (h d) -> b h l d", d=self.head_dim)
-            for project in (self.query, self.key, self.value)
+            rearrange(project(x), "b l (h d) -> b h l d", d=self.head_dim) for project in (self.query, self.key, self.value)
         )
         query = rotate_half_split(self.query_norm(query), rotary)
         key = rotate_half_split(self.key_norm(key), rotary)
@@ -290,4 +287,3 @@ def find_mask(mask: Mask | MaskRule | None, queries: TokenTable, keys: TokenTabl
 def _tap(taps: dict[int, Tensor] | None, number: int, state: Tensor) -> None:
     if taps is not None and number in taps:
         taps[number] = state
-

@@ -5,7 +5,6 @@ A cache belongs to one generation. The modules hold no state of it, so several g
 Shapes: B rows, K key/value heads, C capacity in tokens, D head width.
 """
 
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

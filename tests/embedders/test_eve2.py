@@ -39,9 +39,7 @@ def test_the_layout_is_known_from_the_size(size) -> None:
 def test_the_order_is_class_then_rows_each_closed_by_the_split_token() -> None:
     part = stem()
     pixels = torch.rand(3, 8, 4)
-    features = part.merge(
-        torch.nn.functional.gelu(part.patch((pixels[None] - mean_of_clip()) / std_of_clip()))
-    )[0]
+    features = part.merge(torch.nn.functional.gelu(part.patch((pixels[None] - mean_of_clip()) / std_of_clip())))[0]
     wanted = [part.class_token, features[:, 0, 0], part.split_token, features[:, 1, 0], part.split_token]
     torch.testing.assert_close(part([pixels]).embeds, torch.stack(wanted))
 

@@ -61,9 +61,7 @@ def test_greedy_generation_equals_transformers(both) -> None:
     wanted = theirs.generate(
         padded, attention_mask=attention, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=299
     )[:, 4:]
-    generated = ours.generate(
-        [[text(prompt)] for prompt in prompts], TextGrammar(300, stop=(299,)), max_tokens=12, sampling=GREEDY
-    )
+    generated = ours.generate([[text(prompt)] for prompt in prompts], TextGrammar(300, stop=(299,)), max_tokens=12, sampling=GREEDY)
     for row, segment in generated:
         stop = wanted[row].tolist().index(299) if 299 in wanted[row] else 12
         assert segment.content == wanted[row].tolist()[:stop]
