@@ -66,7 +66,7 @@ def build_model(dim: int = 128, patch: int = 14, hidden: int = 256, layers: int 
             "text": TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
             "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=hidden, patch_size=patch, merge_size=2),
         },
-        trunk=Decoder(dim=dim, num_layers=layers, num_heads=4, mlp_dim=344, qk_norm=True),
+        trunk=Decoder(dim=dim, num_layers=layers, num_heads=4, mlp_dim=dim * 8 // 3 // 8 * 8, qk_norm=True),
         outputs={"text": LMHead(dim=dim, vocab_size=TEXT.vocab_size)},
     )
 

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from mmblocks.masks import Mask, lower
 from mmblocks.roles import ImageLayoutRule
-from mmblocks.segments import Image, Piece, Segment
+from mmblocks.segments import NO_ID, Image, Piece, Segment
 from mmblocks.text_tokenizers import TextTokenizer
-from mmblocks.tokens import NO_SPAN, TokenTable
-
-NO_ID = -1
-"""In place of an id, where an embedder writes something that has none."""
+from mmblocks.tokens import NO_HEAD, NO_SPAN, TokenTable
 
 Sample = Sequence[Segment]
 """One document: segments in reading order."""
@@ -111,11 +108,11 @@ class BatchBuilder:
         documents = [self._pieces(sample, number) for number, sample in enumerate(samples)]
         rows = [[document] for document in documents] if pack is None else _fill_rows(documents, pack)
         lengths = [sum(_num_tokens(document) for document in row) for row in rows]
-        table = TokenTable.padding(len(rows), max(lengths))
-        layout = _Layout(table, torch.full(table.shape, NO_ID), self.heads)
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            layout.write_row(number, max(lengths) - length if padding == "left" else 0, row)
-        return layout.batch()
+        length = max(lengths)
+        laid: list[_Laid] = []
+        for number, row in enumerate(rows):
+            laid += _lay_out(row, number * length + (length - lengths[number] if padding == "left" else 0))
+        return _assemble(laid, len(rows), length, self.heads)
 
     def _pieces(self, sample: Sample, number: int) -> list[Piece]:
         for segment in sample:
@@ -137,63 +134,85 @@ class BatchBuilder:
             raise ValueError(f"sample {number} has target {target!r}; the model's heads: {list(self.heads)}")
 
 
-class _Layout:
-    """A batch while it is being filled."""
+class _Laid(NamedTuple):
+    """A piece, and where it stands: its first token's place, and what the table says of the piece as a whole."""
 
-    def __init__(self, table: TokenTable, ids: Tensor, heads: tuple[str, ...]) -> None:
-        self.table, self.ids, self.heads = table, ids, heads
-        self.values: dict[str, list[Tensor]] = {}
-        self.places: dict[str, list[Tensor]] = {}
-        self.target_values: dict[str, list[Tensor]] = {}
-        self.target_places: dict[str, list[Tensor]] = {}
+    piece: Piece
+    place: int
+    document: int
+    order: int
+    span: int
+    is_first: bool
 
-    def write_row(self, row: int, column: int, documents: list[list[Piece]]) -> None:
-        for number, pieces in enumerate(documents):
-            order = span = 0
-            first = column
-            for piece in pieces:
-                self._write_piece(row, column, number, order, span, piece)
-                self._write_target(row, column, first, piece)
-                order += 1 if piece.one_step else piece.num_tokens
-                span += bool(piece.in_span.any())
-                column += piece.num_tokens
 
-    def batch(self) -> Batch:
-        inputs = {}
-        for name, values in self.values.items():
-            are_images = values[0].ndim == 3  # ids are (n,), vectors (n, D)
-            inputs[name] = Placed(values if are_images else torch.cat(values), torch.cat(self.places[name]))
-        targets = {
-            name: Placed(torch.cat(values), torch.cat(self.target_places[name])) for name, values in self.target_values.items()
-        }
-        return Batch(self.ids, self.table, inputs, targets, lower(self.table))
+def _lay_out(documents: list[list[Piece]], place: int) -> list[_Laid]:
+    """The pieces of one row, from ``place`` on."""
+    laid = []
+    for number, pieces in enumerate(documents):
+        order = span = 0
+        for index, piece in enumerate(pieces):
+            laid.append(_Laid(piece, place, number, order, span, index == 0))
+            order += 1 if piece.one_step else piece.num_tokens
+            span += bool(piece.in_span.any())
+            place += piece.num_tokens
+    return laid
 
-    def _write_piece(self, row: int, column: int, document: int, order: int, span: int, piece: Piece) -> None:
-        here = slice(column, column + piece.num_tokens)
-        steps = torch.zeros(piece.num_tokens) if piece.one_step else torch.arange(piece.num_tokens)
-        self.table.modality[row, here] = piece.modality
-        self.table.document[row, here] = document
-        self.table.span[row, here] = torch.where(piece.in_span, span, NO_SPAN)
-        self.table.grid[row, here] = piece.grid
-        self.table.order[row, here] = order + steps.long()
-        if piece.payload.dtype == torch.long:
-            self.ids[row, here] = piece.payload
-        self.values.setdefault(piece.input, []).append(piece.payload)
-        self.places.setdefault(piece.input, []).append(self._flat(row, here))
 
-    def _write_target(self, row: int, column: int, first: int, piece: Piece) -> None:
-        """Asks, one token earlier, for each token that is to be learned; a document's first token has no earlier one."""
-        if piece.target is None or piece.values is None:
-            return
-        learned = piece.learned.clone()
-        learned[0] &= column > first
-        asked = torch.arange(column - 1, column - 1 + piece.num_tokens)[learned]
-        self.table.target[row, asked] = self.heads.index(piece.target)
-        self.target_values.setdefault(piece.target, []).append(piece.values[learned])
-        self.target_places.setdefault(piece.target, []).append(row * self.ids.shape[1] + asked)
+def _assemble(laid: list[_Laid], num_rows: int, length: int, heads: tuple[str, ...]) -> Batch:
+    """All pieces at once, column by column: a handful of tensor operations, however many pieces there are."""
+    pieces = [entry.piece for entry in laid]
+    counts = torch.tensor([piece.num_tokens for piece in pieces])
+    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
-    def _flat(self, row: int, here: slice) -> Tensor:
-        return row * self.ids.shape[1] + torch.arange(here.start, here.stop)
+    def per_token(values: list[int]) -> Tensor:
+        return torch.tensor(values).repeat_interleave(counts)
+
+    place = per_token([entry.place for entry in laid]) + within
+    table = TokenTable.padding(num_rows, length)
+    ids = torch.full((num_rows, length), NO_ID)
+    steps = torch.where(per_token([piece.one_step for piece in pieces]), 0, within)
+    in_span = torch.cat([piece.in_span for piece in pieces])
+    for column, values in (
+        (table.modality, torch.cat([piece.modality for piece in pieces])),
+        (table.document, per_token([entry.document for entry in laid])),
+        (table.span, torch.where(in_span, per_token([entry.span for entry in laid]), NO_SPAN)),
+        (table.order, per_token([entry.order for entry in laid]) + steps),
+        (ids, torch.cat([piece.ids for piece in pieces])),
+    ):
+        column.view(-1)[place] = values
+    table.grid.view(-1, 3)[place] = torch.cat([piece.grid for piece in pieces])
+
+    # A token is asked for one place earlier; a document's first token has no earlier one.
+    first = per_token([entry.is_first for entry in laid]) & (within == 0)
+    learned = torch.cat([piece.learned for piece in pieces]) & ~first
+    head = per_token([NO_HEAD if piece.target is None else heads.index(piece.target) for piece in pieces])
+    asked = learned & (head != NO_HEAD)
+    table.target.view(-1)[place[asked] - 1] = head[asked]
+
+    by_piece = list(zip(pieces, place.split(counts.tolist()), learned.split(counts.tolist()), strict=True))
+    return Batch(ids, table, _inputs(by_piece), _targets(by_piece), lower(table))
+
+
+def _inputs(by_piece: list[tuple[Piece, Tensor, Tensor]]) -> dict[str, Placed]:
+    gathered: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for piece, place, _ in by_piece:
+        values, places = gathered.setdefault(piece.input, ([], []))
+        values.append(piece.payload)
+        places.append(place)
+    return {
+        name: Placed(values if values[0].ndim == 3 else torch.cat(values), torch.cat(places))  # images are (3, H, W)
+        for name, (values, places) in gathered.items()
+    }
+
+
+def _targets(by_piece: list[tuple[Piece, Tensor, Tensor]]) -> dict[str, Placed]:
+    gathered: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for piece, place, learned in by_piece:
+        if piece.target is not None and piece.values is not None:
+            values, places = gathered.setdefault(piece.target, ([], []))
+            values.append(piece.values[learned])
+            places.append(place[learned] - 1)
+    return {name: Placed(torch.cat(values), torch.cat(places)) for name, (values, places) in gathered.items()}
 
 
 def _num_tokens(document: list[Piece]) -> int:

@@ -20,6 +20,10 @@ from mmblocks.text_tokenizers import TextTokenizer
 from mmblocks.tokens import Modality
 
 
+NO_ID = -1
+"""In place of an id, where an embedder writes something that has none."""
+
+
 class Piece(NamedTuple):
     """A segment's n tokens, before they are laid out in a row.
 
@@ -48,6 +52,11 @@ class Piece(NamedTuple):
     def num_tokens(self) -> int:
         """n."""
         return len(self.modality)
+
+    @property
+    def ids(self) -> Int[Tensor, " n"]:
+        """The tokens' ids, ``NO_ID`` where they have none."""
+        return self.payload if self.payload.dtype == torch.long else torch.full_like(self.modality, NO_ID)
 
 
 @dataclass(frozen=True)

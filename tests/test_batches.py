@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from mmblocks.batches import NO_ID, BatchBuilder
+from mmblocks.batches import BatchBuilder
 from mmblocks.grid_format import GridFormat
 from mmblocks.masks import Causal, Intervals
-from mmblocks.segments import codes, image, text, vectors
+from mmblocks.segments import NO_ID, codes, image, text, vectors
 from mmblocks.text_tokenizers import ByteTokenizer
 from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, ImageLayout, Modality
 

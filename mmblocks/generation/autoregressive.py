@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.batches import NO_ID, Batch
+from mmblocks.batches import Batch
 from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import classifier_free
 from mmblocks.layers.categorical import Sampling, draw
 from mmblocks.masks import MaskRule
+from mmblocks.segments import NO_ID
 from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 
 
