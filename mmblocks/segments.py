@@ -19,7 +19,6 @@ from mmblocks.roles import ImageLayoutRule
 from mmblocks.text_tokenizers import TextTokenizer
 from mmblocks.tokens import Modality
 
-
 NO_ID = -1
 """In place of an id, where an embedder writes something that has none."""
 
@@ -51,7 +50,7 @@ class Piece(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """n."""
-        return len(self.modality)
+        return self.modality.shape[0]
 
     @property
     def ids(self) -> Int[Tensor, " n"]:

@@ -5,12 +5,15 @@ Shapes: H and W pixels, h and w tokens, N tokens of all images, D width of the t
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
@@ -24,6 +27,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """EVEv2's config. The strides are not in it: they are those of the published preprocessor preset."""
     return {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"]}
+
+
+@lru_cache(maxsize=1024)
+def _layout(rows: int, columns: int) -> ImageLayout:
+    """A class token, then rows of patches, each closed by a split token."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + 1), indexing="ij")
+    body = torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)
+    kind = torch.where(body[:, 2] == columns, int(TokenKind.NEWLINE), int(TokenKind.PATCH))
+    return ImageLayout(
+        grid=torch.cat([torch.zeros(1, 3, dtype=torch.long), body]),
+        kind=torch.cat([torch.tensor([int(TokenKind.CLASS)]), kind]),
+    )
 
 
 class EVE2PatchEmbedding(Block):
@@ -76,13 +91,14 @@ class EVE2PatchEmbedding(Block):
         if not images:
             raise ValueError("images is empty; accepted: at least one")
         layouts = [self.layout(*image.shape[-2:]) for image in images]
+        kind = torch.cat([layout.kind for layout in layouts])
+        number = torch.arange(len(images)).repeat_interleave(torch.tensor([len(layout.kind) for layout in layouts]))
         device = self.class_token.device
-        number = torch.cat([torch.full((len(layout.kind),), n) for n, layout in enumerate(layouts)])
         return VisionTokens(
-            embeds=torch.cat(self._embed(images)),
+            embeds=self._with_class_and_split_tokens(self._patch_tokens(images), kind.to(device)),
             image=number.to(device),
             grid=torch.cat([layout.grid for layout in layouts]).to(device),
-            kind=torch.cat([layout.kind for layout in layouts]).to(device),
+            kind=kind.to(device),
         )
 
     def layout(self, height: int, width: int) -> ImageLayout:
@@ -97,14 +113,7 @@ class EVE2PatchEmbedding(Block):
             raise ValueError(
                 f"image is {height}x{width}; accepted: multiples of {size}, such as {near[0]}x{near[1]} (see preprocess)"
             )
-        rows, columns = height // size, width // size
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + 1), indexing="ij")
-        body = torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)
-        kind = torch.where(body[:, 2] == columns, int(TokenKind.NEWLINE), int(TokenKind.PATCH))
-        return ImageLayout(
-            grid=torch.cat([torch.zeros(1, 3, dtype=torch.long), body]),
-            kind=torch.cat([torch.tensor([int(TokenKind.CLASS)]), kind]),
-        )
+        return _layout(height // size, width // size)
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes to an area of about ``max_size`` squared, each side rounded up to a multiple of ``token_size``.
@@ -117,16 +126,25 @@ class EVE2PatchEmbedding(Block):
         new_width, new_height = (max(math.ceil(side / scale / size) * size, size) for side in (width, height))
         return pixels_of(image.convert("RGB").resize((new_width, new_height)))
 
-    def _embed(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Each image's tokens; images of one size share the convolutions."""
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(images):
-            by_size.setdefault(tuple(image.shape[-2:]), []).append(number)
-        tokens: list[Tensor] = [torch.empty(0)] * len(images)
-        for numbers in by_size.values():
-            pixels = torch.stack([images[number] for number in numbers]).to(self.class_token)
-            features = self.merge(nn.functional.gelu(self.patch(normalise(pixels, CLIP_MEAN, CLIP_STD))))
-            for number, rows in zip(numbers, features.permute(0, 2, 3, 1), strict=True):
-                split = self.split_token.expand(rows.shape[0], 1, -1)
-                tokens[number] = torch.cat([self.class_token[None], torch.cat([rows, split], dim=1).flatten(0, 1)])
-        return tokens
+    def _patch_tokens(self, images: Sequence[Tensor]) -> Tensor:
+        """The patch tokens (N, D) of all images.
+
+        Both convolutions have the stride of their kernel, so each is a linear map of patches, and images of any size
+        go through it together.
+        """
+        size = {"p": self.patch.kernel_size[0], "q": self.patch.kernel_size[1]}
+        merge = {"m": self.merge.kernel_size[0], "n": self.merge.kernel_size[1]}
+        patches = torch.cat(
+            [
+                rearrange(normalise(image, CLIP_MEAN, CLIP_STD), "c (h m p) (w n q) -> (h w) (m n) (c p q)", **size, **merge)
+                for image in images
+            ]
+        )
+        hidden = gelu(linear(patches.to(self.class_token), self.patch.weight.flatten(1), self.patch.bias))
+        return linear(hidden.flatten(1), rearrange(self.merge.weight, "d c m n -> d (m n c)"), self.merge.bias)
+
+    def _with_class_and_split_tokens(self, patch_tokens: Tensor, kind: Tensor) -> Tensor:
+        """Puts the class and split token where a layout has them."""
+        is_patch = kind == TokenKind.PATCH
+        source = torch.where(is_patch, is_patch.cumsum(0) + 1, (kind == TokenKind.NEWLINE).long())
+        return torch.cat([torch.stack([self.class_token, self.split_token]), patch_tokens]).index_select(0, source)

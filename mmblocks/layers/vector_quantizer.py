@@ -74,6 +74,24 @@ class VectorQuantizer(nn.Module):
         return embedding(ids, self.codes)
 
     @torch.no_grad()
+    def fit(self, x: Float[Tensor, "N D"], *, num_iterations: int = 10, generator: Generator | None = None) -> None:
+        """Moves all codes to the centres of clusters of ``x``, by k-means; a cluster that is empty takes a vector of ``x``.
+
+        Raises:
+            ValueError: if there are fewer vectors than codes, or a value is not finite.
+        """
+        count = len(self.codes)
+        if len(x) < count or not x.isfinite().all():
+            raise ValueError(f"x holds {len(x)} vectors; accepted: at least {count}, all finite")
+        self.codes.copy_(x[torch.randperm(len(x), generator=generator, device=x.device)[:count]])
+        for _ in range(num_iterations):
+            ids = nearest_code(x, self.codes)
+            used = torch.bincount(ids, minlength=count)
+            centres = torch.zeros_like(self.codes).index_add_(0, ids, x.to(self.codes.dtype)) / used.clamp(min=1)[:, None]
+            self.codes.copy_(centres)
+            self.replace_unused(x, used, generator)
+
+    @torch.no_grad()
     def replace_unused(self, x: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
         """Moves codes that nothing chose to vectors drawn from ``x``; returns how many.
 

@@ -14,12 +14,12 @@ from mmblocks.tokens import Latents
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions added to what comes in."""
+    """A 3x3 and a 1x1 convolution, added to what comes in."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Keeps the shape."""
@@ -39,7 +39,7 @@ class ConvVQ(Block):
     Source: the architecture of VQ-VAE (arXiv 1711.00937).
     """
 
-    def __init__(self, *, channels: tuple[int, ...] = (32, 64), num_codes: int = 128, code_dim: int = 8) -> None:
+    def __init__(self, *, channels: tuple[int, ...] = (32, 64), num_codes: int = 128, code_dim: int = 16) -> None:
         super().__init__()
         self.num_codes = num_codes
         self.patch_size = 2 ** len(channels)
@@ -49,7 +49,7 @@ class ConvVQ(Block):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
         for before, after in zip(channels[::-1], (*channels[-2::-1], 3), strict=True):
             up += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
-        self.encoder = nn.Sequential(*down, ResidualBlock(channels[-1]), nn.Conv2d(channels[-1], code_dim, 1))
+        self.encoder = nn.Sequential(*down, ResidualBlock(channels[-1]), nn.SiLU(), nn.Conv2d(channels[-1], code_dim, 1))
         self.quantizer = VectorQuantizer(num_codes=num_codes, dim=code_dim)
         self.decoder = nn.Sequential(*up)
 
@@ -76,14 +76,15 @@ class ConvVQ(Block):
         return pixels if self.training else pixels.clamp(0, 1)
 
     @torch.no_grad()
-    def refresh_codebook(self, pixels: Float[Tensor, "B 3 H W"], generator: Generator | None = None) -> int:
-        """Moves codes that these images do not use to features that they do have; returns how many.
+    def fit_codebook(self, pixels: Float[Tensor, "B 3 H W"], generator: Generator | None = None) -> None:
+        """Lays the codes where the features of these images are, by k-means: once the encoder has learned a little."""
+        self.quantizer.fit(self.features(pixels).flatten(0, 2), generator=generator)
 
-        Before training it turns a random codebook into one that fits the encoder; while training it revives dead codes.
-        """
+    @torch.no_grad()
+    def revive_codes(self, pixels: Float[Tensor, "B 3 H W"], generator: Generator | None = None) -> int:
+        """Moves codes that these images do not use to features that they do have; returns how many."""
         features = self.features(pixels).flatten(0, 2)
-        ids = self.quantizer(features).ids
-        used = torch.bincount(ids, minlength=self.num_codes)
+        used = torch.bincount(self.quantizer(features).ids, minlength=self.num_codes)
         return self.quantizer.replace_unused(features, used, generator)
 
     def _check_pixels(self, pixels: Tensor) -> None:

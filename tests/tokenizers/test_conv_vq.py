@@ -22,7 +22,7 @@ def test_codes_decode_to_what_the_latents_decode_to(size) -> None:
 
 def test_codes_are_the_nearest() -> None:
     vq = tokenizer().eval()
-    vq.refresh_codebook(torch.rand(4, 3, 16, 16))
+    vq.fit_codebook(torch.rand(4, 3, 16, 16))
     pixels = torch.rand(3, 3, 8, 8)
     features = vq.features(pixels)
     wanted = torch.cdist(features.flatten(0, 2), vq.quantizer.codes).argmin(1).view(3, 2, 2)
@@ -46,12 +46,23 @@ def test_losses_and_straight_through_gradients() -> None:
     assert torch.equal(passed, upstream)
 
 
-def test_refreshing_uses_what_the_images_have() -> None:
+def test_reviving_moves_unused_codes_to_features_there_are() -> None:
     vq = tokenizer()
     pixels = torch.rand(8, 3, 16, 16)
     before = len(vq.encode(pixels).ids.unique())
-    assert vq.refresh_codebook(pixels, torch.Generator().manual_seed(0)) == 16 - before
+    assert vq.revive_codes(pixels, torch.Generator().manual_seed(0)) == 16 - before
     assert len(vq.encode(pixels).ids.unique()) > before
+
+
+def test_a_fitted_codebook_finds_the_clusters() -> None:
+    vq = tokenizer()
+    centres = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)) * 10
+    vectors = centres.repeat(50, 1) + 0.01 * torch.randn(800, 4, generator=torch.Generator().manual_seed(2))
+    vq.quantizer.fit(vectors, num_iterations=30, generator=torch.Generator().manual_seed(3))
+    error = (vq.quantizer(vectors).vectors - vectors).square().mean()
+    assert error < centres.var() / 20
+    with pytest.raises(ValueError, match="x holds 15 vectors; accepted: at least 16"):
+        vq.quantizer.fit(vectors[:15])
 
 
 def test_a_batch_with_nan_never_reaches_the_codebook() -> None:
@@ -59,7 +70,7 @@ def test_a_batch_with_nan_never_reaches_the_codebook() -> None:
     codes = vq.quantizer.codes.detach().clone()
     pixels = torch.rand(2, 3, 8, 8)
     pixels[0, 0, 0, 0] = float("nan")
-    for use in (vq.encode, vq.refresh_codebook):
+    for use in (vq.encode, vq.fit_codebook, vq.revive_codes):
         with pytest.raises(ValueError, match="nan"):
             use(pixels)
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -1,0 +1,97 @@
+"""Canvases of handwritten digits in a grid of cells, what they say, and questions about them."""
+
+from typing import NamedTuple
+
+import torch
+
+from digits import NAMES, Digits, augment
+
+CELL = 28
+SIZES = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
+GAPS = 0.25
+"""Share of cells that hold no digit."""
+
+NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+
+
+class Canvas(NamedTuple):
+    """An image of several digits, and what each cell holds: a digit, or None for a gap.
+
+    Attributes:
+        pixels: (3, 28 * rows, 28 * columns), in [0, 1].
+        cells: row by row.
+    """
+
+    pixels: torch.Tensor
+    cells: list[list[int | None]]
+
+    @property
+    def words(self) -> list[str]:
+        """What the canvas says, cell by cell: "7", or "-" for a gap."""
+        return [_word(cell) for row in self.cells for cell in row]
+
+    @property
+    def transcript(self) -> str:
+        """What the canvas says: "1 - 7 / 3 9 -"."""
+        return " / ".join(" ".join(_word(cell) for cell in row) for row in self.cells)
+
+
+def make_canvases(
+    digits: Digits, count: int, generator: torch.Generator, *, sizes: list[tuple[int, int]] = SIZES, augmented: bool = False
+) -> list[Canvas]:
+    """Canvases of digits drawn at random, of all sizes (rows, columns) in turn."""
+    shapes = [sizes[number % len(sizes)] for number in range(count)]
+    num_cells = sum(rows * columns for rows, columns in shapes)
+    chosen = torch.randint(len(digits.labels), (num_cells,), generator=generator)
+    is_gap = torch.rand(num_cells, generator=generator) < GAPS
+    pixels = digits.pixels[chosen]
+    if augmented:
+        pixels = augment(pixels, generator, degrees=12, stretch=0.12, shift=2, bend=1)
+    pixels = pixels * ~is_gap[:, None, None, None]
+    held = [None if gap else label for gap, label in zip(is_gap.tolist(), digits.labels[chosen].tolist(), strict=True)]
+    canvases, at = [], 0
+    for rows, columns in shapes:
+        cells = pixels[at : at + rows * columns].unflatten(0, (rows, columns))
+        whole = cells.permute(2, 0, 3, 1, 4).reshape(3, rows * CELL, columns * CELL)
+        canvases.append(Canvas(whole, [held[at + row * columns : at + (row + 1) * columns] for row in range(rows)]))
+        at += rows * columns
+    return canvases
+
+
+class Question(NamedTuple):
+    """A question about a canvas and its answer, which is one character."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | None:
+    """A question of a kind ("place", "count", "relation"), at random; None where the canvas allows none.
+
+    A relation is asked only of a digit that the canvas holds once, and where its neighbour is a digit.
+    """
+    cells = canvas.cells
+    if kind == "count":
+        return Question(kind, "how many digits?", str(sum(word != "-" for word in canvas.words)))
+    if kind == "place":
+        row, column = _choose(len(cells), generator), _choose(len(cells[0]), generator)
+        return Question(kind, f"row {row + 1} column {column + 1}?", _word(cells[row][column]))
+    possible = []
+    for row, line in enumerate(cells):
+        for column, digit in enumerate(line):
+            if digit is None or canvas.words.count(str(digit)) > 1:
+                continue
+            for relation, (down, right) in NEIGHBOURS.items():
+                r, c = row + down, column + right
+                if 0 <= r < len(cells) and 0 <= c < len(line) and cells[r][c] is not None:
+                    possible.append(Question(kind, f"{relation} {NAMES[digit]}?", _word(cells[r][c])))
+    return possible[_choose(len(possible), generator)] if possible else None
+
+
+def _word(cell: int | None) -> str:
+    return "-" if cell is None else str(cell)
+
+
+def _choose(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
