@@ -11,12 +11,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from fit import fit
-from pictures import report, show, show_curves
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from digits import NAMES, Digits, Reader, augment, load_digits
 from mmblocks import (
     ByteTokenizer,
     ConvVQ,
@@ -31,6 +28,10 @@ from mmblocks import (
     codes,
     text,
 )  # fmt: skip
+
+from digits import NAMES, Digits, Reader, augment, load_digits
+from fit import fit
+from pictures import report, show, show_curves
 
 TEXT = ByteTokenizer(specials=("<bos>", "<image>", "<grid>", "<row end>", "<grid end>", "<image end>"))
 NUM_CODES = 128
@@ -112,6 +113,7 @@ def draw(model: MultimodalModel, vq: ConvVQ, digits: Tensor, generator: torch.Ge
         sampling=SAMPLING,
         guidance=GUIDANCE,
         unconditional=[[*prompt(None), begin]] * len(digits),
+        tokenizer=TEXT,
         generator=generator,
     )
     grids = {row: segment.grid for row, segment in generated}

@@ -11,12 +11,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from canvases import SIZES, Canvas, Question, ask, make_canvases
-from fit import fit
-from pictures import report, show, show_curves
 from torch import Tensor
 
-from digits import Digits, load_digits
 from mmblocks import (
     GREEDY,
     ByteTokenizer,
@@ -30,8 +26,12 @@ from mmblocks import (
     text,
 )  # fmt: skip
 
+from canvases import SIZES, Canvas, make_canvases
+from digits import Digits, load_digits
+from fit import fit
+from pictures import report, show, show_curves
+
 TEXT = ByteTokenizer(specials=("<write>", "<end>"))
-NOTHING = torch.zeros(3, 28, 28)
 
 
 def build_model(dim: int = 128) -> MultimodalModel:
@@ -86,61 +86,6 @@ def score_reading(canvases: list[Canvas], written: list[str]) -> dict[str, float
     }
 
 
-def train_to_answer(
-    model: MultimodalModel, train: Digits, generator: torch.Generator, num_steps: int, *, blind: bool = False, deaf: bool = False
-) -> list[float]:
-    """Several questions about each canvas, with transcripts mixed in. Blind: no image. Deaf: no question."""
-    builder = model.batch_builder(TEXT)
-
-    def sample(canvas: Canvas, number: int) -> list:
-        seen = image(NOTHING if blind else canvas.pixels)
-        if number % 4 == 0 and not (blind or deaf):
-            return [seen, *learned(canvas.transcript)]
-        turns = []
-        for _ in range(4):
-            kind = ("place", "count", "relation", "relation")[int(torch.randint(4, (), generator=generator))]
-            question = ask(canvas, kind, generator) or ask(canvas, "place", generator)
-            turns += [text("?" if deaf else question.text), *learned(question.answer)]
-        return [seen, *turns]
-
-    def next_loss(step: int) -> Tensor:
-        canvases = make_canvases(train, 32, generator, sizes=SIZES[1:], augmented=True)
-        return model(builder([sample(canvas, number) for number, canvas in enumerate(canvases)], pack=140)).losses["text"]
-
-    what = "answering" + " without image" * blind + " without question" * deaf
-    return fit(model, next_loss, num_steps, lr=2e-3, what=what)
-
-
-def score_answers(
-    model: MultimodalModel, asked: list[tuple[Canvas, Question]], *, blind: bool = False, deaf: bool = False
-) -> dict[str, float]:
-    """Share of right answers for each kind of question."""
-    prompts = [[image(NOTHING if blind else c.pixels), text("?" if deaf else q.text)] for c, q in asked]
-    right: dict[str, list[bool]] = {}
-    for (_, question), said in zip(asked, answers(model, prompts, max_tokens=4), strict=True):
-        right.setdefault(question.kind, []).append(said == question.answer)
-    return {kind: round(sum(values) / len(values), 4) for kind, values in right.items()}
-
-
-def answer_questions(reader: MultimodalModel, train: Digits, held_out: Digits, folder: Path, num_steps: int) -> None:
-    """--full: questions, and two models that cannot know: one sees nothing, one is not told what is asked."""
-    canvases = make_canvases(held_out, 800, torch.Generator().manual_seed(2), sizes=SIZES[1:])
-    choice = torch.Generator().manual_seed(3)
-    kinds = ("place", "count", "relation")
-    asked = [(c, q) for c in canvases for kind in kinds if (q := ask(c, kind, choice))]
-    figures: dict[str, object] = {}
-    curves = {}
-    for name, options, share in (("", {}, 1.0), (", no image", {"blind": True}, 0.1), (", no question", {"deaf": True}, 0.1)):
-        torch.manual_seed(0)
-        model = build_model()
-        model.load_state_dict(reader.state_dict())
-        generator = torch.Generator().manual_seed(4)
-        curves[f"answers{name}"] = train_to_answer(model, train, generator, int(num_steps * share), **options)
-        figures |= {f"{kind}{name}": share for kind, share in score_answers(model, asked, **options).items()}
-    show_curves(curves, folder / "eve_like_answers_losses.png")
-    report("EVE-like: questions about canvases", figures, folder)
-
-
 def main(folder: Path, full: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -156,7 +101,9 @@ def main(folder: Path, full: bool) -> None:
     show_curves({"reading: cross entropy": losses}, folder / "eve_like_losses.png")
     report("EVE-like: reading canvases", score_reading(canvases, written), folder)
     if full:
-        answer_questions(model, train, held_out, folder, num_steps=4000)
+        from questions import answer_questions
+
+        answer_questions(model, train, held_out, folder)
 
 
 if __name__ == "__main__":

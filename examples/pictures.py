@@ -46,12 +46,13 @@ def show_curves(curves: dict[str, list[float]], file: Path) -> None:
 
 
 def report(section: str, figures: dict[str, object], folder: Path) -> None:
-    """Prints an example's figures as a table and notes them in ``summary.json``."""
+    """Notes an example's figures in ``summary.json`` and prints all that is there as a table."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {}
     summary[section] = figures
     file.write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\n{section}")
-    for name, value in figures.items():
-        print(f"  {name:<58} {value}")
-    print(f"  pictures and summary.json are in {folder}/")
+    for title, entries in summary.items():
+        print(f"\n{title}")
+        for name, value in entries.items():
+            print(f"  {name:<62} {value}")
+    print(f"\nPictures and summary.json are in {folder}/")

@@ -20,6 +20,7 @@ from mmblocks.layers.attention import Prepared, attend, prepare
 from mmblocks.layers.feed_forward import SwiGLU
 from mmblocks.masks import Dense, Mask, MaskRule, lower, visible
 from mmblocks.positions import (
+    PositionScheme,
     RotaryTable,
     check_rotary_scaling,
     rotary_table,
@@ -132,7 +133,7 @@ _NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.{
 class Decoder(Block):
     """A stack of causal transformer layers with rotary positions, grouped queries and SwiGLU.
 
-    Positions count tokens inside each document (1-D, images included). The mask follows the table's visibility rule.
+    The mask follows the table's visibility rule.
 
     Args:
         dim: width.
@@ -147,6 +148,8 @@ class Decoder(Block):
         qk_norm: RMS norm on every head's q and k before the rotation (Qwen3, Emu3.5).
         qkv_bias: biases on q, k and v (Qwen2).
         dropout: on the embeddings and on both branches of every layer, while training (Emu3 trains with 0.1).
+        positions: a scheme of one's own, from the token table to (B, L); ``positions.sequential`` if None, which counts
+            tokens inside each document, images included.
 
     Raises:
         ValueError: for sizes that do not go together.
@@ -174,6 +177,7 @@ class Decoder(Block):
         qk_norm: bool = False,
         qkv_bias: bool = False,
         dropout: float = 0.0,
+        positions: PositionScheme | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -187,6 +191,7 @@ class Decoder(Block):
         check_rotary_scaling(rope_scaling)
         self.dim, self.head_dim, self.num_kv_heads = dim, head_dim, num_kv_heads
         self.rope_theta, self.rope_scaling, self.dropout = rope_theta, rope_scaling, dropout
+        self.positions = positions
         self.checkpoint_activations = False
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -265,7 +270,8 @@ class Decoder(Block):
 
     def _rotary(self, keys: TokenTable, length: int) -> RotaryTable:
         """Angles of the last ``length`` tokens."""
-        positions, theta = scale_rotary(sequential(keys), self.head_dim, self.rope_theta, self.rope_scaling)
+        scheme = self.positions or sequential
+        positions, theta = scale_rotary(scheme(keys), self.head_dim, self.rope_theta, self.rope_scaling)
         return rotary_table(positions[:, -length:], self.head_dim, theta)
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks import Emu3, TokenTable
+from mmblocks.positions import PositionScheme
 from mmblocks.tokens import PADDING
 from tests.parity.cases import Case
 
@@ -17,6 +18,8 @@ def run(case: Case) -> None:
     model = load(case)
     ids = case.io["in.input_ids"]
     table = table_of(ids, case.io.get("in.attention_mask"))
+    if "in.attention_mask" in case.io:
+        model.trunk.positions = positions_of(case)
     real = ~table.is_padding
 
     taps = {int(name): torch.empty(0) for name in case.named("out.hidden.")}
@@ -55,6 +58,13 @@ def table_of(ids: Tensor, attention_mask: Tensor | None) -> TokenTable:
     )
 
 
+def positions_of(case: Case) -> PositionScheme:
+    """Those that were handed to upstream; if none were, it counts padding too. Cached keys show which."""
+    batch, length = case.io["in.input_ids"].shape
+    given = case.io.get("in.position_ids", torch.arange(length).expand(batch, length))
+    return lambda table: given[:, : table.shape[1]]
+
+
 def check_loss_and_gradients(case: Case, model: Emu3, hidden: Tensor, labels: Tensor) -> None:
     asked = labels[:, 1:] != -100
     loss = model.outputs["text"].loss(hidden[:, :-1][asked], labels[:, 1:][asked]).mean()
@@ -78,8 +88,9 @@ def check_cached_steps(case: Case, model: Emu3, ids: Tensor, table: TokenTable) 
         embeds = model.inputs["text"](ids[:, start:stop])
         hidden = model.trunk(embeds, table.slice(start, stop), cache)
         got.append(model.outputs["text"].logits(hidden[:, -1]))
-    case.check("out.cached_logits", torch.stack(got, dim=1))
+    real = ~table.is_padding
+    case.check("out.cached_logits", torch.stack(got, dim=1), where=real[:, prefill - 1 :])
     for name in ("key", "value"):
         for layer, _ in case.named(f"out.past_{name}.").items():
             stored = getattr(cache, f"{name}s")[int(layer)][:, :, :length]
-            case.check(f"out.past_{name}.{layer}", stored)
+            case.check(f"out.past_{name}.{layer}", stored, where=real[:, None, :].expand(stored.shape[:3]))

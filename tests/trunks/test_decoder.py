@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmblocks.masks import Causal, Dense, visible
+from mmblocks.positions import v2pe
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.decoder import Decoder
 from tests.random_tables import random_table
@@ -105,6 +106,21 @@ def test_a_rule_of_ones_own() -> None:
     changed[:, 0] += 1
     assert torch.equal(trunk(embeds, table, mask=window)[:, 2], trunk(changed, table, mask=window)[:, 2])
     assert not torch.equal(trunk(embeds, table)[:, 2], trunk(changed, table)[:, 2])
+
+
+def test_a_position_scheme_of_ones_own() -> None:
+    """V2PE: with an increment of one it is the plain scheme, with a smaller one it is not; cached steps continue it."""
+    table = TokenTable.text(1, 6)
+    table.span[0, 2:5] = 0
+    embeds = torch.randn(1, 6, WIDTH)
+    plain = decoder()(embeds, table)
+    assert torch.equal(decoder(positions=lambda t: v2pe(t, 1.0))(embeds, table), plain)
+    assert not torch.allclose(decoder(positions=lambda t: v2pe(t, 1 / 16))(embeds, table), plain, atol=1e-3)
+
+    trunk = decoder(positions=lambda t: v2pe(t, 1 / 16))
+    cache = trunk.new_cache(1, 6)
+    steps = [trunk(embeds[:, i : i + 1], table.slice(i, i + 1), cache) for i in range(6)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5, rtol=1e-5)
 
 
 def test_taps_record_the_states_asked_for() -> None:
