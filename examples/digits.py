@@ -83,6 +83,17 @@ class Reader:
         """(N, 3, 28, 28) -> the digit that each image shows."""
         return torch.from_numpy(self.machine.predict(_edges(pixels)))
 
+    def score(self, pixels: Tensor, labels: Tensor) -> float:
+        """Share of images that show what they should."""
+        return round(float((self.read(pixels) == labels).float().mean()), 4)
+
+
+def diversity(pixels: Tensor, labels: Tensor) -> dict[str, float]:
+    """How much the images of one digit differ."""
+    spread = torch.stack([pixels[labels == digit].std(dim=0).mean() for digit in range(10)]).mean()
+    distinct = len({image.numpy().tobytes() for image in (pixels * 255).round().byte()}) / len(pixels)
+    return {"std": round(float(spread), 4), "distinct": distinct}
+
 
 def _edges(pixels: Tensor) -> np.ndarray:
     """How strong edges of 8 directions are in each of 7 x 7 squares of the upright digit."""

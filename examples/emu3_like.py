@@ -14,28 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from mmblocks import (
-    ByteTokenizer,
-    ConvVQ,
-    Decoder,
-    GridFormat,
-    GridGrammar,
-    Latents,
-    LMHead,
-    MultimodalModel,
-    Sampling,
-    TextEmbedding,
-    codes,
-    text,
-)  # fmt: skip
+import mmblocks as mm
 
-from digits import NAMES, Digits, Reader, augment, load_digits
-from fit import fit
+from digits import NAMES, Digits, Reader, augment, diversity, load_digits
+from fit import DEVICE, fit
 from pictures import report, show, show_curves
 
-TEXT = ByteTokenizer(specials=("<bos>", "<image>", "<grid>", "<row end>", "<grid end>", "<image end>"))
+TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<grid>", "<row end>", "<grid end>", "<image end>"))
 NUM_CODES = 128
-FORMAT = GridFormat(
+FORMAT = mm.GridFormat(
     begin=TEXT["<image>"],
     image=TEXT["<grid>"],
     row_end=TEXT["<row end>"],
@@ -46,7 +33,7 @@ FORMAT = GridFormat(
     first_code=TEXT.vocab_size,
     num_codes=NUM_CODES,
 )
-SAMPLING, GUIDANCE = Sampling(temperature=0.8), 2.0
+SAMPLING, GUIDANCE = mm.Sampling(temperature=0.8), 2.0
 
 
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,78 +41,75 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return augment(pixels, generator, degrees=3, stretch=0.03, shift=0.5)
 
 
-def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 500) -> tuple[ConvVQ, list[float]]:
+def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 700) -> tuple[mm.ConvVQ, list[float]]:
     """Reconstruction alone at first; then the codebook is laid where the features are, and the losses of VQ join."""
-    vq = ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16)
+    vq = mm.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
+
+    some = train.pixels[::10].to(DEVICE)
 
     def next_loss(step: int) -> Tensor:
-        pixels = vary(train.pixels[torch.randint(len(train.labels), (32,), generator=generator)], generator)
+        pixels = vary(train.pixels[torch.randint(len(train.labels), (32,), generator=generator)], generator).to(DEVICE)
         if step < 40:
-            return mse_loss(vq.decode(Latents(z=vq.features(pixels))), pixels)
+            return mse_loss(vq.decode(mm.Latents(z=vq.features(pixels))), pixels)
         if step == 40:
-            vq.fit_codebook(train.pixels[::10], generator)
+            vq.fit_codebook(some)
         elif step % 50 == 0 and step < 0.8 * num_steps:
-            vq.revive_codes(train.pixels[::10], generator)
+            vq.revive_codes(some)
         latents = vq.encode(pixels)
         return mse_loss(vq.decode(latents), pixels) + latents.loss["codebook"] + 0.25 * latents.loss["commitment"]
 
     return vq, fit(vq, next_loss, num_steps, lr=2e-3, weight_decay=0.0, what="tokenizer")
 
 
-def build_model(dim: int = 128) -> MultimodalModel:
+def build_model(dim: int = 128) -> mm.MultimodalModel:
     vocab_size = TEXT.vocab_size + NUM_CODES
-    return MultimodalModel(
-        inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim)},
-        trunk=Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True),
-        outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+    return mm.MultimodalModel(
+        inputs={"text": mm.TextEmbedding(vocab_size=vocab_size, dim=dim)},
+        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True),
+        outputs={"text": mm.LMHead(dim=dim, vocab_size=vocab_size)},
     )
 
 
-def prompt(digit: int | None) -> list:
-    """What the model is told: a digit's name, or nothing at all."""
-    return [text([TEXT["<bos>"]]), text("" if digit is None else f"a handwritten {NAMES[digit]}")]
+def prompt(digit: int) -> list:
+    """What the model is told: a digit's name, or nothing at all (-1)."""
+    return [mm.text([TEXT["<bos>"]]), mm.text("" if digit < 0 else f"a handwritten {NAMES[digit]}")]
 
 
-def train_model(vq: ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 700) -> tuple[MultimodalModel, list[float]]:
+def train_model(
+    vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 900
+) -> tuple[mm.MultimodalModel, list[float]]:
     """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
-    model = build_model()
+    model = build_model().to(DEVICE)
     builder = model.batch_builder(TEXT)
 
     def next_loss(step: int) -> Tensor:
-        chosen = torch.randint(len(train.labels), (32,), generator=generator)
+        chosen = torch.randint(len(train.labels), (16,), generator=generator)
         with torch.no_grad():
-            grids = vq.encode(vary(train.pixels[chosen], generator)).ids
-        dropped = torch.rand(32, generator=generator) < 0.1
-        told = [None if drop else int(label) for drop, label in zip(dropped, train.labels[chosen], strict=True)]
-        samples = [[*prompt(digit), codes(grid, FORMAT, target="text")] for digit, grid in zip(told, grids, strict=True)]
-        return model(builder(samples)).losses["text"]
+            grids = vq.encode(vary(train.pixels[chosen], generator).to(DEVICE)).ids
+        dropped = torch.rand(16, generator=generator) < 0.1
+        told = train.labels[chosen].masked_fill(dropped, -1).tolist()
+        samples = [[*prompt(digit), mm.codes(grid, FORMAT, target="text")] for digit, grid in zip(told, grids.cpu(), strict=True)]
+        return model(builder(samples).to(DEVICE)).losses["text"]
 
-    return model, fit(model, next_loss, num_steps, lr=3e-3, what="model")
+    return model, fit(model, next_loss, num_steps, lr=2.5e-3, what="model")
 
 
-def draw(model: MultimodalModel, vq: ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def draw(model: mm.MultimodalModel, vq: mm.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
     """One image per digit asked for."""
-    begin = text([FORMAT.begin])
+    begin = mm.text([FORMAT.begin])
     generated = model.generate(
         [[*prompt(digit), begin] for digit in digits.tolist()],
-        GridGrammar(FORMAT, size=(7, 7)),
+        mm.GridGrammar(FORMAT, size=(7, 7)),
         max_tokens=80,
         sampling=SAMPLING,
         guidance=GUIDANCE,
-        unconditional=[[*prompt(None), begin]] * len(digits),
+        unconditional=[[*prompt(-1), begin]] * len(digits),
         tokenizer=TEXT,
         generator=generator,
     )
     grids = {row: segment.grid for row, segment in generated}
-    with torch.no_grad():
-        return vq.decode(torch.stack([grids[row] for row in range(len(digits))]))
-
-
-def diversity(pixels: Tensor, labels: Tensor) -> dict[str, float]:
-    """How much the images of one digit differ."""
-    spread = torch.stack([pixels[labels == digit].std(dim=0).mean() for digit in range(10)]).mean()
-    distinct = len({image.numpy().tobytes() for image in (pixels * 255).round().byte()}) / len(pixels)
-    return {"std": round(float(spread), 4), "distinct": distinct}
+    return vq.decode(torch.stack([grids[row] for row in range(len(digits))]).to(DEVICE)).cpu()
 
 
 def main(folder: Path) -> None:
@@ -137,11 +121,12 @@ def main(folder: Path) -> None:
 
     vq, vq_losses = train_tokenizer(train, generator)
     with torch.no_grad():
-        latents = vq.encode(held_out.pixels)
-        rebuilt = vq.decode(latents)
+        ids = vq.encode(held_out.pixels.to(DEVICE)).ids
+        rebuilt = vq.decode(ids).cpu()
     model, losses = train_model(vq, train, generator)
     asked = torch.arange(10).repeat_interleave(50)
-    drawn = torch.cat([draw(model, vq, part, generator) for part in asked.split(250)])
+    chance = torch.Generator(DEVICE).manual_seed(0)
+    drawn = torch.cat([draw(model, vq, part, chance) for part in asked.split(250)])
 
     show([list(held_out.pixels[::50]), list(rebuilt[::50])], folder / "reconstructions.png", row_names=["held out", "rebuilt"])
     show([list(drawn[asked == digit][:16]) for digit in range(10)], folder / "generated.png", row_names=list(NAMES))
@@ -149,9 +134,9 @@ def main(folder: Path) -> None:
     real, made = diversity(held_out.pixels, held_out.labels), diversity(drawn, asked)
     figures = {
         "held-out reconstruction PSNR, dB": round(-10 * float(mse_loss(rebuilt, held_out.pixels).log10()), 2),
-        "codes used on held-out digits": f"{len(latents.ids.unique())} of {NUM_CODES}",
-        "classifier on real held-out digits": round(float((reader.read(held_out.pixels) == held_out.labels).float().mean()), 4),
-        "500 generated digits read as the digit asked for": round(float((reader.read(drawn) == asked).float().mean()), 4),
+        "codes used on held-out digits": f"{len(ids.unique())} of {NUM_CODES}",
+        "classifier on real held-out digits": reader.score(held_out.pixels, held_out.labels),
+        "500 generated digits read as the digit asked for": reader.score(drawn, asked),
         "pixel standard deviation in a class: generated (real)": f"{made['std']} ({real['std']})",
         "share of distinct images: generated (real)": f"{made['distinct']} ({real['distinct']})",
     }

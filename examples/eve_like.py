@@ -28,7 +28,7 @@ from mmblocks import (
 
 from canvases import SIZES, Canvas, make_canvases
 from digits import Digits, load_digits
-from fit import fit
+from fit import DEVICE, fit
 from pictures import report, show, show_curves
 
 TEXT = ByteTokenizer(specials=("<write>", "<end>"))
@@ -58,7 +58,7 @@ def train_to_read(model: MultimodalModel, train: Digits, generator: torch.Genera
         count, sizes = (72, SIZES[:1]) if step < 100 else (54, SIZES[:2] + SIZES[3:5]) if step < 220 else (36, SIZES)
         canvases = make_canvases(train, count, generator, sizes=sizes, augmented=True)
         samples = [[image(canvas.pixels), *learned(canvas.transcript)] for canvas in canvases]
-        return model(builder(samples, pack=80)).losses["text"]
+        return model(builder(samples, pack=80).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="reading")
 
@@ -91,7 +91,7 @@ def main(folder: Path, full: bool) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
-    model = build_model()
+    model = build_model().to(DEVICE)
     losses = train_to_read(model, train, generator, num_steps=1200)
 
     canvases = make_canvases(held_out, 540, torch.Generator().manual_seed(1))

@@ -9,6 +9,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def fit(
     model: nn.Module, next_loss: Callable[[int], Tensor], num_steps: int, *, lr: float, what: str, weight_decay: float = 0.05

@@ -10,7 +10,7 @@ from mmblocks import MultimodalModel, image, text
 from canvases import SIZES, Canvas, Question, ask, make_canvases
 from digits import Digits
 from eve_like import TEXT, answers, build_model, learned
-from fit import fit
+from fit import DEVICE, fit
 from pictures import report, show, show_curves
 
 NOTHING = torch.zeros(3, 28, 28)
@@ -41,7 +41,7 @@ def train_to_answer(
         canvases = make_canvases(train, 24, generator, sizes=sizes, augmented=True)
         samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in canvases[6:]]
         samples += [[image(NOTHING if blind else canvas.pixels), *learned(canvas.transcript)] for canvas in canvases[:6]]
-        return model(builder(samples, pack=130)).losses["text"]
+        return model(builder(samples, pack=130).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="answering" + ", no image" * blind + ", no question" * deaf)
 
@@ -69,7 +69,7 @@ def answer_questions(reader: MultimodalModel, train: Digits, held_out: Digits, f
         (", no image", {"blind": True}, NUM_STEPS // 10),
         (", no question", {"deaf": True}, NUM_STEPS // 10),
     ):
-        model = build_model()
+        model = build_model().to(DEVICE)
         model.load_state_dict(reader.state_dict())
         curves[f"answers{name}"] = train_to_answer(model, train, num_steps, **options)
         for kind, share in score(model, asked, **options).items():

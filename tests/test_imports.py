@@ -81,3 +81,9 @@ def _libraries(nodes) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module.partition(".")[0])
     return found
+
+
+def test_type_checkers_see_the_same_public_names() -> None:
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    stubbed = {(alias.name, node.module) for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert stubbed == {(name, f"mmblocks.{home}") for name, home in mmblocks._HOME.items()}
