@@ -46,7 +46,7 @@ def make_canvases(
     is_gap = torch.rand(num_cells, generator=generator) < GAPS
     pixels = digits.pixels[chosen]
     if augmented:
-        pixels = augment(pixels, generator, degrees=12, stretch=0.12, shift=2, bend=1)
+        pixels = augment(pixels, generator, degrees=10, stretch=0.12, shift=1, bend=1)
     pixels = pixels * ~is_gap[:, None, None, None]
     held = [None if gap else label for gap, label in zip(is_gap.tolist(), digits.labels[chosen].tolist(), strict=True)]
     canvases, at = [], 0

@@ -38,7 +38,7 @@ def build_model(dim: int = 128) -> MultimodalModel:
     return MultimodalModel(
         inputs={
             "text": TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=14, merge_size=2),
+            "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=96, patch_size=7, merge_size=2),
         },
         trunk=Decoder(dim=dim, num_layers=4, num_heads=2, mlp_dim=336, qk_norm=True),
         outputs={"text": LMHead(dim=dim, vocab_size=TEXT.vocab_size)},
@@ -58,7 +58,7 @@ def train_to_read(model: MultimodalModel, train: Digits, generator: torch.Genera
         count, sizes = (72, SIZES[:1]) if step < 100 else (54, SIZES[:2] + SIZES[3:5]) if step < 220 else (36, SIZES)
         canvases = make_canvases(train, count, generator, sizes=sizes, augmented=True)
         samples = [[image(canvas.pixels), *learned(canvas.transcript)] for canvas in canvases]
-        return model(builder(samples, pack=80).to(DEVICE)).losses["text"]
+        return model(builder(samples, pack=150).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="reading")
 

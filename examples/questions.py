@@ -41,7 +41,7 @@ def train_to_answer(
         canvases = make_canvases(train, 24, generator, sizes=sizes, augmented=True)
         samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in canvases[6:]]
         samples += [[image(NOTHING if blind else canvas.pixels), *learned(canvas.transcript)] for canvas in canvases[:6]]
-        return model(builder(samples, pack=130).to(DEVICE)).losses["text"]
+        return model(builder(samples, pack=160).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="answering" + ", no image" * blind + ", no question" * deaf)
 
