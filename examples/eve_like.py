@@ -38,9 +38,9 @@ def build_model(dim: int = 128) -> MultimodalModel:
     return MultimodalModel(
         inputs={
             "text": TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=96, patch_size=7, merge_size=2),
+            "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=7, merge_size=2),
         },
-        trunk=Decoder(dim=dim, num_layers=4, num_heads=2, mlp_dim=336, qk_norm=True),
+        trunk=Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=336, qk_norm=True),
         outputs={"text": LMHead(dim=dim, vocab_size=TEXT.vocab_size)},
     )
 
@@ -92,7 +92,8 @@ def main(folder: Path, full: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
     model = build_model().to(DEVICE)
-    losses = train_to_read(model, train, generator, num_steps=1200)
+    losses = train_to_read(model, train, generator, num_steps=1000)
+    model.save_pretrained(folder / "eve_like")
 
     canvases = make_canvases(held_out, 540, torch.Generator().manual_seed(1))
     written = answers(model, [[image(canvas.pixels)] for canvas in canvases], max_tokens=24)

@@ -96,6 +96,12 @@ def test_block_mask_equals_flex_attentions_own(seed: int, length: int) -> None:
     assert torch.equal(ours.full_kv_num_blocks, theirs.full_kv_num_blocks)
 
 
+def test_block_mask_of_one_image_that_ends_inside_a_tile() -> None:
+    mask = Intervals(torch.zeros(1, 300, dtype=torch.long), torch.full((1, 300), 300))
+    theirs = create_block_mask(lambda b, h, q, k: k >= 0, 1, 1, 300, 300, device="cpu")
+    assert torch.equal(interval_block_mask(mask, 300).full_kv_num_blocks, theirs.full_kv_num_blocks)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_all_ways_to_attend_agree(seed: int, num_kv_heads: int) -> None:

@@ -5,6 +5,8 @@ A cache belongs to one generation. The modules hold no state of it, so several g
 Shapes: B rows, K key/value heads, C capacity in tokens, D head width.
 """
 
+from copy import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -90,9 +92,8 @@ class KVCache:
 
     def rows(self, index: Int[Tensor, " R"]) -> "KVCache":
         """A cache of the chosen rows, as copies: to drop finished rows or repeat one."""
-        chosen = object.__new__(type(self))
+        chosen = copy(self)
         chosen.keys = [keys[index] for keys in self.keys]
         chosen.values = [values[index] for values in self.values]
         chosen.slots = self.slots.rows(index)
-        chosen.length = self.length
         return chosen

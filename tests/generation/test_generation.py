@@ -172,7 +172,10 @@ def test_sampling_an_image_size() -> None:
     assert allowed_ids(grammar, state) == digits - {ord("0")}
     state = grammar.advance(state, ord("1"))
     assert allowed_ids(grammar, state) == digits | {ord("*")}
-    for spelled in "05*2":
+    for spelled in "05":
+        state = grammar.advance(state, ord(spelled))
+    assert allowed_ids(grammar, state) == {ord("*")}
+    for spelled in "*2":
         state = grammar.advance(state, ord(spelled))
     assert allowed_ids(grammar, state) == digits | {FORMAT.image}
     state = grammar.advance(state, FORMAT.image)
