@@ -95,10 +95,10 @@ def main(folder: Path, full: bool) -> None:
     losses = train_to_read(model, train, generator, num_steps=1000)
     model.save_pretrained(folder / "eve_like")
 
-    canvases = make_canvases(held_out, 540, torch.Generator().manual_seed(1))
+    canvases = make_canvases(held_out, 544, torch.Generator().manual_seed(1), sizes=SIZES[1:])
     written = answers(model, [[image(canvas.pixels)] for canvas in canvases], max_tokens=24)
-    titles = [written[row : row + 9] for row in (9, 18, 27)]
-    show([[c.pixels for c in canvases[row : row + 9]] for row in (9, 18, 27)], folder / "canvases.png", titles=titles)
+    titles = [written[row : row + 8] for row in (8, 16, 24)]
+    show([[c.pixels for c in canvases[row : row + 8]] for row in (8, 16, 24)], folder / "canvases.png", titles=titles)
     show_curves({"reading: cross entropy": losses}, folder / "eve_like_losses.png")
     report("EVE-like: reading canvases", score_reading(canvases, written), folder)
     if full:
