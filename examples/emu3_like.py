@@ -41,7 +41,7 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return augment(pixels, generator, degrees=3, stretch=0.03, shift=0.5)
 
 
-def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int = 700) -> tuple[mm.ConvVQ, list[float]]:
+def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.ConvVQ, list[float]]:
     """Reconstruction alone at first; then the codebook is laid where the features are, and the losses of VQ join."""
     vq = mm.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
 
@@ -75,9 +75,7 @@ def prompt(digit: int) -> list:
     return [mm.text([TEXT["<bos>"]]), mm.text("" if digit < 0 else f"a handwritten {NAMES[digit]}")]
 
 
-def train_model(
-    vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int = 900
-) -> tuple[mm.MultimodalModel, list[float]]:
+def train_model(vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.MultimodalModel, list[float]]:
     """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
     model = build_model().to(DEVICE)
     builder = model.batch_builder(TEXT)
@@ -119,11 +117,13 @@ def main(folder: Path) -> None:
     train, held_out = load_digits()
     reader = Reader(train)
 
-    vq, vq_losses = train_tokenizer(train, generator)
+    vq, vq_losses = train_tokenizer(train, generator, num_steps=700)
     with torch.no_grad():
         ids = vq.encode(held_out.pixels.to(DEVICE)).ids
         rebuilt = vq.decode(ids).cpu()
-    model, losses = train_model(vq, train, generator)
+    model, losses = train_model(vq, train, generator, num_steps=900)
+    vq.save_pretrained(folder / "emu3_like_tokenizer")
+    model.save_pretrained(folder / "emu3_like")
     asked = torch.arange(10).repeat_interleave(50)
     chance = torch.Generator(DEVICE).manual_seed(0)
     drawn = torch.cat([draw(model, vq, part, chance) for part in asked.split(250)])

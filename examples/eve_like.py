@@ -13,62 +13,51 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmblocks import (
-    GREEDY,
-    ByteTokenizer,
-    Decoder,
-    EVE2PatchEmbedding,
-    LMHead,
-    MultimodalModel,
-    TextEmbedding,
-    TextGrammar,
-    image,
-    text,
-)  # fmt: skip
+import mmblocks as mm
 
 from canvases import SIZES, Canvas, make_canvases
 from digits import Digits, load_digits
 from fit import DEVICE, fit
 from pictures import report, show, show_curves
 
-TEXT = ByteTokenizer(specials=("<write>", "<end>"))
+TEXT = mm.ByteTokenizer(specials=("<write>", "<end>"))
 
 
-def build_model(dim: int = 128) -> MultimodalModel:
-    return MultimodalModel(
+def build_model(dim: int = 128) -> mm.MultimodalModel:
+    return mm.MultimodalModel(
         inputs={
-            "text": TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "vision": EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=7, merge_size=2),
+            "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
+            "vision": mm.EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=7, merge_size=2),
         },
-        trunk=Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=336, qk_norm=True),
-        outputs={"text": LMHead(dim=dim, vocab_size=TEXT.vocab_size)},
+        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=336, qk_norm=True),
+        outputs={"text": mm.LMHead(dim=dim, vocab_size=TEXT.vocab_size)},
     )
 
 
 def learned(answer: str) -> list:
     """An answer that the model learns to write, and to end."""
-    return [text([TEXT["<write>"]]), text([*answer.encode(), TEXT["<end>"]], target="text")]
+    return [mm.text([TEXT["<write>"]]), mm.text([*answer.encode(), TEXT["<end>"]], target="text")]
 
 
-def train_to_read(model: MultimodalModel, train: Digits, generator: torch.Generator, num_steps: int) -> list[float]:
+def train_to_read(model: mm.MultimodalModel, train: Digits, generator: torch.Generator, num_steps: int) -> list[float]:
     """Single digits first, then small canvases, then all sizes: what to write where is learned on little text."""
     builder = model.batch_builder(TEXT)
 
     def next_loss(step: int) -> Tensor:
         count, sizes = (72, SIZES[:1]) if step < 100 else (54, SIZES[:2] + SIZES[3:5]) if step < 220 else (36, SIZES)
         canvases = make_canvases(train, count, generator, sizes=sizes, augmented=True)
-        samples = [[image(canvas.pixels), *learned(canvas.transcript)] for canvas in canvases]
+        samples = [[mm.image(canvas.pixels), *learned(canvas.transcript)] for canvas in canvases]
         return model(builder(samples, pack=150).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="reading")
 
 
-def answers(model: MultimodalModel, prompts: list[list], max_tokens: int) -> list[str]:
+def answers(model: mm.MultimodalModel, prompts: list[list], max_tokens: int) -> list[str]:
     """What the model writes behind each prompt."""
     written = [""] * len(prompts)
-    grammar = TextGrammar(TEXT.vocab_size, stop=(TEXT["<end>"],))
-    begun = [[*prompt, text([TEXT["<write>"]])] for prompt in prompts]
-    for row, segment in model.generate(begun, grammar, max_tokens=max_tokens, sampling=GREEDY, tokenizer=TEXT):
+    grammar = mm.TextGrammar(TEXT.vocab_size, stop=(TEXT["<end>"],))
+    begun = [[*prompt, mm.text([TEXT["<write>"]])] for prompt in prompts]
+    for row, segment in model.generate(begun, grammar, max_tokens=max_tokens, sampling=mm.GREEDY, tokenizer=TEXT):
         written[row] = segment.content
     return written
 
@@ -96,7 +85,7 @@ def main(folder: Path, full: bool) -> None:
     model.save_pretrained(folder / "eve_like")
 
     canvases = make_canvases(held_out, 544, torch.Generator().manual_seed(1), sizes=SIZES[1:])
-    written = answers(model, [[image(canvas.pixels)] for canvas in canvases], max_tokens=24)
+    written = answers(model, [[mm.image(canvas.pixels)] for canvas in canvases], max_tokens=24)
     titles = [written[row : row + 8] for row in (8, 16, 24)]
     show([[c.pixels for c in canvases[row : row + 8]] for row in (8, 16, 24)], folder / "canvases.png", titles=titles)
     show_curves({"reading: cross entropy": losses}, folder / "eve_like_losses.png")
