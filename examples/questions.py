@@ -23,7 +23,7 @@ def sample(canvas: Canvas, generator: torch.Generator, *, blind: bool, deaf: boo
     """Four questions about a canvas and their answers. Blind: without the canvas. Deaf: without the questions."""
     turns = []
     for _ in range(4):
-        kind = KINDS[int(torch.multinomial(torch.tensor([0.4, 0.2, 0.4]), 1, generator=generator))]
+        kind = KINDS[int(torch.multinomial(torch.tensor([0.35, 0.15, 0.5]), 1, generator=generator))]
         question = ask(canvas, kind, generator) or ask(canvas, "place", generator)
         turns += [text("?" if deaf else question.text), *learned(question.answer)]
     return [image(NOTHING if blind else canvas.pixels), *turns]
@@ -32,15 +32,16 @@ def sample(canvas: Canvas, generator: torch.Generator, *, blind: bool, deaf: boo
 def train_to_answer(
     model: MultimodalModel, train: Digits, num_steps: int, *, blind: bool = False, deaf: bool = False
 ) -> list[float]:
-    """Questions about small canvases first, then about all; every fourth canvas is read out instead."""
+    """Questions about small canvases first, then about all; canvases of all sizes are read out all along."""
     generator = torch.Generator().manual_seed(4)
     builder = model.batch_builder(TEXT)
 
     def next_loss(step: int) -> Tensor:
         sizes = SMALL if step < num_steps // 4 else SIZES[1:]
-        canvases = make_canvases(train, 24, generator, sizes=sizes, augmented=True)
-        samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in canvases[6:]]
-        samples += [[image(NOTHING if blind else canvas.pixels), *learned(canvas.transcript)] for canvas in canvases[:6]]
+        asked = make_canvases(train, 18, generator, sizes=sizes, augmented=True)
+        read = make_canvases(train, 9, generator, sizes=SIZES, augmented=True)
+        samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in asked]
+        samples += [[image(NOTHING if blind else canvas.pixels), *learned(canvas.transcript)] for canvas in read]
         return model(builder(samples, pack=160).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="answering" + ", no image" * blind + ", no question" * deaf)

@@ -17,7 +17,7 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.pixels import normalise, pixels_of
+from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -86,10 +86,13 @@ class EVE2PatchEmbedding(Block):
         """Images with pixels in [0, 1] and sides that are multiples of ``token_size``, each of its own size.
 
         Raises:
-            ValueError: no image, or a size that is no multiple.
+            TypeError: pixels that are not floating point.
+            ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
         if not images:
             raise ValueError("images is empty; accepted: at least one")
+        for image in images:
+            check_pixels(image, num_axes=3)
         layouts = [self.layout(*image.shape[-2:]) for image in images]
         kind = torch.cat([layout.kind for layout in layouts])
         number = torch.arange(len(images)).repeat_interleave(torch.tensor([len(layout.kind) for layout in layouts]))

@@ -9,6 +9,29 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 
+def check_pixels(pixels: Tensor, num_axes: int) -> None:
+    """Refuses what is no RGB in [0, 1].
+
+    Args:
+        pixels: what a part was given.
+        num_axes: 3 for one image (3, H, W), 4 for a batch of them.
+
+    Raises:
+        TypeError: if they are not floating point.
+        ValueError: for another shape, or values outside [0, 1], NaN included (values are checked on CPU).
+    """
+    if not pixels.is_floating_point():
+        raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
+    if pixels.ndim != num_axes or pixels.shape[-3] != 3:
+        shape = "(3, H, W)" if num_axes == 3 else "(B, 3, H, W)"
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: {shape}")
+    if torch.compiler.is_compiling() or pixels.device.type != "cpu" or pixels.numel() == 0:
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
+
+
 def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
     """A PIL image as RGB in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255

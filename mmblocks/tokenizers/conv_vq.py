@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
 from mmblocks.block import Block
+from mmblocks.layers.pixels import check_pixels
 from mmblocks.layers.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
 
@@ -60,7 +61,8 @@ class ConvVQ(Block):
             TypeError: pixels that are not floating point.
             ValueError: a side that is no multiple of ``patch_size``, or pixels outside [0, 1] (NaN included).
         """
-        self._check_pixels(pixels)
+        check_pixels(pixels, num_axes=4)
+        self._check_size(*pixels.shape[-2:])
         return self.encoder(pixels * 2 - 1).permute(0, 2, 3, 1)
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Latents:
@@ -87,15 +89,8 @@ class ConvVQ(Block):
         used = torch.bincount(self.quantizer(features).ids, minlength=self.num_codes)
         return self.quantizer.replace_unused(features, used, generator)
 
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if not pixels.is_floating_point():
-            raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
-        height, width = pixels.shape[-2:]
+    def _check_size(self, height: int, width: int) -> None:
         size = self.patch_size
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or height % size or width % size or not height or not width:
-            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: (B, 3, H, W), sides multiples of {size}")
-        if torch.compiler.is_compiling() or pixels.numel() == 0:
-            return
-        low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
+        if height % size or width % size or not height or not width:
+            near = tuple(max(round(side / size), 1) * size for side in (height, width))
+            raise ValueError(f"pixels are {height}x{width}; accepted: multiples of {size}, such as {near[0]}x{near[1]}")

@@ -58,6 +58,22 @@ def test_sizes_that_are_no_multiple_are_refused_with_one_that_is(size, near) -> 
         stem().layout(*size)
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("pixels", "error", "message"),
+    [
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "uint8"),
+        (torch.zeros(4, 4, 3), ValueError, r"\(4, 4, 3\)"),
+        (torch.zeros(1, 3, 4, 4), ValueError, r"\(1, 3, 4, 4\)"),
+        (torch.full((3, 4, 4), 255.0), ValueError, r"\[255, 255\]"),
+        (torch.full((3, 4, 4), float("nan")), ValueError, "nan"),
+    ],
+)
+def test_what_is_no_image_is_refused(pixels, error, message) -> None:
+    with pytest.raises(error, match=message):
+        stem()([pixels])
+
+
 def test_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match="images is empty"):
         stem()([])
