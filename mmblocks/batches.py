@@ -4,6 +4,7 @@ Shapes: B rows, L tokens of the longest row, N tokens (of one input or target) i
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class BatchBuilder:
         self.input_names = None if inputs is None else tuple(inputs)
         embedders = {name: inputs[name] for name in inputs or ()}
         self.layouts: dict[str, ImageLayoutRule] = {
-            name: embedder.layout for name, embedder in embedders.items() if hasattr(embedder, "layout")
+            name: lru_cache(embedder.layout) for name, embedder in embedders.items() if hasattr(embedder, "layout")
         }
 
     def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:

@@ -5,7 +5,6 @@ Shapes: H and W pixels, h and w tokens, N tokens of all images, D width of the t
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +28,6 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"]}
 
 
-@lru_cache(maxsize=1024)
 def _layout(rows: int, columns: int) -> ImageLayout:
     """A class token, then rows of patches, each closed by a split token."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + 1), indexing="ij")
@@ -95,7 +93,7 @@ class EVE2PatchEmbedding(Block):
             check_pixels(image, num_axes=3)
         layouts = [self.layout(*image.shape[-2:]) for image in images]
         kind = torch.cat([layout.kind for layout in layouts])
-        number = torch.arange(len(images)).repeat_interleave(torch.tensor([len(layout.kind) for layout in layouts]))
+        number = torch.cat([torch.full_like(layout.kind, number) for number, layout in enumerate(layouts)])
         device = self.class_token.device
         return VisionTokens(
             embeds=self._with_class_and_split_tokens(self._patch_tokens(images), kind.to(device)),
@@ -148,6 +146,6 @@ class EVE2PatchEmbedding(Block):
 
     def _with_class_and_split_tokens(self, patch_tokens: Tensor, kind: Tensor) -> Tensor:
         """Puts the class and split token where a layout has them."""
-        is_patch = kind == TokenKind.PATCH
-        source = torch.where(is_patch, is_patch.cumsum(0) + 1, (kind == TokenKind.NEWLINE).long())
+        is_patch = kind == int(TokenKind.PATCH)  # int: torch.compile does not compare with enum members
+        source = torch.where(is_patch, is_patch.cumsum(0) + 1, (kind == int(TokenKind.NEWLINE)).long())
         return torch.cat([torch.stack([self.class_token, self.split_token]), patch_tokens]).index_select(0, source)
