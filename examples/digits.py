@@ -92,7 +92,7 @@ def diversity(pixels: Tensor, labels: Tensor) -> dict[str, float]:
     """How much the images of one digit differ."""
     spread = torch.stack([pixels[labels == digit].std(dim=0).mean() for digit in range(10)]).mean()
     distinct = len({image.numpy().tobytes() for image in (pixels * 255).round().byte()}) / len(pixels)
-    return {"std": round(float(spread), 4), "distinct": distinct}
+    return {"pixel standard deviation in a class": round(float(spread), 4), "share of distinct images": distinct}
 
 
 def _edges(pixels: Tensor) -> np.ndarray:
