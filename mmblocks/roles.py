@@ -6,7 +6,7 @@ Shapes: B batch, L tokens of a row, N tokens (or rows) in all, D width, H and W 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from mmblocks.masks import Mask, MaskRule
@@ -57,18 +57,6 @@ class Connector(Protocol):
 
     def __call__(self, features: Float[Tensor, "B *grid D"]) -> Float[Tensor, "B *grid2 D2"]:
         """Features in, features out, both channels last."""
-        ...
-
-
-@runtime_checkable
-class KeyValueCache(Protocol):
-    """What a trunk keeps of the tokens it has read; belongs to one generation, never to a module."""
-
-    table: TokenTable
-    length: int
-
-    def rows(self, index: Int[Tensor, " R"]) -> "KeyValueCache":
-        """A cache of the chosen rows."""
         ...
 
 

@@ -101,10 +101,6 @@ class TokenTable(NamedTuple):
         """The chosen rows, in the order of ``index``."""
         return type(self)(*(column[index] for column in self))
 
-    def then(self, other: "TokenTable") -> "TokenTable":
-        """``other``'s tokens behind this table's, row by row."""
-        return type(self)(*(torch.cat(pair, dim=1) for pair in zip(self, other, strict=True)))
-
     def to(self, device: torch.device | str) -> "TokenTable":
         """The table on another device."""
         return type(self)(*(column.to(device) for column in self))
