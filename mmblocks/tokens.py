@@ -114,6 +114,8 @@ class Latents(NamedTuple):
         ids: code numbers, one or several (Q) a place; None for continuous tokenizers.
         loss: the tokenizer's own terms by name (commitment, codebook, entropy), unweighted; None outside training.
         mean, logvar: of a variational tokenizer.
+        features: what was quantised, for models that read it instead of the codes.
+        lengths: tokens of each image, where they differ; the rest of a row is padding.
     """
 
     z: Float[Tensor, "B *grid D"]
@@ -121,6 +123,8 @@ class Latents(NamedTuple):
     loss: dict[str, Float[Tensor, ""]] | None = None
     mean: Float[Tensor, "B *grid D"] | None = None
     logvar: Float[Tensor, "B *grid D"] | None = None
+    features: Float[Tensor, "B *grid D2"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
 
 
 class TokenKind(IntEnum):

@@ -14,7 +14,7 @@ def check_pixels(pixels: Tensor, num_axes: int) -> None:
 
     Args:
         pixels: what a part was given.
-        num_axes: 3 for one image (3, H, W), 4 for a batch of them.
+        num_axes: 3 for one image (3, H, W), 4 for a batch of them, 5 for a batch of clips (B, 3, T, H, W).
 
     Raises:
         TypeError: if they are not floating point.
@@ -22,8 +22,8 @@ def check_pixels(pixels: Tensor, num_axes: int) -> None:
     """
     if not pixels.is_floating_point():
         raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
-    if pixels.ndim != num_axes or pixels.shape[-3] != 3:
-        shape = "(3, H, W)" if num_axes == 3 else "(B, 3, H, W)"
+    if pixels.ndim != num_axes or pixels.shape[min(num_axes - 3, 1)] != 3:
+        shape = {3: "(3, H, W)", 4: "(B, 3, H, W)", 5: "(B, 3, T, H, W)"}[num_axes]
         raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: {shape}")
     if torch.compiler.is_compiling() or pixels.device.type != "cpu" or pixels.numel() == 0:
         return
@@ -37,13 +37,17 @@ def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-def normalise(pixels: Float[Tensor, "*B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B 3 H W"]:
-    """(pixels - mean) / std, per colour."""
-    shape = (3, 1, 1)
+def normalise(pixels: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B_3_size"]:
+    """(pixels - mean) / std, per colour. Images (3, H, W), batches of them, or of clips (B, 3, T, H, W)."""
+    shape = _per_colour(pixels)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
-def denormalise(values: Float[Tensor, "*B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B 3 H W"]:
+def denormalise(values: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B_3_size"]:
     """The inverse of ``normalise``."""
-    shape = (3, 1, 1)
+    shape = _per_colour(values)
     return values * values.new_tensor(std).view(shape) + values.new_tensor(mean).view(shape)
+
+
+def _per_colour(values: Tensor) -> tuple[int, ...]:
+    return (3, 1, 1) if values.ndim < 5 else (3, 1, 1, 1)

@@ -3,11 +3,16 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mmblocks import Block
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
 class Case:
@@ -33,6 +38,20 @@ class Case:
     def named(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, under the rest of their names."""
         return {name.removeprefix(prefix): value for name, value in self.io.items() if name.startswith(prefix)}
+
+    def load(self, cls: type[AnyBlock], config: dict[str, Any] | None = None, **options: Any) -> AnyBlock:
+        """Through the loader, as a person would: the published config and weights in a folder.
+
+        Args:
+            cls: the class.
+            config: what its config.json holds; None for the case's own.
+            options: of ``from_pretrained``, such as ``layout``.
+        """
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "config.json").write_text(json.dumps(self.config if config is None else config))
+            save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
+            return cls.from_pretrained(folder, **options)
 
     def check(self, name: str, got: Tensor, where: Tensor | None = None) -> None:
         """Asserts that a tensor equals the stored one within the case's tolerance; exactly for integers and booleans.

@@ -1,17 +1,17 @@
 """Emu3's and Emu3.5's language model: states, logits, loss, gradients, cached steps."""
 
-import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mmblocks import Emu3, TokenTable
+from mmblocks import Decoder, Emu3, LMHead, TextEmbedding, TokenTable
 from mmblocks.positions import PositionScheme, scale_rotary
 from mmblocks.tokens import PADDING
 from tests.parity.cases import Case
+
+MANIFESTS = {
+    "emu3_lm_8b": [(Emu3, "emu3"), (Decoder, "llama"), (TextEmbedding, "llama"), (LMHead, "llama")],
+    "emu35_lm_34b": [(Emu3, "emu3.5"), (Decoder, "llama-qk-norm")],
+}
 
 
 def run(case: Case) -> None:
@@ -37,11 +37,7 @@ def run(case: Case) -> None:
 
 def load(case: Case) -> Emu3:
     """Through the loader, as a person would: the published config and weights in a folder."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(case.config))
-        save_file(case.weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return Emu3.from_pretrained(folder)
+    return case.load(Emu3)
 
 
 def table_of(ids: Tensor, attention_mask: Tensor | None) -> TokenTable:

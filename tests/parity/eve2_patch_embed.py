@@ -1,15 +1,12 @@
 """EVEv2's patch stem, on ready pixels and from the image on."""
 
-import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from PIL import Image
-from safetensors.torch import save_file
 
 from mmblocks import EVE2PatchEmbedding
 from mmblocks.layers.pixels import denormalise, normalise
 from tests.parity.cases import Case
+
+MANIFESTS = {"eve_7b_hd_v2": [(EVE2PatchEmbedding, "eve2")]}
 
 
 def run(case: Case) -> None:
@@ -29,13 +26,10 @@ def load(case: Case) -> EVE2PatchEmbedding:
         "hidden_size": case.config["output_size"],
         "mm_hidden_size": case.config["input_size(mm_hidden_size)"],
     }
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(config))
-        save_file(case.weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return EVE2PatchEmbedding.from_pretrained(
-            folder,
-            patch_size=case.config["patch_stride"],
-            merge_size=case.config["dense_stride"],
-            max_size=case.config["max_size"],
-        )
+    return case.load(
+        EVE2PatchEmbedding,
+        config,
+        patch_size=case.config["patch_stride"],
+        merge_size=case.config["dense_stride"],
+        max_size=case.config["max_size"],
+    )

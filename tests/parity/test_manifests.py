@@ -1,32 +1,27 @@
-"""Every tensor of the real published checkpoints has its place in a Block, and the way back; built on the meta device."""
+"""Every tensor of the real published checkpoints has its place in a Block, and the way back; built on the meta device.
+
+An adapter says which manifests its component covers: ``MANIFESTS = {"name": [(Class, "layout"), ...]}``, for a checkpoint as a
+whole or for single parts of it.
+"""
 
 import gzip
+import importlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
-from mmblocks import Block, Decoder, Emu3, EVE2PatchEmbedding, LMHead, TextEmbedding
+from mmblocks import Block
 
-
-class Coverage(NamedTuple):
-    """A Block and the layout that reads a manifest's tensors, all of them or one part's."""
-
-    block: type[Block]
-    layout: str
-
-
-COVERED = {
-    "emu3_lm_8b": [
-        Coverage(Emu3, "emu3"), Coverage(Decoder, "llama"), Coverage(TextEmbedding, "llama"), Coverage(LMHead, "llama"),
-    ],
-    "emu35_lm_34b": [Coverage(Emu3, "emu3.5"), Coverage(Decoder, "llama-qk-norm")],
-    "eve_7b_hd_v2": [Coverage(EVE2PatchEmbedding, "eve2")],
-}  # fmt: skip
-
-CASES = [(name, *coverage) for name, coverages in COVERED.items() for coverage in coverages]
+MODULES = [importlib.import_module(f"tests.parity.{file.stem}") for file in sorted(Path(__file__).parent.glob("*.py"))]
+CASES = [
+    (name, cls, layout)
+    for module in MODULES
+    for name, coverages in getattr(module, "MANIFESTS", {}).items()
+    for cls, layout in coverages
+]
 
 
 @pytest.fixture(scope="module")

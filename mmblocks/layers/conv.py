@@ -1,0 +1,148 @@
+"""The pieces of the convolutional autoencoders of VQGAN and its many descendants.
+
+Maps are (B, C, H, W). A norm is made by a ``norm(channels)`` that is handed in, and called with the map and whatever
+conditions it.
+"""
+
+from collections.abc import Callable
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+
+Norm = Callable[[int], nn.Module]
+
+
+class GroupNorm(nn.GroupNorm):
+    """32 groups, eps 1e-6; takes no condition."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+
+class SpatialNorm(nn.Module):
+    """A group norm whose scale and shift, at each place, come from a map that conditions it.
+
+    Source: MoVQ (arXiv 2209.09002).
+    """
+
+    def __init__(self, channels: int, *, condition_dim: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.scale = nn.Conv2d(condition_dim, channels, 1)
+        self.shift = nn.Conv2d(condition_dim, channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+        """``condition`` may be smaller than the map: the nearest place counts."""
+        size = x.shape[-2:]
+        scale, shift = (interpolate(conv(condition), size=size, mode="nearest") for conv in (self.scale, self.shift))
+        return self.norm(x) * scale + shift
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, 3x3 convolution, twice; added to the input, which a 1x1 convolution widens where needed."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm = GroupNorm, bias: bool = True) -> None:
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm2 = norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        same = in_channels == out_channels
+        self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H W"]:
+        """``condition`` goes to the norms."""
+        hidden = self.conv1(silu(self.norm1(x, *condition)))
+        hidden = self.conv2(silu(self.norm2(hidden, *condition)))
+        return self.shortcut(x) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """One head of attention between all places of a map, added to it."""
+
+    def __init__(self, channels: int, *, norm: Norm = GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C H W"]:
+        """``condition`` goes to the norm."""
+        normed = self.norm(x, *condition)
+        query, key, value = (
+            rearrange(project(normed), "b c h w -> b 1 (h w) c") for project in (self.query, self.key, self.value)
+        )
+        mixed = scaled_dot_product_attention(query, key, value)
+        return x + self.out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Halves the sides: zeros to the right and below, then a 3x3 convolution of stride 2. Odd sides are rounded down."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """(B, C, H // 2, W // 2)"""
+        return self.conv(pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the sides: every pixel four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
+        """(B, C, 2 h, 2 w)"""
+        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where there is some."""
+
+    def __init__(self, widths: list[int], *, attention: bool, norm: Norm = GroupNorm) -> None:
+        super().__init__()
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(ResidualBlock(before, after, norm=norm) for before, after in pairs)
+        self.attentions = nn.ModuleList(AttentionBlock(after, norm=norm) for _, after in pairs if attention)
+        self.resample: nn.Module | None = None
+
+    def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H2 W2"]:
+        """The blocks, then ``resample`` where this level has one."""
+        for number, block in enumerate(self.blocks):
+            x = block(x, *condition)
+            if len(self.attentions):
+                x = self.attentions[number](x, *condition)
+        return x if self.resample is None else self.resample(x)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block: at the lowest resolution."""
+
+    def __init__(self, channels: int, *, norm: Norm = GroupNorm) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(channels, channels, norm=norm)
+        self.attention = AttentionBlock(channels, norm=norm)
+        self.block2 = ResidualBlock(channels, channels, norm=norm)
+
+    def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C H W"]:
+        """Keeps the shape."""
+        return self.block2(self.attention(self.block1(x, *condition), *condition), *condition)
+
+
+def channels_last(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W C"]:
+    """A map as features."""
+    return maps.permute(0, 2, 3, 1)
+
+
+def channels_first(features: Float[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
+    """Features as a map."""
+    return features.permute(0, 3, 1, 2)
+

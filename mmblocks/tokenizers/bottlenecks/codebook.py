@@ -1,0 +1,133 @@
+"""K vectors with numbers, and the three ways into them: the nearest, a given number, or a soft mixture.
+
+Shapes: K codes, D width, any leading axes where "*".
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+from torch.nn.functional import embedding, normalize
+
+from mmblocks.block import Block
+from mmblocks.ops.nearest_code import Metric, nearest_code
+
+
+def check_finite(features: Tensor) -> None:
+    """Refuses NaN and infinity: they would spoil a codebook for good. Not checked inside a compiled graph.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    if not torch.compiler.is_compiling() and not features.isfinite().all():
+        raise ValueError("the features to quantise hold NaN or infinity; nothing was learned from them")
+
+
+def check_ids(ids: Tensor, num_codes: int) -> None:
+    """Refuses code numbers that do not exist (checked on CPU).
+
+    Raises:
+        TypeError: ids that are no integers.
+        ValueError: a number outside [0, num_codes).
+    """
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError(f"ids are {ids.dtype}; accepted: integers")
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= num_codes:
+            raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {num_codes - 1}]")
+
+
+class Codebook(Block):
+    """K code vectors of width D.
+
+    Args:
+        num_codes: K.
+        dim: D.
+        metric: which code counts as nearest. With "cosine", codes and features are scaled to length one.
+    """
+
+    def __init__(self, *, num_codes: int, dim: int, metric: Metric = "l2") -> None:
+        super().__init__()
+        self.dim = dim
+        self.metric: Metric = metric
+        self.codes = nn.Parameter(torch.empty(num_codes, dim))
+        nn.init.uniform_(self.codes, -1 / num_codes, 1 / num_codes)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """(K,)"""
+        return (len(self.codes),)
+
+    @property
+    def vectors(self) -> Float[Tensor, "K D"]:
+        """The codes as they are looked up: of length one with metric "cosine"."""
+        return normalize(self.codes, dim=-1) if self.metric == "cosine" else self.codes
+
+    def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
+        """The number of the nearest code; the lowest of equals. Compared in float32 whatever the dtype.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        check_finite(features)
+        return nearest_code(features.flatten(0, -2), self.codes, self.metric).view(features.shape[:-1])
+
+    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """Codes by number.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number outside [0, K) (checked on CPU).
+        """
+        check_ids(ids, len(self.codes))
+        chosen = embedding(ids, self.codes)
+        return normalize(chosen, dim=-1) if self.metric == "cosine" else chosen
+
+    def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
+        """How near each code is: the negative squared distance, or the dot product. Gradients flow to features and codes."""
+        if self.metric == "cosine":
+            features = normalize(features, dim=-1)
+        products = features @ self.vectors.T
+        if self.metric == "dot":
+            return products
+        return 2 * products - features.square().sum(-1, keepdim=True) - self.vectors.square().sum(-1)
+
+    def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
+        """A soft choice of codes, with weights that sum to one: the softmax of ``scores``, harder at smaller temperatures."""
+        return (self.scores(features) / temperature).softmax(dim=-1)
+
+    def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
+        """The mixture of codes with these weights."""
+        return weights @ self.vectors
+
+    @torch.no_grad()
+    def fit(self, features: Float[Tensor, "N D"], *, num_iterations: int = 10, generator: Generator | None = None) -> None:
+        """Moves all codes to the centres of clusters of ``features``, by k-means; an empty cluster takes a feature instead.
+
+        Raises:
+            ValueError: if there are fewer features than codes, or a value is not finite.
+        """
+        count = len(self.codes)
+        if len(features) < count or not features.isfinite().all():
+            raise ValueError(f"features holds {len(features)} vectors; accepted: at least {count}, all finite")
+        self.codes.copy_(features[torch.randperm(len(features), generator=generator, device=features.device)[:count]])
+        for _ in range(num_iterations):
+            ids = self.nearest(features)
+            used = torch.bincount(ids, minlength=count)
+            sums = torch.zeros_like(self.codes).index_add_(0, ids, features.to(self.codes.dtype))
+            self.codes.copy_(sums / used.clamp(min=1)[:, None])
+            self.replace_unused(features, used, generator)
+
+    @torch.no_grad()
+    def replace_unused(self, features: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
+        """Moves codes that nothing chose to features drawn at random; returns how many.
+
+        Args:
+            features: as the encoder makes them now.
+            used: how often each code was chosen of late.
+            generator: source of randomness.
+        """
+        unused = (used == 0).nonzero().flatten()
+        drawn = torch.randint(len(features), (len(unused),), generator=generator, device=features.device)
+        self.codes[unused] = features[drawn].to(self.codes.dtype)
+        return len(unused)

@@ -1,0 +1,57 @@
+"""A codebook that learns by gradients: the two-term loss and the straight-through estimator of VQ-VAE.
+
+Shapes: B images, D width of a code.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import mse_loss, normalize
+
+from mmblocks.layers.entropy import choice_entropies
+from mmblocks.ops.nearest_code import Metric
+from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokens import Latents
+
+
+class VectorQuantizer(Codebook):
+    """Replaces each feature by the nearest of K learned codes; gradients pass straight through.
+
+    Losses while training, unweighted: ``codebook`` pulls codes to the features that chose them, ``commitment`` pulls features
+    to the codes they chose. Taming's "legacy" sum weights them 0.25 and 1, the paper's 1 and 0.25.
+
+    Args:
+        num_codes: K.
+        dim: D.
+        metric: "l2", or "cosine" as in ViT-VQGAN and LlamaGen.
+        entropy_temperature: also return ``sample_entropy`` (of one feature's soft choice; smaller is surer) and
+            ``codebook_entropy`` (of the average choice; larger uses more codes), at this temperature.
+
+    Source: VQ-VAE (arXiv 1711.00937); entropies as in MaskGIT (arXiv 2202.04200) and LlamaGen (arXiv 2406.06525).
+    """
+
+    def __init__(self, *, num_codes: int, dim: int, metric: Metric = "l2", entropy_temperature: float | None = None) -> None:
+        super().__init__(num_codes=num_codes, dim=dim, metric=metric)
+        self.entropy_temperature = entropy_temperature
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Quantises the last axis.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        ids = self.nearest(features)
+        chosen = self.lookup(ids)
+        if self.metric == "cosine":
+            features = normalize(features, dim=-1)
+        z = features + (chosen - features).detach()
+        return Latents(z=z, ids=ids, loss=self._losses(features, chosen) if self.training else None)
+
+    def _losses(self, features: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+        losses = {
+            "codebook": mse_loss(chosen, features.detach()),
+            "commitment": mse_loss(features, chosen.detach()),
+        }
+        if self.entropy_temperature is not None:
+            logits = self.scores(features).flatten(0, -2) / self.entropy_temperature
+            losses["sample_entropy"], losses["codebook_entropy"] = choice_entropies(logits)
+        return losses

@@ -1,0 +1,122 @@
+"""A visual tokenizer: an encoder, a bottleneck and a decoder, each of which can be another.
+
+Shapes: B images, H and W pixels (T frames), a grid of tokens, D width of a token.
+"""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.layers.pixels import check_pixels, denormalise, normalise, pixels_of
+from mmblocks.tokens import Latents
+
+
+class VisualTokenizer(Block):
+    """Pixels to features (encoder), features to codes or latents (bottleneck), and back to pixels (decoder).
+
+    Put together your own from parts, or use one of the published methods, which are subclasses:
+
+        VisualTokenizer(
+            encoder=ConvEncoder(channels=64, multipliers=(1, 2), code_dim=8),
+            bottleneck=VectorQuantizer(num_codes=512, dim=8),
+            decoder=ConvDecoder(channels=64, multipliers=(1, 2), code_dim=8),
+            downsampling=(2, 2),
+        )
+
+    Args:
+        encoder: pixels, normalised, (B, 3, H, W) -> features (B, *grid, D).
+        bottleneck: features -> ``Latents``; a discrete one also has ``lookup(ids)`` and ``codebook_sizes``.
+        decoder: (B, *grid, D) -> pixels, normalised, (B, 3, H, W).
+        downsampling: pixels a token spans along (H, W), or (T, H, W) for video.
+        mean, std: what the encoder's normalisation subtracts and divides by, per colour.
+
+    Attributes:
+        loss_weights: weights of the bottleneck's losses in the published training, by name.
+    """
+
+    loss_weights: ClassVar[dict[str, float]] = {}
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        bottleneck: nn.Module,
+        decoder: nn.Module,
+        downsampling: tuple[int, ...],
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+        self.downsampling = downsampling
+        self.mean = mean
+        self.std = std
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes there are for each of the Q numbers of a token; () for a continuous tokenizer."""
+        return getattr(self.bottleneck, "codebook_sizes", ())
+
+    def features(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid D"]:
+        """What the bottleneck is given.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels outside [0, 1] (NaN included), or of a size that the method cannot take.
+        """
+        check_pixels(pixels, num_axes=2 + len(self.downsampling))
+        self.check_size(*pixels.shape[2:])
+        return self.encoder(normalise(pixels, self.mean, self.std))
+
+    def encode(self, pixels: Float[Tensor, "B 3 *size"], **draws: Any) -> Latents:
+        """Pixels in [0, 1] to codes or latents; while training, with the bottleneck's losses.
+
+        Args:
+            pixels: images, or clips where the method takes them.
+            draws: for a bottleneck that draws at random: its ``generator``, or the draws themselves.
+
+        Raises:
+            TypeError, ValueError: as ``features``.
+        """
+        return self.bottleneck(self.features(pixels), **draws)
+
+    def decode(self, latents: Latents | Int[Tensor, "B *grid"]) -> Float[Tensor, "B 3 *size"]:
+        """Latents, or ids alone, to pixels in [0, 1]; not clamped while training.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: ids that do not exist.
+        """
+        z = latents.z if isinstance(latents, Latents) else self.lookup(latents)
+        pixels = denormalise(self.decoder(z), self.mean, self.std)
+        return pixels if self.training else pixels.clamp(0, 1)
+
+    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """The vectors of codes: what the decoder reads, and a language model may.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: ids that do not exist.
+        """
+        return self.bottleneck.lookup(ids)
+
+    def check_size(self, *size: int) -> None:
+        """Refuses a size, in pixels (and frames), that is no positive multiple of ``downsampling``.
+
+        Raises:
+            ValueError: names the nearest size that is accepted.
+        """
+        if any(side % step or not side for side, step in zip(size, self.downsampling, strict=True)):
+            near = "x".join(str(max(round(side / step), 1) * step) for side, step in zip(size, self.downsampling, strict=True))
+            steps = "x".join(map(str, self.downsampling))
+            raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: multiples of {steps}, such as {near}")
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image in RGB, cropped at the right and below to a size the method takes."""
+        width, height = (side - side % step for side, step in zip(image.size, self.downsampling[:-3:-1], strict=True))
+        return pixels_of(image.crop((0, 0, width, height)))
