@@ -59,17 +59,19 @@ def make_canvases(
 
 
 class Question(NamedTuple):
-    """A question about a canvas and its answer, which is one character."""
+    """A question about a canvas, its answer, which is one character, and what is written down on the way to it."""
 
     kind: str
     text: str
     answer: str
+    working: str = ""
 
 
 def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | None:
     """A question of a kind ("place", "count", "relation"), at random; None where the canvas allows none.
 
-    A relation is asked only of a digit that the canvas holds once, and where its neighbour is a digit.
+    A relation is asked only of a digit that the canvas holds once, and where its neighbour is a digit. Its working is the
+    place of the one and the place of the other: "12 11:" on the way to what is left of the digit in row 1, column 2.
     """
     cells = canvas.cells
     if kind == "count":
@@ -85,7 +87,8 @@ def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | Non
             for relation, (down, right) in NEIGHBOURS.items():
                 r, c = row + down, column + right
                 if 0 <= r < len(cells) and 0 <= c < len(line) and cells[r][c] is not None:
-                    possible.append(Question(kind, f"{relation} {NAMES[digit]}?", _word(cells[r][c])))
+                    working = f"{row + 1}{column + 1} {r + 1}{c + 1}:"
+                    possible.append(Question(kind, f"{relation} {NAMES[digit]}?", _word(cells[r][c]), working))
     return possible[_choose(len(possible), generator)] if possible else None
 
 

@@ -20,12 +20,12 @@ NUM_STEPS = 4000
 
 
 def sample(canvas: Canvas, generator: torch.Generator, *, blind: bool, deaf: bool) -> list:
-    """Four questions about a canvas and their answers. Blind: without the canvas. Deaf: without the questions."""
+    """Six questions about a canvas and their answers. Blind: without the canvas. Deaf: without the questions."""
     turns = []
-    for _ in range(4):
-        kind = KINDS[int(torch.multinomial(torch.tensor([0.35, 0.15, 0.5]), 1, generator=generator))]
+    for _ in range(6):
+        kind = KINDS[int(torch.multinomial(torch.tensor([0.4, 0.15, 0.45]), 1, generator=generator))]
         question = ask(canvas, kind, generator) or ask(canvas, "place", generator)
-        turns += [text("?" if deaf else question.text), *learned(question.answer)]
+        turns += [text("?" if deaf else question.text), *learned(question.working + question.answer)]
     return [image(NOTHING if blind else canvas.pixels), *turns]
 
 
@@ -38,11 +38,11 @@ def train_to_answer(
 
     def next_loss(step: int) -> Tensor:
         sizes = SMALL if step < num_steps // 4 else SIZES[1:]
-        asked = make_canvases(train, 18, generator, sizes=sizes, augmented=True)
+        asked = make_canvases(train, 14, generator, sizes=sizes, augmented=True)
         read = make_canvases(train, 9, generator, sizes=SIZES, augmented=True)
         samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in asked]
         samples += [[image(NOTHING if blind else canvas.pixels), *learned(canvas.transcript)] for canvas in read]
-        return model(builder(samples, pack=160).to(DEVICE)).losses["text"]
+        return model(builder(samples, pack=200).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="answering" + ", no image" * blind + ", no question" * deaf)
 
@@ -53,8 +53,8 @@ def score(
     """Share of exact answers for each kind of question."""
     prompts = [[image(NOTHING if blind else canvas.pixels), text("?" if deaf else question.text)] for canvas, question in asked]
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    for (_, question), said in zip(asked, answers(model, prompts, max_tokens=4), strict=True):
-        right[question.kind].append(said == question.answer)
+    for (_, question), said in zip(asked, answers(model, prompts, max_tokens=8), strict=True):
+        right[question.kind].append(said[-1:] == question.answer)
     return {kind: round(sum(values) / len(values), 4) for kind, values in right.items()}
 
 
@@ -77,7 +77,7 @@ def answer_questions(reader: MultimodalModel, train: Digits, held_out: Digits, f
             figures[f"{kind}{name}: exact answers of {sum(q.kind == kind for _, q in asked)}"] = share
         if not options:
             shown = asked[-27:]
-            said = answers(model, [[image(canvas.pixels), text(question.text)] for canvas, question in shown], max_tokens=4)
+            said = answers(model, [[image(canvas.pixels), text(question.text)] for canvas, question in shown], max_tokens=8)
             titles = [f"{question.text}\n{answer}" for (_, question), answer in zip(shown, said, strict=True)]
             rows = range(0, 27, 9)
             sheet = [[canvas.pixels for canvas, _ in shown[row : row + 9]] for row in rows]

@@ -21,7 +21,16 @@ from mmblocks.segments import text as text
 from mmblocks.segments import vectors as vectors
 from mmblocks.text_tokenizers import ByteTokenizer as ByteTokenizer
 from mmblocks.text_tokenizers import TokenizerFile as TokenizerFile
+from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation as IndexBackpropagation
+from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer as VectorQuantizer
+from mmblocks.tokenizers.conv_autoencoder import ConvDecoder as ConvDecoder
+from mmblocks.tokenizers.conv_autoencoder import ConvEncoder as ConvEncoder
 from mmblocks.tokenizers.conv_vq import ConvVQ as ConvVQ
+from mmblocks.tokenizers.ibq import IBQ as IBQ
+from mmblocks.tokenizers.llamagen_vq import LlamaGenVQ as LlamaGenVQ
+from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer as VisualTokenizer
+from mmblocks.tokenizers.vqgan import VQGAN as VQGAN
+from mmblocks.tokenizers.vqgan import ChameleonVQ as ChameleonVQ
 from mmblocks.tokens import Latents as Latents
 from mmblocks.tokens import Modality as Modality
 from mmblocks.tokens import TokenTable as TokenTable

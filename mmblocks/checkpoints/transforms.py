@@ -40,10 +40,15 @@ def _squeeze(num_dims: int) -> Transform:
     return Transform(forward, backward)
 
 
+def _inverse(transform: Transform) -> Transform:
+    return Transform(transform.backward, transform.forward)
+
+
 transforms: dict[str, Transform] = {
     "same": Transform(_same, _same),
     "transpose": Transform(_transpose, _transpose),
     "squeeze_1": _squeeze(1),
     "squeeze_1x1": _squeeze(2),
+    "unsqueeze_1x1": _inverse(_squeeze(2)),
     "squeeze_1x1x1": _squeeze(3),
 }

@@ -5,11 +5,12 @@ conditions it.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention, silu
 
 Norm = Callable[[int], nn.Module]
 
@@ -72,12 +73,16 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C H W"]:
         """``condition`` goes to the norm."""
-        normed = self.norm(x, *condition)
-        query, key, value = (
-            rearrange(project(normed), "b c h w -> b 1 (h w) c") for project in (self.query, self.key, self.value)
-        )
-        mixed = scaled_dot_product_attention(query, key, value)
-        return x + self.out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+        # Linear layers on channels-last tokens, not 1x1 convolutions: with other strides, torch's CPU attention falls back to
+        # holding the scores between all places at once.
+        tokens = rearrange(self.norm(x, *condition), "b c h w -> b 1 (h w) c")
+        query, key, value = (_pointwise(tokens, conv) for conv in (self.query, self.key, self.value))
+        mixed = _pointwise(scaled_dot_product_attention(query, key, value), self.out)
+        return x + rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2])
+
+
+def _pointwise(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
+    return linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
 class Downsample(nn.Module):
@@ -88,7 +93,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-        """(B, C, H // 2, W // 2)"""
+        """Sides of H // 2 and W // 2."""
         return self.conv(pad(x, (0, 1, 0, 1)))
 
 
@@ -100,7 +105,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
-        """(B, C, 2 h, 2 w)"""
+        """Sides of 2 h and 2 w."""
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -109,7 +114,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], *, attention: bool, norm: Norm = GroupNorm) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.blocks = nn.ModuleList(ResidualBlock(before, after, norm=norm) for before, after in pairs)
         self.attentions = nn.ModuleList(AttentionBlock(after, norm=norm) for _, after in pairs if attention)
         self.resample: nn.Module | None = None
@@ -145,4 +150,3 @@ def channels_last(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W C"]:
 def channels_first(features: Float[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
     """Features as a map."""
     return features.permute(0, 3, 1, 2)
-

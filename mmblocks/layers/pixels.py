@@ -37,6 +37,23 @@ def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
+def on_white(image: PILImage.Image) -> PILImage.Image:
+    """The image in RGB, on white where it is transparent; mixed colours are rounded down."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    values = np.array(image.convert("RGBA"))
+    alpha = values[:, :, 3:] / 255.0
+    return PILImage.fromarray(((1 - alpha) * 255 + alpha * values[:, :, :3]).astype(np.uint8))
+
+
+def centre_square(image: PILImage.Image, side: int, resampling: PILImage.Resampling) -> PILImage.Image:
+    """The square in the middle, behind resizing the shorter side to ``side`` pixels."""
+    scale = side / min(image.size)
+    image = image.resize((max(round(image.width * scale), side), max(round(image.height * scale), side)), resampling)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def normalise(pixels: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B_3_size"]:
     """(pixels - mean) / std, per colour. Images (3, H, W), batches of them, or of clips (B, 3, T, H, W)."""
     shape = _per_colour(pixels)

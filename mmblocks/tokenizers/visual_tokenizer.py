@@ -60,7 +60,8 @@ class VisualTokenizer(Block):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """How many codes there are for each of the Q numbers of a token; () for a continuous tokenizer."""
-        return getattr(self.bottleneck, "codebook_sizes", ())
+        sizes: Any = getattr(self.bottleneck, "codebook_sizes", ())
+        return tuple(sizes)
 
     def features(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid D"]:
         """What the bottleneck is given.
@@ -103,7 +104,8 @@ class VisualTokenizer(Block):
             TypeError: ids that are no integers.
             ValueError: ids that do not exist.
         """
-        return self.bottleneck.lookup(ids)
+        look_up: Any = self.bottleneck.lookup
+        return look_up(ids)
 
     def check_size(self, *size: int) -> None:
         """Refuses a size, in pixels (and frames), that is no positive multiple of ``downsampling``.

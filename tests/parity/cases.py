@@ -12,6 +12,12 @@ from torch import Tensor
 
 from mmblocks import Block
 
+
+def ramp_mean(values: Tensor) -> Tensor:
+    """What the cases add to the losses so that every output has a gradient: the mean of values times a ramp from -1 to 1."""
+    return (values * torch.linspace(-1, 1, values.numel()).view_as(values)).mean()
+
+
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
@@ -23,6 +29,8 @@ class Case:
         self.description: dict[str, Any] = json.loads((folder / "case.json").read_text())
         self.config: dict[str, Any] = self.description.get("config") or {}
         self.data: dict[str, Any] = self.description.get("data") or {}
+        self.seen: set[str] = set()
+        """Names of the stored results that were compared."""
 
     @cached_property
     def io(self) -> dict[str, Tensor]:
@@ -51,7 +59,20 @@ class Case:
             folder = Path(name)
             (folder / "config.json").write_text(json.dumps(self.config if config is None else config))
             save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
-            return cls.from_pretrained(folder, **options)
+            block = cls.from_pretrained(folder, **options)
+            self._check_written_back(block, options.get("layout"))
+            return block
+
+    def _check_written_back(self, block: Block, layout: str | None) -> None:
+        """In the published layout, every tensor that is not dropped has its name and its bytes again."""
+        shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
+        tables = [table for table in block.layouts if table.name == layout or (layout is None and not table.check(shapes, block))]
+        assert tables
+        for table in tables:
+            written = dict(table.convert(block.state_dict(), block.config, to="theirs"))
+            for name, value in self.weights.items():
+                if table.to_ours(name) != ():
+                    assert torch.equal(written[name], value), name
 
     def check(self, name: str, got: Tensor, where: Tensor | None = None) -> None:
         """Asserts that a tensor equals the stored one within the case's tolerance; exactly for integers and booleans.
@@ -62,6 +83,7 @@ class Case:
             where: True at entries that count.
         """
         wanted = self.io[name]
+        self.seen.add(name)
         assert got.shape == wanted.shape, f"{name}: {tuple(got.shape)} instead of {tuple(wanted.shape)}"
         got, wanted = (got, wanted) if where is None else (got[where], wanted[where])
         if not wanted.is_floating_point():
@@ -69,6 +91,23 @@ class Case:
             return
         tolerance = self.description["tolerance"]
         per_output = tolerance.get("atol_per_output", {})
-        short = name.split(".", 1)[1]
+        short = name.split(".", 1)[-1]
         atol = per_output.get(name, per_output.get(short, tolerance["atol"]))
         torch.testing.assert_close(got.float(), wanted.float(), atol=atol, rtol=tolerance["rtol"], msg=lambda m: f"{name}: {m}")
+
+    def check_gradients(self, block: Block, layout: str, **inputs: Tensor) -> None:
+        """Compares every stored gradient: of inputs by name, else of parameters in the published layout."""
+        (table,) = (known for known in block.layouts if known.name == layout)
+        ours = {name: parameter.grad for name, parameter in block.named_parameters() if parameter.grad is not None}
+        theirs = dict(table.convert(ours, block.config, to="theirs"))
+        for name in self.named("grad."):
+            self.check(f"grad.{name}", inputs[name].grad if name in inputs else theirs[name])
+
+    def leave_out(self, *names: str) -> None:
+        """Stored results that are not compared; the adapter says why beside the call."""
+        self.seen.update(names)
+
+    def unseen(self) -> list[str]:
+        """Stored results that nothing was compared with."""
+        results = (name for name in self.io if f"{name}.".startswith(("out.", "loss.", "grad.", "state.")))
+        return [name for name in results if name not in self.seen]

@@ -30,4 +30,6 @@ def test_golden(folder: Path) -> None:
     if not (ADAPTERS / f"{component}.py").is_file():
         pytest.skip(f"{component}: no adapter yet")
     adapter = importlib.import_module(f"tests.parity.{component}")
-    adapter.run(Case(folder))
+    case = Case(folder)
+    adapter.run(case)
+    assert not case.unseen(), f"compared with nothing: {', '.join(case.unseen())}"

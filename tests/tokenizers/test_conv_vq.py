@@ -25,7 +25,7 @@ def test_codes_are_the_nearest() -> None:
     vq.fit_codebook(torch.rand(4, 3, 16, 16))
     pixels = torch.rand(3, 3, 8, 8)
     features = vq.features(pixels)
-    wanted = torch.cdist(features.flatten(0, 2), vq.quantizer.codes).argmin(1).view(3, 2, 2)
+    wanted = torch.cdist(features.flatten(0, 2), vq.bottleneck.codes).argmin(1).view(3, 2, 2)
     ids = vq.encode(pixels).ids
     assert torch.equal(ids, wanted) and len(ids.unique()) > 1
 
@@ -36,13 +36,13 @@ def test_losses_and_straight_through_gradients() -> None:
     features = vq.features(torch.zeros(1, 3, 4, 4))
     assert set(latents.loss) == {"codebook", "commitment"}
     torch.testing.assert_close(latents.loss["codebook"], latents.loss["commitment"])
-    (codes_gradient,) = torch.autograd.grad(latents.loss["codebook"], vq.quantizer.codes, retain_graph=True)
+    (codes_gradient,) = torch.autograd.grad(latents.loss["codebook"], vq.bottleneck.codes, retain_graph=True)
     assert codes_gradient[latents.ids.unique()].abs().sum() > 0
-    assert torch.autograd.grad(latents.loss["commitment"], vq.quantizer.codes, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(latents.loss["commitment"], vq.bottleneck.codes, allow_unused=True, retain_graph=True) == (None,)
 
-    quantized = vq.quantizer(features)
+    quantized = vq.bottleneck(features)
     upstream = torch.randn_like(features)
-    (passed,) = torch.autograd.grad((quantized.vectors * upstream).sum(), features)
+    (passed,) = torch.autograd.grad((quantized.z * upstream).sum(), features)
     assert torch.equal(passed, upstream)
 
 
@@ -58,24 +58,24 @@ def test_a_fitted_codebook_finds_the_clusters() -> None:
     vq = tokenizer()
     centres = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)) * 10
     vectors = centres.repeat(50, 1) + 0.01 * torch.randn(800, 4, generator=torch.Generator().manual_seed(2))
-    vq.quantizer.fit(vectors, num_iterations=30, generator=torch.Generator().manual_seed(3))
-    error = (vq.quantizer(vectors).vectors - vectors).square().mean()
+    vq.bottleneck.fit(vectors, num_iterations=30, generator=torch.Generator().manual_seed(3))
+    error = (vq.bottleneck(vectors).z - vectors).square().mean()
     assert error < centres.var() / 20
-    with pytest.raises(ValueError, match="x holds 15 vectors; accepted: at least 16"):
-        vq.quantizer.fit(vectors[:15])
+    with pytest.raises(ValueError, match="features holds 15 vectors; accepted: at least 16"):
+        vq.bottleneck.fit(vectors[:15])
 
 
 def test_a_batch_with_nan_never_reaches_the_codebook() -> None:
     vq = tokenizer()
-    codes = vq.quantizer.codes.detach().clone()
+    codes = vq.bottleneck.codes.detach().clone()
     pixels = torch.rand(2, 3, 8, 8)
     pixels[0, 0, 0, 0] = float("nan")
     for use in (vq.encode, vq.fit_codebook, vq.revive_codes):
         with pytest.raises(ValueError, match="nan"):
             use(pixels)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        vq.quantizer(torch.full((3, 4), float("inf")))
-    assert torch.equal(vq.quantizer.codes, codes)
+        vq.bottleneck(torch.full((3, 4), float("inf")))
+    assert torch.equal(vq.bottleneck.codes, codes)
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([[[16]]]), torch.tensor([[[-1]]])])

@@ -55,7 +55,7 @@ class Codebook(Block):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """(K,)"""
+        """One number: K."""
         return (len(self.codes),)
 
     @property
@@ -80,6 +80,10 @@ class Codebook(Block):
             ValueError: a number outside [0, K) (checked on CPU).
         """
         check_ids(ids, len(self.codes))
+        return self.rows(ids)
+
+    def rows(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """The vectors that were found nearest: ``lookup`` without its check."""
         chosen = embedding(ids, self.codes)
         return normalize(chosen, dim=-1) if self.metric == "cosine" else chosen
 

@@ -40,7 +40,7 @@ class VectorQuantizer(Codebook):
             ValueError: if a value is not finite.
         """
         ids = self.nearest(features)
-        chosen = self.lookup(ids)
+        chosen = self.rows(ids)
         if self.metric == "cosine":
             features = normalize(features, dim=-1)
         z = features + (chosen - features).detach()

@@ -1,0 +1,115 @@
+"""IBQ, the image tokenizer of SEED-Voken and of Emu3.5.
+
+Shapes: B images, H and W pixels, h and w tokens, D width of a code.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.pixels import pixels_of
+from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
+from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.taming_layout import TAMING_RULES, TRAINING_MODULES, averaged, taming_network
+from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
+
+_FLAT = ("double_z", "z_channels", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions")
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested as in SEED-Voken's and Emu3.5's yaml, or flat as in the config.json beside Emu3.5's safetensors."""
+    if config.get("cosine_similarity"):
+        raise ValueError("cosine_similarity is true; accepted: false (no published IBQ scales its codes)")
+    ddconfig = config.get("ddconfig") or {name: config[name] for name in _FLAT if name in config}
+    entropy = config.get("entropy_temperature", 0.01) if config.get("use_entropy_loss") else None
+    return {
+        **taming_network(ddconfig),
+        "num_codes": config["n_embed"] if "n_embed" in config else config["codebook_size"],
+        "code_dim": config["embed_dim"],
+        "entropy_temperature": entropy,
+    }
+
+
+class IBQ(VisualTokenizer):
+    """A VQGAN whose codes are searched by dot product and all learn at every step, so that codebooks can be very large.
+
+    Args:
+        num_codes: size of the codebook: 1,024 to 262,144 in SEED-Voken, 131,072 in Emu3.5.
+        code_dim: width of a code.
+        channels, multipliers, num_blocks, attention_levels, latent_channels: see ``ConvEncoder``.
+        entropy_temperature: also return entropies while training, see ``IndexBackpropagation``.
+        image_area: pixels in all to which ``preprocess`` brings an image.
+
+    The defaults are Emu3.5's. Half precision of the weights changes ids; keep float32 for encoding. SEED-Voken's checkpoints
+    hold running averages of the weights too, which are the ones loaded, as upstream evaluates them.
+
+    Source: IBQ (arXiv 2412.02692; TencentARC/SEED-Voken), Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("ibq", TAMING_RULES, ignored=TRAINING_MODULES, config=_config, unwrap="state_dict"),
+        Layout(
+            "ibq-averaged",
+            averaged(TAMING_RULES),
+            ignored=(
+                *TRAINING_MODULES,
+                *("encoder.*", "decoder.*", "quant_conv.*", "post_quant_conv.*", "quantize.*"),
+                *("model_ema.decay", "model_ema.num_updates"),
+            ),
+            config=_config,
+            unwrap="state_dict",
+        ),
+    )
+    loss_weights: ClassVar[dict[str, float]] = {
+        "index": 1.0,
+        "commitment": 1.0,
+        "codebook": 0.25,
+        "sample_entropy": 0.05,
+        "codebook_entropy": -0.05,
+    }
+
+    def __init__(
+        self,
+        *,
+        num_codes: int = 131072,
+        code_dim: int = 256,
+        channels: int = 256,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_blocks: int = 4,
+        attention_levels: tuple[int, ...] = (4,),
+        latent_channels: int = 256,
+        entropy_temperature: float | None = None,
+        image_area: int = 1024 * 1024,
+    ) -> None:
+        network: dict[str, Any] = {
+            "channels": channels,
+            "multipliers": multipliers,
+            "num_blocks": num_blocks,
+            "attention_levels": attention_levels,
+            "latent_channels": latent_channels,
+            "code_dim": code_dim,
+        }
+        step = 2 ** (len(multipliers) - 1)
+        super().__init__(
+            encoder=ConvEncoder(**network),
+            bottleneck=IndexBackpropagation(num_codes=num_codes, dim=code_dim, entropy_temperature=entropy_temperature),
+            decoder=ConvDecoder(**network),
+            downsampling=(step, step),
+        )
+        self.image_area = image_area
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """Resizes (bicubic) to about ``image_area`` with the same aspect, each side to the nearest multiple of a token's.
+
+        Source: baaivision/Emu3.5.
+        """
+        aspect = image.width / image.height
+        height = int(math.sqrt(self.image_area / aspect))
+        sides = (int(height * aspect), height)
+        width, height = (max((side + step // 2) // step, 1) * step for side, step in zip(sides, self.downsampling, strict=True))
+        return pixels_of(image.convert("RGB").resize((width, height), PILImage.Resampling.BICUBIC))

@@ -1,0 +1,161 @@
+"""LlamaGen's image tokenizer, which is also Janus's.
+
+Shapes: B images, H and W pixels, h and w tokens, D width of a code.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.pixels import centre_square, pixels_of
+from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
+from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
+from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
+
+_MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
+_SIDES = (("encoder", "down"), ("decoder", "up"))
+
+LLAMAGEN_RULES = (
+    *(
+        rule
+        for half, side in _SIDES
+        for rule in (
+            *residual_rules(f"{half}.conv_blocks.{{}}.res.{{}}", f"{half}.levels.{{}}.blocks.{{}}"),
+            *attention_rules(f"{half}.conv_blocks.{{}}.attn.{{}}", f"{half}.levels.{{}}.attentions.{{}}"),
+            Rule(f"{half}.conv_blocks.{{}}.{side}sample.conv.*", f"{half}.levels.{{}}.resample.conv.*"),
+            *residual_rules(f"{half}.mid.0", f"{half}.middle.block1"),
+            *attention_rules(f"{half}.mid.1", f"{half}.middle.attention"),
+            *residual_rules(f"{half}.mid.2", f"{half}.middle.block2"),
+            *(Rule(f"{half}.{name}.*", f"{half}.{name}.*") for name in ("conv_in", "norm_out", "conv_out")),
+        )
+    ),
+    Rule("quant_conv.*", "encoder.project.*"),
+    Rule("post_quant_conv.*", "decoder.project.*"),
+    Rule("quantize.embedding.weight", "bottleneck.codes"),
+)
+
+_USAGE = "quantize.codebook_used"
+"""Which codes the last training batches used: a statistic that upstream keeps with the weights."""
+
+
+def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """LlamaGen names its model ("VQ-16"); Janus, and options of either, spell it out."""
+    config = config.get("ModelArgs") or config
+    multipliers = config.get("ch_mult") or config.get("encoder_ch_mult") or _MULTIPLIERS[config["model"]]
+    if tuple(config.get("decoder_ch_mult", multipliers)) != tuple(multipliers):
+        raise ValueError(f"decoder_ch_mult is {config['decoder_ch_mult']}; accepted: that of the encoder, {multipliers}")
+    optional = {"channels": config.get("ch"), "num_blocks": config.get("num_res_blocks")}
+    return {
+        "num_codes": config["codebook_size"],
+        "code_dim": config["codebook_embed_dim"],
+        "latent_channels": config.get("z_channels", 256),
+        "multipliers": tuple(multipliers),
+        "search": "cosine" if config.get("codebook_l2_norm", True) else "l2",
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def _janus_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole Janus: the tokenizer is one of its parts."""
+    part = config["gen_vision_config"]
+    sizes = {"codebook_size": part["params"]["image_token_size"], "codebook_embed_dim": part["params"]["n_embed"]}
+    return _llamagen_config({"model": part["cls"], **sizes})
+
+
+def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_codes": config["num_embeddings"],
+        "code_dim": config["embed_dim"],
+        "channels": config["base_channels"],
+        "multipliers": tuple(config["channel_multiplier"]),
+        "num_blocks": config["num_res_blocks"],
+        "latent_channels": config["latent_channels"],
+    }
+
+
+def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _transformers_config(config["vq_config"])
+
+
+class PlainSearchQuantizer(VectorQuantizer):
+    """Searches features and codes as they are, yet hands codes of length one to the decoder: what transformers' Janus does."""
+
+    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """Codes by number, scaled to length one; raises as ``Codebook.lookup``."""
+        return normalize(super().lookup(ids), dim=-1)
+
+
+class LlamaGenVQ(VisualTokenizer):
+    """A VQGAN with attention at its deepest level alone, and narrow codes of length one, searched by angle.
+
+    Args:
+        num_codes: size of the codebook.
+        code_dim: width of a code.
+        channels, multipliers, num_blocks, latent_channels: see ``ConvEncoder``.
+        search: "cosine" as published; "l2" for a model trained so; "l2-as-transformers" to get the ids of transformers' port of
+            Janus, which searches without scaling codes to length one, but decodes with codes of length one.
+        entropy_temperature: also return entropies while training, see ``VectorQuantizer`` (0.01 in LlamaGen).
+        image_size: sides, in pixels, of what ``preprocess`` gives.
+
+    The defaults are VQ-16, which Janus and Janus-Pro use too. Files hold ``quantize.codebook_used``, a statistic of training,
+    which is dropped.
+
+    Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen), Janus (arXiv 2410.13848; deepseek-ai/Janus).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("llamagen", LLAMAGEN_RULES, ignored=(_USAGE,), config=_llamagen_config, unwrap="model"),
+        Layout("janus", at("gen_vision_model.", LLAMAGEN_RULES), ignored=("*",), config=_janus_config),
+        Layout("janus-transformers", TAMING_RULES, config=_transformers_config),
+        Layout("janus-transformers-whole", at("model.vqmodel.", TAMING_RULES), ignored=("*",), config=_transformers_whole),
+    )
+    loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
+
+    def __init__(
+        self,
+        *,
+        num_codes: int = 16384,
+        code_dim: int = 8,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_blocks: int = 2,
+        latent_channels: int = 256,
+        search: Literal["cosine", "l2", "l2-as-transformers"] = "cosine",
+        entropy_temperature: float | None = None,
+        image_size: int = 256,
+    ) -> None:
+        network: dict[str, Any] = {
+            "channels": channels,
+            "multipliers": multipliers,
+            "num_blocks": num_blocks,
+            "attention_levels": (len(multipliers) - 1,),
+            "latent_channels": latent_channels,
+            "code_dim": code_dim,
+        }
+        quantizer = PlainSearchQuantizer if search == "l2-as-transformers" else VectorQuantizer
+        step = 2 ** (len(multipliers) - 1)
+        super().__init__(
+            encoder=ConvEncoder(**network),
+            bottleneck=quantizer(
+                num_codes=num_codes,
+                dim=code_dim,
+                metric="cosine" if search == "cosine" else "l2",
+                entropy_temperature=entropy_temperature,
+            ),
+            decoder=ConvDecoder(**network, deepest_first=True),
+            downsampling=(step, step),
+        )
+        self.image_size = image_size
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """Halved (box filter) while both sides stay above twice ``image_size``, then bicubic, then the square in the middle."""
+        image = image.convert("RGB")
+        while min(image.size) >= 2 * self.image_size:
+            image = image.resize((image.width // 2, image.height // 2), PILImage.Resampling.BOX)
+        return pixels_of(centre_square(image, self.image_size, PILImage.Resampling.BICUBIC))
