@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from digits import NAMES, Digits, augment
+from digits import Digits, augment
 
 CELL = 28
 SIZES = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
@@ -59,7 +59,7 @@ def make_canvases(
 
 
 class Question(NamedTuple):
-    """A question about a canvas, its answer, which is one character, and what is written down on the way to it."""
+    """A question about a canvas, its answer, and what is written down on the way to it."""
 
     kind: str
     text: str
@@ -68,10 +68,11 @@ class Question(NamedTuple):
 
 
 def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | None:
-    """A question of a kind ("place", "count", "relation"), at random; None where the canvas allows none.
+    """A question of a kind ("place", "count", "where", "relation"), at random; None where the canvas allows none.
 
-    A relation is asked only of a digit that the canvas holds once, and where its neighbour is a digit. Its working is the
-    place of the one and the place of the other: "12 11:" on the way to what is left of the digit in row 1, column 2.
+    "where" and "relation" ask of a digit that the canvas holds once, a relation only where the neighbour is a digit. The
+    working of a relation is the place of the one and the place of the other: "12 11:" on the way to what is left of 4, where
+    the 4 is in row 1, column 2.
     """
     cells = canvas.cells
     if kind == "count":
@@ -79,16 +80,18 @@ def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | Non
     if kind == "place":
         row, column = _choose(len(cells), generator), _choose(len(cells[0]), generator)
         return Question(kind, f"row {row + 1} column {column + 1}?", _word(cells[row][column]))
-    possible = []
-    for row, line in enumerate(cells):
-        for column, digit in enumerate(line):
-            if digit is None or canvas.words.count(str(digit)) > 1:
-                continue
+    places = [(row, column) for row in range(len(cells)) for column in range(len(cells[0]))]
+    once = [(row, column) for row, column in places if canvas.words.count(str(cells[row][column])) == 1]
+    if kind == "where":
+        possible = [Question(kind, f"where is {cells[row][column]}?", f"{row + 1}{column + 1}") for row, column in once]
+    else:
+        possible = []
+        for row, column in once:
             for relation, (down, right) in NEIGHBOURS.items():
                 r, c = row + down, column + right
-                if 0 <= r < len(cells) and 0 <= c < len(line) and cells[r][c] is not None:
+                if (r, c) in places and cells[r][c] is not None:
                     working = f"{row + 1}{column + 1} {r + 1}{c + 1}:"
-                    possible.append(Question(kind, f"{relation} {NAMES[digit]}?", _word(cells[r][c]), working))
+                    possible.append(Question(kind, f"{relation} {cells[row][column]}?", _word(cells[r][c]), working))
     return possible[_choose(len(possible), generator)] if possible else None
 
 

@@ -116,6 +116,7 @@ class Latents(NamedTuple):
         mean, logvar: of a variational tokenizer.
         features: what was quantised, for models that read it instead of the codes.
         lengths: tokens of each image, where they differ; the rest of a row is padding.
+        positions: numbers of the places that have a token, row by row, where not all have one.
     """
 
     z: Float[Tensor, "B *grid D"]
@@ -125,6 +126,7 @@ class Latents(NamedTuple):
     logvar: Float[Tensor, "B *grid D"] | None = None
     features: Float[Tensor, "B *grid D2"] | None = None
     lengths: Int[Tensor, " B"] | None = None
+    positions: Int[Tensor, "B L"] | None = None
 
 
 class TokenKind(IntEnum):

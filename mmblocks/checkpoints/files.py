@@ -70,7 +70,7 @@ def open_published(path: Path, unwrap: str | None) -> Stored:
 
     Args:
         path: the folder or file.
-        unwrap: the key under which a pickled file holds its tensors, None where they are at its top.
+        unwrap: the key under which a pickled file holds its tensors, such as "model" or "model.sd", None for its top.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
@@ -156,8 +156,8 @@ def _open_pickle(file: Path, unwrap: str | None) -> dict[str, Entry]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{file} cannot be read as plain tensors; convert it to safetensors at its source: {error}") from error
-    if unwrap is not None:
-        content = content.get(unwrap) if isinstance(content, dict) else None
+    for key in unwrap.split(".") if unwrap else ():
+        content = content.get(key) if isinstance(content, dict) else None
     where = f"{file} under {unwrap!r}" if unwrap else f"{file}"
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a dict of tensors, but found {type(content).__name__}")

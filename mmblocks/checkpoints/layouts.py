@@ -51,7 +51,8 @@ class Layout:
         config: published config (``{}`` where there is none) -> constructor arguments. It raises ``ValueError`` or
             ``KeyError`` for the config of another model. None: the arguments are given to ``from_pretrained``.
         published_config: the way back, from the Block's arguments to the published config.
-        unwrap: the key under which a ``.pt`` or ``.bin`` file holds its tensors, such as ``"state_dict"``.
+        unwrap: the key under which a ``.pt`` or ``.bin`` file holds its tensors, such as ``"state_dict"``;
+            with dots where it is nested: ``"model.sd"``.
     """
 
     name: str

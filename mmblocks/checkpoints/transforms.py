@@ -44,9 +44,20 @@ def _inverse(transform: Transform) -> Transform:
     return Transform(transform.backward, transform.forward)
 
 
+def _squeeze_first(tensor: Tensor) -> Tensor:
+    if tensor.ndim == 0 or tensor.shape[0] != 1:
+        raise ValueError(f"expected a first dimension of one, but got {tuple(tensor.shape)}")
+    return tensor[0]
+
+
+def _unsqueeze_first(tensor: Tensor) -> Tensor:
+    return tensor[None]
+
+
 transforms: dict[str, Transform] = {
     "same": Transform(_same, _same),
     "transpose": Transform(_transpose, _transpose),
+    "squeeze_first": Transform(_squeeze_first, _unsqueeze_first),
     "squeeze_1": _squeeze(1),
     "squeeze_1x1": _squeeze(2),
     "unsqueeze_1x1": _inverse(_squeeze(2)),

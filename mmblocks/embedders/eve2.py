@@ -16,11 +16,8 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

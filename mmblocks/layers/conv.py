@@ -7,6 +7,7 @@ conditions it.
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,9 +37,13 @@ class SpatialNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """``condition`` may be smaller than the map: the nearest place counts."""
-        size = x.shape[-2:]
-        scale, shift = (interpolate(conv(condition), size=size, mode="nearest") for conv in (self.scale, self.shift))
-        return self.norm(x) * scale + shift
+        height, width = x.shape[-2:]
+        # Where a row of the condition stands for several whole rows of the map, it is not repeated in memory.
+        rows = condition.shape[-2] if height % condition.shape[-2] == 0 else height
+        scale, shift = (
+            interpolate(conv(condition), size=(rows, width), mode="nearest")[:, :, :, None] for conv in (self.scale, self.shift)
+        )
+        return torch.addcmul(shift, self.norm(x).unflatten(2, (rows, -1)), scale).flatten(2, 3)
 
 
 class ResidualBlock(nn.Module):

@@ -8,6 +8,11 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Of CLIP's training images, per colour."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 def check_pixels(pixels: Tensor, num_axes: int) -> None:
     """Refuses what is no RGB in [0, 1].
@@ -35,6 +40,12 @@ def check_pixels(pixels: Tensor, num_axes: int) -> None:
 def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
     """A PIL image as RGB in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def image_of(pixels: Float[Tensor, "3 H W"]) -> PILImage.Image:
+    """Pixels in [0, 1] as a PIL image. Values are clamped and rounded down, as in Emu3's and Chameleon's own code."""
+    levels = (pixels.detach().float() * 255).clamp(0, 255).to(torch.uint8)
+    return PILImage.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def on_white(image: PILImage.Image) -> PILImage.Image:

@@ -6,6 +6,7 @@ Shapes: B images, H and W pixels, h and w tokens, D width of a token.
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -22,6 +23,8 @@ from mmblocks.layers.conv import (
     channels_first,
     channels_last,
 )
+from mmblocks.layers.row_maps import HeldMap
+from mmblocks.layers.stripes import Stripes, check_no_gradients
 
 
 def encoder_widths(channels: int, multipliers: Sequence[int], num_blocks: int) -> list[list[int]]:
@@ -48,8 +51,13 @@ class ConvEncoder(Block):
         code_dim: width of a token, to which a 1x1 convolution projects; None for no projection.
         in_channels: colours.
 
+    Attributes:
+        memory_budget: see ``layers.stripes.set_memory_budget``.
+
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
     """
+
+    memory_budget: int | None = None
 
     def __init__(
         self,
@@ -75,11 +83,24 @@ class ConvEncoder(Block):
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Pixels, normalised, to features. Odd sides are rounded down at each level."""
+        if self.memory_budget is not None:
+            return channels_last(self.project(self._in_stripes(pixels, self.memory_budget)))
         x = self.conv_in(pixels)
         for level in self.levels:
             x = level(x)
         x = self.conv_out(silu(self.norm_out(self.middle(x))))
         return channels_last(self.project(x))
+
+    def _in_stripes(self, pixels: Tensor, budget: int) -> Tensor:
+        check_no_gradients(self, pixels)
+        maps = []
+        for image in pixels.split(1):
+            stripes = Stripes(budget)
+            x = stripes.conv(HeldMap([image]), self.conv_in)
+            for level in self.levels:
+                x = stripes.level(x, level)
+            maps.append(stripes.whole(stripes.conv(stripes.middle(x, self.middle), self.conv_out, self.norm_out)))
+        return torch.cat(maps)
 
 
 class ConvDecoder(Block):
@@ -92,8 +113,13 @@ class ConvDecoder(Block):
         deepest_first: whether ``levels[0]`` is the deepest level, as in LlamaGen's files, or the finest, as in taming's.
         condition_dim: width of the map that conditions every norm, as in MoVQ (arXiv 2209.09002); None for plain norms.
 
+    Attributes:
+        memory_budget: see ``layers.stripes.set_memory_budget``.
+
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
     """
+
+    memory_budget: int | None = None
 
     def __init__(
         self,
@@ -124,10 +150,24 @@ class ConvDecoder(Block):
 
     def forward(self, features: Float[Tensor, "B h w D"], *condition: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Features to pixels, normalised. ``condition``, a map (B, C, *, *), goes to the norms where they take one."""
-        x = self.middle(self.conv_in(self.project(channels_first(features))), *condition)
+        maps = self.project(channels_first(features))
+        if self.memory_budget is not None:
+            return self._in_stripes(maps, self.memory_budget, *condition)
+        x = self.middle(self.conv_in(maps), *condition)
         for level in self.from_deepest():
             x = level(x, *condition)
         return self.conv_out(silu(self.norm_out(x, *condition)))
+
+    def _in_stripes(self, maps: Tensor, budget: int, *condition: Tensor) -> Tensor:
+        check_no_gradients(self, maps, *condition)
+        pixels = []
+        for image, *beside in zip(maps.split(1), *(values.split(1) for values in condition), strict=True):
+            stripes = Stripes(budget, *beside)
+            x = stripes.middle(stripes.conv(HeldMap([image]), self.conv_in), self.middle)
+            for level in self.from_deepest():
+                x = stripes.level(x, level)
+            pixels.append(stripes.whole(stripes.conv(x, self.conv_out, self.norm_out)))
+        return torch.cat(pixels)
 
     def from_deepest(self) -> list[nn.Module]:
         """The levels in the order in which they run."""

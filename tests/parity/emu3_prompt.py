@@ -1,10 +1,12 @@
-"""Image grids as token ids, and which ids may stand where. Text tokenisation and sampling traces have no adapter yet."""
+"""Image grids as token ids, which ids may stand where, and resizing. Sampling traces have no adapter yet."""
 
 import pytest
 import torch
+from PIL import Image
 
-from mmblocks import EMU3, EMU35
+from mmblocks import EMU3, EMU35, IBQ, Emu3VQ
 from mmblocks.grid_format import ANY_CODE, FINISHED
+from mmblocks.layers.pixels import image_of, normalise
 from tests.parity.cases import Case
 
 
@@ -16,8 +18,30 @@ def run(case: Case) -> None:
         check_emu35_text(case)
     elif "constrained" in case.data:
         check_constraint(case)
+    elif "in.image" in case.io:
+        check_preprocessing(case)
     else:
-        pytest.skip(f"emu3_prompt/{name}: resizing and sampling traces have no adapter yet")
+        pytest.skip(f"emu3_prompt/{name}: sampling traces have no adapter yet")
+
+
+TINY = {"channels": 32, "num_blocks": 1, "num_codes": 8, "code_dim": 4}
+
+
+def check_preprocessing(case: Case) -> None:
+    """From a photograph to what the encoder is given, and back to an image."""
+    config = case.config
+    if "min_pixels" in config:
+        tokenizer = Emu3VQ(**TINY, min_pixels=config["min_pixels"], max_pixels=config["max_pixels"])
+    else:
+        tokenizer = IBQ(**TINY, image_area=config["image_area"])
+    pixels = tokenizer.preprocess(Image.fromarray(case.io["in.image"].numpy()))
+    normalised = normalise(pixels, tokenizer.mean, tokenizer.std)
+    case.check("out.pixel_values", normalised[None])
+    if "out.postprocessed" in case.io:
+        levels = torch.frombuffer(bytearray(image_of(pixels).tobytes()), dtype=torch.uint8).view(*pixels.shape[1:], 3)
+        case.leave_out("out.postprocessed")
+        difference = levels.int() - case.io["out.postprocessed"].int()
+        assert difference.abs().max() <= 1  # the case allows one level: (x + 1) / 2 * 255 rounds down at the edges
 
 
 def check_emu3_text(case: Case) -> None:

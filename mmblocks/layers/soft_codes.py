@@ -1,0 +1,91 @@
+"""Continuous latents as a language model reads them: mixtures of the embeddings of codes, by how near each code is.
+
+Shapes: K codes of width C, D width of the embeddings, V rows of a vocabulary's table; any leading axes where "*".
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+
+_TOKENS = 1024
+"""How many latents are mixed at a time: their weights for all codes are the largest tensor here."""
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Orthus is a Chameleon, whose vocabulary has the image codes from 4 on."""
+    codebook = config["vq_config"]
+    return {"num_codes": codebook["num_embeddings"], "code_dim": codebook["embed_dim"], "first": 4}
+
+
+class SoftCodeEmbedding(Block):
+    """Mixes the embeddings of all codes by the softmax of the negative squared distances between latent and codes.
+
+    A latent that is a code gives nearly that code's embedding, so that a model of discrete codes can go on with continuous
+    latents. The codes are learned with the model; they begin as those of the tokenizer.
+
+    Args:
+        num_codes: K.
+        code_dim: C.
+        dim: D, where the embeddings are the Block's own.
+        table: where the embeddings are rows of a vocabulary's table: a Block whose ``weight`` is (V, D), such as the
+            ``TextEmbedding`` that the model reads text with.
+        first: row of the first code in that table.
+
+    Raises:
+        ValueError: both ``dim`` and ``table``, or neither; a table that ends before the last code.
+
+    Published: Orthus's files, with the text embedding that was read from them: ``from_pretrained(folder, table=...)``.
+
+    Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "orthus",
+            (Rule("model.codebook_in.weight", "codes"), Rule("model.embed_tokens.weight", "table.weight")),
+            ignored=("*",),
+            config=_config,
+        ),
+    )
+
+    table: Any
+
+    def __init__(
+        self, *, num_codes: int, code_dim: int, dim: int | None = None, table: Block | None = None, first: int = 0
+    ) -> None:
+        super().__init__()
+        if (dim is None) == (table is None):
+            raise ValueError(f"dim is {dim}, table {type(table).__name__}; accepted: one of them, the other None")
+        self.first = first
+        self.codes = nn.Parameter(torch.empty(num_codes, code_dim).normal_())
+        self.table = table
+        self.own = None if dim is None else nn.Parameter(torch.empty(num_codes, dim).normal_(std=0.02))
+        if table is not None and len(self.table.weight) < first + num_codes:
+            raise ValueError(f"table has {len(self.table.weight)} rows; accepted: at least {first + num_codes}")
+
+    @property
+    def embeddings(self) -> Float[Tensor, "K D"]:
+        """The embedding of each code."""
+        if self.own is not None:
+            return self.own
+        rows: Tensor = self.table.weight[self.first : self.first + len(self.codes)]
+        return rows
+
+    def forward(self, latents: Float[Tensor, "*N C"]) -> Float[Tensor, "*N D"]:
+        """Latents to embeddings."""
+        embeddings = self.embeddings
+        pieces = latents.flatten(0, -2).split(_TOKENS)
+        mixed = torch.cat([self.weights(piece).to(embeddings.dtype) @ embeddings for piece in pieces])
+        return mixed.view(*latents.shape[:-1], embeddings.shape[-1])
+
+    def weights(self, latents: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
+        """How much each code counts, in float32; they sum to one."""
+        latents, codes = latents.float(), self.codes.float()
+        # |latent|^2 is the same for all codes: it drops out of the softmax.
+        return (2 * latents @ codes.T - codes.square().sum(dim=-1)).softmax(dim=-1)

@@ -1,0 +1,41 @@
+"""The bottleneck of continuous tokenizers that draw nothing: latents brought to mean zero and deviation one.
+
+Shapes: D width of a latent.
+"""
+
+from typing import ClassVar, NoReturn
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.tokens import Latents
+
+
+class AffineBottleneck(Block):
+    """(features - mean) / std with two recorded numbers, so that a diffusion or flow head can model the latents.
+
+    Args:
+        mean, std: of the encoder's features over a data set; 0 and 1 leave them as they are.
+    """
+
+    codebook_sizes: ClassVar[tuple[int, ...]] = ()
+
+    def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.mean = mean
+        self.std = std
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Normalised latents."""
+        return Latents(z=(features - self.mean) / self.std)
+
+    def lookup(self, ids: Int[Tensor, "*N"]) -> NoReturn:
+        """There is nothing to look up.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "ids were given, but the latents are continuous and have no codes; accepted: Latents, of which z is decoded"
+        )

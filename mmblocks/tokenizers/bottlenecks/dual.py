@@ -1,0 +1,84 @@
+"""Two bottlenecks side by side, one for pixels and one for meaning, each with its own slice of the features.
+
+Shapes: B images, D width of both slices, Q codes of both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.tokens import Latents
+
+
+class DualBottleneck(Block):
+    """The first slice of the features goes through one bottleneck, the rest through another; codes and vectors are side by side.
+
+    Losses while training carry the name of their part: ``pixel_commitment``, ``semantic_commitment``.
+
+    Args:
+        pixel, semantic: bottlenecks with an attribute ``dim``, the width of their slice, and several codes a token, such as
+            ``RQBottleneck`` or ``MultiCodebook``.
+
+    Source: DualToken (arXiv 2503.14324).
+    """
+
+    pixel: Any
+    semantic: Any
+
+    def __init__(self, *, pixel: Block, semantic: Block) -> None:
+        super().__init__()
+        self.pixel = pixel
+        self.semantic = semantic
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Those of the pixels, then those of the meaning."""
+        return (*self.pixel.codebook_sizes, *self.semantic.codebook_sizes)
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Widths of the two slices."""
+        return self.pixel.dim, self.semantic.dim
+
+    def forward(self, features: Float[Tensor, "B *grid D"], **draws: Any) -> Latents:
+        """Quantises both slices of the last axis; ids are (B, *grid, Q).
+
+        Args:
+            features: those for pixels, then those for meaning.
+            draws: handed to both.
+
+        Raises:
+            ValueError: features of another width, or what the bottlenecks refuse.
+        """
+        if features.shape[-1] != sum(self.dims):
+            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {sum(self.dims)}")
+        pixel_features, semantic_features = features.split(self.dims, dim=-1)
+        pixel, semantic = self.pixel(pixel_features, **draws), self.semantic(semantic_features, **draws)
+        return Latents(
+            z=torch.cat([pixel.z, semantic.z], dim=-1),
+            ids=torch.cat([pixel.ids, semantic.ids], dim=-1),
+            loss=_named("pixel", pixel.loss) | _named("semantic", semantic.loss) if self.training else None,
+        )
+
+    def lookup(self, ids: Int[Tensor, "B *grid Q"]) -> Float[Tensor, "B *grid2 D"]:
+        """The vectors of both, side by side.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: another number of codes than Q in the last axis, or one that does not exist (checked on CPU).
+        """
+        counts = (len(self.pixel.codebook_sizes), len(self.semantic.codebook_sizes))
+        if ids.shape[-1] != sum(counts):
+            raise ValueError(
+                f"ids have {ids.shape[-1]} codes a token (last axis); accepted: {sum(counts)}, {counts[0]} of them for pixels"
+            )
+        pixel, semantic = ids.split(counts, dim=-1)
+        return torch.cat([self.pixel.lookup(pixel), self.semantic.lookup(semantic)], dim=-1)
+
+
+def _named(part: str, losses: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    return {f"{part}_{name}": loss for name, loss in (losses or {}).items()}

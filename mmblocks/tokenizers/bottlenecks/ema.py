@@ -1,0 +1,211 @@
+"""A codebook that learns by moving averages of the features that chose its codes, rather than by gradients.
+
+Shapes: B images, N features, K codes, D width of a code.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, distributed
+from torch.nn.functional import mse_loss, normalize
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokens import Latents
+
+_IGNORED = ("commitment_weight", "channel_last", "accept_image_fmap", "accept_3d_fmap", "kmeans_iters", "sync_kmeans")
+_DEFAULTS = {"heads": 1, "ema_update": True, "learnable_codebook": False}
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``VectorQuantize``, with its defaults."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = published_options(config, ignored=_IGNORED, defaults={**_DEFAULTS, "codebook_dim": config["dim"]})
+    dim = options.pop("dim")
+    rotation = options.pop("rotation_trick", None)
+    arguments = {
+        "num_codes": options.pop("codebook_size"),
+        "dim": dim,
+        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
+        "decay": options.pop("decay", 0.8),
+        "eps": options.pop("eps", 1e-5),
+        "dead_below": options.pop("threshold_ema_dead_code", 0),
+        "kmeans_init": options.pop("kmeans_init", False),
+        "estimator": "rotation" if (dim > 1 if rotation is None else rotation) else "straight_through",
+    }
+    refuse_unknown(options, "VectorQuantize")
+    return arguments
+
+
+class EMAVectorQuantizer(Codebook):
+    """Replaces each feature by the nearest code; each code follows the mean of the features that chose it.
+
+    While training, a forward moves the codes, after it has used them. The loss, unweighted: ``commitment`` pulls features to
+    the codes they chose. Averages are kept in float32 whatever the module is cast to, and over all processes of a process group.
+
+    Args:
+        num_codes: K.
+        dim: D.
+        metric: "l2"; or "cosine", where features and codes have length one.
+        decay: share of the averages that stays at each step.
+        eps: added to each code's share of the features, so that a code without any stays finite.
+        dead_below: codes that fewer features than this have chosen, on average, are moved to features of the batch.
+        kmeans_init: whether the first training batch places the codes, by k-means.
+        estimator: how gradients pass to the features.
+
+    Source: VQ-VAE (arXiv 1711.00937, appendix), dead codes as in SoundStream (arXiv 2107.03312); lucidrains'
+    vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "vector_quantize_pytorch",
+            (
+                Rule("_codebook.embed", "codes", "squeeze_first"),
+                Rule("_codebook.embed_avg", "sums", "squeeze_first"),
+                Rule("_codebook.cluster_size", "usage", "squeeze_first"),
+                Rule("_codebook.initted", "placed"),
+            ),
+            config=_config,
+        ),
+    )
+
+    sums: Tensor
+    usage: Tensor
+    placed: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        dim: int,
+        metric: Literal["l2", "cosine"] = "l2",
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        dead_below: float = 0.0,
+        kmeans_init: bool = False,
+        estimator: Estimator = "straight_through",
+    ) -> None:
+        if metric not in ("l2", "cosine"):
+            raise ValueError(f"metric is {metric!r}; accepted: l2, cosine")
+        check_estimator(estimator)
+        # Codes are kept at length one, so that with unit features the largest dot product is the smallest angle.
+        super().__init__(num_codes=num_codes, dim=dim, metric="dot" if metric == "cosine" else metric)
+        self.unit = metric == "cosine"
+        self.decay = decay
+        self.eps = eps
+        self.dead_below = dead_below
+        self.kmeans_init = kmeans_init
+        self.estimator: Estimator = estimator
+        codes = self._unit(self.codes.detach())
+        del self.codes  # a parameter in the base class
+        self.register_buffer("codes", codes)
+        self.register_buffer("sums", codes.clone())
+        self.register_buffer("usage", torch.ones(num_codes))
+        self.register_buffer("placed", torch.tensor(not kmeans_init))
+
+    def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
+        """Quantises the last axis.
+
+        Args:
+            features: what to quantise.
+            generator: source of randomness, for k-means and for dead codes while training.
+
+        Raises:
+            ValueError: if a value is not finite; nothing is learned then. (In a compiled graph, only the latter.)
+        """
+        x = self._unit(features)
+        flat = x.detach().flatten(0, -2).float()
+        if self.training and self.kmeans_init and not self.placed:
+            self.fit(flat, generator=generator)
+        ids = super().nearest(x)
+        chosen = self.rows(ids).to(x.dtype)
+        if not self.training:
+            return Latents(z=chosen, ids=ids)
+        self._learn(flat, ids.flatten(), generator)
+        return Latents(z=pass_gradients(x, chosen, self.estimator), ids=ids, loss={"commitment": mse_loss(x, chosen)})
+
+    def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
+        """As ``Codebook.nearest``; features of any length with metric "cosine"."""
+        return super().nearest(self._unit(features))
+
+    def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
+        """As ``Codebook.scores``; features of any length with metric "cosine"."""
+        return super().scores(self._unit(features))
+
+    @torch.no_grad()
+    def fit(self, features: Float[Tensor, "N D"], *, num_iterations: int = 10, generator: Generator | None = None) -> None:
+        """Moves all codes to the centres of clusters of ``features``, and starts the averages anew.
+
+        Raises:
+            ValueError: if there are fewer features than codes, or a value is not finite.
+        """
+        features = self._unit(features)
+        super().fit(features, num_iterations=num_iterations, generator=generator)
+        self.codes.copy_(self._unit(self.codes))
+        used = torch.bincount(self.nearest(features), minlength=len(self.codes))
+        self.usage.copy_(used.clamp(min=1))
+        self.sums.copy_(self.codes * self.usage[:, None])
+        self.placed.fill_(True)
+        self._copy_from_first_process()
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors, dim=-1, eps=1e-6) if self.unit else vectors
+
+    @torch.no_grad()
+    def _learn(self, x: Tensor, ids: Tensor, generator: Generator | None) -> None:
+        """One step of the averages. In a compiled graph, where nothing can be raised, features that are not finite change none."""
+        count = torch.zeros_like(self.usage).index_add_(0, ids, torch.ones_like(x[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
+        if _several_processes():
+            distributed.all_reduce(count)
+            distributed.all_reduce(sums)
+        weight = (1 - self.decay) * sums.isfinite().all()
+        self.usage.lerp_(count, weight)
+        self.sums.lerp_(sums.nan_to_num(0, 0, 0), weight)
+        total = self.usage.sum()
+        smoothed = (self.usage + self.eps) / (total + len(self.usage) * self.eps) * total
+        self.codes.copy_(self._unit(self.sums / smoothed[:, None]))
+        if self.dead_below:
+            self._revive(x, generator)
+
+    def _revive(self, x: Tensor, generator: Generator | None) -> None:
+        """Moves dead codes to features, each to another; those beyond the number of features wait for the next step."""
+        dead = self.usage < self.dead_below
+        place = dead.cumsum(0) - 1  # of a dead code among them
+        drawn = torch.randperm(len(x), generator=generator, device=x.device)
+        moved = (dead & (place < len(x)))[:, None]
+        new = x[drawn[place.clamp(0, len(x) - 1)]]
+        self.codes.copy_(torch.where(moved, new.to(self.codes.dtype), self.codes))
+        self.sums.copy_(torch.where(moved, new * self.dead_below, self.sums))
+        self.usage.masked_fill_(moved[:, 0], self.dead_below)
+        self._copy_from_first_process()
+
+    def _copy_from_first_process(self) -> None:
+        """What was drawn at random shall be the same everywhere."""
+        if _several_processes():
+            for tensor in (self.codes, self.sums, self.usage):
+                distributed.broadcast(tensor, 0)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """The averages in float32, whatever dtype the module was loaded in."""
+        self.sums, self.usage = self.sums.to(device, torch.float32), self.usage.to(device, torch.float32)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves, but never casts, the averages: in half precision they would stand still."""
+        before = {name: self._buffers[name] for name in ("sums", "usage")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in before.items():
+            now = self._buffers[name]
+            if tensor is not None and now is not None and now.dtype != tensor.dtype:
+                self._buffers[name] = now.to(tensor.dtype) if tensor.is_meta else tensor.to(now.device)
+        return self
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

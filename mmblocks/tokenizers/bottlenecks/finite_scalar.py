@@ -1,0 +1,156 @@
+"""Finite scalar quantization: each entry of a feature is squashed and rounded to one of a few levels.
+
+Shapes: B images, D width of a feature, Q numbers a token, d levels a number.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokens import Latents
+
+_IGNORED = ("keep_num_codebooks_dim", "channel_first", "return_indices", "allowed_dtypes")
+_DEFAULTS = {"projection_has_bias": True, "force_quantization_f32": True}
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``FSQ``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = published_options(config, ignored=_IGNORED, defaults=_DEFAULTS)
+    arguments = {
+        "levels": tuple(options.pop("levels")),
+        "dim": options.pop("dim", None),
+        "num_numbers": options.pop("num_codebooks", 1),
+        "symmetric": options.pop("preserve_symmetry", False),
+        "clamp": options.pop("bound_hard_clamp", False),
+    }
+    refuse_unknown(options, "FSQ")
+    return arguments
+
+
+class FiniteScalarQuantizer(Block):
+    """Rounds each entry of a feature to one of L levels between -1 and 1; the number of a code is written in these levels.
+
+    There is no codebook, hence nothing of its size in memory, and there are no losses. The first entry is the least significant
+    digit.
+
+    Args:
+        levels: L of each entry of a number, such as (8, 8, 8, 5, 5, 5) for 64,000 codes.
+        dim: D; where it is not the number of entries, linear layers lead there and back. None: the number of entries.
+        num_numbers: Q, numbers a token; each has its own entries and the same levels.
+        symmetric: levels symmetric about zero for even L too, which also allows for L = 2 (arXiv 2411.19842).
+        clamp: features are cut off at -1 and 1, rather than squashed by a tanh.
+
+    Raises:
+        ValueError: no levels, fewer than two of an entry (three unless ``symmetric``), or a product of 2^63 or more.
+
+    Source: FSQ (arXiv 2309.15505); lucidrains' vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "vector_quantize_pytorch",
+            (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
+            config=_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        levels: tuple[int, ...],
+        dim: int | None = None,
+        num_numbers: int = 1,
+        symmetric: bool = False,
+        clamp: bool = False,
+    ) -> None:
+        super().__init__()
+        least = 2 if symmetric else 3
+        if not levels or min(levels) < least or math.prod(levels) >= 2**63:
+            raise ValueError(f"levels is {levels}; accepted: {least} or more each, with a product below 2^63")
+        self.levels = levels
+        self.num_numbers = num_numbers
+        self.symmetric = symmetric
+        self.clamp = clamp
+        total = len(levels) * num_numbers
+        straight = dim is None or dim == total
+        self.project_in = nn.Identity() if straight else nn.Linear(dim or total, total)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, dim or total)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The product of the levels, for each number of a token."""
+        return (math.prod(self.levels),) * self.num_numbers
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        check_finite(features)
+        x = self.project_in(features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
+        scaled = self._symmetric_bound(x) if self.symmetric else self._bound(x)
+        nearest = (scaled + 0.5).floor().detach() if self.symmetric else scaled.round().detach()
+        z = self._between(scaled + (nearest - scaled).detach()).flatten(-2).to(features.dtype)
+        digits = nearest.long() + (0 if self.symmetric else self._levels(x) // 2)
+        ids = (digits * self._basis(x)).sum(dim=-1)
+        ids = ids if self.num_numbers > 1 else ids.squeeze(-1)
+        return Latents(z=self.project_out(z), ids=ids, loss={} if self.training else None)
+
+    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """Codes by number, in float32 where nothing is projected.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number that does not exist (checked on CPU), or not Q of them a token.
+        """
+        check_ids(ids, self.codebook_sizes[0])
+        if self.num_numbers > 1 and ids.shape[-1] != self.num_numbers:
+            raise ValueError(
+                f"ids have shape {tuple(ids.shape)}; accepted: {self.num_numbers} numbers a token, along the last axis"
+            )
+        ids = ids.long()[..., None] if self.num_numbers == 1 else ids.long()
+        levels = self._levels(ids)
+        digits = ids[..., None] // self._basis(ids) % levels
+        codes = self._between((digits if self.symmetric else digits - levels // 2).float()).flatten(-2)
+        if isinstance(self.project_out, nn.Linear):
+            codes = codes.to(self.project_out.weight.dtype)
+        return self.project_out(codes)
+
+    def _bound(self, x: Tensor) -> Tensor:
+        """To within half a level of the lowest and the highest level, which are -(L // 2) and (L - 1) // 2."""
+        levels = self._levels(x)
+        half = (levels - 1) * 1.001 / 2  # a little more, so that the outermost levels are reached
+        offset = (levels % 2 == 0) / 2
+        shift = offset / half
+        squashed = (x + shift).clamp(-1, 1) if self.clamp else (x + shift.atanh()).tanh()
+        return squashed * half - offset
+
+    def _symmetric_bound(self, x: Tensor) -> Tensor:
+        """To between the levels 0 and L - 1."""
+        return ((x.clamp(-1, 1) if self.clamp else x.tanh()) + 1) / 2 * (self._levels(x) - 1)
+
+    def _between(self, levels: Tensor) -> Tensor:
+        """Levels to numbers between -1 and 1."""
+        if self.symmetric:
+            return levels * 2 / (self._levels(levels) - 1) - 1
+        return levels / (self._levels(levels) // 2)
+
+    def _levels(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.levels, device=like.device)
+
+    def _basis(self, like: Tensor) -> Tensor:
+        """What each digit counts."""
+        return torch.tensor(list(accumulate((1, *self.levels[:-1]), mul)), device=like.device)

@@ -1,0 +1,191 @@
+"""Lookup-free quantization: a code is the signs of a feature, so there is no codebook to search or to learn.
+
+Shapes: B images, D width of a feature, Q numbers a token, b bits.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, normalize
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokens import Latents
+
+FirstBit = Literal["least", "most"]
+"""Whether the first entry of a feature is the least or the most significant bit of its number."""
+
+_IGNORED = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma", "keep_num_codebooks_dim", "channel_first")
+_DEFAULTS = {"frac_per_sample_entropy": 1.0, "projection_has_bias": True, "force_quantization_f32": True}
+_CONVENTIONS = {"first_bit": "most", "joint_entropy": False, "floor": "clamp"}
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``LFQ``; its temperature is an argument of the forward there."""
+    if not config:  # the arguments are given to from_pretrained then
+        return dict(_CONVENTIONS)
+    options = published_options(config, ignored=_IGNORED, defaults=_DEFAULTS)
+    dim, size = options.pop("dim", None), options.pop("codebook_size", None)
+    bits = dim if size is None else size.bit_length() - 1
+    if bits is None:
+        raise KeyError("codebook_size")
+    numbers = options.pop("num_codebooks", 1)
+    arguments = {
+        "bits": (bits,) * numbers,
+        "dim": dim,
+        **_CONVENTIONS,
+        "scale": options.pop("codebook_scale", 1.0),
+        "spherical": options.pop("spherical", False),
+        "soft_clamp": options.pop("soft_clamp_input_value", None),
+    }
+    refuse_unknown(options, "LFQ")
+    return arguments
+
+
+class LookupFreeQuantizer(Block):
+    """Replaces each entry of a feature by its sign; the number of a code is its bits read as a number.
+
+    Losses while training, unweighted: ``commitment`` (between features and signs), ``sample_entropy`` (of one feature's soft
+    choice, to be made small) and ``codebook_entropy`` (of the mean choice, to be subtracted). They are exact, and need neither
+    2^b scores for each feature nor the codebook.
+
+    Args:
+        bits: of each number of a token: (18,) for one of 2^18, (6, 12) or (9, 9) for two sub-ids.
+        dim: D; where it is not the number of bits, linear layers lead there and back. None: the number of bits.
+        first_bit: "least" as in Open-MAGVIT2, "most" as in vector-quantize-pytorch.
+        joint_entropy: whether the entropies are those of all bits together, of which the numbers are but parts (Open-MAGVIT2's
+            factorised tokens), or the mean of each number's.
+        temperature: of the soft choices; one over vector-quantize-pytorch's ``inv_temperature``.
+        floor: what keeps the logarithms finite; see ``lfq_entropy``.
+        scale: size of a code's entries; with ``spherical``, length of a code.
+        spherical: features are brought to the length of the codes first (binary spherical quantization).
+        soft_clamp: features are squashed by a tanh to this size first.
+
+    Raises:
+        ValueError: no bits, or more than 62 in a number; an unknown ``first_bit``.
+
+    Source: MAGVIT-v2 (arXiv 2310.05737), Open-MAGVIT2 (arXiv 2409.04410), BSQ (arXiv 2406.07548); lucidrains'
+    vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "vector_quantize_pytorch",
+            (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
+            ignored=("mask",),
+            config=_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        bits: tuple[int, ...],
+        dim: int | None = None,
+        first_bit: FirstBit = "least",
+        joint_entropy: bool = True,
+        temperature: float = 0.01,
+        floor: Floor = "add",
+        scale: float = 1.0,
+        spherical: bool = False,
+        soft_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not bits or min(bits) < 1 or max(bits) > 62:
+            raise ValueError(f"bits is {bits}; accepted: from 1 to 62 for each number")
+        if first_bit not in get_args(FirstBit):
+            raise ValueError(f"first_bit is {first_bit!r}; accepted: {', '.join(get_args(FirstBit))}")
+        self.bits = bits
+        self.first_bit = first_bit
+        self.joint_entropy = joint_entropy
+        self.temperature = temperature
+        self.floor: Floor = floor
+        self.scale = scale
+        self.spherical = spherical
+        self.soft_clamp = soft_clamp
+        total = sum(bits)
+        straight = dim is None or dim == total
+        self.project_in = nn.Identity() if straight else nn.Linear(dim or total, total)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, dim or total)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """2^b for each number of a token."""
+        return tuple(2**bits for bits in self.bits)
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        check_finite(features)
+        x = self._prepared(self.project_in(features).float())
+        positive = x > 0
+        signs = self._codes(positive)
+        z = pass_gradients(x, signs).to(features.dtype) if self.training else signs.to(features.dtype)
+        return Latents(z=self.project_out(z), ids=self._ids(positive), loss=self._losses(x, signs) if self.training else None)
+
+    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """Codes by number, in float32 where nothing is projected.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number that does not exist (checked on CPU), or not Q of them a token.
+        """
+        numbers = [ids] if len(self.bits) == 1 else self._unbound(ids)
+        positive = []
+        for number, bits in zip(numbers, self.bits, strict=True):
+            check_ids(number, 2**bits)
+            positive.append(number[..., None] >> self._places(bits, ids.device) & 1 == 1)
+        codes = self._codes(torch.cat(positive, dim=-1))
+        if isinstance(self.project_out, nn.Linear):
+            codes = codes.to(self.project_out.weight.dtype)
+        return self.project_out(codes)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        if self.soft_clamp is not None:
+            x = (x / self.soft_clamp).tanh() * self.soft_clamp
+        if not self.spherical:
+            return x
+        # Each number's code has its own sphere.
+        return torch.cat([normalize(part, dim=-1) * self.scale for part in x.split(self.bits, dim=-1)], dim=-1)
+
+    def _codes(self, positive: Tensor) -> Tensor:
+        sizes = [self.scale / bits**0.5 if self.spherical else self.scale for bits in self.bits for _ in range(bits)]
+        size = torch.tensor(sizes, device=positive.device)
+        return torch.where(positive, size, -size)
+
+    def _places(self, bits: int, device: torch.device) -> Tensor:
+        """Which bit of the number each entry is."""
+        places = torch.arange(bits, device=device)
+        return places if self.first_bit == "least" else places.flip(0)
+
+    def _ids(self, positive: Tensor) -> Tensor:
+        parts = positive.long().split(self.bits, dim=-1)
+        ids = [(part << self._places(part.shape[-1], part.device)).sum(dim=-1) for part in parts]
+        return ids[0] if len(ids) == 1 else torch.stack(ids, dim=-1)
+
+    def _unbound(self, ids: Tensor) -> tuple[Tensor, ...]:
+        if ids.shape[-1] != len(self.bits):
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {len(self.bits)} numbers a token, along the last axis")
+        return ids.unbind(dim=-1)
+
+    def _losses(self, x: Tensor, signs: Tensor) -> dict[str, Tensor]:
+        flat = x.flatten(0, -2)
+        together = self.joint_entropy or len(self.bits) == 1
+        groups = [flat] if together else list(flat.split(self.bits, dim=-1))
+        scales = [self.scale / group.shape[-1] ** 0.5 if self.spherical else self.scale for group in groups]
+        pairs = [
+            lfq_entropy(group, temperature=self.temperature, scale=scale, floor=self.floor)
+            for group, scale in zip(groups, scales, strict=True)
+        ]
+        sample, codebook = (torch.stack(entropies).mean() for entropies in zip(*pairs, strict=True))
+        return {"commitment": mse_loss(x, signs), "sample_entropy": sample, "codebook_entropy": codebook}

@@ -1,0 +1,191 @@
+"""Vector quantization in several heads, or with any other way of training that vector-quantize-pytorch knows.
+
+Shapes: B images, D width of a feature, H heads, K codes, d width of a code, N tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.nn.functional import embedding
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokens import Latents
+
+UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
+"""Options of the library that need more than JSON, change evaluation, or move the channels."""
+
+_IGNORED = ("channel_last", "accept_image_fmap", "accept_3d_fmap", "commitment_weight")
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of ``VectorQuantize``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = {name: value for name, value in config.items() if name not in _IGNORED}
+    arguments = {
+        "dim": options.pop("dim"),
+        "num_codes": options.pop("codebook_size"),
+        "code_dim": options.pop("codebook_dim", None),
+        "num_heads": options.pop("heads", 1),
+        "separate_codebooks": options.pop("separate_codebook_per_head", False),
+        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
+    }
+    if options.get("learnable_codebook"):  # or the library refuses its own default
+        options.setdefault("ema_update", False)
+    return {**arguments, "options": options}
+
+
+class MultiHeadVectorQuantizer(Block):
+    """Cuts each feature into H pieces, projected where widths ask for it, and replaces each by the nearest code.
+
+    A wrapper of vector-quantize-pytorch's ``VectorQuantize``, which trains it, with N x K numbers in memory; in evaluation there
+    are none. For one head and moving averages, ``EMAVectorQuantizer`` trains many times faster.
+
+    Loss while training, unweighted: ``commitment``; of a codebook that learns by gradients it moves the codes too. Where they are
+    switched on, ``codebook_diversity`` and ``orthogonality``.
+
+    Args:
+        dim: D.
+        num_codes: K, of each codebook.
+        num_heads: H; a token has as many numbers.
+        code_dim: d; linear layers lead from D to H d and back where these differ. None: D.
+        separate_codebooks: one codebook a head, rather than one for all.
+        metric: "l2", or "cosine", where features and codes have length one.
+        options: further arguments of ``VectorQuantize`` by name, such as ``decay``, ``learnable_codebook``, ``rotation_trick``,
+            ``stochastic_sample_codes``, ``orthogonal_reg_weight``.
+
+    Raises:
+        ValueError: an option that is not supported.
+
+    Source: improved VQGAN (arXiv 2110.04627); lucidrains' vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("vector_quantize_pytorch", (Rule("*", "quantizer.*"),), config=_config),)
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_codes: int,
+        num_heads: int = 1,
+        code_dim: int | None = None,
+        separate_codebooks: bool = False,
+        metric: Literal["l2", "cosine"] = "l2",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        from vector_quantize_pytorch import VectorQuantize  # type: ignore[import-untyped]
+
+        super().__init__()
+        check_options(options)
+        self.metric = metric
+        self.num_heads = num_heads
+        self.quantizer = VectorQuantize(
+            dim=dim,
+            codebook_size=num_codes,
+            codebook_dim=code_dim,
+            heads=num_heads,
+            separate_codebook_per_head=separate_codebooks,
+            use_cosine_sim=metric == "cosine",
+            **(options or {}),
+        )
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K for each head."""
+        return (self.quantizer.codebook_size,) * self.num_heads
+
+    def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
+        """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, H) with several heads.
+
+        Args:
+            features: what to quantise.
+            generator: source of randomness while training; None is torch's own.
+
+        Raises:
+            ValueError: if a value is not finite; nothing is learned then.
+        """
+        check_finite(features)
+        if not self.training:
+            ids = self._nearest(features)
+            return Latents(z=self._vectors(ids).to(features.dtype), ids=ids)
+        tokens = features.reshape(len(features), -1, features.shape[-1])
+        with drawn_from(generator):
+            z, ids, _, terms = self.quantizer(tokens, return_loss_breakdown=True)
+        losses = {"commitment": terms.commitment}
+        if self.quantizer.has_codebook_diversity_loss:
+            losses["codebook_diversity"] = terms.codebook_diversity
+        if self.quantizer.has_codebook_orthogonal_loss:
+            losses["orthogonality"] = terms.orthogonal_reg
+        return Latents(z=z.view(features.shape), ids=ids.reshape(*features.shape[:-1], *ids.shape[2:]), loss=losses)
+
+    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """Codes by number: of all heads, joined and projected back.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number outside [0, K) (checked on CPU), or not H of them a token.
+        """
+        check_ids(ids, self.quantizer.codebook_size)
+        if self.num_heads > 1 and ids.shape[-1] != self.num_heads:
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {self.num_heads} numbers a token, along the last axis")
+        return self._vectors(ids)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """The library's constant zeros."""
+        reset_library_buffers(self.quantizer, device)
+
+    def _nearest(self, features: Tensor) -> Tensor:
+        pieces = self.quantizer.project_in(features).unflatten(-1, (self.num_heads, -1)).flatten(0, -3)
+        pieces = self.quantizer._codebook.transform_input(pieces)  # of length one with metric "cosine", as the codes are
+        metric: Metric = "dot" if self.metric == "cosine" else "l2"
+        ids = [nearest_code(pieces[:, head], codes, metric) for head, codes in enumerate(self._codebooks())]
+        joined = torch.stack(ids, dim=-1).view(*features.shape[:-1], self.num_heads)
+        return joined.squeeze(-1) if self.num_heads == 1 else joined
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        numbers = ids[..., None] if self.num_heads == 1 else ids
+        pieces = [embedding(numbers[..., head], codes) for head, codes in enumerate(self._codebooks())]
+        return self.quantizer.project_out(torch.cat(pieces, dim=-1))
+
+    def _codebooks(self) -> list[Tensor]:
+        """(K, d) for each head."""
+        codes = self.quantizer._codebook.embed
+        return [codes[head] if len(codes) > 1 else codes[0] for head in range(self.num_heads)]
+
+
+def check_options(options: Mapping[str, Any] | None) -> None:
+    """Refuses options of the library that are not supported.
+
+    Raises:
+        ValueError: names them.
+    """
+    found = [name for name in UNSUPPORTED if (options or {}).get(name)]
+    if found:
+        raise ValueError(f"options hold {', '.join(found)}; accepted: all of vector-quantize-pytorch but {', '.join(UNSUPPORTED)}")
+
+
+@contextmanager
+def drawn_from(generator: Generator | None) -> Iterator[None]:
+    """Inside, torch's own randomness, which the library uses, comes from the generator; outside it goes on as if nothing was."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def reset_library_buffers(module: torch.nn.Module, device: torch.device) -> None:
+    """The constants that vector-quantize-pytorch keeps in no checkpoint."""
+    for part in module.modules():
+        if "zero" in part._non_persistent_buffers_set:
+            part.zero = torch.zeros((), device=device)

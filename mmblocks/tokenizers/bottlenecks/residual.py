@@ -1,0 +1,196 @@
+"""Residual vector quantization: each quantizer replaces what the ones before it left over.
+
+Shapes: B images, D width of a feature, G groups, Q quantizers a group, K codes, N tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.nn.functional import embedding
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.multi_head import check_options, drawn_from, reset_library_buffers
+from mmblocks.tokens import Latents
+
+PIECE = 256
+"""Tokens at once where each has codes of its own (implicit codebooks), or several candidates (beam search)."""
+
+_IGNORED = ("accept_image_fmap", "commitment_weight")
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of ``ResidualVQ`` or ``GroupedResidualVQ``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = {name: value for name, value in config.items() if name not in _IGNORED}
+    arguments = {
+        "dim": options.pop("dim"),
+        "num_codes": options.pop("codebook_size"),
+        "num_quantizers": options.pop("num_quantizers"),
+        "num_groups": options.pop("groups", 1),
+        "code_dim": options.pop("codebook_dim", None),
+        "shared": options.pop("shared_codebook", False),
+        "implicit": options.pop("implicit_neural_codebook", False),
+        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
+    }
+    return {**arguments, "options": options}
+
+
+class ResidualQuantizer(Block):
+    """Sums Q codes for each feature, or for each of G groups of its entries; ids are (B, *grid, G Q), group after group.
+
+    A wrapper of vector-quantize-pytorch's ``ResidualVQ``, which trains it, with N x K numbers in memory; in evaluation there
+    are none. Gradients reach the features once for each quantizer.
+
+    Loss while training, unweighted: ``commitment``, the mean over all quantizers.
+
+    Args:
+        dim: D.
+        num_codes: K, of each codebook.
+        num_quantizers: Q.
+        num_groups: G; each group of D / G entries has its own quantizers.
+        code_dim: width of a code; linear layers lead there and back where it is not D / G. None: D / G.
+        shared: one codebook for all quantizers of a group.
+        implicit: a network turns each codebook, but the first, into other codes for each token, by what was chosen before
+            (QINCo). Needs gradients to learn.
+        metric: "l2", or "cosine", where what is left over and the codes have length one.
+        options: further arguments of ``ResidualVQ`` by name, such as ``decay``, ``kmeans_init``, ``rotation_trick``,
+            ``threshold_ema_dead_code``, ``quantize_dropout``, ``beam_size``.
+
+    Raises:
+        ValueError: a width that the groups do not divide, or an option that is not supported.
+
+    Source: SoundStream (arXiv 2107.03312), HiFi-Codec (arXiv 2305.02765), QINCo (arXiv 2401.14732); lucidrains'
+    vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("vector_quantize_pytorch_grouped", (Rule("rvqs.{}.*", "groups.{}.*"),), config=_config),
+        Layout(
+            "vector_quantize_pytorch",
+            tuple(Rule(f"{name}.*", f"groups.0.{name}.*") for name in ("layers", "mlps", "project_in", "project_out")),
+            config=_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_codes: int,
+        num_quantizers: int,
+        num_groups: int = 1,
+        code_dim: int | None = None,
+        shared: bool = False,
+        implicit: bool = False,
+        metric: Literal["l2", "cosine"] = "l2",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        from vector_quantize_pytorch import ResidualVQ  # type: ignore[import-untyped]
+
+        super().__init__()
+        check_options(options)
+        if dim % num_groups:
+            raise ValueError(f"dim is {dim}; accepted: multiples of {num_groups}, the number of groups")
+        self.metric = metric
+        self.num_quantizers = num_quantizers
+        self.num_codes = num_codes
+        self.groups = torch.nn.ModuleList(
+            ResidualVQ(
+                dim=dim // num_groups,
+                codebook_size=num_codes,
+                num_quantizers=num_quantizers,
+                codebook_dim=code_dim,
+                shared_codebook=shared,
+                implicit_neural_codebook=implicit,
+                use_cosine_sim=metric == "cosine",
+                **(options or {}),
+            )
+            for _ in range(num_groups)
+        )
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K for each quantizer of each group."""
+        return (self.num_codes,) * (self.num_quantizers * len(self.groups))
+
+    def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
+        """Quantises the last axis. An id of -1 is a quantizer that was dropped while training (``quantize_dropout``).
+
+        Args:
+            features: what to quantise.
+            generator: source of randomness while training; None is torch's own.
+
+        Raises:
+            ValueError: if a value is not finite; nothing is learned then.
+        """
+        check_finite(features)
+        tokens = features.reshape(len(features), -1, features.shape[-1])
+        pieces = tokens.chunk(len(self.groups), dim=-1)
+        with drawn_from(generator if self.training else None):
+            # Groups drop the same quantizers.
+            seed = int(torch.randint(2**31, ())) if self.training else None
+            results = [self._quantise(group, piece, seed) for group, piece in zip(self.groups, pieces, strict=True)]
+        z, ids, losses = zip(*results, strict=True)
+        return Latents(
+            z=torch.cat(z, dim=-1).to(features.dtype).view(features.shape),
+            ids=torch.cat(ids, dim=-1).view(*features.shape[:-1], -1),
+            loss={"commitment": torch.stack(losses).mean()} if self.training else None,
+        )
+
+    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """The sums of codes by number. Fewer quantizers than there are, if ``quantize_dropout`` is on: -1 for those left out.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number outside [0, K) (checked on CPU), or not G Q of them a token.
+        """
+        dropped = any(group.quantize_dropout for group in self.groups)
+        check_ids(torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
+        if ids.shape[-1] != len(self.codebook_sizes):
+            raise ValueError(
+                f"ids have shape {tuple(ids.shape)}; accepted: {len(self.codebook_sizes)} numbers a token, along the last axis"
+            )
+        numbers = rearrange(ids, "b ... (g q) -> g (b ...) 1 q", g=len(self.groups))
+        vectors = [
+            torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])
+            for group, mine in zip(self.groups, numbers, strict=True)
+        ]
+        return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], -1)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """The library's constants."""
+        reset_library_buffers(self, device)
+        for group in self.groups:
+            weights = (self.config["options"] or {}).get("beam_score_quantizer_weights") or [1.0] * self.num_quantizers
+            group.beam_score_weights = torch.tensor(weights, device=device)
+
+    def _quantise(self, group: Any, tokens: Tensor, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.training:
+            return group(tokens, rand_quantize_dropout_fixed_seed=seed)
+        if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:
+            flat = tokens.flatten(0, 1)[:, None]
+            pieces, numbers, _ = zip(*(group(piece) for piece in flat.split(PIECE)), strict=True)
+            z, ids = torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], -1)
+        else:
+            z, ids = self._nearest(group, tokens)
+        return z, ids, z.new_zeros(self.num_quantizers)
+
+    def _nearest(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        left = group.project_in(tokens).flatten(0, 1).float()
+        total, ids = torch.zeros_like(left), []
+        metric: Metric = "dot" if self.metric == "cosine" else "l2"
+        for layer in group.layers:
+            codes = layer.codebook
+            ids.append(nearest_code(layer._codebook.transform_input(left), codes, metric))
+            chosen = embedding(ids[-1], codes).float()
+            left, total = left - chosen, total + chosen
+        z = group.project_out(total.to(tokens.dtype))
+        return z.view(*tokens.shape[:2], -1), torch.stack(ids, dim=-1).view(*tokens.shape[:2], -1)

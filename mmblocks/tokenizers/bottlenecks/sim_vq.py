@@ -1,0 +1,121 @@
+"""SimVQ: a frozen random codebook behind a learned linear map, so that all codes move whenever one is chosen.
+
+Shapes: B images, K codes, D width of a feature, F width of a frozen code.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding, mse_loss
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.ops.nearest_code import nearest_code
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokens import Latents
+
+_IGNORED = ("channel_first", "input_to_quantize_commit_loss_weight", "commitment_weight")
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``SimVQ``, with its defaults."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = published_options(config, ignored=_IGNORED)
+    arguments = {
+        "num_codes": options.pop("codebook_size"),
+        "dim": options.pop("dim"),
+        "frozen_dim": options.pop("frozen_codebook_dim", None),
+        "estimator": "rotation" if options.pop("rotation_trick", True) else "straight_through",
+    }
+    refuse_unknown(options, "SimVQ")
+    return arguments
+
+
+class SimVQ(Block):
+    """Replaces each feature by the nearest of K codes, which are a linear map of a codebook that stays as it was drawn.
+
+    Losses while training, unweighted: ``codebook`` pulls the codes to the features, ``commitment`` the features to the codes.
+    The paper weights them 1 and 0.25.
+
+    Args:
+        num_codes: K.
+        dim: D.
+        frozen_dim: F; None for D.
+        estimator: how gradients pass to the features.
+
+    Source: SimVQ (arXiv 2411.02038); lucidrains' vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "vector_quantize_pytorch",
+            (Rule("frozen_codebook", "frozen"), Rule("code_transform.weight", "transform.weight")),
+            config=_config,
+        ),
+    )
+
+    frozen: Tensor
+
+    def __init__(
+        self, *, num_codes: int, dim: int, frozen_dim: int | None = None, estimator: Estimator = "straight_through"
+    ) -> None:
+        super().__init__()
+        check_estimator(estimator)
+        width = frozen_dim or dim
+        self.estimator: Estimator = estimator
+        self.register_buffer("frozen", torch.randn(num_codes, width) * width**-0.5)
+        self.transform = nn.Linear(width, dim, bias=False)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One number: K."""
+        return (len(self.frozen),)
+
+    @property
+    def vectors(self) -> Float[Tensor, "K D"]:
+        """The codes as they are now."""
+        return self.transform(self.frozen)
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Quantises the last axis.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        check_finite(features)
+        codes = self.vectors
+        ids = nearest_code(features.flatten(0, -2), codes).view(features.shape[:-1])
+        chosen = embedding(ids, codes).to(features.dtype)
+        if not self.training:
+            return Latents(z=chosen, ids=ids)
+        losses = {"codebook": mse_loss(chosen, features.detach()), "commitment": mse_loss(features, chosen.detach())}
+        return Latents(z=pass_gradients(features, chosen, self.estimator), ids=ids, loss=losses)
+
+    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """Codes by number.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number outside [0, K) (checked on CPU).
+        """
+        check_ids(ids, len(self.frozen))
+        return self.transform(embedding(ids, self.frozen))
+
+    def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
+        """How near each code is: the negative squared distance. Gradients flow to features and codes."""
+        codes = self.vectors
+        return 2 * features @ codes.T - features.square().sum(-1, keepdim=True) - codes.square().sum(-1)
+
+    def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
+        """A soft choice of codes, with weights that sum to one; harder at smaller temperatures."""
+        return (self.scores(features) / temperature).softmax(dim=-1)
+
+    def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
+        """The mixture of codes with these weights."""
+        return weights @ self.vectors

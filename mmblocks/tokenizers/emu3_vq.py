@@ -1,0 +1,131 @@
+"""Emu3's tokenizer, of images and of video.
+
+Shapes: B images or clips, T frames, H and W pixels; t, h and w tokens, D width of a code.
+"""
+
+import math
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
+from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
+from mmblocks.tokenizers.emu3_autoencoder import Emu3Decoder, Emu3Encoder
+from mmblocks.tokenizers.emu3_layout import EMU3_LAYOUTS
+from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
+
+MAX_ASPECT = 5
+"""Of images that ``preprocess`` takes: the longer side by the shorter."""
+
+
+class Emu3VQ(VisualTokenizer):
+    """A VQGAN whose decoder is conditioned on the codes in every norm, with causal convolutions over time.
+
+    Images (B, 3, H, W) have ids (B, h, w), clips (B, 3, T, H, W) ids (B, t, h, w), and ids decode to what they are made of.
+    A clip has T = ``temporal_factor`` t frames, so that none is left over; upstream drops the last ones silently. Clips that
+    follow each other are encoded apart: within a clip, a token depends on all frames before it.
+
+    Args:
+        num_codes: size of the codebook.
+        code_dim: width of a code.
+        channels, multipliers, num_blocks, attention_levels, temporal_factor: see ``Emu3Encoder``.
+        min_pixels, max_pixels: between which ``preprocess`` brings an image's area.
+
+    The defaults are the published model's. Half precision of the encoder changes ids; keep float32 for encoding. Upstream has
+    no training code: the losses are those of ``VectorQuantizer``, their weights those of the VQ-VAE paper.
+
+    Source: Emu3 (arXiv 2409.18869; baaivision/Emu3), a MoVQ (arXiv 2209.09002).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = EMU3_LAYOUTS
+    loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
+
+    def __init__(
+        self,
+        *,
+        num_codes: int = 32768,
+        code_dim: int = 4,
+        channels: int = 256,
+        multipliers: tuple[int, ...] = (1, 2, 2, 4),
+        num_blocks: int = 2,
+        attention_levels: tuple[int, ...] = (3,),
+        temporal_factor: int = 4,
+        min_pixels: int = 512 * 512,
+        max_pixels: int = 1024 * 1024,
+    ) -> None:
+        network: dict[str, Any] = {
+            "code_dim": code_dim,
+            "channels": channels,
+            "multipliers": multipliers,
+            "num_blocks": num_blocks,
+            "attention_levels": attention_levels,
+            "temporal_factor": temporal_factor,
+        }
+        step = 2 ** (len(multipliers) - 1)
+        super().__init__(
+            encoder=Emu3Encoder(**network),
+            bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim),
+            decoder=Emu3Decoder(**network),
+            downsampling=(temporal_factor, step, step),
+        )
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+
+    def features(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid D"]:
+        """What the bottleneck is given, of images (B, 3, H, W) or clips (B, 3, T, H, W).
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels outside [0, 1] (NaN included), sides or a number of frames that are no multiples.
+        """
+        check_pixels(pixels, num_axes=5 if pixels.ndim == 5 else 4)
+        self.check_size(*pixels.shape[2:])
+        return self.encoder(normalise(pixels, self.mean, self.std))
+
+    def check_size(self, *size: int) -> None:
+        """Refuses (H, W) or (T, H, W) that are no positive multiples of ``downsampling``.
+
+        Raises:
+            ValueError: names the nearest number of frames, or the nearest size, that is accepted.
+        """
+        *frames, height, width = size
+        time, *steps = self.downsampling
+        if frames and (frames[0] % time or not frames[0]):
+            near = max(round(frames[0] / time), 1) * time
+            raise ValueError(
+                f"pixels hold {frames[0]} frames; accepted: multiples of {time}, such as {near},"
+                f" since {time} frames make one token in time and none is dropped"
+            )
+        if any(side % step or not side for side, step in zip((height, width), steps, strict=True)):
+            near_height, near_width = (max(round(side / step), 1) * step for side, step in zip((height, width), steps, strict=True))
+            raise ValueError(
+                f"pixels are {height}x{width}; accepted: multiples of {steps[0]}x{steps[1]}, such as {near_height}x{near_width}"
+            )
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """Resizes (bicubic) to multiples of a token's sides with about the same aspect, within the two areas.
+
+        Raises:
+            ValueError: a side shorter than a token's, or an aspect beyond 5 to 1.
+
+        Source: baaivision/Emu3.
+        """
+        width, height = (self._resized(side, *image.size) for side in image.size)
+        return pixels_of(image.convert("RGB").resize((width, height), PILImage.Resampling.BICUBIC))
+
+    def _resized(self, side: int, width: int, height: int) -> int:
+        """What a side of an image becomes. The order of the divisions decides where the result is nearly whole."""
+        step = self.downsampling[-1]
+        if min(width, height) < step or max(width, height) / min(width, height) > MAX_ASPECT:
+            raise ValueError(
+                f"image is {height}x{width}; accepted: sides of at least {step}, the longer at most {MAX_ASPECT} times the shorter"
+            )
+        area = round(width / step) * round(height / step) * step**2
+        if area > self.max_pixels:
+            return math.floor(side / math.sqrt(width * height / self.max_pixels) / step) * step
+        if area < self.min_pixels:
+            return math.ceil(side * math.sqrt(self.min_pixels / (width * height)) / step) * step
+        return round(side / step) * step

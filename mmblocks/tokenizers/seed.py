@@ -1,0 +1,175 @@
+"""SEED: an image as 32 codes in causal order, which decode to an embedding of the image.
+
+Shapes: B images, H and W pixels, Q tokens, d width of a code, E width of an image embedding.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.eva import EvaTower, eva_rules
+from mmblocks.layers.qformer import qformer_rules
+from mmblocks.tokenizers.seed_parts import ImageHead, SEEDBottleneck, SEEDDecoder
+from mmblocks.tokenizers.tower_tokenizer import TowerTokenizer
+from mmblocks.tokens import Latents
+
+_RULES = (
+    *eva_rules("visual_encoder.", "encoder."),
+    Rule("ln_vision.*", "bottleneck.norm.*"),
+    Rule("query_tokens", "bottleneck.qformer.queries"),
+    *qformer_rules("Qformer", "bottleneck.qformer"),
+    Rule("encode_task_layer.*", "bottleneck.project.*"),
+    Rule("quantize.embedding.weight", "bottleneck.quantizer.codes"),
+    Rule("decode_task_layer.*", "decoder.expand.*"),
+    Rule("pos_embed_image", "decoder.to_image.positions"),
+    Rule("blocks_image.*", "decoder.to_image.layers.*"),
+    Rule("pos_embed", "decoder.to_features.positions"),
+    Rule("blocks.*", "decoder.to_features.layers.*"),
+    Rule("image_down.*", "decoder.head.narrow.*"),
+    Rule("reverse_tokens", "decoder.head.qformer.queries"),
+    *qformer_rules("Reverse_Qformer", "decoder.head.qformer"),
+    Rule("distill_image_proj.*", "decoder.head.out.*"),
+)
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the published class. Sizes of BERT base and EVA-g are in none: they are the defaults."""
+    num_queries = config.get("num_query_token", 32)
+    sizes = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "intermediate_size": "mlp_dim",
+        "encoder_width": "encoder_dim",
+        "cross_attention_freq": "cross_attention_every",
+        "n_embed": "num_codes",
+        "codebook_embed_dim": "code_dim",
+        "decode_depth": "decoder_layers",
+        "image_features_dim": "embed_dim",
+    }
+    return {
+        **{ours: config[theirs] for theirs, ours in sizes.items() if theirs in config},
+        **({"image_size": (config["img_size"],) * 2} if "img_size" in config else {}),
+        "num_queries": num_queries,
+        "causal": num_queries == 32,  # the published code goes by the number
+        "head": "qformer" if config.get("use_qformer_image") else "mlp",
+    }
+
+
+class SEEDTokenizer(TowerTokenizer):
+    """EVA-g, a causal Q-Former, a codebook; then a small transformer to CLIP's image embedding, the condition of an unCLIP model.
+
+    The published training froze tower and Q-Former: ``requires_grad_(False)`` on ``encoder``, ``bottleneck.norm`` and
+    ``bottleneck.qformer``.
+
+    Args:
+        encoder: the image tower; None for EVA-g without its last block, as published.
+        image_size: height and width that the tower takes.
+        encoder_dim: width of the tower's features.
+        num_codes, code_dim: size of the codebook.
+        num_queries: tokens an image.
+        dim, num_layers, num_heads, mlp_dim, cross_attention_every, causal: of the Q-Former, see ``QFormer``.
+        decoder_layers, decoder_heads: of the decoder's two transformers.
+        embed_dim: width of an image embedding.
+        head: how the decoder ends, see ``SEEDDecoder``. The class that reads the published file has "mlp", the training
+            script "qformer".
+
+    Source: SEED (arXiv 2307.08041 and 2310.01218; AILab-CVC/SEED).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "seed",
+            _RULES,
+            ignored=("Qformer.bert.embeddings.position_ids", "Reverse_Qformer.bert.embeddings.position_ids"),
+            config=_config,
+        ),
+    )
+    loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.25, "commitment": 5.0, "image": 0.5, "features": 2.0}
+
+    decoder: SEEDDecoder
+
+    def __init__(
+        self,
+        *,
+        encoder: Block | None = None,
+        image_size: tuple[int, int] = (224, 224),
+        encoder_dim: int = 1408,
+        num_codes: int = 8192,
+        code_dim: int = 32,
+        num_queries: int = 32,
+        dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 3072,
+        cross_attention_every: int = 2,
+        causal: bool = True,
+        decoder_layers: int = 4,
+        decoder_heads: int = 12,
+        embed_dim: int = 1024,
+        head: ImageHead = "mlp",
+    ) -> None:
+        shared: dict[str, Any] = {"code_dim": code_dim, "num_queries": num_queries, "dim": dim}
+        super().__init__(
+            encoder=EvaTower(image_size=image_size, dim=encoder_dim, num_layers=39) if encoder is None else encoder,
+            image_size=image_size,
+            bottleneck=SEEDBottleneck(
+                **shared,
+                num_codes=num_codes,
+                encoder_dim=encoder_dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                mlp_dim=mlp_dim,
+                cross_attention_every=cross_attention_every,
+                causal=causal,
+            ),
+            decoder=SEEDDecoder(
+                **shared,
+                num_layers=decoder_layers,
+                num_heads=decoder_heads,
+                embed_dim=embed_dim,
+                head=head,
+                reader_layers=num_layers,
+                reader_heads=num_heads,
+                reader_mlp_dim=mlp_dim,
+                cross_attention_every=cross_attention_every,
+            ),
+            downsampling=image_size,  # every token is of the whole image
+        )
+
+    def decode(self, latents: Latents | Int[Tensor, "B Q"]) -> Float[Tensor, "B E"]:
+        """Latents, or ids alone, to CLIP image embeddings: pixels take a diffusion model that is conditioned on these.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: ids that do not exist, or another number of tokens than Q.
+        """
+        return self.decoder(latents.z if isinstance(latents, Latents) else self.lookup(latents))
+
+    def training_losses(self, latents: Latents, image_embeds: Float[Tensor, "B E"]) -> dict[str, Float[Tensor, ""]]:
+        """All terms of the published training, unweighted: the bottleneck's, and two of what the codes still tell.
+
+        Args:
+            latents: of ``encode`` while training.
+            image_embeds: of the same images, from the CLIP model whose space ``decode`` shall meet (ViT-H/14 as published).
+
+        Returns:
+            The bottleneck's terms; "image": mean square error of the embedding; "features": one minus the cosine to what the
+            Q-Former read.
+
+        Raises:
+            ValueError: latents without losses, of evaluation mode.
+        """
+        if latents.loss is None or latents.features is None:
+            raise ValueError("latents hold no losses; accepted: those of encode() in training mode")
+        rebuilt = self.decoder.features(latents.z)
+        return {
+            **latents.loss,
+            "image": mse_loss(self.decode(latents), image_embeds),
+            "features": 1 - cosine_similarity(rebuilt, latents.features.detach(), dim=-1).mean(),
+        }

@@ -1,0 +1,1 @@
+"""Training of the parts: what a loss, an optimizer and a loop add to them."""

@@ -1,0 +1,84 @@
+"""VAR's quantiser from coarse to fine, and its tokenizer."""
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from mmblocks.layers.conv import channels_first, channels_last
+from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
+from mmblocks.tokenizers.var_vq import VARVQ
+from tests.parity.cases import Case
+
+MANIFESTS = {"var_vqvae_ch160v4096z32": [(VARVQ, "var")]}
+
+
+def run(case: Case) -> None:
+    if "in.f" in case.io:
+        check_quantizer(case)
+    elif "in.img" in case.io:
+        check_tokenizer(case)
+    else:
+        pytest.skip("VAR's transformer, not its tokenizer")
+
+
+def scales_of(case: Case) -> list | None:
+    """The scales that the official encoder was given in place of its own: some are rows and columns."""
+    return next((value for name, value in case.config.items() if "override" in name or _has_pairs(value)), None)
+
+
+def _has_pairs(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, list) for item in value)
+
+
+def check_quantizer(case: Case) -> None:
+    bottleneck = case.load(MultiScaleQuantizer)
+    scales = scales_of(case)
+    f = case.io["in.f"].requires_grad_()
+    latents = bottleneck(channels_last(f), scales=scales)
+    ids = latents.ids
+    for number, part in enumerate(bottleneck.split(ids, scales=scales)):
+        case.check(f"out.idx{number}", part.flatten(1))
+    totals = bottleneck.cumulative(ids, scales=scales)
+    for number, total in enumerate(totals):
+        case.check(f"out.fhat{number}", channels_first(total))
+    if "out.embed_to_fhat_last" in case.io:
+        case.check("out.embed_to_fhat_last", channels_first(bottleneck.lookup(ids, scales=scales)))
+    if "out.var_input" in case.io:
+        case.check("out.var_input", bottleneck.next_scale_inputs(ids, scales=scales))
+    total = None
+    for number, part in enumerate(bottleneck.split(ids, scales=scales)):
+        total, following = bottleneck.add_scale(total, bottleneck.vectors(part), number, scales=scales)
+        if f"out.ar_next{number}" in case.io:
+            case.check(f"out.ar_next{number}", channels_first(following))
+    if "out.train_fhat" in case.io:
+        check_training(case, bottleneck, f)
+
+
+def check_training(case: Case, bottleneck: MultiScaleQuantizer, f: Tensor) -> None:
+    """Losses and gradients; the official forward knows no other scales than its own."""
+    latents = bottleneck.train()(channels_last(f))
+    out = channels_first(latents.z)
+    loss = latents.loss["codebook"] + case.config.get("beta", 0.25) * latents.loss["commitment"]
+    case.check("out.train_fhat", out)
+    case.check("loss.vq", loss)
+    (loss + 0.01 * (out * case.io["in.w"]).sum()).backward()
+    (layout,) = (known for known in bottleneck.layouts if known.fits(case.weights, case.config))
+    case.check_gradients(bottleneck, layout.name, f=f)
+    state = dict(layout.convert(bottleneck.state_dict(), bottleneck.config, to="theirs"))
+    for name in case.named("state."):
+        case.check(f"state.{name}", state[name])
+
+
+def check_tokenizer(case: Case) -> None:
+    tokenizer = case.load(VARVQ)
+    features = tokenizer.encoder(case.io["in.img"])
+    case.check("out.latent", channels_first(features))
+    scales = scales_of(case)
+    latents = tokenizer.bottleneck(features, scales=scales)
+    for number, part in enumerate(tokenizer.bottleneck.split(latents.ids, scales=scales)):
+        case.check(f"out.idx{number}", part.flatten(1))
+    case.check("out.recon", tokenizer.decoder(latents.z).clamp(-1, 1))
+    if "out.recon_from_idx" in case.io:
+        z = tokenizer.bottleneck.lookup(latents.ids, scales=scales)
+        case.check("out.recon_from_idx", tokenizer.decoder(z).clamp(-1, 1))

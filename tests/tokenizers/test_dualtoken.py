@@ -1,0 +1,94 @@
+import pytest
+import torch
+from PIL import Image
+
+from mmblocks import Block
+from mmblocks.tokenizers.dualtoken import DualToken
+
+
+def tokenizer() -> DualToken:
+    torch.manual_seed(0)
+    return DualToken(
+        num_codes=30, code_dim=8, depth=2, image_size=30, patch_size=10, dim=32, num_layers=3, num_heads=2, mlp_dim=32,
+        pixel_layer=1, shortcut_layer=0, semantic_layer=2, channels=32, multipliers=(1, 1), num_blocks=1, attention_levels=(1,),
+        latent_channels=32, latent_size=(4, 4),
+    )  # fmt: skip
+
+
+def test_codes_decode_to_what_the_latents_decode_to() -> None:
+    dual = tokenizer().eval()
+    latents = dual.encode(torch.rand(2, 3, 30, 30))
+    assert latents.ids.shape == (2, 3, 3, 4) and dual.codebook_sizes == (30,) * 4
+    decoded = dual.decode(latents)
+    assert decoded.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(dual.decode(latents.ids), decoded, atol=1e-5, rtol=1e-5)
+    state, pooled = dual.semantic(latents)
+    assert state.shape == (2, 3, 3, 32) and pooled.shape == (2, 32)
+
+
+def test_pixels_and_meaning_do_not_mix() -> None:
+    dual = tokenizer().eval()
+    latents = dual.encode(torch.rand(1, 3, 30, 30))
+    other = latents._replace(z=latents.z + torch.tensor([0.0] * 8 + [1.0] * 8))
+    assert torch.equal(dual.decode(other), dual.decode(latents))
+    assert not torch.equal(dual.semantic(other)[1], dual.semantic(latents)[1])
+
+
+def test_each_kind_comes_from_its_own_layers() -> None:
+    dual = tokenizer().eval()
+    pixels = torch.rand(1, 3, 30, 30)
+    before, pooled = dual.features(pixels), dual.semantic(dual.encode(pixels))[1]
+    pixel_same, semantic_same = [], []
+    for layer in reversed(dual.encoder.vision.layers):
+        torch.nn.init.constant_(layer.mlp.down.bias, 1.0)
+        after = dual.features(pixels)
+        pixel_same.append(torch.equal(before[..., :8], after[..., :8]))
+        semantic_same.append(torch.equal(before[..., 8:], after[..., 8:]))
+        if len(pixel_same) == 1:  # the last layer only sees what the codes stand for
+            assert not torch.equal(dual.semantic(dual.encode(pixels))[1], pooled)
+    assert pixel_same == [True, True, False] and semantic_same == [True, False, False]
+
+
+def test_attention_behind_the_codes_is_causal() -> None:
+    dual = tokenizer().eval()
+    z = torch.randn(1, 3, 3, 16)
+    changed = z.clone()
+    changed[:, 2] += 1
+    states = [dual.semantic(dual.encode(torch.zeros(1, 3, 30, 30))._replace(z=vectors))[0] for vectors in (z, changed)]
+    assert torch.equal(states[0][:, :2], states[1][:, :2]) and not torch.equal(states[0][:, 2], states[1][:, 2])
+    assert dual.decoder.from_pixel.attention.causal
+
+
+def test_gradients_reach_every_parameter() -> None:
+    dual = tokenizer().train()
+    latents = dual.encode(torch.rand(2, 3, 30, 30), generator=torch.Generator().manual_seed(0))
+    assert set(latents.loss) == set(dual.loss_weights)
+    state, pooled = dual.semantic(latents)
+    (dual.decode(latents).square().mean() + state.square().mean() + pooled.square().mean() + sum(latents.loss.values())).backward()
+    learned = {name: parameter for name, parameter in dual.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in learned.items() if parameter.grad is None] == []
+    assert {name for name, _ in dual.named_parameters()} - set(learned) == {
+        "bottleneck.pixel.codebooks.0.codes", "bottleneck.semantic.codebooks.0.codes",
+    }  # fmt: skip
+
+
+def test_saved_loaded_and_in_bfloat16(tmp_path) -> None:
+    dual = tokenizer().eval()
+    dual.save_pretrained(tmp_path)
+    again = Block.from_pretrained(tmp_path)
+    pixels = torch.rand(1, 3, 30, 30)
+    assert torch.equal(again.decode(again.encode(pixels)), dual.decode(dual.encode(pixels)))
+    half = dual.bfloat16()
+    assert half.decode(half.encode(pixels.bfloat16()).ids).dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    dual = tokenizer()
+    with pytest.raises(ValueError, match="pixels are 30x40; accepted: 30x30 alone"):
+        dual.encode(torch.zeros(1, 3, 30, 40))
+    with pytest.raises(ValueError, match="accepted: 4, 2 of them for pixels"):
+        dual.decode(torch.zeros(1, 3, 3, 2, dtype=torch.long))
+
+
+def test_preprocess_gives_what_encode_takes() -> None:
+    assert tokenizer().preprocess(Image.new("RGB", (90, 50))).shape == (3, 30, 30)
