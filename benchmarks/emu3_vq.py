@@ -66,29 +66,29 @@ def port(tokenizer: Emu3VQ, device: str) -> Any:
     return model
 
 
-def time_of(step: Step, device: str) -> float:
-    """Seconds of one step."""
+def time_of(step: Step, device: str) -> tuple[float, float]:
+    """Seconds of one step: by the clock, and of all this process's threads together."""
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronise()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     step()
     synchronise()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def turns(sides: dict[str, Step], options: argparse.Namespace) -> Figures:
-    """Times of each side, and how many times as fast the first is."""
-    for step in sides.values():
-        step()  # the first call finds memory that is not there yet
+    """Times of each side, which has run before, and how many times as fast the first is.
+
+    The processor's own time says more than the clock where other programs run too.
+    """
     measured = [{side: time_of(step, options.device) for side, step in sides.items()} for _ in range(options.repeats)]
     fast, slow = sides
-    ratios = [turn[slow] / turn[fast] for turn in measured]
-    return {
-        "seconds": {side: median(turn[side] for turn in measured) for side in sides},
-        "ratio": median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
+    figures: Figures = {}
+    for number, kind in enumerate(("", "cpu_")):
+        ratios = [turn[slow][number] / turn[fast][number] for turn in measured]
+        figures[f"{kind}seconds"] = {side: median(turn[side][number] for turn in measured) for side in sides}
+        figures[f"{kind}ratio"], figures[f"{kind}ratio_min"], figures[f"{kind}ratio_max"] = median(ratios), min(ratios), max(ratios)
+    return figures
 
 
 @torch.no_grad()
@@ -137,6 +137,8 @@ def compare_half(options: argparse.Namespace) -> Figures:
         "bfloat16, channels last": lambda: half.decoder(codes.bfloat16()),
         "float32": lambda: tokenizer.decoder(codes),
     }
+    for step in sides.values():
+        step()  # the first call finds memory that is not there yet
     half_ids = tokenizer.bottleneck(half.encoder((pixels * 2 - 1).bfloat16()).float()).ids
     return {
         **turns(sides, options),
@@ -217,15 +219,20 @@ def main() -> None:
     unknown = set(options.comparisons) - set(COMPARISONS)
     if unknown:
         parser.error(f"no such comparison: {', '.join(unknown)}; there are {', '.join(COMPARISONS)}")
-    shared = {"size": options.size, "repeats": options.repeats, "threads": options.threads, "torch": torch.__version__}
+    shared = {
+        "size": options.size,
+        "repeats": options.repeats,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
     figures = []
     # Memory first: to a new process the system counts what its parent once held as its own peak.
-    for name in [name for name in COMPARISONS if not options.comparisons or name in options.comparisons]:
-        figures.append(
-            {"comparison": name, **COMPARISONS[name](options), **shared, "machine": platform.processor() or platform.machine()}
-        )
-        sys.stdout.write(json.dumps(figures[-1], indent=1) + "\n")
-        sys.stdout.flush()
+    for name, compare in COMPARISONS.items():
+        if not options.comparisons or name in options.comparisons:
+            figures.append({"comparison": name, **compare(options), **shared})
+            sys.stdout.write(json.dumps(figures[-1], indent=1) + "\n")
+            sys.stdout.flush()
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1))
 

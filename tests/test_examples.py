@@ -63,24 +63,28 @@ def test_canvases_hold_what_they_say(digits, canvases) -> None:
 def test_answers_are_right(digits, canvases) -> None:
     _, held_out = digits.load_digits()
     generator = torch.Generator().manual_seed(0)
-    kinds = {"place": 0, "count": 0, "relation": 0}
+    kinds = {"place": 0, "count": 0, "where": 0, "relation": 0}
     for canvas in canvases.make_canvases(held_out, 90, generator):
         grid = [row.split(" ") for row in canvas.transcript.split(" / ")]
         for kind in kinds:
             question = canvases.ask(canvas, kind, generator)
             if question is not None:
                 kinds[kind] += 1
-                assert question.answer == answer_read_aloud(grid, question.text, digits.NAMES), (canvas.transcript, question)
+                wanted = answer_read_aloud(grid, question.text)
+                assert (question.working, question.answer) == wanted, (canvas.transcript, question)
     assert min(kinds.values()) > 20
 
 
-def answer_read_aloud(grid: list[list[str]], question: str, names: tuple[str, ...]) -> str:
+def answer_read_aloud(grid: list[list[str]], question: str) -> tuple[str, str]:
+    """The working and the answer."""
     words = question.rstrip("?").split(" ")
     if words[0] == "how":
-        return str(sum(cell != "-" for row in grid for cell in row))
+        return "", str(sum(cell != "-" for row in grid for cell in row))
     if words[0] == "row":
-        return grid[int(words[1]) - 1][int(words[3]) - 1]
-    digit = str(names.index(words[-1]))
-    ((row, column),) = [(r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell == digit]
+        return "", grid[int(words[1]) - 1][int(words[3]) - 1]
+    ((row, column),) = [(r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell == words[-1]]
+    place = f"{row + 1}{column + 1}"
+    if words[0] == "where":
+        return "", place
     down, right = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[words[0]]
-    return grid[row + down][column + right]
+    return f"{place} {row + 1 + down}{column + 1 + right}:", grid[row + down][column + right]

@@ -20,7 +20,7 @@ class Emu3Encoder(Block):
     """``ConvEncoder`` on each frame; then time is shortened, residual blocks look back in it, and a convolution projects.
 
     An image is a clip in which it stands still for ``temporal_factor`` frames, and has one token in time, which is left out.
-    Its 2-d convolutions run once.
+    Its 2-d convolutions run once; those of a clip run on ``FRAME_PIXELS`` at a time, so that long clips need no more memory.
 
     Args:
         code_dim: width of a token, and of all that is behind the 2-d convolutions.

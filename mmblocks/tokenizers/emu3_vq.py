@@ -34,8 +34,11 @@ class Emu3VQ(VisualTokenizer):
         channels, multipliers, num_blocks, attention_levels, temporal_factor: see ``Emu3Encoder``.
         min_pixels, max_pixels: between which ``preprocess`` brings an image's area.
 
-    The defaults are the published model's. Half precision of the encoder changes ids; keep float32 for encoding. Upstream has
-    no training code: the losses are those of ``VectorQuantizer``, their weights those of the VQ-VAE paper.
+    The defaults are the published model's. Half precision of the encoder changes ids; keep float32 for encoding. The memory
+    format ``channels_last`` is for ``encoder.spatial`` and ``decoder.spatial``, whose convolutions are 2-d. For images whose
+    feature maps are too large see ``layers.stripes.set_memory_budget``.
+
+    Upstream has no training code: the losses are those of ``VectorQuantizer``, their weights those of the VQ-VAE paper.
 
     Source: Emu3 (arXiv 2409.18869; baaivision/Emu3), a MoVQ (arXiv 2209.09002).
     """

@@ -35,7 +35,7 @@ class DiagonalGaussian(Block):
         self,
         features: Float[Tensor, "B *grid D2"],
         *,
-        sample: bool = True,
+        sample: bool | None = None,
         generator: Generator | None = None,
         noise: Float[Tensor, "B *grid D"] | None = None,
     ) -> Latents:
@@ -43,7 +43,7 @@ class DiagonalGaussian(Block):
 
         Args:
             features: of twice the latent's width.
-            sample: draw; False for the mean.
+            sample: draw, or take the mean. None draws while training, and where draws or their source are handed in.
             generator: source of randomness, which may live on another device.
             noise: the standard normal draws themselves.
 
@@ -52,6 +52,8 @@ class DiagonalGaussian(Block):
         """
         if features.shape[-1] % 2:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: an even width, for mean and log-variance")
+        if sample is None:
+            sample = self.training or generator is not None or noise is not None
         if noise is not None and (generator is not None or not sample):
             raise ValueError("noise was given together with generator or sample=False; accepted: noise alone")
         mean, logvar = features.float().chunk(2, dim=-1)

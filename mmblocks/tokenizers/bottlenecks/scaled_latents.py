@@ -58,15 +58,15 @@ class ScaledLatents(Block):
         self,
         features: Float[Tensor, "B *grid C"],
         *,
-        sample: bool = False,
+        sample: bool | None = None,
         generator: Generator | None = None,
         noise: Float[Tensor, "B *grid D"] | None = None,
     ) -> Latents:
-        """The mean, or a draw where one is asked for: by ``sample``, a ``generator`` or the ``noise`` itself.
+        """The mean, or a draw.
 
         Args:
             features: (B, *grid, 2 D), or (B, *grid, D) without a Gaussian.
-            sample: whether to draw.
+            sample: draw, or take the mean. None draws while training, and where draws or their source are handed in.
             generator: source of randomness. The draws are those of diffusers, whose latents have their channels first.
             noise: the draws themselves, standard normal, (B, *grid, D).
 
@@ -76,11 +76,12 @@ class ScaledLatents(Block):
         width = self.dim if self.distribution is None else 2 * self.dim
         if features.shape[-1] != width:
             raise ValueError(f"features have width {features.shape[-1]}; accepted: {width}")
-        sample = sample or generator is not None or noise is not None
+        handed_in = generator is not None or noise is not None
         if self.distribution is None:
-            if sample:
+            if sample or handed_in:
                 raise ValueError("there is nothing to draw: the encoder gives no variance; accepted: sample=False")
             return Latents(z=rescale(features, self.shift, self.scale))
+        sample = self.training or handed_in if sample is None else sample
         if sample and noise is None:
             noise = _channels_first_noise(features[..., : self.dim], generator)
         latents = self.distribution(features, sample=sample, noise=noise)

@@ -61,3 +61,12 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_saved_and_loaded(tmp_path) -> None:
     DiagonalGaussian(logvar_range=(-2.0, 1.0)).save_pretrained(tmp_path / "gaussian")
     assert Block.from_pretrained(tmp_path / "gaussian").logvar_range == (-2.0, 1.0)
+
+
+def test_draws_by_itself_only_while_training() -> None:
+    features = torch.randn(2, 3, 4, 8)
+    gaussian = DiagonalGaussian()
+    assert torch.equal(gaussian.eval()(features).z, features[..., :4])
+    assert not torch.equal(gaussian.train()(features).z, features[..., :4])
+    drawn = gaussian.eval()(features, generator=torch.Generator().manual_seed(0)).z
+    assert not torch.equal(drawn, features[..., :4])
