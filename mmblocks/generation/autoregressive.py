@@ -91,7 +91,7 @@ def generate_ids(
     id_head: IdHead = _only_head(model.outputs) if head is None else model.outputs[head]
     num_rows, length = prompt.ids.shape
     batch = num_rows if guidance is None else num_rows // 2
-    states = tuple(_read_prompt(grammar, row) for row in prompt.ids[:batch].tolist())
+    states = tuple(grammar.start([i for i in row if i != NO_ID]) for row in prompt.ids[:batch].tolist())
 
     cache = model.trunk.new_cache(num_rows, length + max_tokens)
     mask = model.mask or prompt.mask
@@ -142,14 +142,6 @@ def _as_mask(allowed: Sequence[tuple[IdRange, ...]], vocab_size: int) -> Tensor:
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:
     return state if state.mode == "done" else grammar.advance(state, next_id)
-
-
-def _read_prompt(grammar: Grammar, ids: list[int]) -> State:
-    state = grammar.start()
-    for next_id in ids:
-        if next_id != NO_ID:
-            state = grammar.advance(state, next_id)
-    return state
 
 
 def _next_tokens(newest: TokenTable, grammar: Grammar, states: Sequence[State]) -> TokenTable:

@@ -4,6 +4,7 @@
 size and how many tokens have been written, so row ends and closings are never left to chance.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -52,8 +53,8 @@ TEXT_TOKEN = Described(int(Modality.TEXT), False, (0, 0, 0))
 class Grammar(Protocol):
     """Which ids may follow, as pure functions of a row's state."""
 
-    def start(self) -> State:
-        """The state before anything is written."""
+    def start(self, prompt: Sequence[int]) -> State:
+        """The state behind a prompt, before anything is written."""
         ...
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
@@ -80,8 +81,8 @@ class TextGrammar:
     def __init__(self, vocab_size: int, stop: tuple[int, ...] = ()) -> None:
         self.vocab_size, self.stop = vocab_size, stop
 
-    def start(self) -> State:
-        """Text."""
+    def start(self, prompt: Sequence[int] = ()) -> State:
+        """Text, whatever the prompt says: a stop id in it ended an earlier turn."""
         return State()
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
@@ -103,7 +104,7 @@ class GridGrammar:
     Args:
         format: how the vocabulary writes an image. Ids below its ``first_code`` are text, but for its own structure.
         size: (height, width) in tokens of every image, or None to let the model write the size (1 to 999 each).
-        num_images: how many images a row may hold; the row ends with the last one if ``stop`` is empty.
+        num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
         stop: text ids that end a row.
 
     Raises:
@@ -128,9 +129,20 @@ class GridGrammar:
         self._text_only = _ranges_without(format.first_code, structure | {format.begin})
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
 
-    def start(self) -> State:
-        """Text."""
-        return State()
+    def start(self, prompt: Sequence[int] = ()) -> State:
+        """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
+
+        Raises:
+            ValueError: if its image tokens stand in no order that the format knows, or begin an image of another size.
+        """
+        state, reader = State(), GridGrammar(self.format, num_images=len(prompt) + 1)
+        for next_id in prompt:
+            state = reader.advance(state, next_id)
+        if state.mode == "size" and self.size is not None:
+            wanted = (*self.format.size_ids(*self.size), self.format.image)
+            if state.size != wanted[: len(state.size)]:
+                raise ValueError(f"prompt begins an image whose size starts with ids {state.size}; accepted: {wanted}")
+        return state._replace(num_images=0)
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
         """The ids that may come next."""

@@ -210,3 +210,17 @@ def test_row_states_are_independent_of_each_other() -> None:
     assert {row: tuple(segment.grid.shape) for row, segment in found.items()} == {0: (1, 2), 1: (3, 3)}
     (alone,) = model.generate(starts[1:], GridGrammar(FORMAT), max_tokens=40, sampling=GREEDY)
     assert torch.equal(alone.segment.grid, found[1].grid)
+
+
+def test_a_prompt_may_hold_earlier_turns() -> None:
+    assert TextGrammar(50, stop=(EOS,)).start([3, EOS, 4]).mode == "text"
+    earlier = FORMAT.write(torch.zeros(2, 5, dtype=torch.long)).ids.tolist()
+    grammar = GridGrammar(FORMAT, size=(3, 3), stop=(EOS,))
+    state = grammar.start([3, *earlier, EOS, 4])
+    assert state.mode == "text" and FORMAT.begin in allowed_ids(grammar, state)
+    assert grammar.start([*earlier, FORMAT.begin]).mode == "size"
+    other_size = [FORMAT.begin, *FORMAT.size_ids(2, 5)]
+    with pytest.raises(ValueError, match="prompt begins an image whose size starts with"):
+        grammar.start(other_size)
+    with pytest.raises(ValueError, match="cannot stand in text"):
+        grammar.start(earlier[-2:])

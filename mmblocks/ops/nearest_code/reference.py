@@ -49,9 +49,11 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
         x, codebook = x.float(), codebook.float()
         if metric == "cosine":
             x, codebook = normalize(x, dim=-1), normalize(codebook, dim=-1)
-        # |x - c|^2 without |x|^2, which is the same for every code. Unit codes are nearest where the dot product is largest.
-        half_norm = codebook.square().sum(dim=1) / 2 if metric == "l2" else codebook.new_zeros(len(codebook))
         rows, columns = CPU_TILE if x.device.type == "cpu" else LARGE_TILE
+        # |x - c|^2 without |x|^2, which is the same for every code. Unit codes are nearest where the dot product is largest.
+        half_norm = codebook.new_zeros(len(codebook))
+        if metric == "l2":
+            half_norm = torch.cat([codes.square().sum(dim=1) / 2 for codes in codebook.split(columns)])
         pieces = [_nearest(piece, codebook, half_norm, columns) for piece in x.split(rows)]
         return torch.cat(pieces) if pieces else x.new_zeros(0, dtype=torch.long)
 
