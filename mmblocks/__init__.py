@@ -68,6 +68,9 @@ _HOME = {
     "MultimodalModel": "compose",
     "Emu3": "models.emu3",
     "CodeIds": "code_ids",
+    "TokenizerTrainer": "training.tokenizer",
+    "TokenizerRecipe": "training.tokenizer_recipe",
+    "PatchDiscriminator": "training.adversarial",
 }
 
 __all__ = [*_HOME, "__version__"]

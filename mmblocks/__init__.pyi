@@ -62,6 +62,9 @@ from mmblocks.tokens import Latents as Latents
 from mmblocks.tokens import Modality as Modality
 from mmblocks.tokens import TokenTable as TokenTable
 from mmblocks.tokens import VisionTokens as VisionTokens
+from mmblocks.training.adversarial import PatchDiscriminator as PatchDiscriminator
+from mmblocks.training.tokenizer import TokenizerTrainer as TokenizerTrainer
+from mmblocks.training.tokenizer_recipe import TokenizerRecipe as TokenizerRecipe
 from mmblocks.trunks.decoder import Decoder as Decoder
 from mmblocks.trunks.kv_cache import KVCache as KVCache
 

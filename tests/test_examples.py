@@ -28,7 +28,7 @@ def canvases(digits):
         yield canvases
 
 
-@pytest.mark.parametrize("name", ["emu3_like.py", "eve_like.py"])
+@pytest.mark.parametrize("name", ["emu3_like.py", "eve_like.py", "train_tokenizer.py"])
 def test_examples_can_be_read_in_one_sitting(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= 150
 

@@ -56,11 +56,9 @@ def check_training(case: Case, tokenizer: IBQ) -> None:
     if case.config["use_entropy_loss"]:
         weights = case.config["sample_minimization_weight"], case.config["batch_maximization_weight"]
         entropy = weights[0] * losses["sample_entropy"] - weights[1] * losses["codebook_entropy"]
-        for name, value in (
-            ("loss.entropy", entropy), ("loss.sample_entropy", losses["sample_entropy"]), ("loss.avg_entropy", losses["codebook_entropy"]),
-        ):  # fmt: skip
-            if name in case.io:
-                case.check(name, value)
+        terms = {"entropy": entropy, "sample_entropy": losses["sample_entropy"], "avg_entropy": losses["codebook_entropy"]}
+        for name in set(terms) & set(case.named("loss.")):
+            case.check(f"loss.{name}", terms[name])
         total = total + 0.1 * entropy
     case.check("loss.total", total)
     total.backward()
