@@ -35,6 +35,12 @@ class Canvas(NamedTuple):
         """What the canvas says: "1 - 7 / 3 9 -"."""
         return " / ".join(" ".join(_word(cell) for cell in row) for row in self.cells)
 
+    @property
+    def places(self) -> str:
+        """Each digit and its place: "1=11 7=13 3=21 9=22"."""
+        cells = [(cell, row, column) for row, line in enumerate(self.cells, 1) for column, cell in enumerate(line, 1)]
+        return " ".join(f"{cell}={row}{column}" for cell, row, column in cells if cell is not None)
+
 
 def make_canvases(
     digits: Digits, count: int, generator: torch.Generator, *, sizes: list[tuple[int, int]] = SIZES, augmented: bool = False
@@ -71,8 +77,8 @@ def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | Non
     """A question of a kind ("place", "count", "where", "relation"), at random; None where the canvas allows none.
 
     "where" and "relation" ask of a digit that the canvas holds once, a relation only where the neighbour is a digit. The
-    working of a relation is the place of the one and the place of the other: "12 11:" on the way to what is left of 4, where
-    the 4 is in row 1, column 2.
+    working of a relation is the place of the one and the place of the other: "4=12 11=" on the way to what is left of 4,
+    where the 4 is in row 1, column 2.
     """
     cells = canvas.cells
     if kind == "count":
@@ -83,15 +89,20 @@ def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | Non
     places = [(row, column) for row in range(len(cells)) for column in range(len(cells[0]))]
     once = [(row, column) for row, column in places if canvas.words.count(str(cells[row][column])) == 1]
     if kind == "where":
-        possible = [Question(kind, f"where is {cells[row][column]}?", f"{row + 1}{column + 1}") for row, column in once]
+        possible = [
+            Question(kind, f"where is {digit}?", f"{row + 1}{column + 1}", f"{digit}=")
+            for row, column in once
+            if (digit := cells[row][column]) is not None
+        ]
     else:
         possible = []
         for row, column in once:
             for relation, (down, right) in NEIGHBOURS.items():
                 r, c = row + down, column + right
                 if (r, c) in places and cells[r][c] is not None:
-                    working = f"{row + 1}{column + 1} {r + 1}{c + 1}:"
-                    possible.append(Question(kind, f"{relation} {cells[row][column]}?", _word(cells[r][c]), working))
+                    digit = cells[row][column]
+                    working = f"{digit}={row + 1}{column + 1} {r + 1}{c + 1}="
+                    possible.append(Question(kind, f"{relation} {digit}?", _word(cells[r][c]), working))
     return possible[_choose(len(possible), generator)] if possible else None
 
 

@@ -23,17 +23,17 @@ NUM_STEPS = 2400
 
 
 def seen(canvas: Canvas, blind: bool) -> list:
-    """What the model is shown of a canvas."""
-    return [image(NOTHING if blind else canvas.pixels)]
+    """What the model is shown of a canvas, and the request to write down each digit and its place."""
+    return [image(NOTHING if blind else canvas.pixels), text("places?")]
 
 
 def sample(canvas: Canvas, generator: torch.Generator, *, blind: bool, deaf: bool) -> list:
-    """A canvas, what it says, then six questions and answers. Blind: without the canvas. Deaf: without the questions."""
+    """A canvas, its digits and their places, then six questions and answers. Blind: without the canvas. Deaf: without questions."""
     turns = []
     for kind in torch.multinomial(torch.tensor(list(TAUGHT.values())), 6, replacement=True, generator=generator).tolist():
         question = ask(canvas, list(TAUGHT)[kind], generator) or ask(canvas, "place", generator)
         turns += [text("?" if deaf else question.text), *learned(question.working + question.answer)]
-    return [*seen(canvas, blind), *learned(canvas.transcript), *turns]
+    return [*seen(canvas, blind), *learned(canvas.places), *turns]
 
 
 def train_to_answer(
@@ -46,19 +46,19 @@ def train_to_answer(
     def next_loss(step: int) -> Tensor:
         canvases = make_canvases(train, 18, generator, sizes=SMALL if step < num_steps // 6 else SIZES[1:], augmented=True)
         samples = [sample(canvas, generator, blind=blind, deaf=deaf) for canvas in canvases]
-        return model(builder(samples, pack=220).to(DEVICE)).losses["text"]
+        return model(builder(samples, pack=240).to(DEVICE)).losses["text"]
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="answering" + ", no image" * blind + ", no question" * deaf)
 
 
 def replies(model: MultimodalModel, asked: list[tuple[Canvas, Question]], *, blind: bool = False, deaf: bool = False) -> list[str]:
-    """The model first writes down what it sees, then reads that and the question."""
-    written = answers(model, [seen(canvas, blind) for canvas, _ in asked], max_tokens=24)
+    """The model first writes down what it sees where, then reads that and the question."""
+    written = answers(model, [seen(canvas, blind) for canvas, _ in asked], max_tokens=48)
     prompts = [
         [*seen(canvas, blind), text([TEXT["<write>"], *said.encode(), TEXT["<end>"]]), text("?" if deaf else question.text)]
         for (canvas, question), said in zip(asked, written, strict=True)
     ]
-    return answers(model, prompts, max_tokens=8)
+    return answers(model, prompts, max_tokens=10)
 
 
 def score(
@@ -67,7 +67,7 @@ def score(
     """Share of exact answers for each kind of question. Of a relation the last character counts, behind its working."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for (_, question), said in zip(asked, replies(model, asked, blind=blind, deaf=deaf), strict=True):
-        right[question.kind].append(said.split(":")[-1] == question.answer)
+        right[question.kind].append(said.split("=")[-1] == question.answer)
     return {kind: round(sum(values) / len(values), 4) for kind, values in right.items()}
 
 

@@ -85,6 +85,6 @@ def answer_read_aloud(grid: list[list[str]], question: str) -> tuple[str, str]:
     ((row, column),) = [(r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell == words[-1]]
     place = f"{row + 1}{column + 1}"
     if words[0] == "where":
-        return "", place
+        return f"{words[-1]}=", place
     down, right = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[words[0]]
-    return f"{place} {row + 1 + down}{column + 1 + right}:", grid[row + down][column + right]
+    return f"{words[-1]}={place} {row + 1 + down}{column + 1 + right}=", grid[row + down][column + right]

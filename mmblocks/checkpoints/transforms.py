@@ -54,10 +54,20 @@ def _unsqueeze_first(tensor: Tensor) -> Tensor:
     return tensor[None]
 
 
+def _squeeze_first_two(tensor: Tensor) -> Tensor:
+    return _squeeze_first(_squeeze_first(tensor))
+
+
+def _unsqueeze_first_two(tensor: Tensor) -> Tensor:
+    return tensor[None, None]
+
+
 transforms: dict[str, Transform] = {
     "same": Transform(_same, _same),
     "transpose": Transform(_transpose, _transpose),
     "squeeze_first": Transform(_squeeze_first, _unsqueeze_first),
+    "unsqueeze_first": Transform(_unsqueeze_first, _squeeze_first),
+    "unsqueeze_first_two": Transform(_unsqueeze_first_two, _squeeze_first_two),
     "squeeze_1": _squeeze(1),
     "squeeze_1x1": _squeeze(2),
     "unsqueeze_1x1": _inverse(_squeeze(2)),

@@ -261,6 +261,7 @@ class DualToken(VisualTokenizer):
             downsampling=(patch_size, patch_size),
         )
         self.image_size = image_size
+        self.only_size = (image_size, image_size)
         self.code_dim = code_dim
         self.from_semantic = AttentionProjection(in_dim=code_dim, out_dim=dim, num_heads=dim // code_dim, causal=True)
 
@@ -268,16 +269,6 @@ class DualToken(VisualTokenizer):
         """What the codes for meaning stand for: SigLIP 2's state of each patch, and its pooled vector of the image."""
         state = self.from_semantic(latents.z[..., self.code_dim :])
         return state, self.encoder.rest(state.flatten(1, 2))
-
-    def check_size(self, *size: int) -> None:
-        """Refuses any size but the one that the positions are learned for.
-
-        Raises:
-            ValueError: names it.
-        """
-        if size != (self.image_size, self.image_size):
-            side = self.image_size
-            raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: {side}x{side} alone (see preprocess)")
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Shorter side to ``image_size`` (bicubic), then the square in the middle."""

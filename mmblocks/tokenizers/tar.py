@@ -215,6 +215,7 @@ class TATok(VisualTokenizer):
             downsampling=(patch_size * pool_scale, patch_size * pool_scale),
         )
         self.image_size = image_size
+        self.only_size = (image_size, image_size)
 
     # Unlike its base, it can be asked for fewer tokens, and it comes out at features.
 
@@ -246,16 +247,6 @@ class TATok(VisualTokenizer):
             ValueError: ids that do not exist.
         """
         return self.decoder(latents.z if isinstance(latents, Latents) else self.lookup(latents))
-
-    def check_size(self, *size: int) -> None:
-        """Refuses any size but the one that the positions are learned for.
-
-        Raises:
-            ValueError: names it.
-        """
-        if size != (self.image_size, self.image_size):
-            side = self.image_size
-            raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: {side}x{side} alone (see preprocess)")
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, stretched to ``image_size`` along both sides."""

@@ -49,16 +49,7 @@ class OneDimensionalTokenizer(VisualTokenizer):
             std=(1.0, 1.0, 1.0),
         )
         self.image_size = image_size
-
-    def check_size(self, *size: int) -> None:
-        """Refuses any size but the one that the learned positions are for.
-
-        Raises:
-            ValueError: names that size.
-        """
-        if size != (self.image_size, self.image_size):
-            side = self.image_size
-            raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: {side}x{side} alone (see preprocess)")
+        self.only_size = (image_size, image_size)
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The square in the middle, behind bicubic resizing of the shorter side."""

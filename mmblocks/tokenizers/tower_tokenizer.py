@@ -42,16 +42,7 @@ class TowerTokenizer(VisualTokenizer):
             encoder=encoder, bottleneck=bottleneck, decoder=decoder, downsampling=downsampling, mean=CLIP_MEAN, std=CLIP_STD
         )
         self.image_size = image_size
-
-    def check_size(self, *size: int) -> None:
-        """Refuses every size but ``image_size``.
-
-        Raises:
-            ValueError: names the size that is accepted.
-        """
-        if size != tuple(self.image_size):
-            accepted = "x".join(map(str, self.image_size))
-            raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: {accepted} (see preprocess)")
+        self.only_size = image_size
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, squashed (bicubic) to ``image_size`` whatever its aspect, as these methods were trained."""

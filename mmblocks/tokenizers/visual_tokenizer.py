@@ -56,6 +56,8 @@ class VisualTokenizer(Block):
         self.downsampling = downsampling
         self.mean = mean
         self.std = std
+        self.only_size: tuple[int, ...] | None = None
+        """The one size, in pixels, that a subclass with learned positions takes."""
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -108,11 +110,16 @@ class VisualTokenizer(Block):
         return look_up(ids)
 
     def check_size(self, *size: int) -> None:
-        """Refuses a size, in pixels (and frames), that is no positive multiple of ``downsampling``.
+        """Refuses a size, in pixels (and frames), that is no positive multiple of ``downsampling``, or not ``only_size``.
 
         Raises:
             ValueError: names the nearest size that is accepted.
         """
+        if self.only_size is not None:
+            if size != tuple(self.only_size):
+                only = "x".join(map(str, self.only_size))
+                raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: {only} alone (see preprocess)")
+            return
         if any(side % step or not side for side, step in zip(size, self.downsampling, strict=True)):
             near = "x".join(str(max(round(side / step), 1) * step) for side, step in zip(size, self.downsampling, strict=True))
             steps = "x".join(map(str, self.downsampling))

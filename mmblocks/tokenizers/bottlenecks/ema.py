@@ -154,6 +154,15 @@ class EMAVectorQuantizer(Codebook):
         self.placed.fill_(True)
         self._copy_from_first_process()
 
+    @torch.no_grad()
+    def replace_unused(self, features: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
+        """As ``Codebook.replace_unused``; the averages of a moved code start anew, or it would return where it was."""
+        count = super().replace_unused(self._unit(features), used, generator)
+        moved = used == 0
+        self.usage.masked_fill_(moved, 1.0)
+        self.sums.copy_(torch.where(moved[:, None], self.codes.to(self.sums.dtype), self.sums))
+        return count
+
     def _unit(self, vectors: Tensor) -> Tensor:
         return normalize(vectors, dim=-1, eps=1e-6) if self.unit else vectors
 
