@@ -1,0 +1,258 @@
+"""EVEv1's patch embedding layer: patches attended to in small windows, and read by a class token, and no encoder.
+
+Shapes: H and W pixels, S pixels a side of a canvas, P patch tokens and N tokens of all images, B images, C cells (patches) of a
+window, E width inside, D width of the trunk.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from PIL import Image as PILImage
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
+from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
+from mmblocks.tokens import ImageLayout, VisionTokens
+
+Mask = Float[Tensor, "_ _"] | Bool[Tensor, "_ _"]
+"""Of a canvas: 1 where it shows its image, 0 elsewhere."""
+
+CANVAS_COLOUR = tuple(int(255 * mean) / 255 for mean in CLIP_MEAN)
+"""Around an image on its canvas."""
+
+_DUMMY_CELLS = 16
+"""Patches a side that are read of a canvas that shows nothing, at most: what text-only rows carry in published training."""
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """EVEv1's config. Strides and image sizes are not in it: they are those of the published preprocessor preset."""
+    depth = re.fullmatch(r"mlp(\d+)x_gelu", config["mm_projector_type"])
+    if depth is None:
+        raise ValueError(f"mm_projector_type is {config['mm_projector_type']!r}; accepted: mlp2x_gelu, or with another number")
+    return {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"], "projector_layers": int(depth[1])}
+
+
+def _attention_rules(name: str) -> tuple[Rule, ...]:
+    theirs, ours = f"model.vision_tower.{name}", name
+    return (
+        Rule(f"{theirs}.q.0.*", f"{ours}.norm_query.*"),
+        Rule(f"{theirs}.q.1.*", f"{ours}.query.*"),
+        Rule(f"{theirs}.kv.0.*", f"{ours}.norm_context.*"),
+        Rule(f"{theirs}.kv.1.*", f"{ours}.key_value.*"),
+        Rule(f"{theirs}.proj.*", f"{ours}.out.*"),
+    )
+
+
+class EVE1PatchEmbedding(Block):
+    """Patches of which each window becomes one token, and a class token that has read them all; then a projector.
+
+    A window's token is the mean of its patches plus what that mean finds in them by attention. The class token opens an image and
+    a split token closes each row: an image of H x W pixels becomes ``1 + h * (w + 1)`` tokens, ``h = H / token_size``.
+
+    Args:
+        dim: D.
+        hidden_dim: E.
+        patch_size: pixels a side of a patch.
+        merge_size: patches a side of a window.
+        num_heads: heads of both attentions. Scores are scaled by the whole width, not a head's.
+        projector_layers: linear layers of the projector, with GELUs between them.
+        image_size: pixels of the longer side after ``preprocess``: 672, or 1344 in EVE-7B-HD.
+        teacher_image_size, teacher_patch_size: of the encoder whose cells the shorter side is rounded up to.
+
+    Raises:
+        ValueError: heads that do not divide the width, or an ``image_size`` that is no multiple of the teacher's.
+
+    Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "eve1",
+            (
+                Rule("model.vision_tower.patch_embedding.weight", "patch.weight"),
+                Rule("model.vision_tower.class_embedding", "class_token"),
+                Rule("model.vision_tower.split_embedding", "split_token"),
+                *_attention_rules("local_attention"),
+                *_attention_rules("global_attention"),
+                Rule("model.mm_projector.{}.*", "projector.{}.*"),
+            ),
+            ignored=(
+                "model.layers.*",
+                "model.embed_tokens.weight",
+                "model.norm.weight",
+                "lm_head.weight",
+                "model.vision_clip.*",
+                "model.vision_tower_compressor.*",
+            ),
+            config=_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        hidden_dim: int = 1024,
+        patch_size: int = 14,
+        merge_size: int = 2,
+        num_heads: int = 8,
+        projector_layers: int = 2,
+        image_size: int = 672,
+        teacher_image_size: int = 336,
+        teacher_patch_size: int = 14,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(f"hidden_dim is {hidden_dim}, num_heads {num_heads}; accepted: heads that divide the width")
+        if image_size % teacher_image_size or image_size <= 0:
+            raise ValueError(f"image_size is {image_size}; accepted: multiples of teacher_image_size, {teacher_image_size}")
+        self.dim = dim
+        self.patch_size = patch_size
+        self.merge_size = merge_size
+        self.token_size = patch_size * merge_size
+        self.canvas = {
+            "side": teacher_image_size,
+            "cell": teacher_patch_size,
+            "scale": image_size // teacher_image_size,
+        }
+        self.patch = nn.Conv2d(3, hidden_dim, patch_size, patch_size, bias=False)
+        self.local_attention = _WindowAttention(hidden_dim, num_heads)
+        self.global_attention = _ClassAttention(hidden_dim, num_heads)
+        self.class_token = nn.Parameter(torch.empty(hidden_dim).normal_())
+        self.split_token = nn.Parameter(torch.empty(hidden_dim).normal_())
+        self.projector = nn.Sequential(nn.Linear(hidden_dim, dim))
+        for _ in range(projector_layers - 1):
+            self.projector.extend([nn.GELU(), nn.Linear(dim, dim)])
+
+    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]], masks: Sequence[Mask] | None = None) -> VisionTokens:
+        """The tokens of images with pixels in [0, 1], each of its own size.
+
+        Args:
+            images: with sides that are multiples of ``token_size``; or canvases, together with ``masks``.
+            masks: of each canvas. What they do not mark is cut off, and so are patches that fill no whole
+                window. Of a canvas that shows nothing, up to 16 x 16 patches are read, as published.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: no image, a size that is no multiple, pixels that are no RGB in [0, 1], another number of masks, or a mask
+                that does not mark one rectangle of whole patches.
+        """
+        check_images(images)
+        tokens = self.features([normalise(image, CLIP_MEAN, CLIP_STD) for image in images], masks)
+        return tokens._replace(embeds=self.projector(tokens.embeds))
+
+    def features(self, values: Sequence[Float[Tensor, "3 _ _"]], masks: Sequence[Mask] | None = None) -> VisionTokens:
+        """The tokens before the projector, of width E, from images that are normalised already; else as ``forward``."""
+        if masks is not None:
+            if len(masks) != len(values):
+                raise ValueError(f"there are {len(masks)} masks; accepted: one for each of {len(values)} images")
+            values = [self._cut_out(image, mask) for image, mask in zip(values, masks, strict=True)]
+        layouts = [self.layout(*size) for size in sizes(values)]
+        patch_tokens = self.local_attention(self._windows(values))
+        lengths = [height * width // self.token_size**2 for height, width in sizes(values)]
+        class_tokens = self.global_attention(self.class_token, patch_tokens, lengths)
+        return pack(layouts, patch_tokens, newline=self.split_token, classes=class_tokens)
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """The tokens of an image of this size.
+
+        Raises:
+            ValueError: if a side is no positive multiple of ``token_size``.
+        """
+        return grid_layout(*grid_of(height, width, self.token_size), class_token=True, newline=True)
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """Resizes the longer side to ``image_size``, and the shorter to whole cells of the teacher.
+
+        The published code also puts the image on a canvas, of which ``forward`` reads nothing else; see ``preprocess_canvas``.
+
+        Raises:
+            ValueError: an image without pixels.
+        """
+        image = upright_rgb(image)
+        placement = self._placement(image)
+        return pixels_of(image.resize((placement.width, placement.height)))
+
+    def preprocess_canvas(self, image: PILImage.Image) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
+        """The image as ``preprocess`` gives it, in the middle of a square canvas, and the canvas's mask; see ``forward``.
+
+        Raises:
+            ValueError: an image without pixels.
+        """
+        return on_canvas(self.preprocess(image), self._placement(upright_rgb(image)), CANVAS_COLOUR)
+
+    def _placement(self, image: PILImage.Image) -> CanvasPlacement:
+        return place_on_canvas(image.height, image.width, **self.canvas)
+
+    def _cut_out(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What a canvas shows, up to the last whole windows."""
+        if mask.shape != image.shape[1:]:
+            raise ValueError(f"a mask is {tuple(mask.shape)}; accepted: that of its image, {tuple(image.shape[1:])}")
+        nothing = Box(*(slice(0, min(_DUMMY_CELLS, side // self.patch_size)) for side in mask.shape))
+        pixels = (
+            slice(cells.start * self.patch_size, cells.start * self.patch_size + count * self.token_size)
+            for cells in valid_cells(mask, self.patch_size) or nothing
+            for count in [(cells.stop - cells.start) // self.merge_size]
+        )
+        return image[:, *pixels]
+
+    def _windows(self, values: Sequence[Tensor]) -> Float[Tensor, "P C E"]:
+        """The patches of each window of all images. The convolution has the stride of its kernel, and so is a linear map."""
+        size, merge = {"p": self.patch_size, "q": self.patch_size}, {"m": self.merge_size, "n": self.merge_size}
+        pattern = "c (h m p) (w n q) -> (h w) (m n) (c p q)"
+        patches = torch.cat([rearrange(image, pattern, **size, **merge) for image in values])
+        return linear(patches.to(self.patch.weight), self.patch.weight.flatten(1))
+
+
+class _Attention(nn.Module):
+    """Queries and their context, each behind a norm; scores are scaled by the whole width."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = dim**-0.5
+        self.norm_query = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.norm_context = nn.LayerNorm(dim)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, with the heads before the last axis."""
+        query = rearrange(self.query(self.norm_query(x)), "... (heads d) -> ... heads d", heads=self.num_heads)
+        key_value = self.key_value(self.norm_context(context))
+        key, value = rearrange(key_value, "... (two heads d) -> two ... heads d", two=2, heads=self.num_heads)
+        return query, key, value
+
+
+class _WindowAttention(_Attention):
+    """The mean of each window, and what it finds in the window."""
+
+    def forward(self, windows: Float[Tensor, "P C E"]) -> Float[Tensor, "P E"]:
+        mean = windows.mean(dim=1)
+        query, key, value = self.project(mean, windows)
+        # By hand: for windows of four, fused attention is slower, and refuses more than 65535 of them on some GPUs.
+        scores = torch.einsum("p h d, p c h d -> p h c", query * self.scale, key)
+        found = torch.einsum("p h c, p c h d -> p h d", scores.softmax(dim=-1), value)
+        return mean + self.out(found.flatten(1))
+
+
+class _ClassAttention(_Attention):
+    """The class token, and what it finds in the tokens of each image."""
+
+    def forward(self, class_token: Float[Tensor, " E"], tokens: Float[Tensor, "P E"], lengths: list[int]) -> Float[Tensor, "B E"]:
+        query, key, value = self.project(class_token, tokens)
+        keys, values = (packed.transpose(0, 1).split(lengths, dim=1) for packed in (key, value))
+        found = [
+            scaled_dot_product_attention(query[None, :, None], k[None], v[None], scale=self.scale)[0, :, 0]
+            for k, v in zip(keys, values, strict=True)
+        ]
+        return class_token + self.out(torch.stack(found).flatten(1))

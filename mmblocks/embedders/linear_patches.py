@@ -1,0 +1,138 @@
+"""A plain linear patch embedding, of pixels or of a tokenizer's latents.
+
+Shapes: H and W pixels or latents, N tokens of all images, D width of the trunk.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.grid_positions import SinCosPositions
+from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.pixels import normalise
+from mmblocks.tokens import ImageLayout, VisionTokens
+
+
+def _omnigen_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of OmniGen's own files, whose config is the language model's, or of diffusers'."""
+    dim = config["phi3"]["hidden_size"] if "phi3" in config else config["hidden_size"]
+    return {
+        "dim": dim,
+        "patch_size": config.get("patch_size", 2),
+        "channels": config.get("in_channels", 4),
+        "positions": SinCosPositions(dim=dim, table_size=config.get("pos_embed_max_size", 192), base_size=64),
+    }
+
+
+def _omnigen(name: str, theirs: str, ignored: tuple[str, ...]) -> Layout:
+    return Layout(name, (Rule(f"{theirs}.*", "patch.*"),), ignored=ignored, config=_omnigen_config)
+
+
+_OMNIGEN_REST = ("pos_embed", "time_token.*", "t_embedder.*", "final_layer.*", "llm.*")
+_DIFFUSERS_REST = (
+    "patch_embedding.pos_embed",
+    *(f"{part}.*" for part in ("time_token", "t_embedder", "layers", "norm", "norm_out", "proj_out", "embed_tokens")),
+)
+
+
+class LinearPatchEmbedding(Block):
+    """Each patch through one linear map, and its place added to it. Every token is a patch token.
+
+    Args:
+        dim: D.
+        patch_size: values a side of a patch.
+        channels: 3 for pixels, a tokenizer's width for latents.
+        bias: whether the linear map has one.
+        positions: what is added, a Block of grids to vectors such as ``SinCosPositions`` or ``LearnedPositions``; None for
+            nothing, where the trunk turns queries and keys by place.
+        mean, std: per channel. With them images are pixels in [0, 1]; without, values are taken as they are.
+
+    Raises:
+        ValueError: one of ``mean`` and ``std`` without the other, or for anything but three channels.
+
+    The layouts read the two of OmniGen: that of the latents to be denoised, and, in those whose name ends in "-input", that of the
+    latents of input images. Both fit the same files, so ``layout`` has to be named.
+
+    Source: ViT (arXiv 2010.11929); OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        _omnigen("omnigen", "x_embedder.proj", ("input_x_embedder.*", *_OMNIGEN_REST)),
+        _omnigen("omnigen-input", "input_x_embedder.proj", ("x_embedder.*", *_OMNIGEN_REST)),
+        _omnigen(
+            "omnigen-diffusers", "patch_embedding.output_image_proj", ("patch_embedding.input_image_proj.*", *_DIFFUSERS_REST)
+        ),
+        _omnigen(
+            "omnigen-diffusers-input",
+            "patch_embedding.input_image_proj",
+            ("patch_embedding.output_image_proj.*", *_DIFFUSERS_REST),
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        patch_size: int,
+        channels: int = 3,
+        bias: bool = True,
+        positions: Block | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None) or (mean is not None and channels != 3):
+            raise ValueError(f"mean is {mean}, std {std}, channels {channels}; accepted: both for three channels, or neither")
+        self.dim = dim
+        self.patch_size = patch_size
+        self.channels = channels
+        self.mean = mean
+        self.std = std
+        self.patch = nn.Conv2d(channels, dim, patch_size, patch_size, bias=bias)
+        self.positions = positions
+
+    def forward(self, images: Sequence[Float[Tensor, "_ _ _"]]) -> VisionTokens:
+        """Images or latents (channels, H, W) with sides that are multiples of ``patch_size``, each of its own size.
+
+        Raises:
+            TypeError: values that are not floating point.
+            ValueError: no image, another number of channels, a size that is no multiple; or, where they are pixels, values
+                outside [0, 1].
+        """
+        if self.mean is None or self.std is None:
+            self._check_values(images)
+        else:
+            check_images(images)
+            images = [normalise(image, self.mean, self.std) for image in images]
+        layouts = [self.layout(*size) for size in sizes(images)]
+        sides = {"p": self.patch_size, "q": self.patch_size}
+        patches = torch.cat([rearrange(image, "c (h p) (w q) -> (h w) (c p q)", **sides) for image in images])
+        embeds = linear(patches.to(self.patch.weight), self.patch.weight.flatten(1), self.patch.bias)
+        if self.positions is not None:
+            grids = [(height // self.patch_size, width // self.patch_size) for height, width in sizes(images)]
+            embeds = embeds + self.positions(grids).to(embeds)
+        return pack(layouts, embeds)
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """The tokens of an image of this size.
+
+        Raises:
+            ValueError: if a side is no positive multiple of ``patch_size``.
+        """
+        return grid_layout(*grid_of(height, width, self.patch_size))
+
+    def _check_values(self, images: Sequence[Tensor]) -> None:
+        if not images:
+            raise ValueError("images is empty; accepted: at least one")
+        for image in images:
+            if not image.is_floating_point():
+                raise TypeError(f"an image is {image.dtype}; accepted: floating point")
+            if image.ndim != 3 or image.shape[0] != self.channels:
+                raise ValueError(f"an image has shape {tuple(image.shape)}; accepted: ({self.channels}, H, W)")

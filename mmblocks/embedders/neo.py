@@ -1,0 +1,169 @@
+"""NEO's patch stem: two convolutions with a rotation by place between them, and no encoder.
+
+Shapes: H and W pixels, P patches and N tokens of all images, E width between the convolutions, D width of the trunk.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, positions, sizes
+from mmblocks.layers.pixels import normalise, on_white, pixels_of
+from mmblocks.layers.resizing import smart_resize
+from mmblocks.positions import rotary_table, rotate_interleaved
+from mmblocks.tokens import ImageLayout, VisionTokens
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of ImageNet's images, per colour."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """NEO's config, or that of its vision part alone."""
+    vision = config.get("vision_config", config)
+    ratio = _scalar(vision["downsample_ratio"])
+    return {
+        "dim": int(_scalar(vision["llm_hidden_size"])),
+        "hidden_dim": vision["hidden_size"],
+        "patch_size": vision["patch_size"],
+        "merge_size": int(1 / ratio),
+        "rope_theta": vision["rope_theta_vision"],
+    } | {name: vision[name] for name in ("min_pixels", "max_pixels") if name in vision}
+
+
+def _scalar(value: Any) -> float:
+    """Published configs hold some numbers in lists of one."""
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+class NEOPatchEmbedding(Block):
+    """Convolution, GELU, rotary embedding of the features themselves, convolution. Every token is a patch token.
+
+    An image of H x W pixels becomes ``h * w`` tokens, ``h = H / (patch_size * merge_size)``.
+
+    Args:
+        dim: D.
+        hidden_dim: E; a multiple of four, since one half is rotated by column and the other by row.
+        patch_size: pixels a side of the first convolution's patches.
+        merge_size: patches a side that the second convolution merges into a token.
+        rope_theta: base of the angles; places count in patches.
+        min_pixels, max_pixels: areas between which ``preprocess`` brings an image; published fine-tuning of the 9B takes up to
+            16777216.
+
+    Raises:
+        ValueError: a ``hidden_dim`` that is no multiple of four.
+
+    Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "neo",
+            (
+                Rule("vision_model.embeddings.patch_embedding.*", "patch.*"),
+                Rule("vision_model.embeddings.dense_embedding.*", "merge.*"),
+            ),
+            ignored=("language_model.*",),
+            config=_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        hidden_dim: int = 1024,
+        patch_size: int = 16,
+        merge_size: int = 2,
+        rope_theta: float = 10000.0,
+        min_pixels: int = 65536,
+        max_pixels: int = 4194304,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % 4:
+            raise ValueError(f"hidden_dim is {hidden_dim}; accepted: multiples of 4, since halves of it are rotated in pairs")
+        self.dim = dim
+        self.patch_size = patch_size
+        self.merge_size = merge_size
+        self.token_size = patch_size * merge_size
+        self.rope_theta = rope_theta
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self.patch = nn.Conv2d(3, hidden_dim, patch_size, patch_size)
+        self.merge = nn.Conv2d(hidden_dim, dim, merge_size, merge_size)
+
+    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+        """Images with pixels in [0, 1] and sides that are multiples of ``token_size``, each of its own size.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
+        """
+        check_images(images)
+        return self.embed([normalise(image, IMAGENET_MEAN, IMAGENET_STD) for image in images])
+
+    def embed(self, values: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+        """The tokens of images that are normalised already.
+
+        Both convolutions have the stride of their kernel, so each is a linear map of patches, and images of any size go through it
+        together. Patches lie window after window, as the second convolution reads them.
+        """
+        layouts = [self.layout(*size) for size in sizes(values)]
+        pattern = "c (h m p) (w n q) -> (h w m n) (c p q)"
+        sides = {"p": self.patch_size, "q": self.patch_size, "m": self.merge_size, "n": self.merge_size}
+        patches = torch.cat([rearrange(image, pattern, **sides) for image in values])
+        hidden = gelu(linear(patches.to(self.patch.weight), self.patch.weight.flatten(1), self.patch.bias))
+        windows = rearrange(self._rotate(hidden, self._places(sizes(values))), "(n c) e -> n (c e)", c=self.merge_size**2)
+        kernel = rearrange(self.merge.weight, "d e m n -> d (m n e)")
+        return pack(layouts, linear(windows, kernel, self.merge.bias))
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """The tokens of an image of this size.
+
+        Raises:
+            ValueError: if a side is no positive multiple of ``token_size``.
+        """
+        return grid_layout(*grid_of(height, width, self.token_size))
+
+    def preprocess(self, image: PILImage.Image, *, num_images: int = 1) -> Float[Tensor, "3 H W"]:
+        """Resizes to multiples of ``token_size`` within the two areas; see ``smart_resize``. Transparency shows white.
+
+        Args:
+            image: any PIL image.
+            num_images: how many the sample has: more than one share twice ``max_pixels``, as published.
+
+        Raises:
+            ValueError: an image without pixels, or an aspect above 200.
+        """
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images}; accepted: 1 or more")
+        most = self.max_pixels if num_images == 1 else max(2 * self.max_pixels // num_images, self.min_pixels)
+        image = on_white(ImageOps.exif_transpose(image))
+        height, width = smart_resize(
+            image.height, image.width, multiple=self.token_size, min_pixels=self.min_pixels, max_pixels=most
+        )
+        return pixels_of(image.resize((width, height)))
+
+    def _places(self, images: Sequence[tuple[int, int]]) -> Int[Tensor, "P 2"]:
+        """Row and column, in patches, of each patch of all images, window after window."""
+        grids = [(height // self.token_size, width // self.token_size) for height, width in images]
+        windows = positions(grids, self.merge.weight.device)
+        inside = positions([(self.merge_size, self.merge_size)], windows.device)
+        return (windows[:, None] * self.merge_size + inside).flatten(0, 1)
+
+    def _rotate(self, hidden: Float[Tensor, "P E"], places: Int[Tensor, "P 2"]) -> Float[Tensor, "P E"]:
+        """Turns the first half of the channels by column and the second by row, in float32."""
+        half = hidden.shape[1] // 2
+        tables = rotary_table(places.flip(1).T, half, self.rope_theta)
+        halves = rearrange(hidden.float(), "p (two e) -> two 1 p e", two=2)
+        return rearrange(rotate_interleaved(halves, tables), "two 1 p e -> p (two e)").to(hidden.dtype)
