@@ -19,7 +19,7 @@ KINDS = ("place", "count", "relation")
 TAUGHT = {"place": 0.25, "count": 0.15, "where": 0.2, "relation": 0.4}
 """How often a kind is asked while training. To find a digit is a step on the way to its neighbour."""
 
-NUM_STEPS = 2400
+NUM_STEPS = 2000
 
 
 def seen(canvas: Canvas, blind: bool) -> list:

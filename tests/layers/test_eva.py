@@ -57,3 +57,76 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         EvaTower(image_size=(28, 30), patch_size=14)
     with pytest.raises(ValueError, match="pixels are 28x28; accepted: 28x42"):
         tower()(torch.zeros(1, 3, 28, 28))
+
+
+@pytest.mark.parametrize("kind", ["g", "L"])
+def test_states_of_any_block(kind) -> None:
+    eva = tower(**KINDS[kind])
+    pixels = torch.randn(2, 3, 28, 42)
+    last, first, also_first = eva.states(pixels, (-1, 0, -2))
+    assert torch.equal(last, eva(pixels)) and torch.equal(first, also_first) and not torch.equal(first, last)
+    eva.vit.blocks[1].register_forward_hook(lambda *_: pytest.fail("a block that nobody asked for"))
+    assert torch.equal(eva.states(pixels, (0,))[0], first)
+    with pytest.raises(ValueError, match=r"layers are \[2\]; accepted: at least one, each from -2 to 1"):
+        eva.states(pixels, (2,))
+
+
+@pytest.mark.parametrize("kind", ["g", "L"])
+def test_kept_patches_bring_their_places_along(kind) -> None:
+    eva = tower(**KINDS[kind])
+    pixels = torch.randn(2, 3, 28, 42)
+    order = torch.tensor([[5, 3, 0, 1, 4, 2], [0, 1, 2, 5, 4, 3]])
+    shuffled, tokens = eva(pixels, keep=order), eva(pixels)
+    torch.testing.assert_close(shuffled[:, 0], tokens[:, 0])
+    torch.testing.assert_close(shuffled[0, 1:], tokens[0, 1 + order[0]])
+    some = eva(pixels, keep=order[:, :2])
+    changed = torch.where(torch.arange(42) < 14, pixels + 1, pixels)  # patches 0 and 3 of the first image and others
+    assert some.shape == (2, 3, 24) and not torch.allclose(some[0], eva(changed, keep=order[:, :2])[0])
+    torch.testing.assert_close(eva(pixels, keep=order[:, 2:]), eva(pixels, keep=order[:, 2:].flip(1))[:, [0, 4, 3, 2, 1]])
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (torch.zeros(1, 2, dtype=torch.long), r"shape \(1, 2\); accepted: \(2, K\)"),
+        (torch.zeros(2, 0, dtype=torch.long), "with at least one patch"),
+        (torch.tensor([[1, 2], [3, 6]]), r"lies in \[1, 6\]; accepted: \[0, 5\]"),
+    ],
+)
+def test_patches_that_are_not_there_are_refused(keep, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tower()(torch.zeros(2, 3, 28, 42), keep=keep)
+
+
+def test_resized_towers_share_all_but_their_positions() -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    eva = tower(**KINDS["L"])
+    eva.vit.cls_token.requires_grad_(False)
+    larger = eva.resized((56, 42))
+    assert larger.config["image_size"] == (56, 42) and larger.grid == (4, 3) and not larger.training
+    wanted = resample_abs_pos_embed(eva.vit.pos_embed, new_size=[4, 3], old_size=[2, 3], antialias=False)
+    torch.testing.assert_close(larger.vit.pos_embed, wanted)
+    others = dict(larger.named_parameters())
+    assert all(others[name] is parameter for name, parameter in eva.named_parameters() if name != "vit.pos_embed")
+    assert larger(torch.randn(1, 3, 56, 42)).shape == (1, 13, 24)
+    same = eva.resized((28, 42))
+    pixels = torch.randn(1, 3, 28, 42)
+    assert torch.equal(same(pixels), eva(pixels))
+    finer = eva.resized((28, 42), patch_size=7)
+    assert finer.vit.patch_embed.proj.weight.shape == (24, 3, 7, 7) and finer(pixels).shape == (1, 25, 24)
+    with pytest.raises(ValueError, match="accepted: multiples of patch_size, 14"):
+        eva.resized((28, 30))
+
+
+def test_checkpointed_blocks_have_the_same_gradients() -> None:
+    eva = tower(**KINDS["L"])
+    pixels = torch.randn(1, 3, 28, 42)
+    grads = []
+    for checkpointed in (False, True):
+        eva.vit.set_grad_checkpointing(checkpointed)
+        eva.zero_grad()
+        eva(pixels).square().sum().backward()
+        grads.append(eva.vit.patch_embed.proj.weight.grad.clone())
+    torch.testing.assert_close(*grads)

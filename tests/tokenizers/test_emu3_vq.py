@@ -186,7 +186,7 @@ def test_inside_transformers_emu3(port, tmp_path) -> None:
     """The names of version 5 and of 4, beside a language model's tensors, with a config that leaves out defaults."""
     from safetensors.torch import save_file
 
-    vq_config = {
+    sizes = {
         "codebook_size": 64,
         "base_channels": 32,
         "channel_multiplier": [2, 1],

@@ -13,13 +13,14 @@ from torch.nn.functional import normalize
 Metric = Literal["l2", "cosine", "dot"]
 """l2: the smallest Euclidean distance. cosine: the smallest angle. dot: the largest dot product, whatever the lengths."""
 
-CPU_TILE = (1024, 2048)
-"""Vectors and codes of a tile, such that a CPU's caches hold its distances. The codes are a multiple of ``GROUP``."""
+CPU_TILE = (256, 16384)
+"""Vectors and codes of a tile: 16 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one
+thread a little better, but have many threads wait for each other many times, for long where other programs run too."""
 
 LARGE_TILE = (8192, 8192)
 """On other devices, where each tile takes several launches."""
 
-GROUP = 64
+GROUP = 128
 """Codes whose smallest distance is found before it is asked which of them has it: the minimum takes a CPU a twentieth of the
 time that its place takes."""
 

@@ -84,9 +84,10 @@ class FiniteScalarQuantizer(Block):
         self.symmetric = symmetric
         self.clamp = clamp
         total = len(levels) * num_numbers
-        straight = dim is None or dim == total
-        self.project_in = nn.Identity() if straight else nn.Linear(dim or total, total)
-        self.project_out = nn.Identity() if straight else nn.Linear(total, dim or total)
+        self.dim = total if dim is None else dim
+        straight = self.dim == total
+        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -97,8 +98,10 @@ class FiniteScalarQuantizer(Block):
         """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
+        if features.shape[-1] != self.dim:
+            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
         x = self.project_in(features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
         scaled = self._symmetric_bound(x) if self.symmetric else self._bound(x)

@@ -111,9 +111,10 @@ class LookupFreeQuantizer(Block):
         self.spherical = spherical
         self.soft_clamp = soft_clamp
         total = sum(bits)
-        straight = dim is None or dim == total
-        self.project_in = nn.Identity() if straight else nn.Linear(dim or total, total)
-        self.project_out = nn.Identity() if straight else nn.Linear(total, dim or total)
+        self.dim = total if dim is None else dim
+        straight = self.dim == total
+        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -124,8 +125,10 @@ class LookupFreeQuantizer(Block):
         """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
+        if features.shape[-1] != self.dim:
+            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
         x = self._prepared(self.project_in(features).float())
         positive = x > 0

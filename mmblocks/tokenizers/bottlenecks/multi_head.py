@@ -46,7 +46,8 @@ class MultiHeadVectorQuantizer(Block):
     """Cuts each feature into H pieces, projected where widths ask for it, and replaces each by the nearest code.
 
     A wrapper of vector-quantize-pytorch's ``VectorQuantize``, which trains it, with N x K numbers in memory; in evaluation there
-    are none. For one head and moving averages, ``EMAVectorQuantizer`` trains many times faster.
+    are none. Train it in float32: cast to half precision, the library's averages are cast too. For one head and moving averages,
+    ``EMAVectorQuantizer`` trains many times faster.
 
     Loss while training, unweighted: ``commitment``; of a codebook that learns by gradients it moves the codes too. Where they are
     switched on, ``codebook_diversity`` and ``orthogonality``.
@@ -84,6 +85,7 @@ class MultiHeadVectorQuantizer(Block):
 
         super().__init__()
         check_options(options)
+        self.dim = dim
         self.metric = metric
         self.num_heads = num_heads
         self.quantizer = VectorQuantize(
@@ -109,8 +111,10 @@ class MultiHeadVectorQuantizer(Block):
             generator: source of randomness while training; None is torch's own.
 
         Raises:
-            ValueError: if a value is not finite; nothing is learned then.
+            ValueError: if the width is not D, or a value is not finite; nothing is learned then.
         """
+        if features.shape[-1] != self.dim:
+            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
         if not self.training:
             ids = self._nearest(features)

@@ -47,7 +47,8 @@ class ResidualQuantizer(Block):
     """Sums Q codes for each feature, or for each of G groups of its entries; ids are (B, *grid, G Q), group after group.
 
     A wrapper of vector-quantize-pytorch's ``ResidualVQ``, which trains it, with N x K numbers in memory; in evaluation there
-    are none. Gradients reach the features once for each quantizer.
+    are none. Gradients reach the features once for each quantizer. Train it in float32: cast to half precision, the
+    library's averages are cast too.
 
     Loss while training, unweighted: ``commitment``, the mean over all quantizers.
 
@@ -99,6 +100,7 @@ class ResidualQuantizer(Block):
         check_options(options)
         if dim % num_groups:
             raise ValueError(f"dim is {dim}; accepted: multiples of {num_groups}, the number of groups")
+        self.dim = dim
         self.metric = metric
         self.num_quantizers = num_quantizers
         self.num_codes = num_codes
@@ -129,8 +131,10 @@ class ResidualQuantizer(Block):
             generator: source of randomness while training; None is torch's own.
 
         Raises:
-            ValueError: if a value is not finite; nothing is learned then.
+            ValueError: if the width is not D, or a value is not finite; nothing is learned then.
         """
+        if features.shape[-1] != self.dim:
+            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
         tokens = features.reshape(len(features), -1, features.shape[-1])
         pieces = tokens.chunk(len(self.groups), dim=-1)

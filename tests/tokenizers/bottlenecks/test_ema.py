@@ -137,3 +137,14 @@ def test_a_training_step_is_one_graph_and_ignores_what_is_not_finite() -> None:
     x[0, 0, 0] = torch.nan
     step(x)
     torch.testing.assert_close(compiled.sums, plain.sums)
+
+
+def test_replaced_codes_stay_where_they_were_put() -> None:
+    torch.manual_seed(0)
+    quantizer = EMAVectorQuantizer(num_codes=8, dim=4).train()
+    features = torch.randn(32, 4)
+    used = torch.tensor([3, 0, 1, 0, 2, 2, 2, 2])
+    assert quantizer.replace_unused(features, used, torch.Generator().manual_seed(0)) == 2
+    put = quantizer.codes[[1, 3]].clone()
+    quantizer(put[None])  # each is chosen by itself
+    torch.testing.assert_close(quantizer.codes[[1, 3]], put, atol=1e-4, rtol=1e-4)

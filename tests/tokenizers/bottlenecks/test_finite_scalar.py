@@ -77,6 +77,8 @@ def test_saved_and_loaded(tmp_path) -> None:
 @pytest.mark.unchecked
 def test_bad_input_is_refused() -> None:
     quantizer = FiniteScalarQuantizer(levels=(3, 4))
+    with pytest.raises(ValueError, match="features are 3 wide; accepted: 2"):
+        quantizer(torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="NaN"):
         quantizer(torch.full((1, 2, 2), torch.nan))
     with pytest.raises(ValueError, match=r"accepted: \[0, 11\]"):

@@ -71,6 +71,8 @@ def test_saved_and_loaded(tmp_path) -> None:
 @pytest.mark.unchecked
 def test_bad_input_is_refused() -> None:
     quantizer = LookupFreeQuantizer(bits=(3, 4))
+    with pytest.raises(ValueError, match="features are 6 wide; accepted: 7"):
+        quantizer(torch.zeros(1, 2, 6))
     with pytest.raises(ValueError, match="NaN"):
         quantizer(torch.full((1, 2, 7), torch.nan))
     with pytest.raises(ValueError, match=r"accepted: \[0, 7\]"):

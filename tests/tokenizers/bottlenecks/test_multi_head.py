@@ -60,6 +60,8 @@ def test_saved_and_loaded(tmp_path) -> None:
 def test_bad_input_is_refused() -> None:
     quantizer = MultiHeadVectorQuantizer(**HEADS)
     codes = quantizer.quantizer.codebook.clone()
+    with pytest.raises(ValueError, match="features are 11 wide; accepted: 12"):
+        quantizer(torch.zeros(1, 2, 11))
     with pytest.raises(ValueError, match="NaN"):
         quantizer(torch.full((1, 2, 12), torch.nan))
     assert torch.equal(quantizer.quantizer.codebook, codes)

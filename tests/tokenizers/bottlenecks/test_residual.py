@@ -87,6 +87,8 @@ def test_bfloat16() -> None:
 def test_bad_input_is_refused() -> None:
     quantizer = ResidualQuantizer(**PLAIN)
     codes = quantizer.groups[0].layers[0].codebook.clone()
+    with pytest.raises(ValueError, match="features are 9 wide; accepted: 8"):
+        quantizer(torch.zeros(1, 2, 9))
     with pytest.raises(ValueError, match="NaN"):
         quantizer(torch.full((1, 2, 8), torch.nan))
     assert torch.equal(quantizer.groups[0].layers[0].codebook, codes)

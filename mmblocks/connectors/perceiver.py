@@ -1,0 +1,184 @@
+"""Flamingo's perceiver resampler: learned latents that read any number of tokens, and each other, into a fixed number.
+
+Shapes: B images or videos, L tokens of one, T frames, Q latents, D width.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.connectors.grids import Grid, check_axes, check_width
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
+
+
+def _flamingo_rules(prefix: str) -> tuple[Rule | Split, ...]:
+    attention, mine = f"{prefix}layers.{{}}.0", "layers.{}"
+    names = (("norm_media.*", "context_norm.*"), ("norm_latents.*", "latents_norm.*"))
+    return (
+        Rule(f"{prefix}latents", "latents"),
+        Rule(f"{prefix}frame_embs", "frames"),
+        *(Rule(f"{attention}.{key}", f"{mine}.{name}") for key, name in names),
+        Rule(f"{attention}.to_q.weight", f"{mine}.query.weight"),
+        Split(f"{attention}.to_kv.weight", (f"{mine}.key.weight", f"{mine}.value.weight")),
+        Rule(f"{attention}.to_out.weight", f"{mine}.out.weight"),
+        Rule(f"{prefix}layers.{{}}.1.0.*", f"{mine}.mlp_norm.*"),
+        Rule(f"{prefix}layers.{{}}.1.1.weight", f"{mine}.up.weight"),
+        Rule(f"{prefix}layers.{{}}.1.3.weight", f"{mine}.down.weight"),
+        Rule(f"{prefix}norm.*", "norm.*"),
+    )
+
+
+def _idefics_rules(prefix: str) -> tuple[Rule, ...]:
+    attention, mlp, mine = f"{prefix}blocks.{{}}.0", f"{prefix}blocks.{{}}.1", "layers.{}"
+    names = (
+        *(("context_layer_norm.*", "context_norm.*"), ("latents_layer_norm.*", "latents_norm.*")),
+        *(("q_layer_norm.*", "query_norm.*"), ("k_layer_norm.*", "key_norm.*")),
+        *(("q_proj.weight", "query.weight"), ("k_proj.weight", "key.weight"), ("v_proj.weight", "value.weight")),
+        ("output_proj.weight", "out.weight"),
+    )
+    return (
+        Rule(f"{prefix}latents", "latents"),
+        *(Rule(f"{attention}.{key}", f"{mine}.{name}") for key, name in names),
+        Rule(f"{mlp}.ln.*", f"{mine}.mlp_norm.*"),
+        Rule(f"{mlp}.fc.weight", f"{mine}.up.weight"),
+        Rule(f"{mlp}.c_proj.weight", f"{mine}.down.weight"),
+        Rule(f"{prefix}layer_norm.*", "norm.*"),
+    )
+
+
+def _idefics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configs of transformers leave out what is as in its defaults."""
+    perceiver, dim = config["perceiver_config"], config["vision_config"].get("embed_dim", 768)
+    return {
+        "dim": dim,
+        "num_latents": perceiver.get("resampler_n_latents", 64),
+        "num_layers": perceiver.get("resampler_depth", 6),
+        "num_heads": perceiver.get("resampler_n_heads", 16),
+        "head_dim": perceiver.get("resampler_head_dim", 96),
+        "mlp_dim": 4 * dim,
+        "activation": "relu",
+        "qk_norm": perceiver.get("qk_layer_norms_perceiver", False),
+    }
+
+
+class PerceiverResampler(Block):
+    """Latents that attend to the features and to themselves at once, layer by layer.
+
+    Args:
+        dim: D, of features and latents alike.
+        num_latents: Q.
+        num_layers, num_heads, head_dim: sizes; heads need not fill the width.
+        mlp_dim: width of the feed-forward part; None for four times ``dim``.
+        max_frames: frames a video may have, each with a learned vector that is added to its features; None for no such vectors.
+        activation: of the feed-forward part: "gelu" in Flamingo, "relu" in IDEFICS.
+        qk_norm: layer norms of queries and keys, as in some of IDEFICS.
+
+    The defaults are those of OpenFlamingo, whose files have no config. Its rows of vectors for several media, which no published
+    model has, are not here.
+
+    Source: Flamingo (arXiv 2204.14198), as in lucidrains/flamingo-pytorch and mlfoundations/open_flamingo; IDEFICS as in
+    transformers' ``IdeficsPerceiverResampler``.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("flamingo", _flamingo_rules("")),
+        Layout("open_flamingo", _flamingo_rules("perceiver."), ignored=("lang_encoder.*", "vision_encoder.*")),
+        Layout(
+            "idefics",
+            _idefics_rules("model.perceiver_resampler."),
+            ignored=(
+                *("model.embed_tokens.*", "model.layers.*", "model.gated_cross_attn_layers.*", "model.norm.*"),
+                *("model.vision_model.*", "lm_head.*"),
+            ),
+            config=_idefics,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int = 1024,
+        num_latents: int = 64,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        head_dim: int = 64,
+        mlp_dim: int | None = None,
+        max_frames: int | None = None,
+        activation: Literal["gelu", "relu"] = "gelu",
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; accepted: {', '.join(map(repr, _ACTIVATIONS))}")
+        self.dim = dim
+        self.num_latents = num_latents
+        self.latents = nn.Parameter(torch.randn(num_latents, dim))
+        self.frames = None if max_frames is None else nn.Parameter(torch.randn(max_frames, dim))
+        self.layers = nn.ModuleList(
+            _Layer(dim, num_heads, head_dim, mlp_dim or 4 * dim, activation, qk_norm) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Float[Tensor, "B Q D"]:
+        """What the latents read in the features of each image or video.
+
+        Args:
+            features: on any grid; (B, T, rows, columns, D) where there are vectors for frames.
+
+        Raises:
+            ValueError: features of another width, or more than ``max_frames`` frames.
+        """
+        check_width(features, self.dim)
+        if self.frames is not None:
+            check_axes(features, "frames", "rows", "columns")
+            num_frames = features.shape[1]
+            if num_frames > len(self.frames):
+                raise ValueError(f"features have {num_frames} frames; accepted: 1 to {len(self.frames)}")
+            features = features + self.frames[:num_frames, None, None]
+        context = features.flatten(1, -2)
+        latents = self.latents.expand(len(context), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, context)
+        return self.norm(latents)
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The grid of what features on any grid become: Q tokens."""
+        return (self.num_latents,)
+
+
+class _Layer(nn.Module):
+    def __init__(self, dim: int, num_heads: int, head_dim: int, mlp_dim: int, activation: str, qk_norm: bool) -> None:
+        super().__init__()
+        inner = num_heads * head_dim
+        self.num_heads = num_heads
+        self.context_norm = nn.LayerNorm(dim)
+        self.latents_norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, inner, bias=False)
+        self.key = nn.Linear(dim, inner, bias=False)
+        self.value = nn.Linear(dim, inner, bias=False)
+        self.query_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
+        self.key_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
+        self.out = nn.Linear(inner, dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, dim, bias=False)
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        normed = self.latents_norm(latents)
+        seen = torch.cat([self.context_norm(context), normed], dim=1)
+        query, key, value = (
+            rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.num_heads)
+            for tokens in (self.query(normed), self.key(seen), self.value(seen))
+        )
+        read = scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value)
+        latents = latents + self.out(rearrange(read, "b heads n d -> b n (heads d)"))
+        return latents + self.down(self.activation(self.up(self.mlp_norm(latents))))

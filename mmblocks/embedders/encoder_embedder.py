@@ -1,0 +1,120 @@
+"""An encoder and a connector as one embedder: images to the tokens a trunk reads.
+
+Shapes: B images of one size, H and W pixels, N tokens of all images, D width of the trunk.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.layers.image_tokens import check_images, pack, sizes
+from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
+
+
+class EncoderEmbedder(Block):
+    """What an encoder sees in an image, as a connector hands it on; images of one size go through both together.
+
+        EncoderEmbedder(encoder=EVACLIPVision(...), connector=MLPProjector(in_dim=1024, dim=4096))
+
+    What the parts need, beside being called:
+
+    - The encoder names the grid of its features, by ``image_size`` and ``grid`` if it takes one size, else by a method
+      ``grid_of(height, width)`` that raises ``ValueError`` for sizes it does not take. With ``preprocess`` it may also make
+      pixels of a PIL image. With ``class_token``, it has a method ``tokens(pixels)``.
+    - The connector says by ``out_grid(grid)`` what becomes of a grid; one without this method keeps it.
+
+    A token's place is (0, row, column) on a grid of rows and columns, (0, 0, number) where tokens have no places.
+
+    Args:
+        encoder: pixels in [0, 1] to features (B, *grid, C), or to a list of them that the connector reads.
+        connector: features to (B, *grid, D).
+        class_token: hand the connector the class token and all patches as one row, as BLIP-2's and Emu's connectors want it.
+
+    Raises:
+        TypeError: an encoder that does not name its grid, or that has no ``tokens`` where the class token is asked for.
+    """
+
+    def __init__(self, *, encoder: Block, connector: Block, class_token: bool = False) -> None:
+        super().__init__()
+        name = type(encoder).__name__
+        if not hasattr(encoder, "grid_of") and not (hasattr(encoder, "image_size") and hasattr(encoder, "grid")):
+            raise TypeError(f"encoder {name} does not name its grid; accepted: one with grid_of, or with image_size and grid")
+        if class_token and not hasattr(encoder, "tokens"):
+            raise TypeError(f"encoder {name} has no method tokens; accepted with class_token: one that has")
+        self.encoder = encoder
+        self.connector = connector
+        self.class_token = class_token
+
+    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+        """Images with pixels in [0, 1], of sizes that the encoder takes.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: no image, pixels that are no RGB in [0, 1], or a size that the parts refuse; also parts that give
+                other tokens than they have named.
+        """
+        check_images(images)
+        numbers: dict[tuple[int, int], list[int]] = {}
+        for number, size in enumerate(sizes(images)):
+            numbers.setdefault(size, []).append(number)
+        layouts = {size: self.layout(*size) for size in numbers}
+        tokens: list[Tensor] = [images[0]] * len(images)
+        for size, members in numbers.items():
+            together = self._tokens(torch.stack([images[number] for number in members]), layouts[size])
+            for number, one in zip(members, together, strict=True):
+                tokens[number] = one
+        return pack([layouts[size] for size in sizes(images)], torch.cat(tokens))
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """The tokens of an image of this size.
+
+        Raises:
+            ValueError: a size that the encoder or the connector does not take.
+        """
+        grid = self._grid_of(height, width)
+        if self.class_token:
+            grid = (1 + grid[0] * grid[1],)
+        if hasattr(self.connector, "out_grid"):
+            grid = self._out_grid(grid, height, width)
+        places = torch.cartesian_prod(*(torch.arange(side) for side in (1,) * (3 - len(grid)) + tuple(grid)))
+        return ImageLayout(grid=places, kind=torch.full((len(places),), int(TokenKind.PATCH)))
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image as the encoder wants it.
+
+        Raises:
+            TypeError: an encoder without ``preprocess``.
+        """
+        if not hasattr(self.encoder, "preprocess"):
+            raise TypeError(f"encoder {type(self.encoder).__name__} has no preprocess; accepted: images that are tensors already")
+        encoder: Any = self.encoder
+        return encoder.preprocess(image)
+
+    def _grid_of(self, height: int, width: int) -> tuple[int, ...]:
+        encoder: Any = self.encoder
+        if hasattr(encoder, "grid_of"):
+            return encoder.grid_of(height, width)
+        rows, columns = encoder.image_size
+        if (height, width) != (rows, columns):
+            raise ValueError(f"image is {height}x{width}; accepted: {rows}x{columns} (see preprocess)")
+        return encoder.grid
+
+    def _out_grid(self, grid: tuple[int, ...], height: int, width: int) -> tuple[int, ...]:
+        connector: Any = self.connector
+        try:
+            return connector.out_grid(grid)
+        except ValueError as error:
+            raise ValueError(f"image is {height}x{width}: {error}") from error
+
+    def _tokens(self, pixels: Tensor, layout: ImageLayout) -> Tensor:
+        """(B, tokens, D)."""
+        encoder: Any = self.encoder
+        embeds = self.connector(encoder.tokens(pixels) if self.class_token else encoder(pixels)).flatten(1, -2)
+        if embeds.shape[1] != len(layout.kind):
+            raise ValueError(f"connector gave {embeds.shape[1]} tokens for an image; accepted: {len(layout.kind)}, as it has named")
+        return embeds

@@ -1,0 +1,188 @@
+"""EVA-CLIP's image tower with its norm and head.
+
+Shapes: B images, H and W pixels, h and w patches, M tokens, which are one more than patches, K patches that are kept, D width,
+E width of the embedding that images and texts share.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image as PILImage
+from torch import Generator, Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.encoders.eva_clip_layouts import vision_layouts
+from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, check_pixels, normalise, pixels_of
+
+
+class EVACLIPVision(Block):
+    """Images to features on a grid, to tokens, or to one embedding each.
+
+        name = "EVA02_CLIP_L_psz14_s4B"
+        vision = EVACLIPVision.from_pretrained(f"{name}.pt", **eva_clip_arguments(name)["vision"])
+        features = vision(pixels)                            # (B, 16, 16, 1024): what a connector takes
+        tokens = vision.tokens(pixels, layer=-2)             # (B, 257, 1024): with the class token, of any layer
+        embeddings = vision.embed(pixels)                    # (B, 768): what is compared with texts
+
+    Args:
+        tower: the transformer, or its arguments; see ``EvaTower``.
+        embed_dim: E; None for a tower without a head, which gives no embeddings.
+        head_bias: of the head; EVA-CLIP-8B and 18B have none.
+        pooling: the embedding is made of the class token, or of the mean of all tokens, the class token among them.
+        patch_dropout: share of the patches that ``embed`` leaves out while training.
+        feature_layer: the block whose states are the features, from 0, or from the end.
+        feature_norm: whether the features go through the final norm. The official "all features" do not, nor do Emu's.
+
+    Raises:
+        ValueError: a share of patches outside [0, 1).
+
+    Source: EVA-CLIP (arXiv 2303.15389), EVA-CLIP-18B (arXiv 2402.04252); baaivision/EVA.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = vision_layouts()
+
+    def __init__(
+        self,
+        *,
+        tower: EvaTower | dict[str, Any],
+        embed_dim: int | None = None,
+        head_bias: bool = True,
+        pooling: Literal["class", "mean"] = "class",
+        patch_dropout: float = 0.0,
+        feature_layer: int = -1,
+        feature_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= patch_dropout < 1:
+            raise ValueError(f"patch_dropout is {patch_dropout}; accepted: from 0 to below 1")
+        self.tower = tower if isinstance(tower, EvaTower) else EvaTower(**tower)
+        self.dim = self.tower.dim
+        self.embed_dim = embed_dim
+        self.pooling = pooling
+        self.patch_dropout = patch_dropout
+        self.feature_layer = feature_layer
+        self.feature_norm = feature_norm
+        norm = eva_norm(self.tower.config["norm"])
+        self.norm = norm(self.dim) if pooling == "class" else nn.Identity()
+        self.pool_norm = norm(self.dim) if pooling == "mean" else nn.Identity()
+        self.head = None if embed_dim is None else _small_linear(self.dim, embed_dim, head_bias)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the images."""
+        return self.tower.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.tower.grid
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Features of all patches, of the layer and behind the norm or not as the constructor was told.
+
+        Args:
+            pixels: in [0, 1], of ``image_size``.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels that are no RGB in [0, 1], or of another size.
+        """
+        tokens = self.tokens(pixels, layer=self.feature_layer, normed=self.feature_norm)
+        return tokens[:, 1:].unflatten(1, self.grid)
+
+    def tokens(
+        self,
+        pixels: Float[Tensor, "B 3 H W"],
+        *,
+        layer: int = -1,
+        normed: bool = False,
+        keep: Int[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B M D"]:
+        """The class token and the patches row by row, or those of them that are kept.
+
+        Args:
+            pixels: in [0, 1], of ``image_size``.
+            layer: the block that they come from; see ``EvaTower.states``.
+            normed: let them through the final norm, whichever block they come from.
+            keep: as for ``EvaTower``.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a block or patches that are not there.
+        """
+        tokens = self.tower.states(self._normalised(pixels), (layer,), keep=keep)[0]
+        return self.norm(tokens) if normed else tokens
+
+    def embed(
+        self,
+        pixels: Float[Tensor, "B 3 H W"],
+        *,
+        keep: Int[Tensor, "B K"] | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "B E"]:
+        """One embedding for each image, of any length: the official ``visual(x)``.
+
+        Args:
+            pixels: in [0, 1], of ``image_size``.
+            keep: as for ``EvaTower``; while training, None leaves some out by chance where ``patch_dropout`` is not 0.
+            generator: draws the patches that are kept.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a tower without a head.
+        """
+        values = self._normalised(pixels)
+        if keep is None and self.training and self.patch_dropout > 0:
+            keep = self.draw_patches(len(values), device=values.device, generator=generator)
+        return self.pool(self.tower(values, keep=keep))
+
+    def pool(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B E"]:
+        """What ``embed`` makes of the last block's states.
+
+        Raises:
+            ValueError: a tower without a head.
+        """
+        if self.head is None:
+            raise ValueError("embed_dim is None: the tower has no head; accepted: its features and tokens")
+        pooled = self.norm(tokens[:, 0]) if self.pooling == "class" else self.pool_norm(tokens.mean(dim=1))
+        return self.head(pooled)
+
+    def draw_patches(
+        self, batch: int, *, device: torch.device | str | None = None, generator: Generator | None = None
+    ) -> Int[Tensor, "B K"]:
+        """Numbers of the patches that ``patch_dropout`` leaves, by chance and in no order: at least one for each image."""
+        rows, columns = self.grid
+        draws = torch.randn(batch, rows * columns, device=device, generator=generator)
+        return draws.topk(max(1, int(rows * columns * (1 - self.patch_dropout)))).indices
+
+    def resized(self, image_size: tuple[int, int], *, patch_size: int | None = None) -> "EVACLIPVision":
+        """The same for images of another size; see ``EvaTower.resized``."""
+        tower = self.tower.resized(image_size, patch_size=patch_size)
+        tensors = self.state_dict(keep_vars=True)
+        tensors.update({f"tower.{name}": tensor for name, tensor in tower.state_dict(keep_vars=True).items()})
+        return rebuilt(self, tensors, tower=tower.config)
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image as the official evaluation has it: resized (bicubic) to the shorter side, and the middle of it.
+
+        A tower for images that are no squares takes the whole image, squashed.
+        """
+        height, width = self.image_size
+        image = image.convert("RGB")
+        if height == width:
+            return pixels_of(centre_square(image, height, PILImage.Resampling.BICUBIC))
+        return pixels_of(image.resize((width, height), PILImage.Resampling.BICUBIC))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        check_pixels(pixels, num_axes=4)
+        return normalise(pixels, CLIP_MEAN, CLIP_STD).to(self.tower.vit.pos_embed.dtype)
+
+
+def _small_linear(dim: int, embed_dim: int, bias: bool) -> nn.Linear:
+    """Begins a thousand times smaller than usual, as published."""
+    head = nn.Linear(dim, embed_dim, bias=bias)
+    nn.init.trunc_normal_(head.weight, std=2e-5)
+    if bias:
+        nn.init.zeros_(head.bias)
+    return head

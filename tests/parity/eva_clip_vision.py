@@ -1,0 +1,63 @@
+"""EVA-CLIP's image tower: states of all blocks, embeddings, patch dropout, and loading for another size of image."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mmblocks.encoders.eva_clip_vision import EVACLIPVision
+from mmblocks.layers.eva import EvaTower
+from tests.parity.cases import Case
+
+EVA = [
+    "EVA01_CLIP_g_14_plus_psz14_s11B",
+    "EVA01_CLIP_g_14_psz14_s11B",
+    "EVA02_CLIP_E_psz14_plus_s9B",
+    "EVA02_CLIP_E_psz14_s4B",
+    "EVA_CLIP_18B_psz14_s6B.fp16",
+    "EVA_CLIP_8B_psz14_plus_s0.6B",
+    "EVA_CLIP_8B_psz14_s9B",
+]
+EVA02 = ["EVA02_CLIP_B_psz16_s8B", "EVA02_CLIP_L_336_psz14_s6B", "EVA02_CLIP_L_psz14_s4B"]
+MANIFESTS = {name: [(EVACLIPVision, layout)] for layout, names in (("eva-clip", EVA), ("eva02-clip", EVA02)) for name in names}
+MANIFESTS["EVA_CLIP_8B_psz14_s9B"].append((EvaTower, "eva-clip"))
+MANIFESTS["EVA02_CLIP_B_psz16_s8B"].append((EvaTower, "eva02-clip"))
+
+
+def run(case: Case) -> None:
+    wanted = case.config["vision_cfg"]
+    config = {"embed_dim": case.config["embed_dim"], "vision_cfg": case.config.get("vision_cfg_checkpoint", wanted)}
+    vision = case.load(EVACLIPVision, config)
+    if "vision_cfg_checkpoint" in case.config:
+        vision = vision.resized(pair(wanted["image_size"]), patch_size=wanted["patch_size"])
+    vision.train("patch_indices_keep" in case.named("in."))  # nothing else is drawn
+    image = case.io["in.image"].requires_grad_()
+    results = outputs(vision, image, case.io.get("in.patch_indices_keep"))
+    for name in case.named("out."):
+        case.check(f"out.{name}", results[name])
+    losses = {"mean_square": results["features"].square().mean()}
+    for name in case.named("loss."):
+        case.check(f"loss.{name}", losses[name])
+    if case.named("grad."):
+        losses["mean_square"].backward()
+        case.check_gradients(vision, layout_name(case), image=image, **{"@image": image})
+
+
+def outputs(vision: EVACLIPVision, image: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+    """Everything a case may hold; the images are normalised already, so that they go to the tower."""
+    states = vision.tower.states(image, range(len(vision.tower.vit.blocks)), keep=keep)
+    results = {f"block_{number}": state for number, state in enumerate(states)}
+    tokens = vision.tower(image, keep=keep)
+    results |= {"tokens": tokens, "tokens_normed": vision.norm(tokens), "features": vision.pool(tokens)}
+    results["pos_embed"] = vision.tower.vit.pos_embed
+    if vision.tower.vit.rope is not None:
+        results["rope_sin"], results["rope_cos"] = vision.tower.vit.rope.get_embed().chunk(2, dim=-1)
+    return results
+
+
+def layout_name(case: Case) -> str:
+    prefixed = any(name.startswith("visual.") for name in case.weights)
+    return ("eva02" if case.config["vision_cfg"].get("subln") else "eva") + ("-clip" if prefixed else "")
+
+
+def pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
