@@ -81,7 +81,7 @@ def test_codes(name: str, tmp_path) -> None:
         assert latents.loss is None and decoded.shape == pixels.shape
         for number, size in enumerate(tokenizer.codebook_sizes):
             ids = latents.ids if len(tokenizer.codebook_sizes) == 1 else latents.ids[..., number]
-            assert 0 <= ids.min() and ids.max() < size
+            assert ids.min() >= 0 and ids.max() < size
 
         tokenizer.save_pretrained(tmp_path)
         loaded = VisualTokenizer.from_pretrained(tmp_path)
