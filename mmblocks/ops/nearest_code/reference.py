@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 Metric = Literal["l2", "cosine", "dot"]
 """l2: the smallest Euclidean distance. cosine: the smallest angle. dot: the largest dot product, whatever the lengths."""
 
-CPU_TILE = (256, 16384)
-"""Vectors and codes of a tile: 16 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one
+CPU_TILE = (512, 16384)
+"""Vectors and codes of a tile: 32 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one
 thread a little better, but have many threads wait for each other many times, for long where other programs run too."""
 
 LARGE_TILE = (8192, 8192)
