@@ -96,7 +96,9 @@ class VisualTokenizer(Block):
             ValueError: ids that do not exist.
         """
         z = latents.z if isinstance(latents, Latents) else self.lookup(latents)
-        pixels = denormalise(self.decoder(z), self.mean, self.std)
+        # The vectors of codes that are computed rather than stored are float32 whatever the decoder is.
+        dtype = next((parameter.dtype for parameter in self.decoder.parameters()), z.dtype)
+        pixels = denormalise(self.decoder(z.to(dtype)), self.mean, self.std)
         return pixels if self.training else pixels.clamp(0, 1)
 
     def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:

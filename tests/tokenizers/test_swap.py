@@ -116,3 +116,11 @@ def test_latents(name: str, tmp_path) -> None:
         assert torch.equal(loaded.decode(loaded.encode(pixels)), tokenizer.decode(latents))
     with pytest.raises(ValueError, match="no codes"):
         tokenizer.decode(torch.zeros(1, 4, 6, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+@torch.no_grad()
+def test_ids_decode_in_bfloat16(name: str) -> None:
+    tokenizer = between_convolutions(DISCRETE[name]()).eval().bfloat16()
+    ids = tokenizer.encode(torch.rand(1, 3, 8, 12).bfloat16()).ids
+    assert tokenizer.decode(ids).dtype == torch.bfloat16
