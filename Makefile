@@ -1,6 +1,7 @@
 # make demo    create .venv, install, train and use two small multimodal models (pictures and figures land in demo/)
 # make test    create .venv, install the test extra, run every check
 # make lint | typecheck | imports | unit | unchecked | docs    one check each
+# make bench-table  docs/benchmarks.md from the records in benchmarks/records
 # make clean   remove everything that was made here, .venv included
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 # pytest processes; each computes on one thread.
 WORKERS ?= 2
 
-.PHONY: demo test lint typecheck imports unit unchecked docs clean
+.PHONY: demo test lint typecheck imports unit unchecked docs bench-table clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python examples/emu3_like.py
@@ -36,6 +37,9 @@ unchecked: .venv/test.stamp
 
 docs: .venv/test.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench-table: .venv/test.stamp
+	$(BIN)/python -m benchmarks.table
 
 clean:
 	rm -rf .venv build dist site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

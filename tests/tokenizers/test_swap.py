@@ -83,7 +83,8 @@ def test_codes(name: str, tmp_path) -> None:
             ids = latents.ids if len(tokenizer.codebook_sizes) == 1 else latents.ids[..., number]
             assert ids.min() >= 0 and ids.max() < size
 
-        tokenizer.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path, max_shard_size=600)
+        assert any(tmp_path.rglob("*.index.json"))
         loaded = VisualTokenizer.from_pretrained(tmp_path)
         assert torch.equal(loaded.encode(pixels).ids, latents.ids)
         assert torch.equal(loaded.decode(latents.ids), decoded)
@@ -111,7 +112,8 @@ def test_latents(name: str, tmp_path) -> None:
     with torch.no_grad():
         latents = tokenizer.encode(pixels)
         assert latents.ids is None and latents.z.shape == (2, 4, 6, 8)
-        tokenizer.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path, max_shard_size=600)
+        assert any(tmp_path.rglob("*.index.json"))
         loaded = VisualTokenizer.from_pretrained(tmp_path)
         assert torch.equal(loaded.decode(loaded.encode(pixels)), tokenizer.decode(latents))
     with pytest.raises(ValueError, match="no codes"):

@@ -1,0 +1,1 @@
+"""Scripts that measure; see ``measure.py`` for how."""
