@@ -1,6 +1,6 @@
 # make demo    create .venv, install, train and use two small multimodal models (pictures and figures land in demo/)
 # make test    create .venv, install the test extra, run every check
-# make lint | typecheck | imports | unit | unchecked | docs    one check each
+# make lint | typecheck | imports | unit | unchecked | kernels | docs    one check each
 # make bench-table  docs/benchmarks.md from the records in benchmarks/records
 # make clean   remove everything that was made here, .venv included
 
@@ -10,13 +10,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 # pytest processes; each computes on one thread.
 WORKERS ?= 2
 
-.PHONY: demo test lint typecheck imports unit unchecked docs bench-table clean
+.PHONY: demo test lint typecheck imports unit unchecked kernels docs bench-table clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python examples/emu3_like.py
 	$(BIN)/python examples/eve_like.py
 
-test: lint typecheck imports unit unchecked docs
+test: lint typecheck imports unit unchecked kernels docs
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -37,6 +37,10 @@ unchecked: .venv/test.stamp
 
 docs: .venv/test.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Triton's interpreter must be asked for before kernels are defined: a process of its own.
+kernels: .venv/test.stamp
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --no-shape-checks tests/kernels
 
 bench-table: .venv/test.stamp
 	$(BIN)/python -m benchmarks.table

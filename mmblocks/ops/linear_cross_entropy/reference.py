@@ -7,23 +7,15 @@ three, and right for any gradient that comes in.
 Shapes: N rows, D width, V vocabulary; a chunk is R rows.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-Reduction = Literal["mean", "sum", "none"]
 
-CPU_CHUNK_BYTES = 2**26
-"""Of float32 logits at a time. Fewer rows read the weight too often; more gain nothing."""
-
-GPU_CHUNK_BYTES = 2**30
-"""A chunk of too few rows leaves a GPU's matrix units waiting for the weight, which each chunk reads again."""
-
-
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """What shapes the loss of a row."""
 
     chunk_rows: int
@@ -31,80 +23,41 @@ class _Options(NamedTuple):
     z_loss: float
 
 
-def linear_cross_entropy(
+def linear_cross_entropy_reference(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     target: Tensor,
-    bias: Tensor | None = None,
+    factor: Tensor,
+    options: Options,
     *,
-    row_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    vocab_range: tuple[int, int] | None = None,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    chunk_bytes: int | None = None,
+    per_row: bool,
 ) -> Tensor:
-    """``cross_entropy(hidden @ weight.T + bias, target)``, in float32 and with the memory of a few rows of logits.
+    """The losses (N,) times their factors, or their sum.
 
     Args:
-        hidden: (N, D), of any floating dtype. Logits are rounded to it, as a linear layer rounds them, and summed in float32.
-        weight: (V, D), of the same dtype.
-        target: (N,) integers: the right id of each row.
-        bias: (V,).
-        row_weight: (N,) float32 factors of the rows' losses; no gradient flows to them.
-        ignore_index: a target that leaves its row out: no loss, no gradient.
-        reduction: "mean" is the weighted mean over the rows that count, 0 if none does; "none" gives (N,).
-        vocab_range: (first, stop): only these ids take part. A smaller matrix product, and another normaliser.
-        z_loss: factor of the squared log of the normaliser, added to each row's loss (PaLM).
-        label_smoothing: share of the target that is spread over all ids.
-        chunk_bytes: memory for logits; 64 MiB on a CPU and 1 GiB elsewhere if None.
-
-    Returns:
-        The loss, float32 (float64 of float64).
-
-    Raises:
-        ValueError: shapes, dtypes, an id range or a reduction that do not fit; on a CPU also a target out of range.
-
-    Source: the chunks are those of Liger-Kernel and cut-cross-entropy (arXiv 2411.09009); z-loss as in PaLM (arXiv 2204.02311).
+        hidden: (N, D).
+        weight: (V, D).
+        bias: (V,) or None.
+        target: (N,) ids in range.
+        factor: (N,) of the rows' losses.
+        options: what shapes them, and the size of a chunk.
+        per_row: whether each row's loss is wanted.
     """
-    first, stop = vocab_range or (0, len(weight))
-    _check(hidden, weight, target, bias, row_weight, reduction, label_smoothing)
-    if not 0 <= first < stop <= len(weight):
-        raise ValueError(f"vocab_range is {vocab_range}; accepted: 0 <= first < stop <= {len(weight)}")
-    counts = target != ignore_index
-    _check_ids(target, counts, first, stop)
-    target = torch.where(counts, target - first, 0)
-    weight, bias = weight[first:stop], None if bias is None else bias[first:stop]
-
-    factor = counts.to(_exact(hidden.dtype))
-    if row_weight is not None:
-        factor = factor * row_weight.detach()
-    chunk_bytes = chunk_bytes or (CPU_CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES)
-    options = _Options(max(1, chunk_bytes // (4 * (stop - first))), label_smoothing, z_loss)
-    with torch.autocast(hidden.device.type, enabled=False):
-        if reduction == "none":
-            return _PerRow.apply(hidden, weight, bias, target, options) * factor
-        if reduction == "mean":
-            total = factor.sum()
-            factor = factor / torch.where(total == 0, torch.ones_like(total), total)
-        return _Summed.apply(hidden, weight, bias, target, factor, options)
-
-
-def linear_log_prob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """(N,) log probability of each row's target, without its logits; the options are those of ``linear_cross_entropy``."""
-    return -linear_cross_entropy(hidden, weight, target, bias, reduction="none", **options)
+    if per_row:
+        return _PerRow.apply(hidden, weight, bias, target, options) * factor
+    return _Summed.apply(hidden, weight, bias, target, factor, options)
 
 
 class _PerRow(Function):
     """The loss of each row (N,); gradients from logits made again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> Tensor:
         losses = [_Rows(hidden[rows], weight, bias, target[rows], options).losses() for rows in _chunks(hidden, options)]
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.options = options
-        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=_exact(hidden.dtype))
+        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=exact(hidden.dtype))
 
     @staticmethod
     @once_differentiable
@@ -121,7 +74,7 @@ class _Summed(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, factor: Tensor, options: _Options
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, factor: Tensor, options: Options
     ) -> Tensor:
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
         loss = factor.new_zeros(())
@@ -142,9 +95,9 @@ class _Summed(Function):
 class _Rows:
     """The logits of a chunk, less the largest of each row, and the log of the sum of their exponentials."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> None:
         logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-        logits = logits.to(_exact(hidden.dtype))
+        logits = logits.to(exact(hidden.dtype))
         self.largest = logits.amax(dim=1)
         self.logits = logits.sub_(self.largest[:, None])
         self.log_sum = self.logits.logsumexp(dim=1)
@@ -178,8 +131,8 @@ class _Gradients:
         self.inputs = hidden, weight
         self.bias_dtype = None if bias is None else bias.dtype
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        self.weight = torch.zeros_like(weight, dtype=_exact(weight.dtype)) if wanted[1] else None
-        self.bias = torch.zeros_like(bias, dtype=_exact(bias.dtype)) if bias is not None and wanted[2] else None
+        self.weight = torch.zeros_like(weight, dtype=exact(weight.dtype)) if wanted[1] else None
+        self.bias = torch.zeros_like(bias, dtype=exact(bias.dtype)) if bias is not None and wanted[2] else None
 
     def add(self, rows: slice, pull: Tensor) -> None:
         """Adds what a chunk's logits pull (R, V)."""
@@ -202,44 +155,10 @@ class _Gradients:
         return self.hidden, weight, bias
 
 
-def _chunks(hidden: Tensor, options: _Options) -> list[slice]:
+def _chunks(hidden: Tensor, options: Options) -> list[slice]:
     return [slice(start, start + options.chunk_rows) for start in range(0, len(hidden), options.chunk_rows)]
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
+def exact(dtype: torch.dtype) -> torch.dtype:
     """What is summed in: float32, or float64 for those who ask for it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    row_weight: Tensor | None,
-    reduction: str,
-    label_smoothing: float,
-) -> None:
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction is {reduction!r}; accepted: {', '.join(get_args(Reduction))}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; accepted: from 0 to below 1")
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(weight):
-        shapes = f"hidden has shape {tuple(hidden.shape)}, weight {tuple(weight.shape)}"
-        raise ValueError(f"{shapes}; accepted: (N, D) and (V, D), V at least 1")
-    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}; accepted: one floating dtype")
-    for name, rows in (("target", target), ("row_weight", row_weight)):
-        if rows is not None and rows.shape != hidden.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(rows.shape)}; accepted: ({len(hidden)},), one for each row")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; accepted: ({len(weight)},)")
-
-
-def _check_ids(target: Tensor, counts: Tensor, first: int, stop: int) -> None:
-    """Reading values would wait for a GPU and break a compiled graph."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = target[counts & ((target < first) | (target >= stop))]
-    if len(wrong):
-        raise ValueError(f"target holds {int(wrong[0])}; accepted: {first} to {stop - 1}")

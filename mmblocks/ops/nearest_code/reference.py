@@ -4,14 +4,9 @@ Shapes: N vectors, K codes, D width; a tile is R vectors by C codes, in groups o
 """
 
 from collections.abc import Iterator
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
-
-Metric = Literal["l2", "cosine", "dot"]
-"""l2: the smallest Euclidean distance. cosine: the smallest angle. dot: the largest dot product, whatever the lengths."""
 
 CPU_TILE = (512, 16384)
 """Vectors and codes of a tile: 32 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one
@@ -25,38 +20,17 @@ GROUP = 128
 time that its place takes."""
 
 
-def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
-    """The number of the code that is nearest; the lowest of equals.
+def nearest_code_reference(x: Tensor, codebook: Tensor, half_norm: Tensor) -> Tensor:
+    """(N,) ids of the codes with the smallest ``half_norm - <x, code>``; the lowest of equals.
 
     Args:
-        x: (N, D), of any floating dtype.
-        codebook: (K, D).
-        metric: what near means.
-
-    Returns:
-        (N,) int64. Scores are compared in float32, whatever the dtypes and autocast, so that half precision flips no code by
-        rounding sums.
-
-    Raises:
-        ValueError: an unknown metric, widths that differ, or no code at all.
+        x: (N, D) float32.
+        codebook: (K, D) float32.
+        half_norm: (K,) float32.
     """
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric is {metric!r}; accepted: {', '.join(get_args(Metric))}")
-    if x.shape[-1] != codebook.shape[-1]:
-        raise ValueError(f"x is {x.shape[-1]} wide, the codes {codebook.shape[-1]}; accepted: the same width")
-    if not len(codebook):
-        raise ValueError("the codebook is empty; accepted: at least one code")
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        x, codebook = x.float(), codebook.float()
-        if metric == "cosine":
-            x, codebook = normalize(x, dim=-1), normalize(codebook, dim=-1)
-        rows, columns = CPU_TILE if x.device.type == "cpu" else LARGE_TILE
-        # |x - c|^2 without |x|^2, which is the same for every code. Unit codes are nearest where the dot product is largest.
-        half_norm = codebook.new_zeros(len(codebook))
-        if metric == "l2":
-            half_norm = torch.cat([codes.square().sum(dim=1) / 2 for codes in codebook.split(columns)])
-        pieces = [_nearest(piece, codebook, half_norm, columns) for piece in x.split(rows)]
-        return torch.cat(pieces) if pieces else x.new_zeros(0, dtype=torch.long)
+    rows, columns = CPU_TILE if x.device.type == "cpu" else LARGE_TILE
+    pieces = [_nearest(piece, codebook, half_norm, columns) for piece in x.split(rows)]
+    return torch.cat(pieces) if pieces else x.new_zeros(0, dtype=torch.long)
 
 
 def _nearest(x: Tensor, codebook: Tensor, half_norm: Tensor, columns: int) -> Tensor:
