@@ -11,6 +11,9 @@ SIZES = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
 GAPS = 0.25
 """Share of cells that hold no digit."""
 
+PLACES = ("abc", "def", "ghi")
+"""Names of the cells, row by row."""
+
 NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
@@ -37,9 +40,10 @@ class Canvas(NamedTuple):
 
     @property
     def places(self) -> str:
-        """Each digit and its place: "1=11 7=13 3=21 9=22"."""
-        cells = [(cell, row, column) for row, line in enumerate(self.cells, 1) for column, cell in enumerate(line, 1)]
-        return " ".join(f"{cell}={row}{column}" for cell, row, column in cells if cell is not None)
+        """What stands where: "1a1 -b- 7c7 / 3d3 9e9 -f-". What a place holds follows its name, and its name what it holds."""
+        words = [[_word(cell) for cell in line] for line in self.cells]
+        lines = [[f"{word}{PLACES[r][c]}{word}" for c, word in enumerate(line)] for r, line in enumerate(words)]
+        return " / ".join(" ".join(line) for line in lines)
 
 
 def make_canvases(
@@ -77,32 +81,28 @@ def ask(canvas: Canvas, kind: str, generator: torch.Generator) -> Question | Non
     """A question of a kind ("place", "count", "where", "relation"), at random; None where the canvas allows none.
 
     "where" and "relation" ask of a digit that the canvas holds once, a relation only where the neighbour is a digit. The
-    working of a relation is the place of the one and the place of the other: "4=12 11=" on the way to what is left of 4,
-    where the 4 is in row 1, column 2.
+    working of a relation is the digit's place and its neighbour's: "4b a" on the way to what is left of the 4 at place b.
     """
     cells = canvas.cells
     if kind == "count":
         return Question(kind, "how many digits?", str(sum(word != "-" for word in canvas.words)))
     if kind == "place":
         row, column = _choose(len(cells), generator), _choose(len(cells[0]), generator)
-        return Question(kind, f"row {row + 1} column {column + 1}?", _word(cells[row][column]))
-    places = [(row, column) for row in range(len(cells)) for column in range(len(cells[0]))]
-    once = [(row, column) for row, column in places if canvas.words.count(str(cells[row][column])) == 1]
-    if kind == "where":
-        possible = [
-            Question(kind, f"where is {digit}?", f"{row + 1}{column + 1}", f"{digit}=")
-            for row, column in once
-            if (digit := cells[row][column]) is not None
-        ]
-    else:
-        possible = []
-        for row, column in once:
-            for relation, (down, right) in NEIGHBOURS.items():
-                r, c = row + down, column + right
-                if (r, c) in places and cells[r][c] is not None:
-                    digit = cells[row][column]
-                    working = f"{digit}={row + 1}{column + 1} {r + 1}{c + 1}="
-                    possible.append(Question(kind, f"{relation} {digit}?", _word(cells[r][c]), working))
+        return Question(kind, f"row {row + 1} column {column + 1}?", _word(cells[row][column]), PLACES[row][column])
+    held = {(row, column): cell for row, line in enumerate(cells) for column, cell in enumerate(line) if cell is not None}
+    possible = []
+    for (row, column), digit in held.items():
+        if list(held.values()).count(digit) > 1:
+            continue
+        found = f"{digit}{PLACES[row][column]}"
+        if kind == "where":
+            possible.append(Question(kind, f"where is {digit}?", found[1], found[0]))
+            continue
+        for relation, (down, right) in NEIGHBOURS.items():
+            there = (row + down, column + right)
+            if there in held:
+                working = f"{found} {PLACES[there[0]][there[1]]}"
+                possible.append(Question(kind, f"{relation} {digit}?", str(held[there]), working))
     return possible[_choose(len(possible), generator)] if possible else None
 
 

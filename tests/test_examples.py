@@ -81,10 +81,19 @@ def answer_read_aloud(grid: list[list[str]], question: str) -> tuple[str, str]:
     if words[0] == "how":
         return "", str(sum(cell != "-" for row in grid for cell in row))
     if words[0] == "row":
-        return "", grid[int(words[1]) - 1][int(words[3]) - 1]
+        row, column = int(words[1]) - 1, int(words[3]) - 1
+        return name_of(row, column), grid[row][column]
     ((row, column),) = [(r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell == words[-1]]
-    place = f"{row + 1}{column + 1}"
     if words[0] == "where":
-        return f"{words[-1]}=", place
+        return words[-1], name_of(row, column)
     down, right = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[words[0]]
-    return f"{words[-1]}={place} {row + 1 + down}{column + 1 + right}=", grid[row + down][column + right]
+    return f"{words[-1]}{name_of(row, column)} {name_of(row + down, column + right)}", grid[row + down][column + right]
+
+
+def name_of(row: int, column: int) -> str:
+    return "abcdefghi"[3 * row + column]
+
+
+def test_places_name_what_stands_there(canvases) -> None:
+    canvas = canvases.Canvas(torch.zeros(3, 56, 84), [[1, None, 7], [3, 9, None]])
+    assert canvas.places == "1a1 -b- 7c7 / 3d3 9e9 -f-"
