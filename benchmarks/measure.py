@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,21 @@ import torch
 
 Step = Callable[[], Any]
 Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What no way to the same numbers can go below.
+
+    Attributes:
+        flops: of its matrix products; 0 where it has none.
+        least_bytes: its inputs read once and its results written once.
+        dtype: of the products.
+    """
+
+    flops: float
+    least_bytes: float
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Comparison:
         difference: says by what the results of one step differ; raises SystemExit where that is too much.
         target: how many times as fast as each other side the first should be, if that was decided.
         memory: whether the peak memory of a first step is measured too, in a fresh process for each side.
+        work: from which a floor of the time follows, if that was counted.
     """
 
     title: str
@@ -44,6 +61,7 @@ class Comparison:
     difference: Callable[[], str]
     target: float | None = None
     memory: bool = True
+    work: Work | None = None
 
 
 def check(holds: bool, message: str) -> None:
@@ -71,6 +89,26 @@ def time_of(step: Step, device: str) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - busy
 
 
+@cache
+def ceilings(device: str, dtype: torch.dtype) -> Figures:
+    """What this device does at best, in this run: bytes copied and floating-point operations of a matrix product, in a second."""
+    numbers, side = (2**28, 8192) if device == "cuda" else (2**25, 1024)
+    source, square = torch.ones(numbers, device=device), torch.ones(side, side, dtype=dtype, device=device)
+    target, product = torch.empty_like(source), torch.empty_like(square)
+    copying, multiplying = (
+        min(time_of(step, device)[0] for _ in range(10))
+        for step in (partial(target.copy_, source), partial(torch.mm, square, square, out=product))
+    )
+    return {"bytes_per_second": 2 * source.nbytes / copying, "flops_per_second": 2 * side**3 / multiplying}
+
+
+def floor_of(work: Work, device: str) -> Figures:
+    """Seconds below which nothing can go: products and memory each at their best, one beside the other."""
+    best = ceilings(device, work.dtype)
+    seconds = max(work.flops / best["flops_per_second"], work.least_bytes / best["bytes_per_second"])
+    return {"flops": work.flops, "least_bytes": work.least_bytes, **best, "floor_seconds": seconds}
+
+
 def measure(comparison: Comparison, options: argparse.Namespace) -> Figures:
     """Times of all sides, and by what their results differ."""
     difference = comparison.difference()
@@ -82,6 +120,8 @@ def measure(comparison: Comparison, options: argparse.Namespace) -> Figures:
     turns = [{side: time_of(step, options.device) for side, step in steps.items()} for _ in range(options.repeats)]
     ours, *others = steps
     figures: Figures = {"title": comparison.title, "difference": difference, "target": comparison.target}
+    if comparison.work:
+        figures |= floor_of(comparison.work, options.device)
     for number, clock in enumerate(("wall", "cpu") if options.device == "cpu" else ("wall",)):
         figures[f"{clock}_seconds"] = {side: median(turn[side][number] for turn in turns) for side in steps}
         ratios = {other: [turn[other][number] / turn[ours][number] for turn in turns] for other in others}
@@ -142,6 +182,9 @@ def described(figures: Figures) -> str:
             spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
             times = f"{seconds[ours]:.4f} s and {seconds[other]:.4f} s"
             lines.append(f"  {clock}: {ratio['median']:.2f} times as fast as {other} (from {spread}): {times}")
+    if "floor_seconds" in figures:
+        reached = [f"{side} {figures['floor_seconds'] / seconds:.0%}" for side, seconds in figures["wall_seconds"].items()]
+        lines.append(f"  of the best that the device could do ({figures['floor_seconds']:.4f} s): {', '.join(reached)}")
     for side, step in figures.get("first_step", {}).items():
         extra, peak = step["extra_bytes"] / 2**20, step["peak_bytes"] / 2**20
         lines.append(f"  first step of {side}: {extra:.0f} MiB more at most, {peak:.0f} MiB in all, {step['seconds']:.2f} s")

@@ -12,6 +12,7 @@ from mmblocks.checkpoints import classes
 
 if TYPE_CHECKING:
     from mmblocks.checkpoints.layouts import Layout
+    from mmblocks.checkpoints.origin import Origin
 
 
 class Block(nn.Module):
@@ -41,12 +42,14 @@ class Block(nn.Module):
 
     Attributes:
         layouts: the published checkpoints that the class can read; see ``mmblocks.checkpoints.layouts``.
+        origin: the published checkpoint that the Block was loaded from, however often it was saved since; None if there is none.
 
     Raises:
         TypeError: positional arguments; or, when a class is defined, a constructor that takes anything but keywords.
     """
 
     layouts: ClassVar[tuple["Layout", ...]] = ()
+    origin: "Origin | None" = None
 
     _built: tuple[type["Block"], dict[str, Any]]
     """The class and arguments of the constructor call. Libraries that wrap modules may change the class afterwards."""
@@ -93,11 +96,56 @@ class Block(nn.Module):
 
         save.save(self, Path(folder), max_shard_size)
 
+    def to_upstream(self, folder: str | Path, *, layout: str | None = None, max_shard_size: int | str = "5GB") -> None:
+        """Writes the Block as a published checkpoint: safetensors under the published names, and ``config.json`` where it is known.
+
+        Args:
+            folder: replaced in one step, as by ``save_pretrained``.
+            layout: the name of one of the class's ``layouts``; None is the one that the Block was loaded from, or the only one.
+            max_shard_size: tensors above it go to several files with an index.
+
+        Raises:
+            ValueError: no such layout, several to choose from, or one that has no place for a tensor.
+        """
+        from mmblocks.checkpoints import upstream
+
+        upstream.save(self, Path(folder), layout, max_shard_size)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Upload with mmblocks",
+        revision: str | None = None,
+        max_shard_size: int | str = "5GB",
+    ) -> str:
+        """Uploads what ``save_pretrained`` writes, with a model card where the repository has none.
+
+        Args:
+            repo_id: ``organisation/name``; created where it is not there yet.
+            private: whether a repository that is created is private; None is the organisation's default.
+            commit_message: of the one commit that this is.
+            revision: the branch; None is the main one.
+            max_shard_size: as for ``save_pretrained``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PermissionError, ConnectionError, FileNotFoundError: the Hub refuses, or cannot be reached, or lacks the branch.
+            TypeError, ValueError: as ``save_pretrained``.
+        """
+        from mmblocks.checkpoints import pushing
+
+        return pushing.push(self, repo_id, private, commit_message, revision, max_shard_size)
+
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        id_or_path: str | Path,
         *,
+        revision: str | None = None,
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | int | None = None,
@@ -106,31 +154,41 @@ class Block(nn.Module):
     ) -> Self:
         """A Block from a folder that ``save_pretrained`` wrote, or from a published checkpoint in one of the class's ``layouts``.
 
+        Of a repository on the Hub only the files that the Block needs are downloaded, and compared with the Hub's checksums; with
+        a commit's hash as ``revision`` there is no request at all once they are cached.
+
         Strict: what does not match exactly is an error, raised before any tensor is read. Tensors are read one at a time, so that
         the peak memory is that of the weights once. On a CPU they stay mapped to the files, which must not be changed in place.
 
         Args:
-            folder: the folder; for published checkpoints also a single file of weights.
+            id_or_path: the folder; or ``organisation/name`` on the Hub, which a path inside the repository may follow; or a name of
+                ``list_pretrained()``. For published checkpoints also a single file of weights.
+            revision: branch, tag or commit on the Hub.
             subfolder: load the part in this subfolder alone, such as ``"inputs/image"``.
             dtype: cast floating-point tensors; None keeps what the files hold.
             device: where to put the tensors; None is torch's default device.
-            layout: the name of a published layout, where it shall not be detected.
+            layout: the name of a published layout, where it shall not be detected. Which one was found is in ``origin``.
             overrides: constructor arguments that replace those of the config. A Block among them is taken as it is.
 
         Returns:
             The Block, in evaluation mode.
 
         Raises:
-            FileNotFoundError: no such folder, or no weights in it.
+            FileNotFoundError: no such folder or repository, or no weights in it.
+            PermissionError, ConnectionError: the Hub refuses, or cannot be reached.
             TypeError: the folder holds a Block of a class that is not a ``cls``.
             ValueError: anything else that does not match: the class is unknown, arguments are missing or unknown, tensors are
-                missing, unexpected or misshapen, no layout or several fit, an index leads out of the folder.
+                missing, unexpected or misshapen, no layout or several fit, an index or a link leads out of the folder, a checksum
+                differs.
         """
-        from mmblocks.checkpoints import load
+        from mmblocks.checkpoints import load, locating
 
         where = torch.get_default_device() if device is None else torch.device(device)
-        path = load.locate(Path(folder), subfolder)
-        return load.load(cls, path, layout, overrides, dtype, where)
+        place = locating.locate(cls, id_or_path, subfolder, revision, layout, overrides)
+        loaded = load.load(place, overrides, dtype, where)
+        if not isinstance(loaded, cls):
+            raise TypeError(f"{id_or_path} is a {type(loaded).__name__}, which is not a {cls.__name__}")
+        return loaded
 
     def _current(self, name: str, given: Any) -> Any:
         """An argument as it is now: parts may have been replaced, added or removed where they are kept."""

@@ -13,7 +13,9 @@ from torch import Generator, Tensor, nn
 from mmblocks.batches import Batch, BatchBuilder, Placed, Sample
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.generation.choosing import LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar
+from mmblocks.generation.guidance import Guidance, as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.grid_format import GridFormat
 from mmblocks.layers.categorical import Sampling
@@ -145,38 +147,47 @@ class MultimodalModel(Block):
     def generate(
         self,
         prompts: Sequence[Sample],
-        grammar: Grammar,
+        grammar: Grammar | Sequence[Grammar],
         *,
         max_tokens: int,
-        sampling: Sampling | None = None,
-        guidance: float | None = None,
+        sampling: Sampling | ModalSampling | None = None,
+        guidance: float | Guidance | None = None,
         unconditional: Sequence[Sample] | None = None,
+        hooks: Sequence[LogitsHook] = (),
+        cache: Any = None,
         tokenizer: TextTokenizer | None = None,
         generator: Generator | None = None,
         input: str = "text",
         head: str | None = None,
+        stream: bool = False,
     ) -> Iterator[Generated]:
         """Continues each prompt; yields text and images as they are completed, row by row as they come.
 
         Args:
             prompts: samples to be continued, of any lengths.
-            grammar: what may follow (``TextGrammar``, ``GridGrammar``); an image's codes come as a ``Codes`` segment.
+            grammar: what may follow (``TextGrammar``, ``GridGrammar``, ...), for all rows or one each; an image's codes come as a
+                ``Codes`` segment.
             max_tokens: tokens at most per row. An image that is not complete by then is left out.
-            sampling: how ids are drawn; plain sampling if None.
-            guidance: scale of classifier-free guidance; needs ``unconditional``.
-            unconditional: each prompt without its condition.
+            sampling: how ids are drawn; plain sampling if None. ``ModalSampling`` treats text and images differently.
+            guidance: scale of classifier-free guidance, or any other ``Guidance``; needs ``unconditional``.
+            unconditional: each prompt without its condition; with three streams all prompts of the second, then of the third.
+            hooks: functions that change logits; see ``generate_ids``.
+            cache: an empty cache of one's own; see ``generate_ids``.
             tokenizer: for strings, in and out; without one text is ids.
             generator: source of randomness, on the model's device.
             input: the embedder of ids.
-            head: the head over ids; may be left out where there is one head.
+            head: the head over ids; may be left out where there is one such head.
+            stream: yield text piece by piece as it is written.
 
         Raises:
-            ValueError: ``guidance`` without as many unconditional prompts, or the other way round.
+            ValueError: ``guidance`` without as many unconditional prompts as it needs, or the other way round.
         """
-        if (guidance is None) != (unconditional is None) or len(unconditional or prompts) != len(prompts):
-            raise ValueError("guidance and unconditional go together: one unconditional prompt for each of prompts")
-        samples = [*prompts, *(unconditional or ())]
-        batch = self.batch_builder(tokenizer)(samples, padding="left").to(self._device)
+        more = len(prompts) * (as_guidance(guidance).num_streams - 1)
+        if len(unconditional or ()) != more:
+            raise ValueError(
+                f"guidance and unconditional go together: {len(unconditional or ())} unconditional prompts given, {more} accepted"
+            )
+        batch = self.batch_builder(tokenizer)([*prompts, *(unconditional or ())], padding="left").to(self._device)
         steps = generate_ids(
             self,
             batch,
@@ -184,12 +195,17 @@ class MultimodalModel(Block):
             max_tokens=max_tokens,
             sampling=sampling or Sampling(),
             guidance=guidance,
+            hooks=hooks,
+            cache=cache,
             generator=generator,
             input=input,
             head=head,
         )
-        form: GridFormat | None = getattr(grammar, "format", None)
-        yield from segments_of(steps, format=form, tokenizer=tokenizer)
+        first = grammar[0] if isinstance(grammar, Sequence) else grammar
+        form: GridFormat | None = getattr(first, "format", None)
+        block = getattr(first, "block", None)
+        vector_input = "latent" if block is None else block.input
+        yield from segments_of(steps, format=form, tokenizer=tokenizer, input=input, vector_input=vector_input, stream=stream)
 
     @property
     def _device(self) -> torch.device:

@@ -2,12 +2,13 @@
 
     begin  height x width (digits)  image  row row_end row row_end ... row [row_end]  closing...
 
-Everything is a pure function of (height, width, offset), where the offset counts the tokens behind ``image``.
+Everything is a pure function of (height, width, offset), where the offset counts the tokens behind the head, which ends
+with ``image``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -36,6 +37,9 @@ class GridText(NamedTuple):
 class GridFormat:
     """The ids and the order in which a model's vocabulary writes an image.
 
+    What a format does not have is None: a size of one kind only (``fixed_size``) is not written, so that there are no
+    ``digits``, ``times`` and ``image``; rows may follow each other without ``row_end``; a model of images alone has no ``begin``.
+
     Attributes:
         begin: opens an image (Emu3: ``<|image start|>``).
         image: stands between the size and the first code (``<|image token|>``).
@@ -46,27 +50,57 @@ class GridFormat:
         times: the id between height and width ("*").
         first_code: id of visual code 0; code k has ``first_code + k``.
         num_codes: size of the visual vocabulary.
+        code_ids: the id of each code, where they stand in another order (Chameleon); all within
+            ``first_code ... first_code + num_codes - 1``.
+        fixed_size: (height, width) of every image, where the size is not written.
+
+    Raises:
+        ValueError: a size that is neither written nor fixed, or code ids that do not fill their range.
     """
 
-    begin: int
-    image: int
-    row_end: int
-    last_row_end: bool
+    begin: int | None
     closing: tuple[int, ...]
-    digits: tuple[int, ...]
-    times: int
     first_code: int
     num_codes: int
+    image: int | None = None
+    row_end: int | None = None
+    last_row_end: bool = False
+    digits: tuple[int, ...] = ()
+    times: int | None = None
+    code_ids: tuple[int, ...] | None = None
+    fixed_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        written = self.image is not None and self.times is not None and len(self.digits) == 10
+        if written == (self.fixed_size is not None):
+            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: a size, or image, times and ten digits to write it with")
+        if self.fixed_size is not None and min(self.fixed_size) < 1:
+            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: height and width of at least 1 token")
+        if self.code_ids is not None and sorted(self.code_ids) != list(range(self.first_code, self.first_code + self.num_codes)):
+            accepted = f"each of {self.first_code} to {self.first_code + self.num_codes - 1} once"
+            raise ValueError(f"code_ids holds {len(self.code_ids)} ids; accepted: {accepted}")
+
+    @property
+    def structure(self) -> frozenset[int]:
+        """The ids that stand inside an image alone, behind ``begin``, and are no codes."""
+        return frozenset(i for i in (self.image, self.row_end, *self.closing) if i is not None)
+
+    def head(self, height: int, width: int) -> list[int]:
+        """What stands before the first code: ``begin``, the size and ``image``, as far as the format has them."""
+        ids = [self.begin, *self.size_ids(height, width), self.image]
+        return [i for i in ids if i is not None]
 
     def size_ids(self, height: int, width: int) -> list[int]:
-        """The size as token ids, ``"height*width"``: one id per digit."""
+        """The size as token ids, ``"height*width"``: one id per digit; none where the size is fixed."""
+        if self.times is None:
+            return []
         return [*self._number(height), self.times, *self._number(width)]
 
     def write(self, codes: Int[Tensor, "H W"]) -> GridText:
         """A grid of codes in [0, num_codes) as ids, from ``begin`` to the end of ``closing``.
 
         Raises:
-            ValueError: if a code is outside the visual vocabulary or the grid is empty.
+            ValueError: if a code is outside the visual vocabulary, the grid is empty, or of another size than a fixed one.
         """
         if codes.ndim != 2 or 0 in codes.shape:
             raise ValueError(f"codes has shape {tuple(codes.shape)}; accepted: (H, W) with H and W at least 1")
@@ -74,11 +108,13 @@ class GridFormat:
             found = f"[{int(codes.min())}, {int(codes.max())}]"
             raise ValueError(f"codes lie in {found}; accepted: [0, {self.num_codes - 1}]")
         height, width = codes.shape
-        head = torch.tensor([self.begin, *self.size_ids(height, width), self.image])
+        if self.fixed_size not in (None, (height, width)):
+            raise ValueError(f"codes has shape {(height, width)}; accepted: {self.fixed_size}, the only size of this format")
+        head = torch.tensor(self.head(height, width), dtype=torch.long)
         offset = torch.arange(self.length(height, width))
         body = self.expected(offset, height, width)
         is_code = body == ANY_CODE
-        body[is_code] = codes.flatten().cpu() + self.first_code
+        body[is_code] = self._to_ids(codes.flatten().cpu())
 
         place = torch.full((len(head) + len(body), 3), -1)
         row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -87,23 +123,24 @@ class GridFormat:
         return GridText(torch.cat([head, body]), place)
 
     def length(self, height: int, width: int) -> int:
-        """How many tokens follow ``image``, the closing ones included."""
-        return height * (width + 1) - int(not self.last_row_end) + len(self.closing)
+        """How many tokens follow the head, the closing ones included."""
+        return self._rows_end(height, width) + len(self.closing)
 
     def expected(
         self, offset: Int[Tensor, "*N"], height: int | Int[Tensor, "*N"], width: int | Int[Tensor, "*N"]
     ) -> Int[Tensor, "*N"]:
-        """The id that must stand ``offset`` tokens behind ``image``, or ``ANY_CODE``, or ``FINISHED``. Batched."""
-        rows_end = height * (width + 1) - int(not self.last_row_end)
-        column = offset % (width + 1)
-        inside = torch.where(column == width, self.row_end, ANY_CODE)
+        """The id that must stand ``offset`` tokens behind the head, or ``ANY_CODE``, or ``FINISHED``. Batched."""
+        rows_end = self._rows_end(height, width)
+        inside = torch.full_like(offset, ANY_CODE)
+        if self.row_end is not None:
+            inside = torch.where(offset % (width + 1) == width, self.row_end, inside)
         closing = torch.tensor([*self.closing, FINISHED], device=offset.device)
         after = closing[(offset - rows_end).clamp(0, len(self.closing))]
         return torch.where(offset < rows_end, inside, after)
 
     def place(self, offset: int, width: int) -> tuple[int, int]:
-        """(row, column) of the code that stands ``offset`` tokens behind ``image``."""
-        return offset // (width + 1), offset % (width + 1)
+        """(row, column) of the code that stands ``offset`` tokens behind the head."""
+        return divmod(offset, width + (self.row_end is not None))
 
     def read(self, ids: Sequence[int]) -> list[list[int] | Int[Tensor, "H W"]]:
         """Splits a row of ids into runs of text ids (lists) and images (grids of codes), in order.
@@ -115,14 +152,14 @@ class GridFormat:
         text: list[int] = []
         at = 0
         while at < len(ids):
-            if ids[at] != self.begin:
+            if self.begin is not None and ids[at] != self.begin:
                 text.append(int(ids[at]))
                 at += 1
                 continue
             if text:
                 pieces.append(text)
                 text = []
-            grid, at = self._read_image(ids, at + 1)
+            grid, at = self._read_image(ids, at)
             pieces.append(grid)
         return [*pieces, text] if text else pieces
 
@@ -132,32 +169,54 @@ class GridFormat:
         Raises:
             ValueError: if the ids are not one whole image in this format.
         """
-        if not ids or ids[0] != self.begin:
+        if not ids or self.begin not in (None, ids[0]):
             raise ValueError(f"ids begin with {list(ids[:1])}; accepted: an image, which begins with {self.begin}")
-        grid, end = self._read_image(ids, 1)
+        grid, end = self._read_image(ids, 0)
         if end != len(ids):
             raise ValueError(f"ids hold {len(ids) - end} tokens behind the image; accepted: one whole image")
         return grid
 
+    def _rows_end(self, height: Any, width: Any) -> Any:
+        """The offset behind the last row; of numbers or of tensors."""
+        if self.row_end is None:
+            return height * width
+        return height * (width + 1) - int(not self.last_row_end)
+
     def _number(self, value: int) -> list[int]:
         return [self.digits[int(digit)] for digit in str(value)]
 
+    def _to_ids(self, codes: Tensor) -> Tensor:
+        return codes + self.first_code if self.code_ids is None else torch.tensor(self.code_ids)[codes]
+
+    def _to_codes(self, ids: Tensor) -> Tensor:
+        places = ids - self.first_code
+        if self.code_ids is None:
+            return places
+        codes = torch.tensor(self.code_ids).argsort()
+        outside = (places < 0) | (places >= self.num_codes)
+        return torch.where(outside, ANY_CODE, codes[places.clamp(0, self.num_codes - 1)])
+
     def _read_image(self, ids: Sequence[int], at: int) -> tuple[Tensor, int]:
-        """The grid whose size begins at ``at``, and the place behind its last token."""
-        size: list[int] = []
-        while at < len(ids) and ids[at] != self.image:
-            size.append(int(ids[at]))
+        """The grid of the image that begins at ``at``, and the place behind its last token."""
+        at += self.begin is not None
+        if self.fixed_size is not None:
+            height, width = self.fixed_size
+        else:
+            first = at
+            while at < len(ids) and ids[at] != self.image:
+                at += 1
+            height, width = self.read_size([int(i) for i in ids[first:at]])
             at += 1
-        height, width = self.read_size(size)
-        body = torch.as_tensor(ids[at + 1 : at + 1 + self.length(height, width)])
-        expected = self.expected(torch.arange(self.length(height, width)), height, width)
+        length = self.length(height, width)
+        body = torch.as_tensor(ids[at : at + length])
+        expected = self.expected(torch.arange(length), height, width)
         if len(body) < len(expected):
             raise ValueError(f"ids end inside a {height}x{width} image: {len(body)} of {len(expected)} tokens are there")
-        codes = body[expected == ANY_CODE] - self.first_code
+        codes = self._to_codes(body[expected == ANY_CODE])
         misplaced = (expected != ANY_CODE) & (body != expected)
         if misplaced.any() or codes.min() < 0 or codes.max() >= self.num_codes:
             raise ValueError(f"ids of a {height}x{width} image do not follow the format (row ends, closing, codes)")
-        return codes.reshape(height, width), at + 1 + len(expected)
+        return codes.reshape(height, width), at + len(expected)
 
     def read_size(self, ids: list[int]) -> tuple[int, int]:
         """(height, width) from the ids that spell it.
@@ -170,6 +229,24 @@ class GridFormat:
         if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
             raise ValueError(f"ids {ids} between begin and image do not spell a size such as 2*3")
         return int(height), int(width)
+
+
+def chameleon_format(code_ids: Sequence[int] = tuple(range(4, 8196))) -> GridFormat:
+    """Chameleon's format, which Anole and Lumina-mGPT's base share: 1024 codes between two ids, without row ends.
+
+    Args:
+        code_ids: the id of each code, in the order of the codes: ``chameleon_code_ids(vocabulary).table``. Without it code k
+            is taken for id 4 + k: enough to say which ids may come, but the tokenizer's codes are in another order.
+
+    Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon).
+    """
+    ids = tuple(code_ids)
+    return GridFormat(begin=8197, closing=(8196,), first_code=min(ids), num_codes=len(ids), code_ids=ids, fixed_size=(32, 32))
+
+
+def raster_format(height: int, width: int, num_codes: int) -> GridFormat:
+    """Codes alone, row after row, of one size: LlamaGen and other models that write nothing but an image."""
+    return GridFormat(begin=None, closing=(), first_code=0, num_codes=num_codes, fixed_size=(height, width))
 
 
 _EMU3_TEXT = {

@@ -6,8 +6,9 @@ that published models use are here. Positions restart in every packed document a
 Shapes: B batch, L tokens, H heads, D width of a head.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -21,10 +22,19 @@ PositionScheme = Callable[[TokenTable], Tensor]
 
 
 def sequential(table: TokenTable) -> Int[Tensor, "B L"]:
-    """0, 1, 2 ... inside each document: the plain 1-D scheme of Llama-like models, images included."""
-    index = torch.arange(table.document.shape[1], device=table.document.device).expand_as(table.document)
-    first = torch.where(changes(table.document), index, 0).cummax(dim=1).values
-    return torch.where(table.is_padding, 0, index - first)
+    """0, 1, 2 ... inside each document: the plain 1-D scheme of Llama-like models, images included.
+
+    Padding in the midst of a document takes no position.
+    """
+    real = ~table.is_padding
+    count = real.long().cumsum(dim=1) - 1
+    index = torch.arange(real.shape[1], device=real.device).expand_as(table.document)
+    last_real = torch.where(real, index, -1).cummax(dim=1).values.roll(1, dims=1)
+    last_real[:, 0] = -1
+    before = table.document.gather(1, last_real.clamp(min=0))
+    begins = real & ((last_real < 0) | (table.document != before))
+    first = torch.where(begins, count, 0).cummax(dim=1).values
+    return torch.where(real, count - first, 0)
 
 
 def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
@@ -43,6 +53,28 @@ def grid_2d(table: TokenTable) -> Int[Tensor, "B L 2"]:
 def time_height_width(table: TokenTable) -> Int[Tensor, "B L 3"]:
     """(t, h, w) as in NEO: t advances with the order, so that an image takes one step; h and w count inside it."""
     return torch.cat([by_order(table)[..., None], grid_2d(table)], dim=-1)
+
+
+def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
+    """(t, h, w) as in Qwen2-VL, for a trunk with ``rope_sections``.
+
+    Text counts alike on all three; an image counts its grid from where the text stopped, and the text goes on behind the largest
+    number of any axis. Source: Qwen2-VL (arXiv 2409.12191).
+    """
+    vision = table.span != NO_SPAN
+    document_begins = changes(table.document)
+    begins = changes(table.span) | document_begins | ~vision
+    run = begins.long().cumsum(dim=1)
+    # The largest number inside the run so far; runs are told apart by a step that no grid reaches.
+    far = 1 << 24
+    extent = (run * far + table.grid.amax(dim=-1)).cummax(dim=1).values - run * far + 1
+    run_ends = begins.roll(-1, dims=1)
+    run_ends[:, -1] = True
+    advance = torch.where(run_ends, torch.where(vision, extent, 1), 0)
+    before = advance.cumsum(dim=1) - advance
+    start = torch.where(document_begins, before, 0).cummax(dim=1).values
+    positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
+    return torch.where(table.is_padding[..., None], 0, positions)
 
 
 def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
@@ -89,19 +121,71 @@ class RotaryTable(NamedTuple):
     sin: Float[Tensor, "B L half"]
 
 
-def rotary_table(positions: Num[Tensor, "B L"], dim: int, theta: float | Float[Tensor, "B 1"]) -> RotaryTable:
+def rotary_table(
+    positions: Num[Tensor, "B L"],
+    dim: int,
+    theta: float | Float[Tensor, "B 1"],
+    stretch: Float[Tensor, "B half"] | None = None,
+) -> RotaryTable:
     """Angles ``position * theta ** (-2i / dim)`` for the channel pairs ``i``; ``theta`` may differ by row.
+
+    ``stretch`` divides them, pair by pair.
 
     Raises:
         ValueError: if ``dim`` is odd.
     """
     if dim % 2:
         raise ValueError(f"dim is {dim}; rotary embedding turns pairs of channels, so it must be even")
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
-    base = torch.as_tensor(theta, dtype=torch.float32, device=positions.device)
-    frequency = 1.0 / base[..., None] ** exponent
+    frequency = _frequency(dim, theta, positions.device, stretch)
     angle = positions.float()[..., None] * frequency
     return RotaryTable(angle.cos(), angle.sin())
+
+
+def axes_rotary_table(positions: Num[Tensor, "B L A"], dims: Sequence[int], theta: Sequence[float]) -> RotaryTable:
+    """Angles of several axes, one after the other: ``dims[a]`` channels for axis ``a``, with a base of its own.
+
+    For ``rotate_axes``.
+
+    Raises:
+        ValueError: another number of axes than of ``dims`` or ``theta``, or an odd width.
+    """
+    if not positions.shape[-1] == len(dims) == len(theta):
+        raise ValueError(f"{positions.shape[-1]} axes with {len(dims)} dims and {len(theta)} theta; accepted: as many of each")
+    tables = [rotary_table(axis, dim, base) for axis, dim, base in zip(positions.unbind(-1), dims, theta, strict=True)]
+    return RotaryTable(torch.cat([table.cos for table in tables], -1), torch.cat([table.sin for table in tables], -1))
+
+
+def sections_rotary_table(
+    positions: Num[Tensor, "B L A"], dim: int, theta: float, sections: Sequence[int], *, interleaved: bool = False
+) -> RotaryTable:
+    """Angles that share one run of frequencies: pair of channels after pair belongs to one of the axes (Qwen2-VL's "m-RoPE").
+
+    Args:
+        positions: on each axis.
+        dim: channels in all.
+        theta: base of the frequencies.
+        sections: how many pairs each axis has, ``dim / 2`` in all: the first ones axis 0's, and so on.
+        interleaved: whether the axes take turns until their pairs are used up, the rest being axis 0's (Qwen3-VL).
+
+    Raises:
+        ValueError: sections that are not one an axis and ``dim / 2`` in all.
+    """
+    if len(sections) != positions.shape[-1] or 2 * sum(sections) != dim:
+        raise ValueError(f"sections are {tuple(sections)}; accepted: one for each of {positions.shape[-1]} axes, {dim // 2} in all")
+    axis_of = [axis for axis, count in enumerate(sections) for _ in range(count)]
+    if interleaved:
+        num_axes = len(sections)
+        turns = [(pair % num_axes, pair // num_axes) for pair in range(dim // 2)]
+        axis_of = [axis if turn < sections[axis] else 0 for axis, turn in turns]
+    angle = positions.float()[..., axis_of] * _frequency(dim, theta, positions.device)
+    return RotaryTable(angle.cos(), angle.sin())
+
+
+def rotate_axes(x: Float[Tensor, "B H L D"], table: RotaryTable, dims: Sequence[int]) -> Float[Tensor, "B H L D"]:
+    """Rotates each axis's ``dims[a]`` channels among themselves, half-split: NEO's step, row and column."""
+    halves = [dim // 2 for dim in dims]
+    tables = map(RotaryTable, table.cos.split(halves, -1), table.sin.split(halves, -1))
+    return torch.cat([rotate_half_split(part, own) for part, own in zip(x.split(tuple(dims), -1), tables, strict=True)], -1)
 
 
 def rotate_half_split(x: Float[Tensor, "B H L D"], table: RotaryTable) -> Float[Tensor, "B H L D"]:
@@ -116,6 +200,15 @@ def rotate_interleaved(x: Float[Tensor, "B H L D"], table: RotaryTable) -> Float
     cos, sin = table.cos[:, None].to(x.dtype), table.sin[:, None].to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def _frequency(
+    dim: int, theta: float | Float[Tensor, "B 1"], device: torch.device, stretch: Float[Tensor, "B half"] | None = None
+) -> Float[Tensor, "*rows half"]:
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    base = torch.as_tensor(theta, dtype=torch.float32, device=device)
+    period = base[..., None] ** exponent
+    return 1.0 / (period if stretch is None else stretch[:, None] * period)
 
 
 def scale_rotary(
@@ -141,6 +234,27 @@ def scale_rotary(
     return positions, theta * stretch
 
 
+def scaled_rotary_table(
+    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None, *, last: int
+) -> RotaryTable:
+    """The angles of the ``last`` tokens, scaled as ``scaling`` says; all positions tell how long a row is.
+
+    Beside the types of ``scale_rotary`` there is ``{"type": "longrope", "factor": f, "max_position": m, "short_factor": [...],
+    "long_factor": [...]}``: each pair of channels is stretched by a number of its own, another one in rows longer than m, and
+    queries and keys grow by ``sqrt(1 + ln f / ln m)``.
+    Source: LongRoPE (arXiv 2402.13753), as in Phi-3.
+    """
+    if scaling is None or scaling["type"] != "longrope":
+        positions, base = scale_rotary(positions, dim, theta, scaling)
+        return rotary_table(positions[:, -last:], dim, base)
+    trained = scaling["max_position"]
+    too_long = positions.amax(dim=1, keepdim=True) >= trained
+    long, short = (torch.tensor(scaling[f"{name}_factor"], device=positions.device) for name in ("long", "short"))
+    table = rotary_table(positions[:, -last:], dim, theta, torch.where(too_long, long, short))
+    growth = math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
+    return RotaryTable(table.cos * growth, table.sin * growth)
+
+
 def check_rotary_scaling(scaling: dict[str, object] | None) -> None:
     """Refuses a ``rope_scaling`` that ``scale_rotary`` cannot follow.
 
@@ -149,10 +263,15 @@ def check_rotary_scaling(scaling: dict[str, object] | None) -> None:
     """
     if scaling is None:
         return
-    entries = {"linear": {"type", "factor"}, "dynamic": {"type", "factor", "max_position"}}
+    plain = {"type", "factor"}
+    entries = {
+        "linear": plain,
+        "dynamic": {*plain, "max_position"},
+        "longrope": {*plain, "max_position", "short_factor", "long_factor"},
+    }
     wanted = entries.get(str(scaling.get("type")))
     if wanted is None or set(scaling) != wanted:
         accepted = " or ".join(str(sorted(names)) for names in entries.values())
-        raise ValueError(f"rope_scaling is {scaling}; accepted: type 'linear' or 'dynamic' with entries {accepted}")
+        raise ValueError(f"rope_scaling is {scaling}; accepted: type 'linear', 'dynamic' or 'longrope' with entries {accepted}")
     if float(scaling["factor"]) < 1:  # type: ignore[arg-type]
         raise ValueError(f"rope_scaling has factor {scaling['factor']}; accepted: 1 or more")

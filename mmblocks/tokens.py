@@ -135,13 +135,14 @@ class TokenKind(IntEnum):
     PATCH = 0
     CLASS = 1
     NEWLINE = 2
+    SIZE = 3
 
 
 class ImageLayout(NamedTuple):
     """Which tokens an embedder makes of one image, known from the image's size alone.
 
     Attributes:
-        grid: (t, h, w) of each token; a class token has (0, 0, 0), a newline token the column behind its row's last.
+        grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column behind its row's last.
         kind: a ``TokenKind`` each.
     """
 

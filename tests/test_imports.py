@@ -65,7 +65,7 @@ def test_module_imports_libraries_where_they_belong(path: Path):
     """Heavy libraries: at the top of a part that is made of them, or inside a function. ``ops`` knows torch alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     folder = path.relative_to(PACKAGE).parts[0]
-    if folder not in PARTS:
+    if folder not in PARTS and path.name != "triton.py":  # which is imported when a kernel runs
         assert _libraries(tree.body).isdisjoint(HEAVY)
     if folder == "ops":
         shapes = {"jaxtyping"}

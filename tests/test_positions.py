@@ -4,12 +4,17 @@ import pytest
 import torch
 
 from mmblocks.positions import (
+    axes_rotary_table,
     by_order,
     check_rotary_scaling,
+    mrope,
     rotary_table,
+    rotate_axes,
     rotate_half_split,
     rotate_interleaved,
     scale_rotary,
+    scaled_rotary_table,
+    sections_rotary_table,
     sequential,
     time_height_width,
     v2pe,
@@ -119,3 +124,68 @@ def test_scaling_factor_below_one_is_refused() -> None:
 def test_odd_rotary_width_is_refused() -> None:
     with pytest.raises(ValueError, match="dim is 7"):
         rotary_table(torch.zeros(1, 1), 7, 10000.0)
+
+
+def mrope_read_aloud(table: TokenTable, row: int) -> list[list[int]]:
+    """m-RoPE one token at a time."""
+    positions: list[list[int]] = []
+    start = furthest = 0
+    for i in range(table.shape[1]):
+        now, last = table.document[row, i], table.document[row, i - 1] if i else None
+        if table.is_padding[row, i]:
+            positions.append([0, 0, 0])
+            continue
+        if now != last:
+            furthest = -1
+        new_run = now != last or table.span[row, i] == NO_SPAN or table.span[row, i] != table.span[row, i - 1]
+        start = furthest + 1 if new_run else start
+        place = table.grid[row, i].tolist() if table.span[row, i] != NO_SPAN else [0, 0, 0]
+        positions.append([start + axis for axis in place])
+        furthest = max(furthest, *positions[-1])
+    return positions
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mrope_equals_its_description(seed: int) -> None:
+    table = random_table(torch.Generator().manual_seed(seed), batch=2)
+    for row in range(2):
+        assert mrope(table)[row].tolist() == mrope_read_aloud(table, row)
+
+
+def test_axes_turn_their_own_channels() -> None:
+    positions, dims, bases = torch.randint(20, (2, 5, 3)), (8, 4, 4), (1e6, 1e4, 1e4)
+    x = torch.randn(2, 3, 5, 16)
+    rotated = rotate_axes(x, axes_rotary_table(positions, dims, bases), dims).split(dims, -1)
+    for axis, part in enumerate(x.split(dims, -1)):
+        alone = rotate_half_split(part, rotary_table(positions[..., axis], dims[axis], bases[axis]))
+        assert torch.equal(rotated[axis], alone)
+    with pytest.raises(ValueError, match="3 axes with 2 dims"):
+        axes_rotary_table(positions, (8, 8), bases)
+
+
+def test_sections_are_one_axis_where_all_positions_agree() -> None:
+    one = torch.randint(20, (2, 5))
+    for interleaved in (False, True):
+        table = sections_rotary_table(one[..., None].expand(-1, -1, 3), 16, 100.0, (2, 3, 3), interleaved=interleaved)
+        assert torch.equal(table.cos, rotary_table(one, 16, 100.0).cos)
+    with pytest.raises(ValueError, match="8 in all"):
+        sections_rotary_table(one[..., None], 16, 100.0, (4,))
+
+
+def test_sections_and_turns_give_each_pair_its_axis() -> None:
+    positions = torch.tensor([[[1, 2, 3]]])
+    apart = torch.stack([rotary_table(positions[..., axis], 16, 100.0).sin[0, 0] for axis in range(3)])
+    for interleaved, axes in ((False, [0, 0, 1, 1, 1, 2, 2, 2]), (True, [0, 1, 2, 0, 1, 2, 0, 1])):
+        got = sections_rotary_table(positions, 16, 100.0, (2, 3, 3), interleaved=interleaved).sin[0, 0]
+        wanted = apart[axes, range(8)]
+        assert torch.equal(got, wanted)
+
+
+def test_longrope_looks_at_each_rows_own_length() -> None:
+    scaling = {"type": "longrope", "factor": 4.0, "max_position": 8, "short_factor": (1.0, 2.0), "long_factor": (3.0, 4.0)}
+    check_rotary_scaling(scaling)
+    both = scaled_rotary_table(torch.stack([torch.arange(8), torch.arange(8) + 1]), 4, 100.0, scaling, last=3)
+    growth = math.sqrt(1 + math.log(4) / math.log(8))
+    assert both.cos.shape == (2, 3, 2)
+    assert both.sin[0, -1].tolist() == pytest.approx([growth * math.sin(7), growth * math.sin(7 / 10 / 2)], abs=1e-5)
+    assert both.sin[1, -1].tolist() == pytest.approx([growth * math.sin(8 / 3), growth * math.sin(8 / 10 / 4)], abs=1e-5)

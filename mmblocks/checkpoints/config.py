@@ -2,10 +2,10 @@
 
 ``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_code": "module.function"}`` for a function, of which only the
 name is noted. Lists and tuples both become JSON lists, and are tuples when read. ``_shared_tensors`` names the tensors that are
-not stored because they are the same as another: ``{"head.weight": "embedding.weight"}``.
+not stored because they are the same as another: ``{"head.weight": "embedding.weight"}``; see ``checksums`` and ``origin`` for
+the other entries that are no arguments.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,13 +16,18 @@ from typing import Any
 from torch import nn
 
 from mmblocks.block import Block, parameters, parts
+from mmblocks.checkpoints import inside, json_files
 
 FILE = "config.json"
 CLASS = "_class_name"
 VERSION = "_mmblocks_version"
 SHARED = "_shared_tensors"
+CHECKSUMS = "_checksums"
+ORIGIN = "_origin"
 BLOCK = "_block"
 CODE = "_code"
+
+_OURS = (CLASS, VERSION, SHARED, CHECKSUMS, ORIGIN)
 
 _ACCEPTED = "accepted: None, bool, int, float, str, Blocks, and lists, tuples or dicts of these"
 
@@ -36,13 +41,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    content = json_files.read(inside.checked(folder, file, f"{folder} holds {FILE!r}"))
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
-    return content
+    return json_files.read(file, unique=True) if is_ours(content) else content
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
@@ -52,7 +54,7 @@ def is_ours(content: Mapping[str, Any]) -> bool:
 
 def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """What remains without our own entries."""
-    return {name: value for name, value in content.items() if name not in (CLASS, VERSION, SHARED)}
+    return {name: value for name, value in content.items() if name not in _OURS}
 
 
 def shared(content: Mapping[str, Any]) -> dict[str, str]:
@@ -131,17 +133,22 @@ def decode(value: Any, load: Callable[[str], Block]) -> Any:
     return value
 
 
+def places(content: Mapping[str, Any]) -> dict[str, str]:
+    """Where a config names Blocks: the path of the argument, such as ``"layers/0"``, -> the subfolder; empty if it is not ours."""
+
+    def found(value: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and BLOCK in value:
+            yield path, checked_subfolder(value[BLOCK])
+        elif isinstance(value, dict | list):
+            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from found(item, f"{path}/{name}")
+
+    return {path: name for key, value in arguments(content).items() for path, name in found(value, key)} if is_ours(content) else {}
+
+
 def subfolders(content: Mapping[str, Any]) -> list[str]:
     """The subfolders of Blocks that a config names; none if it is not ours."""
-
-    def found(value: Any) -> Iterator[str]:
-        if isinstance(value, dict) and BLOCK in value:
-            yield checked_subfolder(value[BLOCK])
-        elif isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from found(item)
-
-    return list(found(arguments(content))) if is_ours(content) else []
+    return list(places(content).values())
 
 
 def checked_subfolder(name: Any, what: str = f"{FILE}: {BLOCK!r}") -> str:

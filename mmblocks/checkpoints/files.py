@@ -1,16 +1,15 @@
 """Which tensors a folder holds, told from the headers of its files, and reading them one at a time."""
 
-import json
-import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from mmblocks.checkpoints import inside, json_files
+from mmblocks.checkpoints.entries import Entry
+from mmblocks.checkpoints.pickle_files import open_pickle
+from mmblocks.checkpoints.safetensors_files import open_safetensors
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -19,20 +18,11 @@ INDEX = ".index.json"
 _USUAL_NAMES = ("model", "diffusion_pytorch_model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "C64": torch.complex64,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_PLAIN = re.compile(r"[^/\\:\0]+")
+"""The name of a file, and no path."""
 
-
-class Entry(NamedTuple):
-    """A tensor in a file: on the meta device, which tells its shape and dtype, and how to read it onto the CPU."""
-
-    meta: Tensor
-    read: Callable[[], Tensor]
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
+"""Names that Windows keeps for devices, whatever follows the dot."""
 
 
 class Stored(Mapping[str, Tensor]):
@@ -62,112 +52,94 @@ def open_own(folder: Path) -> Stored:
     found = [folder / name for name in names if (folder / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{folder} holds both {' and '.join(names)}; one must be a leftover")
-    return Stored(_open(found[0], None) if found else {})
+    return Stored(_open(_inside(folder, found[0]), None, _any) if found else {})
 
 
-def open_published(path: Path, unwrap: str | None) -> Stored:
+def open_published(path: Path, unwrap: str | None, needed: Callable[[str], bool] | None = None) -> Stored:
     """The tensors of a published folder, or of one file of it.
 
     Args:
         path: the folder or file.
         unwrap: the key under which a pickled file holds its tensors, such as "model" or "model.sd", None for its top.
+        needed: which names are asked for; None for all. Where an index leads to several files, those that hold none of them are
+            not opened, and need not be there.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
         ValueError: it holds several sets of them; an index is not sound; a file is broken, or is not what it says it is.
     """
-    file = path if path.is_file() else _choose(path)
-    return Stored(_open(file, unwrap))
+    file = path if path.is_file() else _inside(path, path / choose(_names(path), str(path)))
+    return Stored(_open(file, unwrap, needed or _any))
 
 
-def _choose(folder: Path) -> Path:
+def choose(names: Iterable[str], folder: str) -> str:
     """The one file, or index of several, that holds a folder's weights; safetensors before anything pickled."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     for kinds in ((SAFETENSORS,), PICKLES):
         endings = tuple(ending for kind in kinds for ending in (kind, kind + INDEX))
-        found = [file for file in files if file.name.endswith(endings) and not _SHARD.search(file.name)]
-        usual = [file for file in found if file.name in {name + ending for name in _USUAL_NAMES for ending in endings}]
+        found = sorted(name for name in names if name.endswith(endings) and not name.startswith(".") and not _SHARD.search(name))
+        usual = [name for name in found if name in {name + ending for name in _USUAL_NAMES for ending in endings}]
         candidates = usual or found
         if len(candidates) > 1:
-            names = ", ".join(file.name for file in candidates)
-            raise ValueError(f"{folder} holds several sets of weights: {names}; name one: from_pretrained('{candidates[0]}')")
+            raise ValueError(
+                f"{folder} holds several sets of weights: {', '.join(candidates)}; name one:"
+                f" from_pretrained('{folder}/{candidates[0]}')"
+            )
         if candidates:
             return candidates[0]
     raise FileNotFoundError(f"{folder} holds no weights; accepted: {SAFETENSORS}, {', '.join(PICKLES)}")
 
 
-def _open(file: Path, unwrap: str | None) -> dict[str, Entry]:
+def places(index: Path) -> dict[str, str]:
+    """What an index says: tensor -> file in the same folder.
+
+    Raises:
+        ValueError: it is no index, or leads out of its folder.
+    """
+    try:
+        content = json_files.read(index, unique=True)
+        found = content["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{index} is not an index: expected an object 'weight_map' of tensor and file names")
+    kind = Path(index.name.removesuffix(INDEX)).suffix
+    for name in set(found.values()):
+        if not _PLAIN.fullmatch(name) or not name.endswith(kind) or _DEVICE.match(name):
+            raise ValueError(f"{index} names {name!r}; accepted: names of {kind} files in the same folder")
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if file.is_file()]
+
+
+def _any(key: str) -> bool:
+    return True
+
+
+def _open(file: Path, unwrap: str | None, needed: Callable[[str], bool]) -> dict[str, Entry]:
     if file.name.endswith(INDEX):
-        return _open_index(file, unwrap)
+        return _open_index(file, unwrap, needed)
     if file.suffix == SAFETENSORS:
-        return _open_safetensors(file)
+        return open_safetensors(file)
     if file.suffix in PICKLES:
-        return _open_pickle(file, unwrap)
+        return open_pickle(file, unwrap)
     raise ValueError(f"{file} is no file of weights; accepted: {SAFETENSORS}, {', '.join(PICKLES)}")
 
 
-def _open_index(index: Path, unwrap: str | None) -> dict[str, Entry]:
-    try:
-        places = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        places = None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"{index} is not an index: expected an object 'weight_map' of tensor and file names")
-    kind = Path(index.name.removesuffix(INDEX)).suffix
-    files = {name: _open(_beside(index, name, kind), unwrap) for name in sorted(set(places.values()))}
-    for key, name in places.items():
+def _open_index(index: Path, unwrap: str | None, needed: Callable[[str], bool]) -> dict[str, Entry]:
+    wanted = {key: name for key, name in places(index).items() if needed(key)}
+    files = {}
+    for name in sorted(set(wanted.values())):
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(f"{index} names {name!r}, which is not there")
+        file = inside.checked(index.parent, index.parent / name, f"{index} names {name!r}")
+        files[name] = _open(file, unwrap, _any)
+    for key, name in wanted.items():
         if key not in files[name]:
             raise ValueError(f"{index} says that {key} is in {name}, but it is not")
-    return {key: files[name][key] for key, name in places.items()}
+    return {key: files[name][key] for key, name in wanted.items()}
 
 
-def _beside(index: Path, name: str, kind: str) -> Path:
-    """The file that an index names. An index is data from elsewhere: it must not lead out of its folder."""
-    file = index.parent / name
-    if "/" in name or "\\" in name or ":" in name or not name.endswith(kind):
-        raise ValueError(f"{index} names {name!r}; accepted: names of {kind} files in the same folder")
-    if not file.is_file():
-        raise FileNotFoundError(f"{index} names {name!r}, which is not there")
-    folder, target = index.parent.resolve(), file.resolve()
-    # In the Hub's cache every file is a link from <repository>/snapshots/<revision>/ to <repository>/blobs/.
-    in_hub_cache = target.parent.name == "blobs" and target.parents[1] / "snapshots" in folder.parents
-    if target.parent != folder and not in_hub_cache:
-        raise ValueError(f"{index} names {name!r}, a link that leads out of the folder, to {target}")
-    return file
-
-
-def _open_safetensors(file: Path) -> dict[str, Entry]:
-    try:
-        reader = safe_open(file, framework="pt", device="cpu")
-        slices = {key: reader.get_slice(key) for key in reader.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no valid safetensors file: {error}") from error
-    entries = {}
-    for key, header in slices.items():
-        if header.get_dtype() not in _DTYPES:
-            raise ValueError(f"{file}: {key} has the unknown dtype {header.get_dtype()}")
-        meta = torch.empty(header.get_shape(), dtype=_DTYPES[header.get_dtype()], device="meta")
-        entries[key] = Entry(meta, partial(reader.get_tensor, key))
-    return entries
-
-
-def _open_pickle(file: Path, unwrap: str | None) -> dict[str, Entry]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as plain tensors; convert it to safetensors at its source: {error}") from error
-    for key in unwrap.split(".") if unwrap else ():
-        content = content.get(key) if isinstance(content, dict) else None
-    where = f"{file} under {unwrap!r}" if unwrap else f"{file}"
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected a dict of tensors, but found {type(content).__name__}")
-    return {key: _pickled(where, key, tensor) for key, tensor in content.items()}
-
-
-def _pickled(where: str, key: Any, tensor: Any) -> Entry:
-    if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise ValueError(f"{where}: entry {key!r} is a {type(tensor).__name__}; expected names and dense tensors alone")
-    # A file of a kilobyte can claim a tensor of a terabyte, each of whose elements is the same one.
-    if tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{where}: {key} of shape {tuple(tensor.shape)} is larger than its data")
-    return Entry(torch.empty_like(tensor, device="meta"), lambda: tensor.detach())
+def _inside(folder: Path, file: Path) -> Path:
+    return inside.checked(folder, file, f"{folder} holds {file.name!r}")

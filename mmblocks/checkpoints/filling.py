@@ -1,5 +1,6 @@
 """Filling places without values from files: everything is compared first, then read tensor by tensor."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,13 +15,19 @@ from mmblocks.checkpoints.tensors import Slot
 
 
 class Job(NamedTuple):
-    """Places to fill from one folder. ``unknown`` are tensors of the folder that have no place in any layout."""
+    """Places to fill from one folder.
+
+    Attributes:
+        unknown: tensors of the folder that have no place in any layout.
+        check: raises ``ValueError`` if the folder is not what was written; it reads everything.
+    """
 
     title: str
     slots: dict[str, Slot]
     sources: dict[str, Source]
     stored: Stored
     unknown: list[str]
+    check: Callable[[], None] | None = None
 
 
 def compare_all(jobs: list[Job], given: set[int]) -> None:
@@ -64,7 +71,7 @@ def fill(jobs: list[Job], given: set[int], dtype: torch.dtype | None, device: to
     for job, key, _, placeholder in places:
         if key not in job.sources:
             continue
-        tensor = _placed(job.sources[key].read(job.stored), dtype, device)
+        tensor = placed(job.sources[key].read(job.stored), dtype, device)
         if id(placeholder) not in filled:
             is_parameter = isinstance(placeholder, nn.Parameter)
             filled[id(placeholder)] = nn.Parameter(tensor, placeholder.requires_grad) if is_parameter else tensor
@@ -72,9 +79,12 @@ def fill(jobs: list[Job], given: set[int], dtype: torch.dtype | None, device: to
             raise ValueError(f"{job.title}: {key} shares its tensor with another name, but the files hold two different ones")
     for _, _, slot, placeholder in places:
         slot.put(filled[id(placeholder)])
+    for job in jobs:
+        if job.check is not None:
+            job.check()
 
 
-def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+def placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     """On its device, in its dtype, and without the rest of a larger tensor it may be a piece of."""
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
         tensor = tensor.clone()

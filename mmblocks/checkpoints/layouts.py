@@ -52,7 +52,8 @@ class Layout:
             ``KeyError`` for the config of another model. None: the arguments are given to ``from_pretrained``.
         published_config: the way back, from the Block's arguments to the published config.
         unwrap: the key under which a ``.pt`` or ``.bin`` file holds its tensors, such as ``"state_dict"``;
-            with dots where it is nested: ``"model.sd"``.
+            with dots where it is nested: ``"model.sd"``. Several with ``|`` between them, ``"model|state_dict|"``, where files
+            differ: the first that is there counts, and an empty one is the top of the file.
     """
 
     name: str
@@ -89,7 +90,7 @@ class Layout:
             return False
         try:
             self.arguments(config)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, TypeError, AttributeError):
             return False
         return True
 
@@ -154,7 +155,11 @@ class Layout:
             if name in wanted or not all(id(ours[key]) in written for key in source.keys)
         }
         difference = compare(wanted, converted_shapes(needed, _on_meta(_shapes(ours))))
-        unknown = {key: tuple(tensor.shape) for key, tensor in ours.items() if self._find(key, "ours") is None}
+        unknown = {
+            key: tuple(tensor.shape)
+            for key, tensor in ours.items()
+            if self._find(key, "ours") is None and id(tensor) not in written
+        }
         return replace(difference, unexpected={**difference.unexpected, **unknown})
 
     def _find(self, key: str, side: Side) -> _Found | None:

@@ -1,47 +1,27 @@
 """Loading a Block: built without values, compared with the files, then filled tensor by tensor."""
 
-from pathlib import Path
-from typing import Any, TypeVar
+import logging
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmblocks.block import Block, parts
-from mmblocks.checkpoints import config, filling, tensors
+from mmblocks.checkpoints import config, current, filling, tensors
+from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.locating import Place
+from mmblocks.checkpoints.origin import Origin
 from mmblocks.checkpoints.own import build_own
 from mmblocks.checkpoints.published import build_published
 
-B = TypeVar("B", bound=Block)
+_log = logging.getLogger(__name__)
 
 
-def locate(folder: Path, subfolder: str | None) -> Path:
-    """The folder or file to load from.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a subfolder that is not inside the folder.
-    """
-    path = folder
-    if subfolder is not None:
-        path = folder / config.checked_subfolder(subfolder, "subfolder")
-    if not path.exists():
-        raise FileNotFoundError(f"no such folder: {path}")
-    return path
-
-
-def load(
-    cls: type[B], path: Path, layout: str | None, overrides: dict[str, Any], dtype: torch.dtype | None, device: torch.device
-) -> B:
+def load(place: Place, overrides: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> Block:
     """See ``Block.from_pretrained``."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; accepted: floating-point dtypes")
-    content = config.read(path) if path.is_dir() else None
-    if content is not None and config.is_ours(content):
-        if layout is not None:
-            raise ValueError(f"layout is {layout!r}, but {path} was written by save_pretrained and has no other layout")
-        block, jobs = build_own(cls, path, overrides)
-    else:
-        block, jobs = build_published(cls, path, content or {}, layout, overrides)
+    block, jobs = current.consistently(place.root, lambda: open_place(place, overrides))
     given = tensors.ids(overrides)
     filling.compare_all(jobs, given)
     filling.fill(jobs, given, dtype, device)
@@ -56,6 +36,20 @@ def load(
             " the module that holds them has to define reset_buffers(self, device), which creates them"
         )
     return block.eval()
+
+
+def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Block, list[Job]]:
+    """The Block without values; all files that fill it are open."""
+    cls, path, layout = place.cls, place.path, place.layout
+    content = config.read(path) if path.is_dir() else None
+    if content is not None and config.is_ours(content):
+        if layout is not None:
+            raise ValueError(f"layout is {layout!r}, but {path} was written by save_pretrained and has no other layout")
+        return build_own(cls, path, overrides)
+    block, found, jobs = build_published(cls, path, content or {}, layout, overrides)
+    block.origin = Origin(place.source, found.name, place.revision)
+    _log.info("%s comes from %s", cls.__name__, block.origin)
+    return block, jobs
 
 
 def _create_buffers(module: nn.Module, device: torch.device) -> None:

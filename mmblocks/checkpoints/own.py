@@ -1,13 +1,16 @@
 """Rebuilding a Block from a folder that ``save_pretrained`` wrote."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import classes, config, files, tensors
+from mmblocks.checkpoints import checksums, classes, config, files, tensors
+from mmblocks.checkpoints import origin as origins
+from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.rules import unchanged
 
@@ -20,10 +23,21 @@ def build_own(cls: type[B], folder: Path, overrides: dict[str, Any]) -> tuple[B,
     block = _build(folder, "", cls, overrides, built)
     jobs = []
     for path, part in built.items():
+        given = overrides if part is block else {}
         stored = files.open_own(path)
         title = f"{type(part).__name__} from {path}"
-        jobs.append(Job(title, tensors.own_slots(part), {key: unchanged(key) for key in stored}, stored, []))
+        jobs.append(
+            Job(title, tensors.own_slots(part), {key: unchanged(key) for key in stored}, stored, [], _check(path, stored, given))
+        )
     return block, jobs
+
+
+def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> Callable[[], None]:
+    """Compares a folder with its checksums, when called. All of it but the tensors' values is read now."""
+    content = config.read(folder) or {}
+    inside = {place: name for place, name in config.places(content).items() if place.partition("/")[0] not in given}
+    parts = {place: config.read(config.part_folder(folder, name)) or {} for place, name in inside.items()}
+    return partial(checksums.check, content, stored, parts, set(given), str(folder))
 
 
 def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Block]) -> B:
@@ -48,9 +62,9 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     for name in [name for name in written if name not in overrides]:
         _check_code(cls, name, written[name], folder, subfolder)
         arguments[name] = config.decode(written[name], part)
-    with torch.device("meta"):
-        block = cls(**arguments)
+    block = build(cls, arguments, origin)
     _share(block, config.shared(content), tensors.ids(overrides), folder)
+    block.origin = origins.read(content)
     built[folder] = block
     return block
 

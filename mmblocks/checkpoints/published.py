@@ -8,6 +8,7 @@ import torch
 
 from mmblocks.block import Block
 from mmblocks.checkpoints import config, files, tensors
+from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.difference import Difference
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts import Layout
@@ -17,17 +18,17 @@ B = TypeVar("B", bound=Block)
 
 def build_published(
     cls: type[B], path: Path, published: dict[str, Any], name: str | None, overrides: dict[str, Any]
-) -> tuple[B, list[Job]]:
-    """A Block without values, and the job that fills all of it from one published checkpoint."""
+) -> tuple[B, Layout, list[Job]]:
+    """A Block without values, its layout, and the job that fills all of it from one published checkpoint."""
     config.check_arguments(cls, overrides, "from_pretrained")
     candidates = _candidates(cls, path, published, name)
-    built = [(layout, stored, _instance(cls, layout, published, overrides)) for layout, stored in candidates]
+    built = [(layout, stored, instance(cls, layout, published, overrides)) for layout, stored in candidates]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
     title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
     sources = layout.sources(stored, block.config)
-    return block, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))]
+    return block, layout, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))]
 
 
 def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: str | None) -> list[tuple[Layout, files.Stored]]:
@@ -36,22 +37,14 @@ def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: s
     Raises:
         ValueError: there is none; the message says for each layout why not.
     """
-    if not cls.layouts:
-        raise ValueError(
-            f"{path} was not written by save_pretrained, and {cls.__name__} has no layouts for published checkpoints;"
-            " call from_pretrained of the class that reads it"
-        )
-    names = ", ".join(layout.name for layout in cls.layouts)
+    chosen = layouts(cls, str(path), name)
     if name is not None:
-        chosen = [layout for layout in cls.layouts if layout.name == name]
-        if not chosen:
-            raise ValueError(f"layout is {name!r}; {cls.__name__} has: {names}")
-        return [(layout, files.open_published(path, layout.unwrap)) for layout in chosen]
+        return [(layout, _open(path, layout)) for layout in chosen]
 
     fitting, reasons = [], []
-    for layout in cls.layouts:
+    for layout in chosen:
         try:
-            stored = files.open_published(path, layout.unwrap)
+            stored = _open(path, layout)
         except ValueError as error:
             reasons.append(f"layout {layout.name!r}: {error}")
             continue
@@ -60,8 +53,31 @@ def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: s
         else:
             reasons.append(f"layout {layout.name!r}: {_why_not(layout, stored, published)}")
     if not fitting:
+        names = ", ".join(layout.name for layout in chosen)
         raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__} ({names})", *reasons]))
     return fitting
+
+
+def layouts(cls: type[Block], where: str, name: str | None) -> tuple[Layout, ...]:
+    """All layouts of a class, or the one of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not cls.layouts:
+        raise ValueError(
+            f"{where} was not written by save_pretrained, and {cls.__name__} has no layouts for published checkpoints;"
+            " call from_pretrained of the class that reads it"
+        )
+    chosen = tuple(layout for layout in cls.layouts if name in (None, layout.name))
+    if not chosen:
+        raise ValueError(f"layout is {name!r}; {cls.__name__} has: {', '.join(layout.name for layout in cls.layouts)}")
+    return chosen
+
+
+def _open(path: Path, layout: Layout) -> files.Stored:
+    """Without the files of a sharded checkpoint that hold nothing but other parts."""
+    return files.open_published(path, layout.unwrap, lambda key: layout.to_ours(key) != ())
 
 
 def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]) -> list[tuple[Layout, files.Stored, B]]:
@@ -81,16 +97,23 @@ def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]
     return exact
 
 
-def _instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides: dict[str, Any]) -> B:
+def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides: dict[str, Any]) -> B:
+    """The Block that a layout makes of a published config, without values.
+
+    Raises:
+        ValueError, TypeError, ImportError: the config is not understood, lacks arguments, or does not fit the class.
+    """
     origin = f"layout {layout.name!r}"
-    with torch.device("meta"):
-        try:
+    try:
+        with torch.device("meta"):
             arguments = {**layout.arguments(published), **overrides}
-        except KeyError as error:
-            raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
-        config.check_arguments(cls, arguments, origin)
-        config.check_complete(cls, arguments, origin)
-        return cls(**arguments)
+    except KeyError as error:
+        raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{origin} of {cls.__name__}: the published config is not understood: {error}") from error
+    config.check_arguments(cls, arguments, origin)
+    config.check_complete(cls, arguments, origin)
+    return build(cls, arguments, origin)
 
 
 def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any]) -> str:
@@ -99,6 +122,6 @@ def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any])
         return str(Difference({}, unknown, {}))
     try:
         layout.arguments(published)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         return f"its config does not fit: {type(error).__name__}: {error}"
     return "none of its tensors is there"

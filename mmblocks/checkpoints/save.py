@@ -1,24 +1,46 @@
 """Writing a Block: what goes into which folder is settled, and every check made, before anything is written."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import classes, config, tensors, write
+from mmblocks.checkpoints import checksums, classes, config, shards, tensors, write
 
 
 class Folder(NamedTuple):
-    """What one Block writes: its config.json, and the tensors that belong to none of the Blocks it was given."""
+    """What one Block writes.
+
+    Attributes:
+        config: its config.json.
+        tensors: those that belong to none of the Blocks it was given; on the meta device where they are read when they are written.
+        read: gives the values of such a tensor.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    read: Callable[[Tensor], Tensor]
+
+
+class Values(Mapping[str, Tensor]):
+    """Tensors of which each is read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], read: Callable[[Tensor], Tensor]) -> None:
+        self._tensors = tensors
+        self._read = read
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._read(self._tensors[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def save(block: Block, folder: Path, max_shard_size: int | str) -> None:
@@ -26,11 +48,17 @@ def save(block: Block, folder: Path, max_shard_size: int | str) -> None:
     folders = plan(block)
     with write.replacing(folder) as temporary:
         for subfolder, content in folders.items():
-            _write(content, temporary / subfolder, max_shard_size)
+            write_folder(content, temporary / subfolder, max_shard_size)
 
 
-def plan(block: Block, subfolder: str = "") -> dict[str, Folder]:
+def plan(block: Block, subfolder: str = "", read: Callable[[Tensor], Tensor] | None = None) -> dict[str, Folder]:
     """What to write, by subfolder.
+
+    Args:
+        block: the Block.
+        subfolder: where it goes.
+        read: for a Block without values: gives those of each of its tensors. They are read once for the checksums, and once more
+            when they are written.
 
     Raises:
         TypeError: an argument that cannot be written.
@@ -39,17 +67,26 @@ def plan(block: Block, subfolder: str = "") -> dict[str, Folder]:
     arguments, blocks = config.encode(block)
     _check_kept(block, blocks)
     shared = tensors.shared(block)
-    own = {key: slot.tensor.detach() for key, slot in tensors.own_slots(block).items() if key not in shared}
-    _check_values(block, own)
+    own = {key: slot.tensor for key, slot in tensors.own_slots(block).items() if key not in shared}
+    if read is None:
+        _check_values(block, own)
 
-    cls, _ = block._built
-    head: dict[str, Any] = {config.CLASS: classes.name_of(cls), config.VERSION: _version()}
-    if shared:
-        head[config.SHARED] = shared
-    folders = {subfolder: Folder(head | arguments, own)}
+    folders: dict[str, Folder] = {}
     for path, part in blocks.items():
-        folders |= plan(part, f"{subfolder}/{path}".removeprefix("/"))
-    return folders
+        folders |= plan(part, f"{subfolder}/{path}".removeprefix("/"), read)
+    cls, _ = block._built
+    content: dict[str, Any] = {config.CLASS: classes.name_of(cls), config.VERSION: _version()}
+    if block.origin is not None:
+        content[config.ORIGIN] = block.origin.to_json()
+    if shared:
+        content[config.SHARED] = shared
+    content |= arguments
+    seals = {
+        place: checksums.seal(folders[f"{subfolder}/{name}".removeprefix("/")].config)
+        for place, name in config.places(content).items()
+    }
+    content[config.CHECKSUMS] = checksums.of_folder(Values(own, read or Tensor.detach), shared, seals)
+    return {subfolder: Folder(content, own, read or Tensor.detach), **folders}
 
 
 def _check_kept(block: Block, blocks: dict[str, Block]) -> None:
@@ -70,34 +107,15 @@ def _check_values(block: Block, own: dict[str, Tensor]) -> None:
             raise ValueError(f"{type(block).__name__} cannot be saved: {key} is sharded over processes; gather it first")
 
 
-def _write(content: Folder, folder: Path, max_shard_size: int | str) -> None:
+def write_folder(
+    content: Folder, folder: Path, max_shard_size: int | str, finished: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Writes one folder of a plan; see ``shards.write``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content.config, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / config.FILE).write_text(text + "\n", encoding="utf-8")
-    if not content.tensors:
-        return
-    # Only sizes count here: views of one storage are tensors of their own.
-    sizes = {key: torch.empty_like(tensor, device="meta") for key, tensor in content.tensors.items()}
-    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
-    for name, keys in split.filename_to_tensors.items():
-        shard = {key: content.tensors[key] for key in keys}
-        save_file(_packed(shard), folder / name, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _packed(shard: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and each tensor in a storage of its own, which safetensors insists on."""
-    packed: dict[str, Tensor] = {}
-    storages = set()
-    for key, tensor in shard.items():
-        packed[key] = tensor.to("cpu").contiguous()
-        storage = packed[key].untyped_storage()
-        if storage.nbytes() > tensor.nbytes or storage.data_ptr() in storages:
-            packed[key] = packed[key].clone()
-        storages.add(storage.data_ptr())
-    return packed
+    if content.tensors:
+        shards.write(folder, content.tensors, lambda key: content.read(content.tensors[key]), max_shard_size, finished)
 
 
 def _version() -> str:

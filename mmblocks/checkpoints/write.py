@@ -44,17 +44,22 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if target.exists():
-            shutil.copymode(target, temporary)
-            _carry_over(target, temporary)
-        _sync(temporary)
-        if target.exists():
-            exchange(temporary, target)
-        else:
-            os.rename(temporary, target)
-        _sync_entry(target.parent)
+        put(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # by now the old content, if there was any
+
+
+def put(folder: Path, target: Path) -> None:
+    """Puts a complete folder in the place of ``target``, which is beside it. What was there is called ``folder`` afterwards."""
+    if target.exists():
+        shutil.copymode(target, folder)
+        _carry_over(target, folder)
+    _sync(folder)
+    if target.exists():
+        exchange(folder, target)
+    else:
+        os.rename(folder, target)
+    _sync_entry(target.parent)
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -32,12 +32,40 @@ _DUMMY_CELLS = 16
 """Patches a side that are read of a canvas that shows nothing, at most: what text-only rows carry in published training."""
 
 
+_PRESET_ENTRIES = {
+    "patch_stride": "patch_size",
+    "conv_stride": "merge_size",
+    "image_size": "image_size",
+    "image_size_clip": "teacher_image_size",
+    "patch_stride_clip": "teacher_patch_size",
+}
+"""Of the published preprocessor_config.json -> arguments."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv1's config. Strides and image sizes are not in it: they are those of the published preprocessor preset."""
+    """EVEv1's config. Strides and sizes stand in presets that it names, and that are not published beside the weights.
+
+    Entries of such presets may stand in the config itself, and come first.
+    """
     depth = re.fullmatch(r"mlp(\d+)x_gelu", config["mm_projector_type"])
     if depth is None:
         raise ValueError(f"mm_projector_type is {config['mm_projector_type']!r}; accepted: mlp2x_gelu, or with another number")
-    return {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"], "projector_layers": int(depth[1])}
+    arguments = {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"], "projector_layers": int(depth[1])}
+    presets = (
+        ("mm_vision_tower", r"eve-patch(\d+)-anypixel-(\d+)", ("patch_stride", "image_size")),
+        ("mm_vision_tower_clip", r"patch(\d+)-(\d+)", ("patch_stride_clip", "image_size_clip")),
+    )
+    for name, pattern, entries in presets:
+        if config.get(name) is None or config.keys() >= set(entries):
+            continue
+        numbers = re.search(pattern, config[name])
+        if numbers is None:
+            raise ValueError(
+                f"{name} is {config[name]!r}; accepted: a name such as openai/eve-patch14-anypixel-672 or"
+                f" openai/clip-vit-large-patch14-336, or the preset's entries {', '.join(entries)} in config.json"
+            )
+        arguments |= {_PRESET_ENTRIES[entry]: int(number) for entry, number in zip(entries, numbers.groups(), strict=True)}
+    return arguments | {ours: config[theirs] for theirs, ours in _PRESET_ENTRIES.items() if theirs in config}
 
 
 def _attention_rules(name: str) -> tuple[Rule, ...]:

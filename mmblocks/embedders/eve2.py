@@ -3,7 +3,7 @@
 Shapes: H and W pixels, h and w tokens, N tokens of all images, D width of the trunk.
 """
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,24 +16,32 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of
-from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
+from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
+from mmblocks.layers.resizing import fit_area, upright_rgb
+from mmblocks.tokens import ImageLayout, VisionTokens
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv2's config. The strides are not in it: they are those of the published preprocessor preset."""
-    return {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"]}
+    """EVEv2's config. Strides and size stand in a preset that it names, and that is not published beside the weights.
+
+    Entries of such a preset may stand in the config itself, and come first.
+    """
+    arguments = {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"]}
+    tower = config.get("mm_vision_tower")
+    if tower is not None and not _PRESET_ENTRIES.keys() <= config.keys():
+        preset = re.search(r"eve-anyratio-res(\d+)-patch(\d+)", tower)
+        if preset is None:
+            raise ValueError(
+                f"mm_vision_tower is {tower!r}; accepted: a name such as openai/eve-anyratio-res1600-patch16,"
+                f" or the preset's entries {', '.join(_PRESET_ENTRIES)} in config.json"
+            )
+        arguments |= {"max_size": int(preset[1]), "patch_size": int(preset[2])}
+    return arguments | {ours: config[theirs] for theirs, ours in _PRESET_ENTRIES.items() if theirs in config}
 
 
-def _layout(rows: int, columns: int) -> ImageLayout:
-    """A class token, then rows of patches, each closed by a split token."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + 1), indexing="ij")
-    body = torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)
-    kind = torch.where(body[:, 2] == columns, int(TokenKind.NEWLINE), int(TokenKind.PATCH))
-    return ImageLayout(
-        grid=torch.cat([torch.zeros(1, 3, dtype=torch.long), body]),
-        kind=torch.cat([torch.tensor([int(TokenKind.CLASS)]), kind]),
-    )
+_PRESET_ENTRIES = {"patch_stride": "patch_size", "dense_stride": "merge_size", "max_size": "max_size"}
+"""Of the published preprocessor_config.json -> arguments."""
 
 
 class EVE2PatchEmbedding(Block):
@@ -84,20 +92,10 @@ class EVE2PatchEmbedding(Block):
             TypeError: pixels that are not floating point.
             ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
-        if not images:
-            raise ValueError("images is empty; accepted: at least one")
-        for image in images:
-            check_pixels(image, num_axes=3)
-        layouts = [self.layout(*image.shape[-2:]) for image in images]
-        kind = torch.cat([layout.kind for layout in layouts])
-        number = torch.cat([torch.full_like(layout.kind, number) for number, layout in enumerate(layouts)])
-        device = self.class_token.device
-        return VisionTokens(
-            embeds=self._with_class_and_split_tokens(self._patch_tokens(images), kind.to(device)),
-            image=number.to(device),
-            grid=torch.cat([layout.grid for layout in layouts]).to(device),
-            kind=kind.to(device),
-        )
+        check_images(images)
+        layouts = [self.layout(*size) for size in sizes(images)]
+        classes = self.class_token.expand(len(images), -1)
+        return pack(layouts, self._patch_tokens(images), newline=self.split_token, classes=classes)
 
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
@@ -105,24 +103,19 @@ class EVE2PatchEmbedding(Block):
         Raises:
             ValueError: if a side is no positive multiple of ``token_size``.
         """
-        size = self.token_size
-        if height <= 0 or width <= 0 or height % size or width % size:
-            near = tuple(max(round(side / size), 1) * size for side in (height, width))
-            raise ValueError(
-                f"image is {height}x{width}; accepted: multiples of {size}, such as {near[0]}x{near[1]} (see preprocess)"
-            )
-        return _layout(height // size, width // size)
+        return grid_layout(*grid_of(height, width, self.token_size), class_token=True, newline=True)
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes to an area of about ``max_size`` squared, each side rounded up to a multiple of ``token_size``.
 
+        Raises:
+            ValueError: an image without pixels.
+
         Source: ``process_images`` of baaivision/EVE (EVEv2); enlarges small images too.
         """
-        width, height = image.size
-        scale = math.sqrt(width * height) / self.max_size
-        size = self.token_size
-        new_width, new_height = (max(math.ceil(side / scale / size) * size, size) for side in (width, height))
-        return pixels_of(image.convert("RGB").resize((new_width, new_height)))
+        image = upright_rgb(image)
+        height, width = fit_area(image.height, image.width, multiple=self.token_size, side=self.max_size)
+        return pixels_of(image.resize((width, height)))
 
     def _patch_tokens(self, images: Sequence[Tensor]) -> Tensor:
         """The patch tokens (N, D) of all images.
@@ -140,9 +133,3 @@ class EVE2PatchEmbedding(Block):
         )
         hidden = gelu(linear(patches.to(self.class_token), self.patch.weight.flatten(1), self.patch.bias))
         return linear(hidden.flatten(1), rearrange(self.merge.weight, "d c m n -> d (m n c)"), self.merge.bias)
-
-    def _with_class_and_split_tokens(self, patch_tokens: Tensor, kind: Tensor) -> Tensor:
-        """Puts the class and split token where a layout has them."""
-        is_patch = kind == int(TokenKind.PATCH)  # int: torch.compile does not compare with enum members
-        source = torch.where(is_patch, is_patch.cumsum(0) + 1, (kind == int(TokenKind.NEWLINE)).long())
-        return torch.cat([torch.stack([self.class_token, self.split_token]), patch_tokens]).index_select(0, source)

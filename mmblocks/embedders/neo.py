@@ -10,22 +10,16 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image as PILImage
-from PIL import ImageOps
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, positions, sizes
-from mmblocks.layers.pixels import normalise, on_white, pixels_of
-from mmblocks.layers.resizing import smart_resize
+from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
+from mmblocks.layers.resizing import smart_resize, upright
 from mmblocks.positions import rotary_table, rotate_interleaved
 from mmblocks.tokens import ImageLayout, VisionTokens
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Of ImageNet's images, per colour."""
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +142,7 @@ class NEOPatchEmbedding(Block):
         if num_images < 1:
             raise ValueError(f"num_images is {num_images}; accepted: 1 or more")
         most = self.max_pixels if num_images == 1 else max(2 * self.max_pixels // num_images, self.min_pixels)
-        image = on_white(ImageOps.exif_transpose(image))
+        image = on_white(upright(image))
         height, width = smart_resize(
             image.height, image.width, multiple=self.token_size, min_pixels=self.min_pixels, max_pixels=most
         )

@@ -29,7 +29,12 @@ class TextEmbedding(Block):
         Layout(
             "llama",
             (Rule("model.embed_tokens.weight", "weight"),),
-            ignored=("model.layers.*", "model.norm.weight", "lm_head.weight"),
+            ignored=(
+                "model.layers.*",
+                "model.norm.weight",
+                "lm_head.weight",
+                *(f"model.{part}.*" for part in ("vision_tower", "mm_projector", "vision_clip", "vision_tower_compressor")),  # EVE
+            ),
             config=_config,
         ),
     )

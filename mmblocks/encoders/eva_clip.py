@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image as PILImage
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
@@ -41,7 +42,7 @@ class EVACLIP(Block):
     """Images and texts to embeddings of one space, and what follows: similarities and classes without training.
 
         clip = EVACLIP.from_pretrained("EVA02_CLIP_L_psz14_s4B.pt", **eva_clip_arguments("EVA02_CLIP_L_psz14_s4B"))
-        pixels = clip.vision.preprocess(image)[None]
+        pixels = clip.preprocess(image)[None]
         clip.classify(pixels, clip.classifier(["cat", "dog"]))                      # (1, 2)
         clip.similarity(clip.encode_image(pixels), clip.encode_text(["two cats on a sofa"]))
 
@@ -98,6 +99,10 @@ class EVACLIP(Block):
         """Embeddings of length one, from texts or from their ids; errors as for ``EVACLIPText``."""
         ids = texts if isinstance(texts, Tensor) else self.text.tokenize(texts)
         return normalize(self.text(ids), dim=-1)
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image as the image tower wants it; see ``EVACLIPVision.preprocess``."""
+        return self.vision.preprocess(image)
 
     def similarity(self, image: Float[Tensor, "B E"], text: Float[Tensor, "N E"]) -> Float[Tensor, "B N"]:
         """Scaled cosines of every image and every text, from embeddings of length one."""

@@ -2,6 +2,7 @@
 
 A file of the authors' code holds ``visual.*``, the text tower and ``logit_scale``. The text tower's names begin with ``text.``, or
 with nothing in older files ("-root"); all names begin with ``module.`` where training on several devices wrote them ("-ddp").
+The dict of tensors is the file itself, or lies in it under "model", "module" or "state_dict".
 The repositories BAAI/EVA-CLIP-8B, -8B-448 and -18B on the Hub have names of their own ("-hub").
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
 from mmblocks.checkpoints.rules import Arguments, Side, Source
-from mmblocks.layers.eva import BESIDE_VISUAL, ROPE_TABLES, eva_rules, eva_tower_arguments
+from mmblocks.layers.eva_layouts import BESIDE_VISUAL, ROPE_TABLES, WRAPPERS, eva_rules, eva_tower_arguments
 
 Rules = tuple[Rule | Split, ...]
 
@@ -200,6 +201,7 @@ def clip_layouts() -> tuple[Layout, ...]:
                 ),
                 ignored=_tables(prefix),
                 config=arguments,
+                unwrap=WRAPPERS,
             )
             for ddp, prefix in (("", ""), ("-ddp", "module."))
             for root, text in (("", "text."), ("-root", ""))
@@ -215,7 +217,7 @@ def vision_layouts() -> tuple[Layout, ...]:
     """Of the image tower, alone or as a part of both."""
     return (
         *(
-            Layout(kind, vision_rules("", "", swiglu=swiglu), (*ROPE_TABLES, *PRETRAINING), vision_arguments)
+            Layout(kind, vision_rules("", "", swiglu=swiglu), (*ROPE_TABLES, *PRETRAINING), vision_arguments, unwrap=WRAPPERS)
             for kind, swiglu in _KINDS
         ),
         *(
@@ -224,6 +226,7 @@ def vision_layouts() -> tuple[Layout, ...]:
                 vision_rules(f"{prefix}visual.", "", swiglu=swiglu),
                 ignored=(*_tables(prefix), *(f"{prefix}{name}" for name in BESIDE_VISUAL)),
                 config=vision_arguments,
+                unwrap=WRAPPERS,
             )
             for ddp, prefix in (("", ""), ("-ddp", "module."))
             for kind, swiglu in _KINDS
@@ -236,8 +239,8 @@ def text_layouts() -> tuple[Layout, ...]:
     """Of the text tower, alone or as a part of both."""
     beside = ("visual.*", "logit_scale")
     return (
-        Layout("text", text_rules("", ""), ignored=beside, config=text_arguments),
-        Layout("eva-clip", text_rules("text.", ""), ignored=beside, config=text_arguments),
+        Layout("text", text_rules("", ""), ignored=beside, config=text_arguments, unwrap=WRAPPERS),
+        Layout("eva-clip", text_rules("text.", ""), ignored=beside, config=text_arguments, unwrap=WRAPPERS),
         Layout(
             "eva-clip-hub",
             text_hub_rules(""),

@@ -71,27 +71,35 @@ class EVACLIPVision(Block):
         self.head = None if embed_dim is None else _small_linear(self.dim, embed_dim, head_bias)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of the images."""
-        return self.tower.image_size
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width, in pixels, of the images; None for a tower that takes any whole patches (``any_size``)."""
+        return None if self.tower.any_size else self.tower.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches of an image of the tower's own size."""
         return self.tower.grid
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the features of an image.
+
+        Raises:
+            ValueError: a size that the tower does not take.
+        """
+        return self.tower.grid_of(height, width)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Features of all patches, of the layer and behind the norm or not as the constructor was told.
 
         Args:
-            pixels: in [0, 1], of ``image_size``.
+            pixels: in [0, 1], of a size that the tower takes.
 
         Raises:
             TypeError: pixels that are not floating point.
             ValueError: pixels that are no RGB in [0, 1], or of another size.
         """
         tokens = self.tokens(pixels, layer=self.feature_layer, normed=self.feature_norm)
-        return tokens[:, 1:].unflatten(1, self.grid)
+        return tokens[:, 1:].unflatten(1, self.grid_of(pixels.shape[2], pixels.shape[3]))
 
     def tokens(
         self,
@@ -104,7 +112,7 @@ class EVACLIPVision(Block):
         """The class token and the patches row by row, or those of them that are kept.
 
         Args:
-            pixels: in [0, 1], of ``image_size``.
+            pixels: in [0, 1], of a size that the tower takes.
             layer: the block that they come from; see ``EvaTower.states``.
             normed: let them through the final norm, whichever block they come from.
             keep: as for ``EvaTower``.
@@ -125,7 +133,7 @@ class EVACLIPVision(Block):
         """One embedding for each image, of any length: the official ``visual(x)``.
 
         Args:
-            pixels: in [0, 1], of ``image_size``.
+            pixels: in [0, 1], of a size that the tower takes.
             keep: as for ``EvaTower``; while training, None leaves some out by chance where ``patch_dropout`` is not 0.
             generator: draws the patches that are kept.
 
@@ -134,7 +142,8 @@ class EVACLIPVision(Block):
         """
         values = self._normalised(pixels)
         if keep is None and self.training and self.patch_dropout > 0:
-            keep = self.draw_patches(len(values), device=values.device, generator=generator)
+            grid = self.grid_of(values.shape[2], values.shape[3])
+            keep = self.draw_patches(len(values), grid=grid, device=values.device, generator=generator)
         return self.pool(self.tower(values, keep=keep))
 
     def pool(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B E"]:
@@ -149,10 +158,18 @@ class EVACLIPVision(Block):
         return self.head(pooled)
 
     def draw_patches(
-        self, batch: int, *, device: torch.device | str | None = None, generator: Generator | None = None
+        self,
+        batch: int,
+        *,
+        grid: tuple[int, int] | None = None,
+        device: torch.device | str | None = None,
+        generator: Generator | None = None,
     ) -> Int[Tensor, "B K"]:
-        """Numbers of the patches that ``patch_dropout`` leaves, by chance and in no order: at least one for each image."""
-        rows, columns = self.grid
+        """Numbers of the patches that ``patch_dropout`` leaves, by chance and in no order: at least one for each image.
+
+        ``grid`` has the rows and columns of the patches; None is that of the tower's own size.
+        """
+        rows, columns = grid or self.grid
         draws = torch.randn(batch, rows * columns, device=device, generator=generator)
         return draws.topk(max(1, int(rows * columns * (1 - self.patch_dropout)))).indices
 
@@ -168,7 +185,7 @@ class EVACLIPVision(Block):
 
         A tower for images that are no squares takes the whole image, squashed.
         """
-        height, width = self.image_size
+        height, width = self.tower.image_size
         image = image.convert("RGB")
         if height == width:
             return pixels_of(centre_square(image, height, PILImage.Resampling.BICUBIC))

@@ -1,9 +1,10 @@
-"""The autoregressive loop: one id per row and step, with a cache, a grammar, and guidance in one batched forward.
+"""The autoregressive loop: one token per row and step, with a cache, grammars, and guidance in one batched forward.
 
-Shapes: B rows, R forward rows (B, or 2B with guidance: conditional rows first), L prompt tokens, V vocabulary.
+Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows of the first stream, then of the next, ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,23 +12,13 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.batches import Batch
-from mmblocks.generation.grammar import Grammar, IdRange, State
-from mmblocks.generation.guidance import classifier_free
-from mmblocks.layers.categorical import Sampling, draw
-from mmblocks.masks import MaskRule
+from mmblocks.generation.choosing import Chooser, Chosen, IdHead, LogitsHook, ModalSampling
+from mmblocks.generation.grammar import Grammar, State
+from mmblocks.generation.guidance import Guidance, as_guidance
+from mmblocks.layers.categorical import Sampling
+from mmblocks.masks import Mask, MaskRule
 from mmblocks.segments import NO_ID
 from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
-
-
-@runtime_checkable
-class IdHead(Protocol):
-    """A head over ids, as the loop needs it."""
-
-    vocab_size: int
-
-    def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """(N, D) -> float32 logits of the ids ``start:stop``."""
-        ...
 
 
 @runtime_checkable
@@ -40,7 +31,7 @@ class IdModel(Protocol):
     mask: MaskRule | None
 
     def embed(self, batch: Batch) -> Tensor:
-        """The embeddings (B, L, D) of a batch."""
+        """The embeddings (SB, L, D) of a batch."""
         ...
 
 
@@ -48,25 +39,29 @@ class Step(NamedTuple):
     """One step of all rows.
 
     Attributes:
-        ids: the id of each row; meaningless where the row was done before.
+        ids: the id of each row; meaningless where the row was done before, ``NO_ID`` where it wrote a vector.
         before: each row's state before the step.
         states: each row's state behind it.
+        vectors: by row, what heads over vectors wrote.
     """
 
     ids: Int[Tensor, " B"]
     before: tuple[State, ...]
     states: tuple[State, ...]
+    vectors: Mapping[int, Float[Tensor, " D2"]]
 
 
 @torch.no_grad()
 def generate_ids(
     model: IdModel,
     prompt: Batch,
-    grammar: Grammar,
+    grammar: Grammar | Sequence[Grammar],
     *,
     max_tokens: int,
-    sampling: Sampling,
-    guidance: float | None = None,
+    sampling: Sampling | ModalSampling,
+    guidance: float | Guidance | None = None,
+    hooks: Sequence[LogitsHook] = (),
+    cache: Any = None,
     generator: Generator | None = None,
     input: str = "text",
     head: str | None = None,
@@ -75,110 +70,153 @@ def generate_ids(
 
     Args:
         model: reads and writes ids.
-        prompt: B rows, or with guidance 2B: the second half holds the same prompts without their condition.
-        grammar: what may follow.
+        prompt: B rows; with guidance SB: all rows with their condition, then all rows of the next stream, ...
+        grammar: what may follow; one for all rows, or one for each of the B.
         max_tokens: steps at most.
         sampling: how ids are drawn.
-        guidance: scale of classifier-free guidance, or None for none.
+        guidance: a scale of classifier-free guidance, any other ``Guidance``, or None for none.
+        hooks: functions that change logits after guidance and grammar, before temperature and truncation.
+        cache: an empty cache for SB rows; by default one that just fits. See ``trunks.kv_cache``.
         generator: source of randomness, on the model's device.
         input: the embedder of ids.
         head: the head over ids; may be None where the model has one head.
 
     Raises:
-        ValueError: a prompt that is padded on the right, breaks the grammar, or has an odd number of rows with guidance.
+        ValueError: a prompt that is padded on the right, breaks the grammar, does not fit the cache, or whose rows are not a
+            multiple of the streams.
     """
-    _check_prompt(prompt, guidance, max_tokens)
-    id_head: IdHead = _only_head(model.outputs) if head is None else model.outputs[head]
-    num_rows, length = prompt.ids.shape
-    batch = num_rows if guidance is None else num_rows // 2
-    states = tuple(grammar.start([i for i in row if i != NO_ID]) for row in prompt.ids[:batch].tolist())
-
-    cache = model.trunk.new_cache(num_rows, length + max_tokens)
-    mask = model.mask or prompt.mask
-    hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=mask)[:, -1]
-    newest = prompt.table.slice(length - 1, length)
-    for _ in range(max_tokens):
-        allowed = [grammar.allowed(state) for state in states]
-        ids = _choose(id_head, hidden, allowed, sampling, guidance, generator)
-        before = states
-        states = tuple(_advance(grammar, s, i) for s, i in zip(before, ids.tolist(), strict=True))
-        yield Step(ids, before, states)
-        if all(state.mode == "done" for state in states):
+    guide = as_guidance(guidance)
+    rows = check_prompt(prompt, guide.num_streams, max_tokens)
+    grammars = _one_each(grammar, rows)
+    states = tuple(
+        grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
+    )
+    id_head: IdHead | None = id_head_of(model.outputs, head)
+    choose = Chooser(model.outputs, id_head, guidance=guide, sampling=sampling, hooks=hooks, generator=generator)
+    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), input)
+    hidden = reader.read_prompt(prompt)
+    writer = TableWriter(prompt.table, guide.num_streams, guide.images_only)
+    for step in range(max_tokens):
+        chosen = choose(hidden, grammars, states, step)
+        before, written = states, chosen.ids.tolist()
+        states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, written, strict=True))
+        yield Step(chosen.ids, before, states, chosen.vectors)
+        if step + 1 == max_tokens or all(state.mode == "done" for state in states):
             return
-        newest = _next_tokens(newest, grammar, before)
-        embeds = model.inputs[input](ids.repeat(num_rows // batch))
-        hidden = model.trunk(embeds[:, None], newest, cache, mask=model.mask)[:, 0]
+        hidden = reader.read(chosen, writer.next(grammars, before, states), guide.num_streams, grammars, before)
 
 
-def _choose(
-    head: IdHead,
-    hidden: Float[Tensor, "R D"],
-    allowed: Sequence[tuple[IdRange, ...]],
-    sampling: Sampling,
-    guidance: float | None,
-    generator: Generator | None,
-) -> Int[Tensor, " B"]:
-    forced = [ranges[0][0] for ranges in allowed if len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1]
-    if len(forced) == len(allowed):
-        return torch.tensor(forced, device=hidden.device)
-    # Where every row takes the same run of ids (the codes of an image), only those rows of the head are read.
-    shared = allowed[0][0] if len(set(allowed)) == 1 and len(allowed[0]) == 1 else (0, head.vocab_size)
-    logits = head.logits(hidden, *shared)
-    if guidance is not None:
-        conditional, unconditional = logits.chunk(2)
-        logits = classifier_free(conditional, unconditional, guidance)
-    if len(set(allowed)) > 1 or len(allowed[0]) > 1:
-        logits = logits.masked_fill(~_as_mask(allowed, head.vocab_size).to(logits.device), float("-inf"))
-    return draw(logits, sampling, generator=generator) + shared[0]
+@dataclass
+class _Reader:
+    """Lets the model read what was written, and gives back the newest hidden states (SB, D)."""
+
+    model: IdModel
+    cache: Any
+    input: str
+
+    def read_prompt(self, prompt: Batch) -> Float[Tensor, "SB D"]:
+        return self._forward(self.model.embed(prompt), prompt.table, prompt.mask)[:, -1]
+
+    def read(
+        self, chosen: Chosen, table: TokenTable, num_streams: int, grammars: Sequence[Grammar], states: Sequence[State]
+    ) -> Float[Tensor, "SB D"]:
+        vectors = {row: (grammars[row].describe(states[row]).input, value) for row, value in chosen.vectors.items()}
+        ids = chosen.ids.clamp(min=0) if vectors else chosen.ids
+        embeds = self.model.inputs[self.input](ids) if len(vectors) < len(ids) else None
+        for name in sorted({str(name) for name, _ in vectors.values()}):
+            rows = [row for row, (own, _) in vectors.items() if own == name]
+            made = self.model.inputs[name](torch.stack([vectors[row][1] for row in rows]))
+            made = getattr(made, "embeds", made)
+            embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
+            embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
+        if embeds is None:
+            raise ValueError("no row has a token to read")
+        return self._forward(embeds.repeat(num_streams, 1)[:, None], table, None)[:, 0]
+
+    def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
+        see = getattr(self.cache, "see", None)
+        mask = (self.model.mask or lowered) if see is None else see(table, self.model.mask, lowered)
+        return self.model.trunk(embeds, table, self.cache, mask=mask)
 
 
-def _as_mask(allowed: Sequence[tuple[IdRange, ...]], vocab_size: int) -> Tensor:
-    mask = torch.zeros(len(allowed), vocab_size, dtype=torch.bool)
-    for row, ranges in zip(mask, allowed, strict=True):
-        for first, stop in ranges:
-            row[first:stop] = True
-    return mask
+class TableWriter:
+    """Tables of the tokens that are written, one column at a time, for all streams."""
+
+    def __init__(self, prompt: TokenTable, num_streams: int, images_only: bool) -> None:
+        length = prompt.shape[1]
+        self.newest = prompt.slice(length - 1, length)
+        self.document = self.newest.document
+        self.num_streams, self.images_only = num_streams, images_only
+        self.first_span = prompt.span.amax(dim=1, keepdim=True) + 1
+
+    def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
+        """The column of the tokens that led from one state to the other."""
+        described = [grammar.describe(state) for grammar, state in zip(grammars, before, strict=True)]
+        modality = self._column([d.modality for d in described])
+        in_span = self._column([d.in_span for d in described])
+        unread = self._column([state.mode == "done" for state in before])
+        if self.images_only:  # the other streams skip text
+            skipped = self._column([not (a.in_image or b.in_image) for a, b in zip(before, after, strict=True)])
+            skipped[: len(before)] = False
+            unread = unread | skipped
+        self.newest = TokenTable(
+            modality=torch.where(unread, PADDING, modality),
+            document=torch.where(unread, PADDING, self.document),
+            span=torch.where(in_span, self.first_span + self._column([state.num_images for state in before]), NO_SPAN),
+            grid=torch.tensor([d.grid for d in described], device=modality.device)[:, None].repeat(self.num_streams, 1, 1),
+            order=self.newest.order + 1,
+            noisy=torch.zeros_like(unread),
+            target=torch.full_like(self.newest.target, NO_HEAD),
+        )
+        return self.newest
+
+    def _column(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
 
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:
     return state if state.mode == "done" else grammar.advance(state, next_id)
 
 
-def _next_tokens(newest: TokenTable, grammar: Grammar, states: Sequence[State]) -> TokenTable:
-    """The table of the tokens written in these states; rows without their condition get the same."""
-    described = [grammar.describe(state) for state in states]
-    repeat = newest.shape[0] // len(states)
-    device = newest.document.device
-
-    def column(values: list[Any]) -> Tensor:
-        return torch.tensor(values, device=device)[:, None].repeat(repeat, 1)
-
-    modality = column([d.modality for d in described])
-    in_span = column([d.in_span for d in described])
-    image = column([state.num_images for state in states])
-    done = column([state.mode == "done" for state in states])
-    grid = torch.tensor([d.grid for d in described], device=device)[:, None].repeat(repeat, 1, 1)
-    return TokenTable(
-        modality=torch.where(done, PADDING, modality),
-        document=torch.where(done, PADDING, newest.document),
-        span=torch.where(in_span, image, NO_SPAN),
-        grid=grid,
-        order=newest.order + 1,
-        noisy=torch.zeros_like(done),
-        target=torch.full_like(newest.target, NO_HEAD),
-    )
+def _one_each(grammar: Grammar | Sequence[Grammar], rows: int) -> list[Grammar]:
+    grammars = list(grammar) if isinstance(grammar, Sequence) else [grammar] * rows
+    if len(grammars) != rows:
+        raise ValueError(f"{len(grammars)} grammars for {rows} rows; accepted: one, or one for each row")
+    return grammars
 
 
-def _only_head(outputs: Any) -> Any:
-    if len(outputs) != 1:
+def id_head_of(outputs: Any, name: str | None) -> Any:
+    """The head of that name, or the only one over ids; None where there is none."""
+    if name is not None:
+        return outputs[name]
+    over_ids = [name for name in outputs if isinstance(outputs[name], IdHead)]
+    if len(over_ids) > 1:
         raise ValueError(f"the model has heads {list(outputs)}: name the one that writes ids with head=")
-    return outputs[next(iter(outputs))]
+    return outputs[over_ids[0]] if over_ids else None
 
 
-def _check_prompt(prompt: Batch, guidance: float | None, max_tokens: int) -> None:
+def check_prompt(prompt: Batch, num_streams: int, max_tokens: int) -> int:
+    """The number of rows that are continued."""
     if prompt.table.is_padding[:, -1].any():
         raise ValueError("prompt is padded on the right; build it with padding='left', so that rows end together")
-    if guidance is not None and prompt.ids.shape[0] % 2:
-        raise ValueError(f"prompt has {prompt.ids.shape[0]} rows; guidance needs as many unconditional as conditional ones")
+    if prompt.ids.shape[0] % num_streams:
+        accepted = f"a multiple of {num_streams}: guidance needs as many unconditional as conditional rows in each stream"
+        raise ValueError(f"prompt has {prompt.ids.shape[0]} rows; accepted: {accepted}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; accepted: 1 or more")
+    return prompt.ids.shape[0] // num_streams
+
+
+def _check_cache(cache: Any, trunk: Any, prompt: Batch, max_tokens: int) -> Any:
+    """The cache given, or one that just fits: the last token is written but never read."""
+    rows, length = prompt.ids.shape
+    needed = length + max_tokens - 1
+    if cache is None:
+        return trunk.new_cache(rows, needed)
+    if getattr(cache, "length", 0):
+        raise ValueError(f"the cache holds {cache.length} tokens; accepted: an empty one for each generation")
+    free = getattr(cache, "free", None)
+    if cache.batch != rows or (free is not None and free < needed):
+        fitting = f"{rows} rows (rows times streams) of {needed} tokens: a prompt of {length} and {max_tokens} more, less the last"
+        raise ValueError(f"the cache has {cache.batch} rows of {free} tokens; accepted: {fitting}")
+    return cache

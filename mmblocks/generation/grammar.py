@@ -5,6 +5,7 @@ size and how many tokens have been written, so row ends and closings are never l
 """
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -23,7 +24,7 @@ class State(NamedTuple):
 
     Attributes:
         mode: text, an image's size, its grid, or nothing more to write.
-        height, width: of the image being written, in tokens; 0 where not yet known.
+        height, width: of the image being written, in tokens; of the last one, where none is; 0 where not yet known.
         offset: tokens written behind the id that opens the grid.
         size: ids of the size written so far.
         num_images: images completed.
@@ -36,13 +37,31 @@ class State(NamedTuple):
     size: tuple[int, ...] = ()
     num_images: int = 0
 
+    @property
+    def in_image(self) -> bool:
+        """Whether the next token belongs to an image, its size and row ends included."""
+        return self.mode in ("size", "grid")
+
 
 class Described(NamedTuple):
-    """What the token table says of the id that comes next."""
+    """What the token table says of the token that comes next, and who writes and reads it.
+
+    Attributes:
+        modality, in_span, grid: for the table.
+        head: the head that writes a vector here; None where an id comes.
+        input: the embedder that reads the vector.
+    """
 
     modality: int
     in_span: bool
     grid: tuple[int, int, int]
+    head: str | None = None
+    input: str | None = None
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether a code or a vector of an image comes next."""
+        return self.in_span
 
 
 TEXT_TOKEN = Described(int(Modality.TEXT), False, (0, 0, 0))
@@ -98,50 +117,77 @@ class TextGrammar:
         return state._replace(mode="done") if next_id in self.stop else state
 
 
+SizeRule = tuple[int, int] | Literal["reference", "first"]
+"""A fixed (height, width), or which image's size the next one takes; see ``GridGrammar``."""
+
+
 class GridGrammar:
     """Text and images in a ``GridFormat``.
 
     Args:
-        format: how the vocabulary writes an image. Ids below its ``first_code`` are text, but for its own structure.
-        size: (height, width) in tokens of every image, or None to let the model write the size (1 to 999 each).
+        format: how the vocabulary writes an image. Other ids than its codes are text, but for its own structure.
+        size: (height, width) in tokens of every image; "reference": that of the last image before, which the prompt must hold;
+            "first": likewise, but where there is none the model writes the size; None: the model writes every size.
         num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
         stop: text ids that end a row.
+        vocab_size: where text ids stand behind the codes too, as in Chameleon; None if the codes end the vocabulary.
+        size_digits: fewest and most digits of a height or width that the model writes. Emu3.5's code takes exactly two.
+        structure_in_text: also allow the ids of rows and closings as text, as Emu3.5's code does. They then mean nothing.
 
     Raises:
-        ValueError: for a size or a number of images below 1.
+        ValueError: for a size or a number of images below 1, or a size the format cannot write.
     """
 
     def __init__(
         self,
         format: GridFormat,
         *,
-        size: tuple[int, int] | None = None,
+        size: SizeRule | None = None,
         num_images: int = 1,
         stop: tuple[int, ...] = (),
+        vocab_size: int | None = None,
+        size_digits: tuple[int, int] = (1, 3),
+        structure_in_text: bool = False,
     ) -> None:
-        if size is not None and min(size) < 1:
+        if isinstance(size, str) and size not in ("reference", "first"):
+            raise ValueError(f"size is {size!r}; accepted: (height, width), 'reference', 'first' or None")
+        if isinstance(size, tuple) and min(size) < 1:
             raise ValueError(f"size is {size}; accepted: height and width of at least 1 token")
         if num_images < 0 or (num_images == 0 and not stop):
             raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
-        self.format, self.size, self.num_images, self.stop = format, size, num_images, stop
-        structure = {format.image, format.row_end, *format.closing}
-        self._text = _ranges_without(format.first_code, structure)
-        self._text_only = _ranges_without(format.first_code, structure | {format.begin})
+        if not 1 <= size_digits[0] <= size_digits[1]:
+            raise ValueError(f"size_digits is {size_digits}; accepted: (fewest, most), at least 1")
+        if format.fixed_size is not None and size not in (None, format.fixed_size):
+            raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
+        self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
+        self.size = size or format.fixed_size
+        codes_end = format.first_code + format.num_codes
+        vocab_size = codes_end if vocab_size is None else vocab_size
+        codes = range(format.first_code, codes_end)
+        structure = set() if structure_in_text else set(format.structure)
+        begin = set() if format.begin is None else {format.begin}
+        self._text = _ranges_without(vocab_size, codes, structure)
+        self._text_only = _ranges_without(vocab_size, codes, structure | begin)
+        self._codes = ((codes.start, codes.stop),)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
 
         Raises:
-            ValueError: if its image tokens stand in no order that the format knows, or begin an image of another size.
+            ValueError: if its image tokens stand in no order that the format knows, if it begins an image of another size, or if
+                there is no image whose size the next one could take.
         """
-        state, reader = State(), GridGrammar(self.format, num_images=len(prompt) + 1)
+        if self.format.begin is None:
+            return self._opened(State())
+        state, reader = State(), self._reader(len(prompt) + 1)
         for next_id in prompt:
             state = reader.advance(state, next_id)
-        if state.mode == "size" and self.size is not None:
-            wanted = (*self.format.size_ids(*self.size), self.format.image)
-            if state.size != wanted[: len(state.size)]:
-                raise ValueError(f"prompt begins an image whose size starts with ids {state.size}; accepted: {wanted}")
+        if self.size == "reference" and not state.num_images:
+            raise ValueError("size is 'reference' and the prompt holds no image; accepted: a prompt with an image in it")
+        wanted = self._wanted_size(state)
+        if state.mode == "size" and wanted is not None and state.size != wanted[: len(state.size)]:
+            raise ValueError(f"prompt begins an image whose size starts with ids {state.size}; accepted: {wanted}")
         return state._replace(num_images=0)
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
@@ -150,12 +196,10 @@ class GridGrammar:
             case "text":
                 return self._text if state.num_images < self.num_images else self._text_only
             case "size":
-                return self._allowed_in_size(state.size)
+                return self._allowed_in_size(state)
             case "grid":
                 expected = self._expected(state)
-                if expected == ANY_CODE:
-                    return ((self.format.first_code, self.format.first_code + self.format.num_codes),)
-                return ((expected, expected + 1),)
+                return self._codes if expected == ANY_CODE else ((expected, expected + 1),)
             case _:
                 return self._text
 
@@ -181,37 +225,66 @@ class GridGrammar:
             case "text" if next_id in self.stop:
                 return state._replace(mode="done")
             case "text":
-                return state._replace(mode="size", size=()) if next_id == self.format.begin else state
+                return self._opened(state) if next_id == self.format.begin else state
             case "size" if next_id == self.format.image:
                 height, width = self.format.read_size(list(state.size))
-                return state._replace(mode="grid", height=height, width=width, offset=0)
+                return state._replace(mode="grid", height=height, width=width, offset=0, size=())
             case "size":
                 return state._replace(size=(*state.size, next_id))
             case _:
                 return self._behind_grid_token(state)
+
+    def _reader(self, num_images: int) -> "GridGrammar":
+        """Reads prompts, which follow the format but none of the wishes for what is written."""
+        reader = copy(self)
+        reader.size, reader.num_images, reader.stop = self.format.fixed_size, num_images, ()
+        reader.size_digits = (1, 9)
+        return reader
+
+    def _opened(self, state: State) -> State:
+        """Behind ``begin``."""
+        if self.format.fixed_size is None:
+            return state._replace(mode="size", size=())
+        height, width = self.format.fixed_size
+        return state._replace(mode="grid", height=height, width=width, offset=0)
 
     def _behind_grid_token(self, state: State) -> State:
         state = state._replace(offset=state.offset + 1)
         if self._expected(state) != FINISHED:
             return state
         num_images = state.num_images + 1
-        done = num_images == self.num_images and not self.stop
-        return State("done" if done else "text", num_images=num_images)
+        if num_images == self.num_images and not self.stop:
+            return state._replace(mode="done", offset=0, num_images=num_images)
+        behind = state._replace(mode="text", offset=0, num_images=num_images)
+        return behind if self.format.begin is not None else self._opened(behind)
 
     def _expected(self, state: State) -> int:
         return _expected_ids(self.format, state.height, state.width)[state.offset]
 
-    def _allowed_in_size(self, written: tuple[int, ...]) -> tuple[IdRange, ...]:
-        form = self.format
-        if self.size is not None:
-            wanted = (*form.size_ids(*self.size), form.image)[len(written)]
-            return ((wanted, wanted + 1),)
+    def _wanted_size(self, state: State) -> tuple[int, ...] | None:
+        """The ids that must spell the size, up to ``image``; None where the model chooses."""
+        size = self.size
+        if isinstance(size, str):
+            size = (state.height, state.width) if state.height else None
+        if size is None or self.format.image is None:
+            return None
+        return (*self.format.size_ids(*size), self.format.image)
+
+    def _allowed_in_size(self, state: State) -> tuple[IdRange, ...]:
+        written, form = state.size, self.format
+        wanted = self._wanted_size(state)
+        if wanted is not None:
+            return ((wanted[len(written)], wanted[len(written)] + 1),)
+        if form.times is None or form.image is None:
+            raise ValueError("the format writes no size")
+        fewest, most = self.size_digits
         has_times = form.times in written
         number = written[written.index(form.times) + 1 :] if has_times else written
         if not number:
             return self._digit[1:]  # no leading zero
         behind = form.image if has_times else form.times
-        return ((behind, behind + 1), *(self._digit if len(number) < 3 else ()))
+        end = ((behind, behind + 1),) if len(number) >= fewest else ()
+        return (*end, *(self._digit if len(number) < most else ()))
 
 
 @lru_cache(maxsize=256)
@@ -220,7 +293,8 @@ def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
     return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
 
 
-def _ranges_without(stop: int, excluded: set[int]) -> tuple[IdRange, ...]:
-    """``range(stop)`` less some ids, as ranges."""
-    edges = [-1, *sorted(i for i in excluded if i < stop), stop]
-    return tuple((a + 1, b) for a, b in pairwise(edges) if a + 1 < b)
+def _ranges_without(vocab_size: int, codes: range, excluded: set[int]) -> tuple[IdRange, ...]:
+    """``range(vocab_size)`` less the codes and some other ids, as ranges."""
+    single = {i: i + 1 for i in excluded if i not in codes and i < vocab_size}
+    edges = [(-1, 0), *sorted([*single.items(), (codes.start, codes.stop)]), (vocab_size, vocab_size)]
+    return tuple((a, b) for (_, a), (b, _) in pairwise(edges) if a < b)

@@ -1,14 +1,203 @@
-"""Guidance: predictions with and without the condition, combined."""
+"""Guidance: predictions with and without a condition, combined into one.
 
+A guidance says how many streams it reads (each prompt once with its condition, and again with less of it) and what it
+makes of their logits. All streams run in one forward pass and read the same ids.
+
+Logits of some ids only may be given: the missing normaliser shifts all of a row alike, which no draw sees.
+
+Shapes: S streams, N rows, V ids.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """How several streams become one prediction.
+
+    ``num_streams`` counts the stream with the whole condition, which comes first. ``images_only`` says that the others read
+    images but no generated text, and are asked at visual codes alone, as in Emu3.5.
+    """
+
+    @property
+    def num_streams(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def images_only(self) -> bool:
+        """Whether only images are guided."""
+        ...
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """The logits to draw from, in step 0, 1, ... of the generation."""
+        ...
 
 
 def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tensor, "N V"], scale: float) -> Float[Tensor, "N V"]:
     """``u + scale * (c - u)`` on log probabilities: 1 is the condition alone, more exaggerates it.
 
-    Logits of some ids only may be given: the missing normaliser shifts all of a row alike, which no draw sees.
     Source: classifier-free guidance (arXiv 2207.12598) as Emu3 applies it to logits.
     """
     c, u = conditional.log_softmax(dim=-1), unconditional.log_softmax(dim=-1)
     return u + scale * (c - u)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree:
+    """Two streams: with the condition and without it, as ``classifier_free`` combines them.
+
+    Args:
+        scale: 1 is the condition alone.
+        images_only: leave text alone; see ``Guidance``.
+        last_step: guide up to this step, and take the condition alone behind it; None for all steps. LlamaGen's
+            ``cfg_interval`` of n is ``last_step=n + 1``, since it counts from the second code on.
+        normalise: combine log probabilities (Emu3). LlamaGen combines plain logits, from which equal draws come.
+    """
+
+    scale: float
+    images_only: bool = False
+    last_step: int | None = None
+    normalise: bool = True
+
+    @property
+    def num_streams(self) -> int:
+        """Two."""
+        return 2
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """``u + scale * (c - u)``."""
+        conditional, unconditional = logits
+        if self.last_step is not None and step > self.last_step:
+            return conditional
+        if self.normalise:
+            return classifier_free(conditional, unconditional, self.scale)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreeWay:
+    """Three streams: text and images, images alone, and nothing; each of the two conditions has a scale.
+
+    ``n + image_scale * (i - n) + scale * (c - i)`` on log probabilities. Each stream has its own rows of the cache. Upstream's
+    stores the second stream's cache in the third one's place, so that its third stream reads the second one's past, and does not
+    hand on the scale of images, which is then 1. Its third stream forgets earlier images when a new one begins; ours keeps them.
+
+    Args:
+        scale: of the text.
+        image_scale: of the reference images.
+        images_only: leave text alone, as Emu3.5 does; see ``Guidance``.
+
+    Source: ``no_text_img_cfg`` of Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+    """
+
+    scale: float
+    image_scale: float
+    images_only: bool = True
+
+    @property
+    def num_streams(self) -> int:
+        """Three."""
+        return 3
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """Both conditions, each exaggerated by its own scale."""
+        everything, images, nothing = logits.log_softmax(dim=-1)
+        return nothing + self.image_scale * (images - nothing) + self.scale * (everything - images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualContrastive:
+    """Visual contrastive decoding: what a distorted image makes as likely is taken off; against hallucinated objects.
+
+    The second stream is the same prompt with the image distorted (much noise, say) or left out.
+
+    Args:
+        alpha: how strongly the second stream is taken off.
+        beta: ids whose probability is below ``beta`` times that of the likeliest are never drawn.
+
+    Source: VCD (arXiv 2311.16922; DAMO-NLP-SG/VCD).
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    images_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is {self.beta}; accepted: 0 to 1")
+
+    @property
+    def num_streams(self) -> int:
+        """Two."""
+        return 2
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """``(1 + alpha) * c - alpha * d`` where c itself finds the id plausible."""
+        clear, distorted = logits
+        implausible = clear < clear.amax(dim=-1, keepdim=True) + (math.log(self.beta) if self.beta else float("-inf"))
+        return ((1 + self.alpha) * clear - self.alpha * distorted).masked_fill(implausible, float("-inf"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutualInformation:
+    """M3ID: the image's part in the prediction is raised, the more the longer the text, as its influence fades.
+
+    The second stream is the same prompt without the image. Where the first is sure of an id, it decides alone.
+
+    Args:
+        forgetting: how fast the image is forgotten, per token; lambda in the paper.
+        sure: probability from which on the first stream decides alone; alpha in the paper.
+
+    Source: M3ID (arXiv 2403.14003).
+    """
+
+    forgetting: float = 0.02
+    sure: float = 0.9
+    images_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.forgetting < 0 or not 0 < self.sure <= 1:
+            found = f"forgetting is {self.forgetting}, sure {self.sure}"
+            raise ValueError(f"{found}; accepted: forgetting of 0 or more, sure above 0 and at most 1")
+
+    @property
+    def num_streams(self) -> int:
+        """Two."""
+        return 2
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """``c + (1 - w) / w * (c - u)`` with ``w = exp(-forgetting * (step + 1))``, where c is not sure."""
+        seen, unseen = logits.log_softmax(dim=-1)
+        raised = seen + math.expm1(self.forgetting * (step + 1)) * (seen - unseen)  # (1 - w) / w
+        is_sure = seen.amax(dim=-1, keepdim=True) >= math.log(self.sure)
+        return torch.where(is_sure, seen, raised)
+
+
+@dataclass(frozen=True)
+class Unguided:
+    """One stream, taken as it is."""
+
+    images_only: bool = False
+
+    @property
+    def num_streams(self) -> int:
+        """One."""
+        return 1
+
+    def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
+        """The only stream."""
+        return logits[0]
+
+
+def as_guidance(guidance: "float | Guidance | None") -> "Guidance":
+    """A number is the scale of classifier-free guidance, None is none."""
+    if guidance is None:
+        return Unguided()
+    return ClassifierFree(scale=guidance) if isinstance(guidance, int | float) else guidance

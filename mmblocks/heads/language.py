@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
+from mmblocks.layers.row_losses import check_rows, weighted
+from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,12 +51,17 @@ class LMHead(Block):
 
         Where only visual ids can come next, their rows of the weight alone are read.
         """
-        return linear(hidden, self.weight[start:stop]).float()
+        return linear(hidden, self.rows[start:stop]).float()
+
+    @property
+    def rows(self) -> Float[Tensor, "V D"]:
+        """The weight: what each id's logit is the product with."""
+        return self.weight
 
     def loss(
         self, hidden: Float[Tensor, "N D"], target: Int[Tensor, " N"], weight: Float[Tensor, " N"] | None = None
     ) -> Float[Tensor, " N"]:
-        """Cross entropy of each row, in float32.
+        """Cross entropy of each row, in float32; a few rows' logits are held at a time, never all.
 
         Args:
             hidden: states that are asked what comes next.
@@ -64,9 +71,10 @@ class LMHead(Block):
         Raises:
             ValueError: shapes that do not fit, or an id out of range (checked on CPU).
         """
-        _check_target(hidden, target, self.vocab_size)
-        losses = cross_entropy(self.logits(hidden), target, reduction="none")
-        return losses if weight is None else losses * weight
+        check_rows(hidden, target, weight)
+        _check_ids(target, self.vocab_size)
+        losses = linear_cross_entropy(*_as_a_linear_layer_has_them(hidden, self.rows), target, reduction="none")
+        return weighted(losses, weight)
 
     def sample(
         self,
@@ -92,9 +100,16 @@ class LMHead(Block):
         return draw(logits, sampling, generator=generator, gumbel=gumbel)
 
 
-def _check_target(hidden: Tensor, target: Tensor, vocab_size: int) -> None:
-    if hidden.shape[:1] != target.shape:
-        raise ValueError(f"target has shape {tuple(target.shape)}; accepted: ({hidden.shape[0]},), one id per row")
+def _as_a_linear_layer_has_them(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast as autocast casts the inputs of a linear layer."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden, weight
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(dtype), weight.to(dtype)
+
+
+def _check_ids(target: Tensor, vocab_size: int) -> None:
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= vocab_size:

@@ -5,10 +5,12 @@
 Shapes: B batch, H query heads, K key/value heads (H a multiple of K), Lq queries, Lk keys, D head width, V value width.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -45,7 +47,25 @@ class Blocks(NamedTuple):
     block_mask: Any
 
 
-Prepared = Causal | Dense | Spans | Blocks
+Hook = Callable[[Tensor], Tensor | None]
+"""Is shown a value. What it returns takes the value's place, unless that is None."""
+
+
+class Observed(NamedTuple):
+    """A mask under which functions see, and may change, what is computed.
+
+    Attributes:
+        mask: any other form; a ``Dense`` one if there is a hook for weights.
+        weights: is shown the attention weights (B, H, Lq, Lk), in float32, or None to compute none.
+        heads: is shown what each head found, (B, H, Lq, V), or None.
+    """
+
+    mask: Any
+    weights: Hook | None = None
+    heads: Hook | None = None
+
+
+Prepared = Causal | Dense | Spans | Blocks | Observed
 """What ``attend`` reads."""
 
 
@@ -77,6 +97,8 @@ def attend(
     """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K."""
     grouped = query.shape[1] != key.shape[1]
     match mask:
+        case Observed():
+            return _attend_observed(query, key, value, mask, scale)
         case Blocks():
             flex = _flex_attention(query.device.type == "cuda")
             return flex(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
@@ -87,6 +109,18 @@ def attend(
         case _:
             causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
             return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def changed(hook: Hook | None, value: Tensor) -> Tensor:
+    """The value, or what the hook puts in its place.
+
+    Raises:
+        ValueError: another shape.
+    """
+    new = None if hook is None else hook(value)
+    if new is not None and new.shape != value.shape:
+        raise ValueError(f"a hook gave {tuple(new.shape)} in place of {tuple(value.shape)}; accepted: the same shape, or None")
+    return value if new is None else new
 
 
 def interval_spans(mask: Intervals) -> Spans:
@@ -168,6 +202,23 @@ def _attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, 
             )
         )
     return torch.cat([torch.cat(pieces, dim=2) for pieces in rows])
+
+
+def _attend_observed(query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None) -> Tensor:
+    """Step by step where the weights are asked for, the fast way where they are not."""
+    if mask.weights is None:
+        return changed(mask.heads, attend(query, key, value, mask.mask, scale))
+    if not isinstance(mask.mask, Dense):
+        raise TypeError(f"weights are observed under a {type(mask.mask).__name__}; accepted: Dense")
+    seen = mask.mask.visible[:, None]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    grouped = rearrange(query * scale, "b (k g) l d -> b k g l d", k=key.shape[1])
+    scores = (grouped.float() @ key[:, :, None].float().mT).flatten(1, 2)
+    # Finite, so that a row that sees nothing has gradients; its weights are zero.
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1) * seen
+    weights = changed(mask.weights, weights).to(value.dtype)
+    found = rearrange(weights, "b (k g) l m -> b k g l m", k=key.shape[1]) @ value[:, :, None]
+    return changed(mask.heads, found.flatten(1, 2))
 
 
 @cache

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention, silu
 
+from mmblocks.ops.group_norm_silu import group_norm_silu
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -21,6 +23,13 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels, eps=1e-6)
+
+
+def norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
+    """``silu(norm(x, *condition))``; in one pass over the map where the norm is a group norm and a kernel can run."""
+    if isinstance(norm, nn.GroupNorm) and not condition:
+        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return silu(norm(x, *condition))
 
 
 class SpatialNorm(nn.Module):
@@ -60,8 +69,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H W"]:
         """``condition`` goes to the norms."""
-        hidden = self.conv1(silu(self.norm1(x, *condition)))
-        hidden = self.conv2(silu(self.norm2(hidden, *condition)))
+        hidden = self.conv1(norm_silu(self.norm1, x, *condition))
+        hidden = self.conv2(norm_silu(self.norm2, hidden, *condition))
         return self.shortcut(x) + hidden
 
 

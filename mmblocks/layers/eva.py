@@ -1,4 +1,4 @@
-"""The image tower of the EVA family, built on timm's, and how published files name its tensors.
+"""The image tower of the EVA family, built on timm's.
 
 Shapes: B images, H and W pixels, M tokens, which are one more than patches, K patches that are kept, D width.
 """
@@ -15,95 +15,10 @@ from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.eva_layouts import tower_layouts
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
-
-_HEAD = ("norm.*", "fc_norm.*", "head.*", "lm_head.*", "mask_token")
-"""What published files hold behind the last block, or for pretraining alone."""
-
-ROPE_TABLES = ("rope.*", "blocks.{}.attn.rope.*")
-"""Turning angles, which follow from the sizes; files hold them once for the tower and once more for each block."""
-
-BESIDE_VISUAL = (
-    *("text.*", "logit_scale"),
-    *("transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*", "text_projection"),
-)
-"""What an EVA-CLIP file holds beside ``visual.*``; older ones have no ``text.`` before the text tower's names."""
-
-_HEAD_IN_VISUAL = ("visual.norm.*", "visual.fc_norm.*", "visual.head.*")
-
-_TABLES_IN_VISUAL = tuple(f"visual.{name}" for name in ROPE_TABLES)
-
-
-def eva_rules(theirs: str, ours: str, *, swiglu: bool = False) -> tuple[Rule | Split, ...]:
-    """The rules of a tower whose published names begin with ``theirs``, and which a Block keeps under ``ours``.
-
-    Both prefixes end with a dot or are empty. ``swiglu`` is for EVA-02's base and large towers, whose files hold query, key and
-    value apart; all others hold them as one tensor.
-    """
-    block, mine = f"{theirs}blocks.{{}}", f"{ours}vit.blocks.{{}}"
-    projections = tuple(f"{mine}.attn.{name}_proj.weight" for name in "qkv")
-    apart = tuple(Rule(f"{block}.attn.{name}_proj.weight", f"{mine}.attn.{name}_proj.weight") for name in "qkv")
-    attention: tuple[Rule | Split, ...] = (
-        *(apart if swiglu else (Split(f"{block}.attn.qkv.weight", projections),)),
-        Rule(f"{block}.attn.q_bias", f"{mine}.attn.q_proj.bias"),
-        Rule(f"{block}.attn.v_bias", f"{mine}.attn.v_proj.bias"),
-        Rule(f"{block}.attn.inner_attn_ln.*", f"{mine}.attn.norm.*"),
-        Rule(f"{block}.gamma_1", f"{mine}.gamma_1"),
-        Rule(f"{block}.gamma_2", f"{mine}.gamma_2"),
-    )
-    gated = (("w1", "fc1_g"), ("w2", "fc1_x"), ("ffn_ln", "norm"), ("w3", "fc2"))
-    feed_forward = gated if swiglu else (("fc1", "fc1"), ("fc2", "fc2"))
-    return (
-        *attention,
-        *(Rule(f"{block}.mlp.{key}.*", f"{mine}.mlp.{name}.*") for key, name in feed_forward),
-        *(Rule(f"{block}.{name}.*", f"{mine}.{name}.*") for name in ("attn.proj", "norm1", "norm2")),
-        *(Rule(f"{theirs}{name}", f"{ours}vit.{name}") for name in ("cls_token", "pos_embed")),
-        Rule(f"{theirs}patch_embed.proj.*", f"{ours}vit.patch_embed.proj.*"),
-    )
-
-
-def eva_tower_arguments(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EvaTower`` from the ``vision_cfg`` of an EVA-CLIP model.
-
-    Raises:
-        KeyError: the config of another kind of tower.
-        ValueError: a form of the tower that no published model has.
-    """
-    gated, normed = bool(vision.get("naiveswiglu")), bool(vision.get("subln"))
-    if not vision.get("eva_model_name"):
-        raise ValueError("the config is of a tower of another kind; accepted: an EVA tower, which has an eva_model_name")
-    if gated != normed:
-        raise ValueError(f"naiveswiglu is {gated} and subln {normed}; accepted: both or neither")
-    height, width = _pair(vision["image_size"])
-    grid = vision.get("pt_hw_seq_len", 16) if vision.get("rope") and vision.get("intp_freq") else None
-    return {
-        "image_size": (height, width),
-        "patch_size": vision["patch_size"],
-        "dim": vision["width"],
-        "num_layers": vision["layers"],
-        "num_heads": vision["width"] // vision["head_width"],
-        "mlp_dim": int(vision["width"] * vision["mlp_ratio"]),
-        "norm": "rms" if vision.get("use_rms_norm") else "layer",
-        "post_norm": bool(vision.get("postnorm")),
-        "qkv_bias": vision.get("qkv_bias", True),
-        "swiglu": gated,
-        "attention_norm": normed,
-        "rope": bool(vision.get("rope")),
-        "rope_grid": None if grid is None else (grid, grid),
-        "layer_scale": vision.get("ls_init_value") or None,
-        "drop_path": vision.get("drop_path_rate") or 0.0,
-    }
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def _tower_config(published: Mapping[str, Any]) -> dict[str, Any]:
-    return eva_tower_arguments(published["vision_cfg"]) if published else {}
 
 
 class EvaTower(Block):
@@ -121,6 +36,8 @@ class EvaTower(Block):
         rope: turn queries and keys by the place of their patch.
         rope_grid: rows and columns over which ``rope``'s places are spread; None for one each patch.
         layer_scale: where learned scales of what attention and feed-forward add begin; None for none.
+        any_size: take images of any whole patches, with positions interpolated (bicubic, as in ``resized``, but in every forward
+            pass) from those of ``image_size``.
         drop_path: how often, while training, the last block leaves out either for an image; less for those before.
 
     The defaults are those of EVA01-CLIP-g.
@@ -128,17 +45,7 @@ class EvaTower(Block):
     Source: EVA (arXiv 2211.07636), EVA-02 (2303.11331), EVA-CLIP (2303.15389; baaivision/EVA); computed by timm's ``Eva``.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("eva", eva_rules("", ""), ignored=_HEAD),
-        Layout("eva02", eva_rules("", "", swiglu=True), ignored=(*_HEAD, *ROPE_TABLES)),
-        Layout("eva-clip", eva_rules("visual.", ""), ignored=(*BESIDE_VISUAL, *_HEAD_IN_VISUAL), config=_tower_config),
-        Layout(
-            "eva02-clip",
-            eva_rules("visual.", "", swiglu=True),
-            ignored=(*BESIDE_VISUAL, *_HEAD_IN_VISUAL, *_TABLES_IN_VISUAL),
-            config=_tower_config,
-        ),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = tower_layouts()
 
     def __init__(
         self,
@@ -158,6 +65,7 @@ class EvaTower(Block):
         rope_grid: tuple[int, int] | None = None,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         if any(side % patch_size or side <= 0 for side in image_size):
@@ -168,6 +76,7 @@ class EvaTower(Block):
             raise ValueError(f"layer_scale is {layer_scale} with post_norm; accepted: None")
         self.image_size = image_size
         self.patch_size = patch_size
+        self.any_size = any_size
         self.dim = dim
         self.vit = _timm_eva(
             img_size=image_size,
@@ -187,19 +96,35 @@ class EvaTower(Block):
             ref_feat_shape=rope_grid,
             init_values=layer_scale,
             drop_path_rate=drop_path,
+            dynamic_img_size=any_size,
         )
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches of an image of ``image_size``."""
         height, width = self.image_size
         return height // self.patch_size, width // self.patch_size
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches.
+
+        Raises:
+            ValueError: a size that the tower does not take.
+        """
+        size, patch = f"pixels are {height}x{width}", self.patch_size
+        if not self.any_size and (height, width) != tuple(self.image_size):
+            accepted = f"{self.image_size[0]}x{self.image_size[1]}"
+            raise ValueError(f"{size}; accepted: {accepted} (see preprocess; a tower for others: resized, or any_size)")
+        if height % patch or width % patch or min(height, width) < patch:
+            near = "x".join(str(max(round(side / patch), 1) * patch) for side in (height, width))
+            raise ValueError(f"{size}; accepted: multiples of {patch}, such as {near}")
+        return height // patch, width // patch
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"], *, keep: Int[Tensor, "B K"] | None = None) -> Float[Tensor, "B M D"]:
         """Pixels, normalised, to what the last block gives: the class token, then the patches row by row.
 
         Args:
-            pixels: of ``image_size``.
+            pixels: of ``image_size``, or of any whole patches if ``any_size``.
             keep: numbers of the patches that are looked at, row by row from 0, for each image; they come out in this order.
                 None for all of them.
 
@@ -253,7 +178,8 @@ class EvaTower(Block):
         tensors["vit.pos_embed"] = _resized_positions(self.vit.pos_embed, self.grid, grid)
         if changes["patch_size"] != self.patch_size:
             kernel = tensors["vit.patch_embed.proj.weight"]
-            tensors["vit.patch_embed.proj.weight"] = _interpolated(kernel, (changes["patch_size"],) * 2, like=kernel)
+            resized = _interpolated(kernel.detach(), (changes["patch_size"],) * 2)
+            tensors["vit.patch_embed.proj.weight"] = nn.Parameter(resized, requires_grad=kernel.requires_grad)
         return rebuilt(self, tensors, **changes)
 
     def reset_buffers(self, device: torch.device) -> None:
@@ -264,22 +190,24 @@ class EvaTower(Block):
 
     def _embed(self, pixels: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The tokens that the first block reads, and the sines and cosines of ``rope`` for their patches."""
-        if tuple(pixels.shape[2:]) != tuple(self.image_size):
-            accepted = f"{self.image_size[0]}x{self.image_size[1]}"
-            raise ValueError(f"pixels are {pixels.shape[2]}x{pixels.shape[3]}; accepted: {accepted} (a tower for others: resized)")
+        grid = self.grid_of(pixels.shape[2], pixels.shape[3])
         if keep is not None:
-            self._check_kept(keep, len(pixels))
+            self._check_kept(keep, len(pixels), grid)
         x = self.vit.patch_embed(pixels)
-        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1) + self.vit.pos_embed
-        rope = None if self.vit.rope is None else self.vit.rope.get_embed()
+        positions = self.vit.pos_embed
+        if self.any_size:  # timm's patches keep their rows and columns then, and its rotary tables are made for each grid
+            x = x.flatten(1, 2)
+            positions = positions if grid == self.grid else _spread(positions, self.grid, grid)
+        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
+        rope = None if self.vit.rope is None else self.vit.rope.get_embed(grid)
         if keep is None:
             return x, rope
         patches = x[:, 1:].gather(1, keep[..., None].expand(-1, -1, self.dim))
         # The turns differ between images now, and are the same for all heads of one.
         return torch.cat([x[:, :1], patches], dim=1), None if rope is None else rope[keep][:, None]
 
-    def _check_kept(self, keep: Tensor, batch: int) -> None:
-        rows, columns = self.grid
+    def _check_kept(self, keep: Tensor, batch: int, grid: tuple[int, int]) -> None:
+        rows, columns = grid
         if keep.ndim != 2 or len(keep) != batch or keep.shape[1] == 0:
             raise ValueError(f"keep has shape {tuple(keep.shape)}; accepted: ({batch}, K) with at least one patch")
         checked = keep.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -301,18 +229,22 @@ def rebuilt(block: AnyBlock, tensors: Mapping[str, Tensor], **changes: Any) -> A
 
 
 def _resized_positions(positions: nn.Parameter, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
-    """Positions (1, 1 + N, D) for another grid; that of the class token is kept."""
+    """Positions for another grid, as a parameter of their own."""
     if old == new:
         return positions
+    return nn.Parameter(_spread(positions, old, new).detach(), requires_grad=positions.requires_grad)
+
+
+def _spread(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (1, 1 + N, D) for another grid; that of the class token is kept."""
     rows, columns = old
     patches = rearrange(positions[:, 1:], "1 (rows columns) d -> 1 d rows columns", rows=rows, columns=columns)
-    spread = rearrange(_interpolated(patches, new, like=positions), "1 d rows columns -> 1 (rows columns) d")
-    return nn.Parameter(torch.cat([positions[:, :1], spread], dim=1).detach(), requires_grad=positions.requires_grad)
+    spread = rearrange(_interpolated(patches, new), "1 d rows columns -> 1 (rows columns) d")
+    return torch.cat([positions[:, :1], spread], dim=1)
 
 
-def _interpolated(maps: Tensor, size: tuple[int, int], *, like: Tensor) -> nn.Parameter:
-    larger = interpolate(maps.detach().float(), size=size, mode="bicubic", align_corners=False)
-    return nn.Parameter(larger.to(like.dtype), requires_grad=like.requires_grad)
+def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(maps.float(), size=size, mode="bicubic", align_corners=False).to(maps.dtype)
 
 
 def eva_norm(norm: Literal["layer", "rms"]) -> Callable[[int], nn.Module]:

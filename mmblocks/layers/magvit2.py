@@ -5,9 +5,9 @@ from collections.abc import Callable
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, pad, silu
+from torch.nn.functional import group_norm, pad
 
-from mmblocks.layers.conv import GroupNorm
+from mmblocks.layers.conv import GroupNorm, norm_silu
 
 Conv = Callable[..., nn.Module]
 """Makes a convolution: ``conv(in_channels, out_channels, kernel, stride=..., bias=...)``. With a stride of 1 it keeps the sides."""
@@ -50,8 +50,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C *size"]) -> Float[Tensor, "B C2 *size"]:
         """Keeps the size."""
-        hidden = self.conv1(silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(silu(self.norm2(hidden)))
+        hidden = self.conv1(norm_silu(self.norm1, x))
+        return self.shortcut(x) + self.conv2(norm_silu(self.norm2, hidden))
 
 
 class StatisticsNorm(nn.Module):

@@ -13,6 +13,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of ImageNet's images, per colour."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+"""Of PIL: grey in 16 bits, which ``convert`` would cut off at 255."""
+
 
 def check_pixels(pixels: Tensor, num_axes: int) -> None:
     """Refuses what is no RGB in [0, 1].
@@ -37,9 +45,25 @@ def check_pixels(pixels: Tensor, num_axes: int) -> None:
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
 
 
+def rgb_of(image: PILImage.Image) -> PILImage.Image:
+    """A PIL image of any mode in RGB, 8 bits a colour. 16 bits are rounded to 8; transparency is dropped.
+
+    Raises:
+        ValueError: an image of floats, or of integers that are no 16 bits: nothing says which value is white.
+    """
+    if image.mode == "F":
+        raise ValueError("image has mode F, whose white is not known; accepted: any mode of integers, such as RGB, L or I;16")
+    if image.mode not in _DEEP_MODES:
+        return image.convert("RGB")
+    levels = np.array(image).astype(np.int64)
+    if levels.size and not (levels.min() >= 0 and levels.max() <= 65535):
+        raise ValueError(f"image has values in [{levels.min()}, {levels.max()}]; accepted: 16 bits, [0, 65535]")
+    return PILImage.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+
+
 def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-    """A PIL image as RGB in [0, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    """A PIL image as RGB in [0, 1]; raises what ``rgb_of`` raises."""
+    return torch.from_numpy(np.array(rgb_of(image))).permute(2, 0, 1).float() / 255
 
 
 def image_of(pixels: Float[Tensor, "3 H W"]) -> PILImage.Image:
@@ -51,7 +75,7 @@ def image_of(pixels: Float[Tensor, "3 H W"]) -> PILImage.Image:
 def on_white(image: PILImage.Image) -> PILImage.Image:
     """The image in RGB, on white where it is transparent; mixed colours are rounded down."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return rgb_of(image)
     values = np.array(image.convert("RGBA"))
     alpha = values[:, :, 3:] / 255.0
     return PILImage.fromarray(((1 - alpha) * 255 + alpha * values[:, :, :3]).astype(np.uint8))

@@ -1,6 +1,6 @@
 """The sizes to which published models bring an image before they cut it into patches: pure functions of its size.
 
-Sizes are (height, width) in pixels. EVEv2's rule is ``EVE2PatchEmbedding.preprocess``.
+Sizes are (height, width) in pixels.
 """
 
 import math
@@ -12,10 +12,22 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
+from mmblocks.layers.pixels import rgb_of
+
+
+def upright(image: PILImage.Image) -> PILImage.Image:
+    """The image turned as its EXIF data has it.
+
+    Raises:
+        ValueError: an image without pixels.
+    """
+    _check_size(image.height, image.width)
+    return ImageOps.exif_transpose(image)
+
 
 def upright_rgb(image: PILImage.Image) -> PILImage.Image:
-    """The image in RGB, turned as its EXIF data has it. Transparency is dropped."""
-    return ImageOps.exif_transpose(image).convert("RGB")
+    """``upright``, and in RGB. Transparency is dropped; raises what ``rgb_of`` raises, too."""
+    return rgb_of(upright(image))
 
 
 def smart_resize(
@@ -65,6 +77,20 @@ def fit_within(height: int, width: int, *, max_height: int, max_width: int) -> t
         return height, width
     scale = min(max_height / height, max_width / width)
     return max(int(height * scale), 1), max(int(width * scale), 1)
+
+
+def fit_area(height: int, width: int, *, multiple: int, side: int) -> tuple[int, int]:
+    """An area of about ``side`` squared, with about the same aspect; each side is rounded up to a multiple. Enlarges too.
+
+    Raises:
+        ValueError: a side below one.
+
+    Source: ``process_images`` of EVEv2 (arXiv 2502.06788; baaivision/EVE).
+    """
+    _check_size(height, width)
+    scale = math.sqrt(width * height) / side
+    rows, columns = (max(math.ceil(pixels / scale / multiple), 1) for pixels in (height, width))
+    return rows * multiple, columns * multiple
 
 
 class CanvasPlacement(NamedTuple):

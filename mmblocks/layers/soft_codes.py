@@ -87,5 +87,7 @@ class SoftCodeEmbedding(Block):
     def weights(self, latents: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
         """How much each code counts, in float32; they sum to one."""
         latents, codes = latents.float(), self.codes.float()
-        # |latent|^2 is the same for all codes: it drops out of the softmax.
-        return (2 * latents @ codes.T - codes.square().sum(dim=-1)).softmax(dim=-1)
+        # |latent|^2 is the same for all codes and would drop out of the softmax. Added as the published code adds it, since for
+        # long latents its rounding moves the weights by more than the rest of the arithmetic does.
+        distances = latents.square().sum(dim=-1, keepdim=True) + codes.square().sum(dim=-1) - 2 * (latents @ codes.T)
+        return (-distances).softmax(dim=-1)

@@ -1,6 +1,7 @@
-"""Fewer visual tokens: merging those that look alike, and dropping those that nothing attends to.
+"""Fewer visual tokens: how rows and their table become shorter together, and AIM's ways to merge and to drop.
 
-Each function says which tokens are left, so that a token table, positions and masks can follow.
+Each function says which tokens are left, so that positions, masks, caches and losses can follow. Other ways are in
+``token_merging``, ``token_frames``, ``token_folding`` and ``token_importance``.
 
 Shapes: B rows, L tokens, M tokens that are left, D width, H heads.
 """
@@ -12,7 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmblocks.layers.token_importance import chosen, keep_most
 from mmblocks.tokens import TokenTable
+
+DROPPED = -1
+"""Of a token that is in none of those that are left."""
 
 
 class Merged(NamedTuple):
@@ -109,9 +114,7 @@ def keep_important(importance: Float[Tensor, "B L"], visual: Bool[Tensor, "B L"]
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}; accepted: 0 to 1")
-    rank = importance.masked_fill(~visual, -torch.inf).argsort(dim=-1, descending=True).argsort(dim=-1)
-    num_kept = (visual.sum(dim=-1, keepdim=True).double() * rate).long()
-    return ~visual | (rank < num_kept)
+    return keep_most(importance, visual, (visual.sum(dim=-1).double() * rate).long())
 
 
 class Shortened(NamedTuple):
@@ -120,26 +123,90 @@ class Shortened(NamedTuple):
     Attributes:
         x: the tokens that are left, zeros at padding.
         table: who they are.
-        kept: which token each was; 0 at padding.
+        kept: which token each was: of a merged one, that into which the others went; 0 at padding.
+        into: for each token before, which of those that are left it is in; -1 where it was dropped.
+        size: how many tokens before are in each of those that are left; 0 at padding.
     """
 
     x: Float[Tensor, "B M D"]
     table: TokenTable
     kept: Int[Tensor, "B M"]
+    into: Int[Tensor, "B L"]
+    size: Float[Tensor, "B M"]
 
 
-def drop_tokens(x: Float[Tensor, "B L D"], table: TokenTable, keep: Bool[Tensor, "B L"]) -> Shortened:
-    """Takes tokens out of rows and table. Positions made before, and a cache's entries, can be gathered by ``kept``."""
-    counts = keep.sum(dim=-1, keepdim=True)
-    length = int(counts.max()) if len(keep) else 0
-    first = (~keep).long().argsort(dim=-1, stable=True)[:, :length]
-    real = torch.arange(length, device=keep.device) < counts
-    kept = torch.where(real, first, 0)
-    padding = TokenTable.padding(len(keep), length, keep.device)
+def drop_tokens(
+    x: Float[Tensor, "B L D"], table: TokenTable, keep: Bool[Tensor, "B L"], size: Float[Tensor, "B L"] | None = None
+) -> Shortened:
+    """Takes tokens out of rows and table. Positions made before, and a cache's entries, can be gathered by ``kept``.
+
+    Args:
+        x: the tokens.
+        table: who they are.
+        keep: True at those that stay.
+        size: how many tokens each stands for already; None for one each.
+    """
+    kept, real = chosen(keep)
+    padding = TokenTable.padding(*kept.shape, device=keep.device)
     columns = [
         torch.where(_like(real, blank), _gathered(column, kept), blank) for column, blank in zip(table, padding, strict=True)
     ]
-    return Shortened(torch.where(real[..., None], _gathered(x, kept), 0), TokenTable(*columns), kept)
+    return Shortened(
+        x=torch.where(real[..., None], _gathered(x, kept), 0),
+        table=TokenTable(*columns),
+        kept=kept,
+        into=torch.where(keep, keep.long().cumsum(dim=1) - 1, DROPPED),
+        size=real.float() if size is None else _gathered(size, kept) * real,
+    )
+
+
+def merge_tokens(
+    x: Float[Tensor, "B L D"], table: TokenTable, into: Int[Tensor, "B L"], size: Float[Tensor, "B L"] | None = None
+) -> Shortened:
+    """Averages tokens into others, in rows and table: what all kinds of merging have in common.
+
+    A merged token has the row of the table, and so the place, the order and the target, of the one into which the others went.
+
+    Args:
+        x: the tokens.
+        table: who they are. Padding is taken out.
+        into: for each token the place of the one it goes into, its own where it stays, -1 where it is dropped.
+        size: how many tokens each stands for already, which are its weight; None for one each.
+
+    Raises:
+        ValueError: a token that goes into one that does not stay (checked on CPU).
+    """
+    itself = torch.arange(x.shape[1], device=x.device)
+    keep = (into == itself) & ~table.is_padding
+    target = into.clamp(min=0)
+    fits = keep.gather(1, target) | (into == DROPPED) | table.is_padding
+    if into.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(fits.all()):
+        raise ValueError("into leads to a token that does not stay; accepted: places of tokens that go into themselves, or -1")
+    weight = torch.ones_like(into, dtype=torch.float32) if size is None else size.float()
+    weight = weight.masked_fill((into == DROPPED) | table.is_padding, 0)
+    total = torch.zeros_like(weight).scatter_add(1, target, weight)
+    summed = torch.zeros_like(x, dtype=torch.float32).scatter_add(1, _wide(target, x), x.float() * weight[..., None])
+    alone = (total == weight) & keep  # bit for bit as it was
+    averaged = torch.where(alone[..., None], x, (summed / total.clamp(min=1e-6)[..., None]).to(x.dtype))
+    made = drop_tokens(averaged, table, keep, total)
+    return made._replace(into=torch.where(into == DROPPED, DROPPED, made.into.gather(1, target)))
+
+
+def spread(y: Float[Tensor, "B M D"], made: Shortened) -> Float[Tensor, "B L D"]:
+    """For each token before the state of the one it is in now; zeros where it was dropped. Undoes the shortening of rows."""
+    return _gathered(y, made.into.clamp(min=0)) * (made.into != DROPPED)[..., None]
+
+
+def moved(places: Int[Tensor, " N"], made: Shortened) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"]]:
+    """Where tokens stand now, as places ``row * M + column``, and which are still there: for the targets of a batch.
+
+    Args:
+        places: where they stood, ``row * L + column``.
+        made: what the rows have become.
+    """
+    row, column = places // made.into.shape[1], places % made.into.shape[1]
+    now = made.into[row, column]
+    return row * made.kept.shape[1] + now.clamp(min=0), now != DROPPED
 
 
 def _alone(x: Tensor) -> tuple[Tensor, Tensor]:

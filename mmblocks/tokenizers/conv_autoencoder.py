@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from mmblocks.block import Block
 from mmblocks.layers.conv import (
@@ -22,6 +21,7 @@ from mmblocks.layers.conv import (
     Upsample,
     channels_first,
     channels_last,
+    norm_silu,
 )
 from mmblocks.layers.row_maps import HeldMap
 from mmblocks.layers.stripes import Stripes, check_no_gradients
@@ -88,7 +88,7 @@ class ConvEncoder(Block):
         x = self.conv_in(pixels)
         for level in self.levels:
             x = level(x)
-        x = self.conv_out(silu(self.norm_out(self.middle(x))))
+        x = self.conv_out(norm_silu(self.norm_out, self.middle(x)))
         return channels_last(self.project(x))
 
     def _in_stripes(self, pixels: Tensor, budget: int) -> Tensor:
@@ -156,7 +156,7 @@ class ConvDecoder(Block):
         x = self.middle(self.conv_in(maps), *condition)
         for level in self.from_deepest():
             x = level(x, *condition)
-        return self.conv_out(silu(self.norm_out(x, *condition)))
+        return self.conv_out(norm_silu(self.norm_out, x, *condition))
 
     def _in_stripes(self, maps: Tensor, budget: int, *condition: Tensor) -> Tensor:
         check_no_gradients(self, maps, *condition)

@@ -11,12 +11,12 @@ from einops import rearrange
 from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, silu
+from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention_projection import AttentionProjection, attention_projection_rules
-from mmblocks.layers.conv import GroupNorm, channels_first, channels_last
+from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_silu
 from mmblocks.layers.pixels import centre_square, pixels_of
 from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
@@ -142,7 +142,7 @@ class WideningBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C2 h w"]:
         """Changes the width."""
-        return self.shortcut(x) + self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
+        return self.shortcut(x) + self.conv2(norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, x))))
 
 
 class DualTokenDecoder(Block):

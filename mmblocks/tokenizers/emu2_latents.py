@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.eva import EvaTower, eva_rules
+from mmblocks.layers.eva import EvaTower
+from mmblocks.layers.eva_layouts import eva_rules
 from mmblocks.tokenizers.tower_tokenizer import NoDecoder, TowerTokenizer
 from mmblocks.tokens import Latents
 

@@ -1,7 +1,7 @@
 """How LaVIT names the tensors of its dynamic tokenizer and of the decoder, which lies in another file."""
 
 from mmblocks.checkpoints.layouts import Rule, Split
-from mmblocks.layers.eva import eva_rules
+from mmblocks.layers.eva_layouts import eva_rules
 
 _QKV = ("query", "key", "value")
 

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.conv import GroupNorm, ResidualBlock, Upsample, channels_first, channels_last
+from mmblocks.layers.conv import GroupNorm, ResidualBlock, Upsample, channels_first, channels_last, norm_silu
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import decoder_widths, encoder_widths
 from mmblocks.tokenizers.taming_layout import residual_rules
@@ -60,8 +59,8 @@ class OutputShortcutBlock(ResidualBlock):
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H W"]:
         """There is no condition."""
-        hidden = self.conv1(silu(self.norm1(x)))
-        hidden = self.conv2(silu(self.norm2(hidden)))
+        hidden = self.conv1(norm_silu(self.norm1, x))
+        hidden = self.conv2(norm_silu(self.norm2, hidden))
         return hidden + (self.shortcut(hidden) if self.widens else x)
 
 
@@ -113,7 +112,7 @@ class MaskGITEncoder(Block):
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Pixels in [0, 1] to features."""
         x = self.middle(self.levels(self.conv_in(pixels)))
-        return channels_last(self.conv_out(silu(self.norm_out(x))))
+        return channels_last(self.conv_out(norm_silu(self.norm_out, x)))
 
 
 class MaskGITDecoder(Block):
@@ -146,7 +145,7 @@ class MaskGITDecoder(Block):
         x = self.middle(self.conv_in(channels_first(features)))
         for level in reversed(self.levels):
             x = level(x)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x))
 
 
 class MaskGITVQGAN(VisualTokenizer):

@@ -8,10 +8,9 @@ from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from mmblocks.block import Block
-from mmblocks.layers.conv import GroupNorm
+from mmblocks.layers.conv import GroupNorm, norm_silu
 from mmblocks.layers.magvit2 import CausalConvolution, Conv, DepthToSpace, FlatConvolution, Residual, StatisticsNorm
 
 
@@ -84,7 +83,7 @@ class OpenMAGVIT2Encoder(Block):
         x = self.conv_in(pixels)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(silu(self.norm_out(self.middle(x)))).movedim(1, -1)
+        return self.conv_out(norm_silu(self.norm_out, self.middle(x))).movedim(1, -1)
 
 
 class OpenMAGVIT2Decoder(Block):
@@ -135,4 +134,4 @@ class OpenMAGVIT2Decoder(Block):
         x = self.middle(self.conv_in(codes))
         for level in reversed(list(self.levels)):
             x = level(x, codes)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x))

@@ -12,7 +12,8 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.eva import EvaTower, eva_rules
+from mmblocks.layers.eva import EvaTower
+from mmblocks.layers.eva_layouts import eva_rules
 from mmblocks.layers.qformer import qformer_rules
 from mmblocks.tokenizers.seed_parts import ImageHead, SEEDBottleneck, SEEDDecoder
 from mmblocks.tokenizers.tower_tokenizer import TowerTokenizer

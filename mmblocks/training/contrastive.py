@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-_ENTRIES = 2**20
+_ENTRIES = 2**21
 """Similarities that are held at a time. The matrix of all of them, which grows with G squared, never is."""
 
 
@@ -60,23 +60,37 @@ def clip_loss(
 
     Source: CLIP (arXiv 2103.00020); EVA-CLIP (arXiv 2303.15389; baaivision/EVA), open_clip.
     """
-    if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
-        raise ValueError(f"image has shape {tuple(image.shape)}, text {tuple(text.shape)}; accepted: (B, E) of both, B at least 1")
+    check_pairs(image, text)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; accepted: from 0 to below 1")
     images, texts, first = image, text, 0
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+    if num_processes(group) > 1:
         # A local loss without gathered gradients leaves its own columns without one too.
-        images, texts = (_gathered(part, gather_gradients, keep_own=not local, group=group) for part in (image, text))
+        images, texts = (gathered(part, gather_gradients, keep_own=not local, group=group) for part in (image, text))
         first = dist.get_rank(group) * len(image) if local else 0
     rows, columns = ((image, text), (texts, images)) if local else ((images, texts), (texts, images))
-    terms = [_picks(own, others, scale, first, label_smoothing) for own, others in zip(rows, columns, strict=True)]
+    terms = [picks(own, others, scale, first, label_smoothing) for own, others in zip(rows, columns, strict=True)]
     (image_loss, image_right), (text_loss, text_right) = terms
     return ContrastiveLoss((image_loss + text_loss) / 2, image_right, text_right)
 
 
-def _gathered(own: Tensor, gradients: bool, *, keep_own: bool, group: dist.ProcessGroup | None) -> Tensor:
-    """The rows of all processes, in their order."""
+def num_processes(group: dist.ProcessGroup | None = None) -> int:
+    """How many processes there are; one where ``torch.distributed`` is not initialised."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_pairs(image: Tensor, text: Tensor) -> None:
+    """Refuses embeddings that are no pairs.
+
+    Raises:
+        ValueError: other shapes than (B, E) of both, or no pair at all.
+    """
+    if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
+        raise ValueError(f"image has shape {tuple(image.shape)}, text {tuple(text.shape)}; accepted: (B, E) of both, B at least 1")
+
+
+def gathered(own: Tensor, gradients: bool, *, keep_own: bool, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all processes, in their order: with their gradients, or with none but, if ``keep_own``, that of its own rows."""
     if gradients:
         from torch.distributed.nn.functional import all_gather  # here, since not every build of torch has it
 
@@ -88,7 +102,15 @@ def _gathered(own: Tensor, gradients: bool, *, keep_own: bool, group: dist.Proce
     return torch.cat(parts)
 
 
-def _picks(rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:
+def add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """Adds ``first @ second`` to ``total``, in float32; without a product of its own where they are in float32 too."""
+    if first.dtype == second.dtype == total.dtype:
+        total.addmm_(first, second)
+    else:
+        total += first @ second
+
+
+def picks(rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of each row's pick among the columns, and the share of right ones; row 0 belongs to column ``first``."""
     return _ContrastiveCrossEntropy.apply(rows, columns, scale, first, smoothing)
 
@@ -111,6 +133,7 @@ class _ContrastiveCrossEntropy(Function):
             logits = cosines * factor
             right += (logits.argmax(dim=1) == partner).sum()
             log_shares = logits.log_softmax(dim=1)
+            del logits
             chosen = log_shares.gather(1, partner[:, None])
             loss -= (1 - smoothing) * chosen.sum()
             if smoothing:
@@ -119,12 +142,13 @@ class _ContrastiveCrossEntropy(Function):
                 continue
             pull = log_shares.exp_().sub_(smoothing / len(columns))
             pull.scatter_add_(1, partner[:, None], torch.full_like(chosen, smoothing - 1)).div_(len(rows))
-            scale_gradient += (pull * cosines).sum() if wants_scale else 0
-            pull = (pull * factor).to(rows.dtype)
+            if wants_scale:
+                scale_gradient += pull.flatten().dot(cosines.flatten())
+            pull = pull.mul_(factor).to(rows.dtype)
             if row_gradient is not None:
                 torch.mm(pull, columns.to(rows.dtype), out=row_gradient[start : start + step])
             if column_gradient is not None:
-                column_gradient += pull.T @ part
+                add_product(column_gradient, pull.T, part)
         ctx.save_for_backward(row_gradient, column_gradient, scale_gradient)
         ctx.dtypes = columns.dtype, scale.dtype
         right /= len(rows)

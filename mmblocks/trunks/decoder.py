@@ -3,8 +3,6 @@
 Shapes: B batch, L new tokens, D width, H query heads, K key/value heads.
 """
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,21 +13,28 @@ from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.attention import Prepared, attend, prepare
 from mmblocks.layers.feed_forward import SwiGLU
-from mmblocks.masks import Dense, Mask, MaskRule, lower, visible
+from mmblocks.masks import Dense, Mask, MaskRule, densify, lower, visible
 from mmblocks.positions import (
     PositionScheme,
     RotaryTable,
     check_rotary_scaling,
-    rotary_table,
+    mrope,
     rotate_half_split,
-    scale_rotary,
+    scaled_rotary_table,
+    sections_rotary_table,
     sequential,
 )
 from mmblocks.tokens import TokenTable
+from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS, LLAMA_RULES, llama_config
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+
+__all__ = ["LLAMA_RULES", "Attention", "Decoder", "DecoderLayer", "find_mask", "llama_config"]
+
+_NO_HOOKS = TrunkHooks()
 
 
 class Attention(nn.Module):
@@ -50,8 +55,8 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
         self.output = nn.Linear(num_heads * head_dim, dim, bias=False)
         normed = norm_eps is not None
-        self.query_norm = nn.RMSNorm(head_dim, eps=norm_eps) if normed else nn.Identity()
-        self.key_norm = nn.RMSNorm(head_dim, eps=norm_eps) if normed else nn.Identity()
+        self.query_norm: nn.Module = nn.RMSNorm(head_dim, eps=norm_eps) if normed else nn.Identity()
+        self.key_norm: nn.Module = nn.RMSNorm(head_dim, eps=norm_eps) if normed else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "B L D"], rotary: RotaryTable, mask: Prepared, cache: KVCache | None, layer: int
@@ -71,7 +76,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each added to what comes in."""
 
-    def __init__(self, *, attention: Attention, dim: int, mlp_dim: int, norm_eps: float, dropout: float) -> None:
+    def __init__(self, *, attention: nn.Module, dim: int, mlp_dim: int, norm_eps: float, dropout: float) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
         self.attention = attention
@@ -86,48 +91,6 @@ class DecoderLayer(nn.Module):
         attended = self.attention(self.attention_norm(x), rotary, mask, cache, layer)
         x = x + dropout(attended, self.dropout, self.training)
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
-
-
-def llama_config(config: Mapping[str, Any], *, qk_norm: bool = False) -> dict[str, Any]:
-    """A transformers config of the Llama family as ``Decoder`` arguments."""
-    scaling = config.get("rope_scaling")
-    if scaling is not None:
-        scaling = {"type": scaling.get("type", scaling.get("rope_type")), "factor": scaling["factor"]}
-        if scaling["type"] == "dynamic":
-            scaling["max_position"] = config["max_position_embeddings"]
-    num_heads = config["num_attention_heads"]
-    return {
-        "dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": num_heads,
-        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
-        "mlp_dim": config["intermediate_size"],
-        "norm_eps": config["rms_norm_eps"],
-        "rope_theta": config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0),
-        "rope_scaling": scaling,
-        "qk_norm": qk_norm,
-    }
-
-
-LLAMA_RULES = (
-    Rule("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
-    Rule("model.layers.{}.self_attn.q_proj.*", "layers.{}.attention.query.*"),
-    Rule("model.layers.{}.self_attn.k_proj.*", "layers.{}.attention.key.*"),
-    Rule("model.layers.{}.self_attn.v_proj.*", "layers.{}.attention.value.*"),
-    Rule("model.layers.{}.self_attn.o_proj.weight", "layers.{}.attention.output.weight"),
-    Rule("model.layers.{}.self_attn.q_norm.weight", "layers.{}.attention.query_norm.weight"),
-    Rule("model.layers.{}.self_attn.k_norm.weight", "layers.{}.attention.key_norm.weight"),
-    Rule("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
-    Rule("model.layers.{}.mlp.gate_proj.weight", "layers.{}.mlp.gate.weight"),
-    Rule("model.layers.{}.mlp.up_proj.weight", "layers.{}.mlp.up.weight"),
-    Rule("model.layers.{}.mlp.down_proj.weight", "layers.{}.mlp.down.weight"),
-    Rule("model.norm.weight", "norm.weight"),
-)
-"""Keys of the Llama family -> ``Decoder``."""
-
-_PLAIN_RULES = tuple(rule for rule in LLAMA_RULES if "_norm.weight" not in rule.theirs.partition("self_attn.")[2])
-_NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.{}.self_attn.rotary_emb.inv_freq")
 
 
 class Decoder(Block):
@@ -145,11 +108,14 @@ class Decoder(Block):
         norm_eps: epsilon of the RMS norms.
         rope_theta: base of the rotary frequencies.
         rope_scaling: how rows beyond the trained length are read; see ``positions.scale_rotary``.
+        rope_sections: for positions on several axes: how many pairs of a head's channels each has; see
+            ``positions.sections_rotary_table`` and ``positions.mrope`` (Qwen2-VL).
         qk_norm: RMS norm on every head's q and k before the rotation (Qwen3, Emu3.5).
         qkv_bias: biases on q, k and v (Qwen2).
         dropout: on the embeddings and on both branches of every layer, while training (Emu3 trains with 0.1).
-        positions: a scheme of one's own, from the token table to (B, L); ``positions.sequential`` if None, which counts
-            tokens inside each document, images included.
+        positions: a scheme of one's own, from the token table to (B, L), or to (B, L, axes) with ``rope_sections``;
+            ``positions.sequential`` if None, which counts tokens inside each document, images included, and
+            ``positions.mrope`` with ``rope_sections``.
 
     Raises:
         ValueError: for sizes that do not go together.
@@ -157,10 +123,7 @@ class Decoder(Block):
     Source: Llama (arXiv 2302.13971); Emu3 (baaivision/Emu3) and Emu3.5 (baaivision/Emu3.5).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("llama", _PLAIN_RULES, ignored=_NOT_THE_TRUNK, config=llama_config),
-        Layout("llama-qk-norm", LLAMA_RULES, ignored=_NOT_THE_TRUNK, config=partial(llama_config, qk_norm=True)),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = DECODER_LAYOUTS
 
     def __init__(
         self,
@@ -174,6 +137,7 @@ class Decoder(Block):
         norm_eps: float = 1e-5,
         rope_theta: float = 10000.0,
         rope_scaling: dict[str, Any] | None = None,
+        rope_sections: tuple[int, ...] | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = False,
         dropout: float = 0.0,
@@ -189,8 +153,11 @@ class Decoder(Block):
         if head_dim % 2:
             raise ValueError(f"head_dim is {head_dim}; rotary embedding needs an even one")
         check_rotary_scaling(rope_scaling)
+        if rope_sections is not None and (2 * sum(rope_sections) != head_dim or rope_scaling is not None):
+            raise ValueError(f"rope_sections are {rope_sections}; accepted: {head_dim // 2} in all, without rope_scaling")
         self.dim, self.head_dim, self.num_kv_heads = dim, head_dim, num_kv_heads
         self.rope_theta, self.rope_scaling, self.dropout = rope_theta, rope_scaling, dropout
+        self.rope_sections = rope_sections
         self.positions = positions
         self.checkpoint_activations = False
         self.layers = nn.ModuleList(
@@ -220,6 +187,7 @@ class Decoder(Block):
         *,
         mask: Mask | MaskRule | None = None,
         taps: dict[int, Tensor] | None = None,
+        hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states behind the final norm.
 
@@ -230,30 +198,12 @@ class Decoder(Block):
             mask: a form found beforehand, a user's own rule, or None for the table's rule.
             taps: states to record, by number: the value of each key present is set to the state behind so many layers
                 (0: the embeddings; ``num_layers``: behind the final norm, as transformers counts).
+            hooks: functions that read or change states, attention weights and heads on the way.
 
         Raises:
-            ValueError: shapes that do not fit each other, or a full cache.
+            ValueError: shapes that do not fit each other, a full cache, or hooks of layers that are not there.
         """
-        if embeds.shape[:2] != table.shape or embeds.shape[2] != self.dim:
-            found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
-            raise ValueError(f"{found} do not fit; accepted: (B, L, {self.dim}) and (B, L)")
-        keys = table if cache is None else cache.append(table)
-        length = table.shape[1]
-        prepared = prepare(find_mask(mask, table, keys), length, keys.shape[1], embeds.device)
-        rotary = self._rotary(keys, length)
-
-        x = dropout(embeds, self.dropout, self.training)
-        _tap(taps, 0, x)
-        for number, layer in enumerate(self.layers):
-            if self.checkpoint_activations and self.training and cache is None:
-                x = checkpoint(layer, x, rotary, prepared, None, number, use_reentrant=False)
-            else:
-                x = layer(x, rotary, prepared, cache, number)
-            if number + 1 < len(self.layers):
-                _tap(taps, number + 1, x)
-        x = self.norm(x)
-        _tap(taps, len(self.layers), x)
-        return x
+        return self._run(embeds, table, cache, mask, taps, hooks)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` rows of at most ``capacity`` tokens, in this trunk's dtype and on its device."""
@@ -268,11 +218,66 @@ class Decoder(Block):
             device=weight.device,
         )
 
-    def _rotary(self, keys: TokenTable, length: int) -> RotaryTable:
+    def _run(
+        self,
+        embeds: Tensor,
+        table: TokenTable,
+        cache: KVCache | None,
+        mask: Mask | MaskRule | None,
+        taps: dict[int, Tensor] | None,
+        hooks: TrunkHooks | None,
+        *context: Any,
+        **angles: Any,
+    ) -> Tensor:
+        """The forward pass; each layer is given the ``context`` too, and ``_rotary`` the ``angles``."""
+        if embeds.shape[:2] != table.shape or embeds.shape[2] != self.dim:
+            found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
+            raise ValueError(f"{found} do not fit; accepted: (B, L, {self.dim}) and (B, L)")
+        if hooks is not None:
+            hooks.check(len(self.layers))
+        keys = table if cache is None else cache.append(table)
+        length = table.shape[1]
+        lowered = find_mask(mask, table, keys)
+        if hooks is not None and hooks.attention:
+            lowered = Dense(densify(lowered, length, keys.shape[1], embeds.device))
+        prepared = prepare(lowered, length, keys.shape[1], embeds.device)
+        rotary = self._rotary(keys, length, **angles)
+
+        x = dropout(embeds, self.dropout, self.training)
+        x = self.norm(self._through_layers(x, table, (rotary, prepared, *context), cache, taps, hooks))
+        _tap(taps, len(self.layers), x)
+        return x
+
+    def _through_layers(
+        self,
+        x: Tensor,
+        table: TokenTable,
+        context: tuple[Any, ...],
+        cache: KVCache | None,
+        taps: dict[int, Tensor] | None,
+        hooks: TrunkHooks | None,
+    ) -> Tensor:
+        """All layers, one after the other; each is given the ``context`` of the forward pass behind its input."""
+        rotary, mask, *more = context
+        hooks = hooks or _NO_HOOKS
+        for number, layer in enumerate(self.layers):
+            x = hooks.state(number, x)
+            _tap(taps, number, x)
+            seen = hooks.observed(number, mask)
+            # Recomputing a layer would call its hooks again.
+            if self.checkpoint_activations and self.training and cache is None and seen is mask:
+                x = checkpoint(layer, x, rotary, mask, *more, None, number, use_reentrant=False)
+            else:
+                x = layer(x, rotary, seen, *more, cache, number)
+        return hooks.state(len(self.layers), x)
+
+    def _rotary(self, keys: TokenTable, length: int, **angles: Any) -> RotaryTable:
         """Angles of the last ``length`` tokens."""
+        if self.rope_sections is not None:
+            positions = (self.positions or mrope)(keys)[:, -length:]
+            return sections_rotary_table(positions, self.head_dim, self.rope_theta, self.rope_sections)
         scheme = self.positions or sequential
-        positions, theta = scale_rotary(scheme(keys), self.head_dim, self.rope_theta, self.rope_scaling)
-        return rotary_table(positions[:, -length:], self.head_dim, theta)
+        return scaled_rotary_table(scheme(keys), self.head_dim, self.rope_theta, self.rope_scaling, last=length)
 
 
 def find_mask(mask: Mask | MaskRule | None, queries: TokenTable, keys: TokenTable) -> Mask:

@@ -99,6 +99,7 @@ def test_files(model, tmp_path):
     assert config == {
         "_class_name": f"{__name__}.Model",
         "_mmblocks_version": config["_mmblocks_version"],
+        "_checksums": config["_checksums"],
         "_shared_tensors": {"head.weight": "trunk.linear.weight"},
         "inputs": {"text": {"_block": "inputs/text"}, "image": {"_block": "inputs/image"}},
         "trunk": {"_block": "trunk"},

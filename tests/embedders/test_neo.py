@@ -6,8 +6,8 @@ from PIL import Image
 from torch.nn.functional import gelu
 
 from mmblocks import Block
-from mmblocks.embedders.neo import IMAGENET_MEAN, IMAGENET_STD, NEOPatchEmbedding
-from mmblocks.layers.pixels import normalise
+from mmblocks.embedders.neo import NEOPatchEmbedding
+from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mmblocks.tokens import TokenKind
 
 SIZES = [(4, 4), (8, 4), (4, 12), (20, 8), (8, 4)]

@@ -59,6 +59,17 @@ def test_files_of_the_authors(kind, tower, root, ddp, tmp_path) -> None:
         torch.testing.assert_close(tower_alone(pixels), again.vision.tower(pixels))
 
 
+@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict"])
+def test_files_that_hold_more_than_tensors(wrapper, tmp_path) -> None:
+    ours = clip()
+    torch.save({wrapper: written(ours, "eva-clip"), "epoch": 3}, tmp_path / "file.pt")
+    again = EVACLIP.from_pretrained(tmp_path / "file.pt", **ours.config)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
+    pixels = torch.rand(1, 3, 28, 28)
+    alone = EVACLIPVision.from_pretrained(tmp_path / "file.pt", **ours.config["vision"])
+    torch.testing.assert_close(alone.embed(pixels), ours.vision.embed(pixels))
+
+
 def hub_config(ours) -> dict:
     tower = ours.vision.tower.config
     vision = {

@@ -3,7 +3,8 @@ import torch
 
 from mmblocks import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.eva import EvaTower, eva_rules
+from mmblocks.layers.eva import EvaTower
+from mmblocks.layers.eva_layouts import eva_rules
 
 KINDS = {
     "g": {},

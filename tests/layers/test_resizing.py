@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.layers.resizing import fit_within, on_canvas, place_on_canvas, smart_resize, upright_rgb, valid_cells
+from mmblocks.layers.resizing import fit_area, fit_within, on_canvas, place_on_canvas, smart_resize, upright_rgb, valid_cells
 
 NEO = {"multiple": 32, "min_pixels": 65536, "max_pixels": 4194304}
 SIZES = [(1, 1), (1, 200), (200, 1), (17, 3400), (480, 640), (1080, 1920), (4000, 3000), (333, 777), (10000, 51)]
@@ -46,6 +46,14 @@ def test_smart_resize_refuses(size, message) -> None:
 )
 def test_fit_within_shrinks_and_never_enlarges(size, wanted) -> None:
     assert fit_within(*size, max_height=1080, max_width=1920) == wanted
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((480, 640), (1408, 1856)), ((1600, 1600), (1600, 1600)), ((1, 1), (1600, 1600)), ((10, 2000), (128, 22656))],
+)
+def test_fit_area_brings_every_image_to_one_area(size, wanted) -> None:
+    assert fit_area(*size, multiple=32, side=1600) == wanted
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,64 @@
-"""Image grids as token ids, which ids may stand where, and resizing. Sampling traces have no adapter yet."""
+"""Prompts and grids as token ids, which ids may stand where, guided and truncated logits step by step, and resizing."""
 
-import pytest
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from mmblocks import EMU3, EMU35, IBQ, Emu3VQ
+from mmblocks import EMU3, EMU35, IBQ, Emu3VQ, GridFormat, Sampling, text
+from mmblocks.batches import Batch, BatchBuilder
+from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.generation.choosing import ModalSampling, Scores
+from mmblocks.generation.emu3 import Emu3PrefixGrammar, emu35_published_grammar
+from mmblocks.generation.emu3_prompts import (
+    EMU3_GENERATION,
+    EMU3_UNDERSTANDING,
+    EMU35_SIZES,
+    EMU35_TASKS,
+    EMU35_UNCONDITIONAL,
+    FIRST_SPECIAL,
+    emu3_size,
+    emu35_template,
+    fill_template,
+    read_document,
+    spell,
+    token_name,
+)
+from mmblocks.generation.guidance import ClassifierFree, Guidance, ThreeWay, classifier_free
 from mmblocks.grid_format import ANY_CODE, FINISHED
+from mmblocks.layers.categorical import GREEDY, truncate
 from mmblocks.layers.pixels import image_of, normalise
+from mmblocks.tokens import PADDING, TokenTable
 from tests.parity.cases import Case
+
+TINY = {"channels": 32, "num_blocks": 1, "num_codes": 8, "code_dim": 4}
 
 
 def run(case: Case) -> None:
-    name = case.description["case"]
-    if name.startswith("emu3_serialise"):
+    if "understanding" in case.data:
         check_emu3_text(case)
-    elif name.startswith("emu35_serialise"):
+    elif "grids" in case.data:
         check_emu35_text(case)
     elif "constrained" in case.data:
         check_constraint(case)
+        check_sizes(case)
     elif "in.image" in case.io:
         check_preprocessing(case)
+    elif "out.after_cfg" in case.io:
+        check_emu3_chain(case)
     else:
-        pytest.skip(f"emu3_prompt/{name}: sampling traces have no adapter yet")
-
-
-TINY = {"channels": 32, "num_blocks": 1, "num_codes": 8, "code_dim": 4}
+        check_emu35_processor(case)
+        check_emu35_loop(case)
 
 
 def check_preprocessing(case: Case) -> None:
     """From a photograph to what the encoder is given, and back to an image."""
     config = case.config
     if "min_pixels" in config:
-        tokenizer = Emu3VQ(**TINY, min_pixels=config["min_pixels"], max_pixels=config["max_pixels"])
+        tokenizer: Any = Emu3VQ(**TINY, min_pixels=config["min_pixels"], max_pixels=config["max_pixels"])
     else:
         tokenizer = IBQ(**TINY, image_area=config["image_area"])
     pixels = tokenizer.preprocess(Image.fromarray(case.io["in.image"].numpy()))
@@ -42,44 +69,341 @@ def check_preprocessing(case: Case) -> None:
         case.leave_out("out.postprocessed")
         difference = levels.int() - case.io["out.postprocessed"].int()
         assert difference.abs().max() <= 1  # the case allows one level: (x + 1) / 2 * 255 rounds down at the edges
+    if "string_for_codes_0_to_n" in case.data:
+        step = config["ds_factor"]
+        height, width = (side // step for side in pixels.shape[1:])
+        grid = torch.arange(height * width).view(height, width)
+        assert spell(fill_template("<|IMAGE|>", images=[grid], format=EMU35), EMU35) == case.data["string_for_codes_0_to_n"]
 
 
 def check_emu3_text(case: Case) -> None:
-    codes = torch.tensor(case.data["codes"])
-    ids = EMU3.write(codes).ids.tolist()
-    for sample in (case.data["understanding"], case.data["training"]):
-        assert contains(sample["input_ids"], ids)
-        before, grid, *_ = EMU3.read(sample["input_ids"])
-        assert torch.equal(torch.as_tensor(grid), codes)
-        assert before == sample["input_ids"][: len(before)]
-    generation = case.data["generation"]
-    ((height, width),) = generation["image_size"]
-    assert generation["input_ids"][-len(str(height) + str(width)) - 3 :] == [
-        EMU3.begin, *EMU3.size_ids(height, width), EMU3.image,
-    ]  # fmt: skip
+    """Strings in full; ids as far as they are no text, since the text tokenizer is a file of its own."""
+    data, codes = case.data, torch.tensor(case.data["codes"])
+    asked = fill_template(EMU3_UNDERSTANDING, question=data["text"], images=[codes])
+    trained = fill_template(EMU3_GENERATION + "<|IMAGE|>", question=data["training"]["text"], images=[codes])
+    for sample, wanted in ((asked, data["understanding"]), (trained, data["training"])):
+        assert spell(sample) == wanted["string"]
+        assert_same_specials(sample, wanted["input_ids"], EMU3)
+
+    drawn = data["generation"]
+    ((height, width),) = drawn["image_size"]
+    across, down = map(int, drawn["ratio"].split(":"))
+    assert emu3_size(across, down, area=drawn["image_area"]) == (height, width)
+    sample = fill_template(EMU3_GENERATION, question=data["text"])
+    head = EMU3.head(height, width)
+    assert spell(sample) + spell_head(head, EMU3) == drawn["string"]
+    assert drawn["input_ids"][-len(head) :] == head
+    assert_same_specials(sample, drawn["input_ids"][: -len(head)], EMU3)
+
+    parsed = data["parse_generated"]
+    assert_same_pieces([piece for _, piece in read_document(parsed["doc"])], parsed["chunks"])
 
 
 def check_emu35_text(case: Case) -> None:
-    for grid, wanted in zip(case.data["grids"], case.data["image_ids"], strict=True):
-        ids = EMU35.write(torch.tensor(grid)).ids.tolist()
-        assert ids == wanted
-        for prompt in case.data["prompts"]:
-            if prompt["with_image"]:
-                assert contains(prompt["prompt_ids"], ids)
+    data = case.data
+    grids = [torch.tensor(grid) for grid in data["grids"]]
+    for grid, wanted, string in zip(grids, data["image_ids"], data["image_strings"], strict=True):
+        assert EMU35.write(grid).ids.tolist() == wanted
+        assert spell(fill_template("<|IMAGE|>", images=[grid], format=EMU35), EMU35) == string
+    for prompt in data["prompts"]:
+        images = grids if prompt["with_image"] else []
+        conditional = fill_template(emu35_template(prompt["task"]), question=data["question"], images=images, format=EMU35)
+        unconditional = fill_template(EMU35_UNCONDITIONAL, images=images, format=EMU35)
+        assert spell(conditional, EMU35) == prompt["prompt"]
+        assert spell(unconditional, EMU35) == prompt["unc_prompt"]
+        assert_same_specials(conditional, prompt["prompt_ids"], EMU35)
+        assert_same_specials(unconditional, prompt["unc_ids"], EMU35)
+    for document in data["decode"]:
+        pieces = read_document(document["doc"])
+        assert [kind for kind, _ in pieces] == [kind for kind, _ in document["chunks"]]
+        assert_same_pieces([piece for _, piece in pieces], [piece for _, piece in document["chunks"]])
+    for sizes in data["smart_resize"]:
+        image = Image.new("RGB", (sizes["width"], sizes["height"]))
+        resized = IBQ(**TINY, image_area=sizes["area"]).preprocess(image)
+        assert list(resized.shape[:0:-1]) == sizes["out_wh"]
+    names = {"BOS": 203, "EOS": 204, "EOL": 200, "EOF": 201, "TMS": 202, "BSS": 100, "ESS": 101}
+    names |= {"BOG": 60, "EOG": 61, "BOC": 50, "EOC": 51}
+    spelled = {"PAD": "<|endoftext|>", "IMG": "<|image token|>", "BOI": "<|image start|>", "EOI": "<|image end|>"}
+    spelled |= {name: f"<|extra_{number}|>" for name, number in names.items()}
+    assert {name: token_name(number) for name, number in data["special_token_ids"].items()} == spelled
+    sizes_by_aspect = {name: size and f"{size[0]}*{size[1]}" for name, size in EMU35_SIZES.items()}
+    assert sizes_by_aspect == data["t2i_aspect_ratios_hxw_tokens"]
+    for name, wanted in data["defaults"].items():
+        assert_same_settings(EMU35_TASKS["story" if name == "config" else name], wanted)
+
+
+def assert_same_settings(task: Any, wanted: dict[str, Any]) -> None:
+    """Upstream's further ``top_k``, ``top_p`` and ``temperature``, for both modalities, keep all ids of either."""
+    assert (task.guidance, task.image_area, task.max_tokens) == tuple(
+        wanted[k] for k in ("cfg_scale", "image_area", "max_new_tokens")
+    )
+    for name, sampling in (("text", task.sampling.text), ("image", task.sampling.image)):
+        got = {"top_k": sampling.top_k, "top_p": sampling.top_p, "temperature": sampling.temperature}
+        assert got == {key: wanted[f"{name}_{key}"] for key in got}
+
+
+def assert_same_pieces(got: Sequence[str | Tensor], wanted: Sequence[Any]) -> None:
+    for ours, theirs in zip(got, wanted, strict=True):
+        if isinstance(ours, Tensor):
+            codes = torch.tensor(theirs["codes"])
+            assert torch.equal(ours, codes[0] if codes.ndim == 3 else codes)
+        else:
+            assert ours == theirs
+
+
+def spell_head(ids: list[int], format: GridFormat) -> str:
+    size = dict(zip((*format.digits, format.times), "0123456789*", strict=True))
+    return "".join(size[i] if i in size else token_name(i) for i in ids)
+
+
+def assert_same_specials(sample: list[Any], ids: list[int], format: GridFormat) -> None:
+    """Special tokens, images, and stretches of text stand in the same order."""
+    ours: list[Any] = []
+    for segment in sample:
+        if isinstance(getattr(segment, "content", None), str):
+            ours.append("text")
+        else:
+            ours += segment.content if hasattr(segment, "content") else [segment.grid.tolist()]
+    theirs: list[Any] = []
+    for piece in format.read(ids):
+        if isinstance(piece, Tensor):
+            theirs.append(piece.tolist())
+        else:
+            for is_text, run_ids in groupby(piece, key=lambda i: i < FIRST_SPECIAL):
+                theirs += ["text"] if is_text else list(run_ids)
+    assert [kind for kind, _ in groupby(map(str, ours))] == [kind for kind, _ in groupby(map(str, theirs))]
 
 
 def check_constraint(case: Case) -> None:
-    """Upstream's end-of-text id behind the image is the caller's stop id, not the format's."""
+    """Upstream's rule, quirks included, through ``Emu3PrefixGrammar``; from width 3 on ours equals it up to the stop id."""
+    names = case.config["ids"]
     for table in case.data["constrained"]:
-        height, width = table["height"], table["width"]
-        offset = torch.arange(EMU3.length(height, width) + 1)
-        got = EMU3.expected(offset, height, width).tolist()
+        size = (table["height"], table["width"])
+        grammar = Emu3PrefixGrammar(size, eos=names["eos"], pad=names["pad"])
         wanted: list[int] = []
-        for run in table["allowed_run_length"]:
-            wanted += [ANY_CODE] * run[1] if isinstance(run, list) else [run]
-        assert wanted[-1] == case.config["ids"]["eos"]
-        assert got == [*wanted[:-1], FINISHED]
+        for entry in table["allowed_run_length"]:
+            wanted += [ANY_CODE] * entry[1] if isinstance(entry, list) else [entry]
+        state, got = grammar.start(table["prompt_ids"]), []
+        for _ in wanted:
+            (first, stop), *_ = grammar.allowed(state)
+            got.append(first if stop - first == 1 else ANY_CODE)
+            state = grammar.advance(state, first)
+        assert got == wanted, size
+        if table["width"] > 2:
+            ours = EMU3.expected(torch.arange(EMU3.length(*size) + 1), *size).tolist()
+            assert ours == [*wanted[: len(ours) - 1], FINISHED]
 
 
-def contains(ids: list[int], part: list[int]) -> bool:
-    return any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
+def check_sizes(case: Case) -> None:
+    for entry in case.data["generate_size"]:
+        across, down = map(int, entry["ratio"].split(":"))
+        assert emu3_size(across, down, area=entry["image_area"]) == tuple(entry["hw"])
+    tokenizer = Emu3VQ(**TINY)
+    for entry in case.data["smart_resize"]:
+        height, width = entry["hw"]
+        try:
+            resized: Any = list(tokenizer.preprocess(Image.new("RGB", (width, height))).shape[1:])
+        except ValueError:
+            resized = "ValueError"
+        assert resized == entry["out"], entry
+
+
+def tiny_format(case: Case, published: GridFormat) -> GridFormat:
+    """The published format with the case's small vocabulary."""
+    names = case.config["ids"]
+    first = names["visual"][0] if "visual" in names else names["BOV"]
+    closing = (names["EOF"], names["EOI"]) if published.last_row_end else (names["EOI"],)
+    return GridFormat(
+        begin=names["BOI"],
+        image=names["IMG"],
+        row_end=names["EOL"],
+        last_row_end=published.last_row_end,
+        closing=closing,
+        digits=published.digits,
+        times=published.times,
+        first_code=first,
+        num_codes=case.config["vocab"] - first,
+    )
+
+
+def allowed_mask(allowed: Sequence[tuple[int, int]], vocabulary: int) -> Tensor:
+    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    for first, stop in allowed:
+        mask[first:stop] = True
+    return mask
+
+
+def check_emu3_chain(case: Case) -> None:
+    """Guidance, constraint, truncation: each for itself, on the scores of every step; then the loop, which gives the same ids."""
+    io, config = case.io, case.config
+    names, form = config["ids"], tiny_format(case, EMU3)
+    after_guidance = classifier_free(io["in.scores"].flatten(0, 1), io["in.uncond_scores"].flatten(0, 1), config["guidance_scale"])
+    case.check("out.after_cfg", after_guidance.view_as(io["in.scores"]))
+    grammars = [Emu3PrefixGrammar(tuple(size), eos=names["EOS"], pad=names["PAD"], format=form) for size in config["sizes_hw"]]
+    states = [grammar.start(row) for grammar, row in zip(grammars, io["in.prompt_ids"].tolist(), strict=True)]
+    constrained = after_guidance.view_as(io["in.scores"]).clone()
+    for step, tokens in enumerate(io["out.tokens"].T.tolist()):
+        for row, token in enumerate(tokens):
+            constrained[step, row][~allowed_mask(grammars[row].allowed(states[row]), config["vocab"])] = float("-inf")
+            states[row] = grammars[row].advance(states[row], token)
+    case.check("out.after_constraint", constrained)
+    truncated = truncate(constrained.flatten(0, 1), Sampling(top_k=config["top_k"])).view_as(constrained)
+    case.check("out.after_topk", truncated)
+    case.check("out.tokens", truncated.argmax(dim=-1).T)
+
+    model = Replayed([io["in.scores"], io["in.uncond_scores"]])
+    prompt = prompt_of(*io["in.prompt_ids"].tolist(), *io["in.negative_ids"].tolist())
+    steps = list(
+        generate_ids(model, prompt, grammars, max_tokens=len(io["in.scores"]), sampling=GREEDY, guidance=config["guidance_scale"])
+    )
+    assert torch.equal(torch.stack([step.ids for step in steps], dim=1), io["out.tokens"])
+    batch = len(io["in.prompt_ids"])
+    for number, contexts in enumerate(case.data["uncond_context_per_step"]):
+        read = model.contexts[number][batch:]
+        assert read == contexts
+
+
+def emu35_guidance(case: Case) -> tuple[Guidance, list[str]]:
+    config = case.config
+    if config["unconditional_type"] == "no_text_img_cfg":
+        scale = config.get("image_cfg_scale", config.get("img_cfg_scale", 1.0))
+        return ThreeWay(scale=config["guidance_scale"], image_scale=scale), [
+            "in.scores",
+            "in.uncond_scores",
+            "in.full_uncond_scores",
+        ]
+    return ClassifierFree(scale=config["guidance_scale"], images_only=True), ["in.scores", "in.uncond_scores"]
+
+
+def published_image_scale(case: Case, streams: list[str]) -> float:
+    """As configured, or 1: some versions of upstream's class take the scale and do not hand it on. The scores show which."""
+    config = case.config
+    configured = float(config.get("image_cfg_scale", config.get("img_cfg_scale", 1.0)))
+    steps = [n for n, entry in enumerate(case.data["steps"]) if entry["in_visual"] and entry["n_allowed"] > 1]
+    wanted = case.io["out.scores"][steps]
+    kept = wanted > float("-inf")
+    temperature = config["image_temperature"] if config["use_differential_sampling"] else 1.0
+    logits = torch.stack([case.io[name][steps] for name in streams])
+
+    def distance(scale: float) -> float:
+        got = ThreeWay(scale=config["guidance_scale"], image_scale=scale).combine(logits, 0) / temperature
+        return float((got - wanted)[kept].abs().max())
+
+    return min((configured, 1.0), key=distance)
+
+
+def emu35_sampling(config: dict[str, Any]) -> ModalSampling:
+    """Upstream counts 0 as "all" in top-k."""
+    if not config["use_differential_sampling"]:
+        return ModalSampling(text=Sampling(), image=Sampling())
+
+    def of(kind: str) -> Sampling:
+        top_k, top_p = config[f"{kind}_top_k"], config[f"{kind}_top_p"]
+        return Sampling(temperature=config[f"{kind}_temperature"], top_k=top_k or None, top_p=top_p if top_p < 1 else None)
+
+    return ModalSampling(text=of("text"), image=of("image"))
+
+
+def emu35_grammar(case: Case) -> Any:
+    config = case.config
+    size = (config["target_height"], config["target_width"]) if "target_height" in config else "first"
+    if config.get("force_same_image_size") is False and "target_height" not in config:
+        size = None
+    grammar = emu35_published_grammar(size=size or "first", stop=(config["ids"]["EOS"],), format=tiny_format(case, EMU35))
+    grammar.size = size
+    return grammar
+
+
+def check_emu35_processor(case: Case) -> None:
+    """Scores of all steps, id by id: guidance at codes alone, the grammar, then each modality's own truncation."""
+    io, config = case.io, case.config
+    guidance, streams = emu35_guidance(case)
+    grammar, sampling = emu35_grammar(case), emu35_sampling(config)
+    state = grammar.start(case.data["prompt_ids"])
+    got = []
+    for step, token in enumerate(io["out.tokens"].tolist()):
+        described = grammar.describe(state)
+        logits = torch.stack([io[name][step] for name in streams])[:, None]
+        scores = guidance.combine(logits, step) if described.is_visual else logits[0]
+        scores = scores.masked_fill(~allowed_mask(grammar.allowed(state), config["vocab"]), float("-inf"))
+        got.append(truncate(scores, sampling.image if state.in_image else sampling.text)[0])
+        entry = case.data["steps"][step]
+        assert int((got[-1] > float("-inf")).sum()) == entry["n_allowed"]
+        state = grammar.advance(state, token)
+    case.check("out.scores", torch.stack(got))
+    forced = torch.tensor([-1 if entry["forced_token"] is None else entry["forced_token"] for entry in case.data["steps"]])
+    case.check("out.tokens", torch.where(forced < 0, torch.stack(got).argmax(dim=-1), forced))
+
+
+def check_emu35_loop(case: Case) -> None:
+    """The loop draws from the same distributions, and its other streams read what upstream's read."""
+    io, data = case.io, case.data
+    guidance, streams = emu35_guidance(case)
+    sampling = emu35_sampling(case.config)
+    tokens = io["out.tokens"].tolist()
+    model = Replayed([io[name][:, None] for name in streams])
+    prompts = [data["prompt_ids"], data["unconditional_ids"]]
+    if len(streams) == 3:
+        prompts.append(data["full_unconditional_ids"])
+
+    def follow(scores: Scores) -> Tensor:
+        (state,) = scores.states
+        wanted = io["out.scores"][scores.step]
+        got = torch.full_like(wanted, float("-inf"))
+        kept = truncate(scores.logits, sampling.image if state.in_image else sampling.text)
+        got[scores.first : scores.first + kept.shape[-1]] = kept[0]
+        torch.testing.assert_close(got.softmax(-1), wanted.softmax(-1), atol=1e-5, rtol=1e-5)
+        chosen = torch.full_like(scores.logits, float("-inf"))
+        chosen[:, tokens[scores.step] - scores.first] = 0
+        return chosen
+
+    steps = list(
+        generate_ids(
+            model,
+            prompt_of(*prompts),
+            emu35_grammar(case),
+            max_tokens=len(tokens),
+            sampling=sampling,
+            guidance=guidance,
+            hooks=[follow],
+        )
+    )
+    assert [int(step.ids) for step in steps] == tokens[: len(steps)]
+    for step, entry in zip(range(len(steps)), data["steps"], strict=False):
+        if entry["uncond_calls"]:
+            assert model.contexts[step][1] in entry["uncond_calls"]
+
+
+def prompt_of(*rows: list[int]) -> Batch:
+    return BatchBuilder()([[text(row)] for row in rows], padding="left")
+
+
+class Replayed(nn.Module):
+    """A model whose logits are the case's, step by step and stream by stream; it notes which ids each row has read."""
+
+    def __init__(self, streams: list[Tensor]) -> None:
+        super().__init__()
+        self.scores = torch.cat(streams, dim=1)  # (steps, rows of all streams, V)
+        self.vocab_size = self.scores.shape[-1]
+        self.contexts: list[list[list[int]]] = []
+        self.inputs = {"text": lambda ids: ids[:, None].float()}
+        self.outputs = {"text": self}
+        self.trunk = self
+        self.mask = None
+
+    def embed(self, batch: Batch) -> Tensor:
+        return batch.ids[..., None].float()
+
+    def new_cache(self, batch: int, capacity: int) -> list[list[int]]:
+        return [[] for _ in range(batch)]
+
+    def forward(self, embeds: Tensor, table: TokenTable, cache: list[list[int]], mask: Any = None) -> Tensor:
+        for row, (ids, document) in enumerate(zip(embeds[..., 0].long().tolist(), table.document.tolist(), strict=True)):
+            cache[row] += [i for i, d in zip(ids, document, strict=True) if d != PADDING]
+        step = len(self.contexts)
+        self.contexts.append([list(row) for row in cache])
+        rows = torch.arange(len(cache)) + step * len(cache)
+        return rows[:, None, None].float().expand(-1, embeds.shape[1], -1)
+
+    def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.scores.flatten(0, 1)[hidden[:, 0].long()][:, start:stop]

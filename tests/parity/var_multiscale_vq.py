@@ -1,16 +1,22 @@
-"""VAR's quantiser from coarse to fine, and its tokenizer."""
+"""VAR's quantiser from coarse to fine, its tokenizer, and its transformer."""
 
 from typing import Any
 
-import pytest
+import torch
 from torch import Tensor
 
+from mmblocks.layers.categorical import Sampling, truncate
 from mmblocks.layers.conv import channels_first, channels_last
+from mmblocks.masks import visible
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 from mmblocks.tokenizers.var_vq import VARVQ
+from mmblocks.trunks.var import VAR
 from tests.parity.cases import Case
 
-MANIFESTS = {"var_vqvae_ch160v4096z32": [(VARVQ, "var")]}
+MANIFESTS = {
+    "var_vqvae_ch160v4096z32": [(VARVQ, "var")],
+    **{f"var_d{layers}": [(VAR, "var")] for layers in (16, 20, 24, 30)},
+}
 
 
 def run(case: Case) -> None:
@@ -19,7 +25,7 @@ def run(case: Case) -> None:
     elif "in.img" in case.io:
         check_tokenizer(case)
     else:
-        pytest.skip("VAR's transformer, not its tokenizer")
+        check_transformer(case)
 
 
 def scales_of(case: Case) -> list | None:
@@ -82,3 +88,28 @@ def check_tokenizer(case: Case) -> None:
     if "out.recon_from_idx" in case.io:
         z = tokenizer.bottleneck.lookup(latents.ids, scales=scales)
         case.check("out.recon_from_idx", tokenizer.decoder(z).clamp(-1, 1))
+
+
+def check_transformer(case: Case) -> None:
+    model = case.load(VAR)
+    labels, inputs = case.io["in.label"], case.io["in.x"]
+    case.check("out.attn_bias_visible", visible(model.table(1))[0])
+    case.check("out.logits", model(labels, inputs))
+
+    settings = case.config["sampling"]
+    sampling = Sampling(top_k=settings.get("top_k") or None, top_p=settings.get("top_p") or None)
+    ids = torch.cat([case.io[f"in.draw{number}"].flatten(1) for number in range(len(model.scales))], dim=1)
+    logits: list[Tensor] = []
+    made = model.sample(labels, quantizer_of(case), guidance=settings["cfg"], sampling=sampling, ids=ids, logits=logits)
+    for number, values in enumerate(logits):
+        case.check(f"out.probs{number}", truncate(values.flatten(0, 1), sampling).softmax(dim=-1))
+    case.check("out.f_hat_final", channels_first(made.z))
+
+
+def quantizer_of(case: Case) -> MultiScaleQuantizer:
+    """The tokenizer's bottleneck, which the case stores beside the transformer."""
+    weights = {name.removeprefix("vae_quant."): value for name, value in case.weights.items() if name.startswith("vae_quant.")}
+    (layout,) = (known for known in MultiScaleQuantizer.layouts if known.fits(weights, case.config["quant"]))
+    quantizer = MultiScaleQuantizer(**layout.arguments(case.config["quant"])).eval()
+    quantizer.load_state_dict(dict(layout.convert(weights, quantizer.config)))
+    return quantizer

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, distributed
 from torch.nn.functional import mse_loss, normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.ops.nearest_code import code_stats
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
@@ -169,8 +170,7 @@ class EMAVectorQuantizer(Codebook):
     @torch.no_grad()
     def _learn(self, x: Tensor, ids: Tensor, generator: Generator | None) -> None:
         """One step of the averages. In a compiled graph, where nothing can be raised, features that are not finite change none."""
-        count = torch.zeros_like(self.usage).index_add_(0, ids, torch.ones_like(x[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
+        count, sums = code_stats(x, ids, len(self.codes))
         if _several_processes():
             distributed.all_reduce(count)
             distributed.all_reduce(sums)

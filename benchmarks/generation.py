@@ -1,0 +1,187 @@
+"""Decoding an image's codes beside transformers' ``generate`` with its guidance and prefix constraint, on the same weights.
+
+    python -m benchmarks.generation                    # float32 and bfloat16
+    python -m benchmarks.generation bf16 --device cuda --repeats 3 --json figures.jsonl
+
+An Emu3-shaped trunk of reduced depth under Emu3's real vocabulary of 184622 ids: at its real width on a GPU, at a quarter of
+it on a CPU. transformers runs the unconditional prompt as a second model call, and computes all logits of both; ours runs both rows
+in one call, and computes the rows of the head that hold visual codes. Weights are random, and the image is decoded greedily.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Comparison, Step, check, main
+from mmblocks import EMU3, Emu3, GridGrammar, text
+from mmblocks.layers.categorical import GREEDY
+from mmblocks.trunks.kv_cache import cache_bytes
+
+VOCABULARY = 184622
+SCALE = 3.0
+"""Of the guidance."""
+
+BOS, PROMPT = 151849, tuple(range(1000, 1024))
+"""Ids of the prompt."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+AGREEMENT = {"fp32": 1.0, "bf16": 0.5}
+"""Share of ids that must be equal up to the first that differs. In half precision one row and two are not rounded alike."""
+
+
+def size(device: str) -> tuple[int, int]:
+    """Height and width of the image in tokens."""
+    return (24, 24) if device == "cuda" else (4, 6)
+
+
+def heads_of(device: str) -> list[list[int]]:
+    """The two prompts, each up to the image's first code."""
+    head = EMU3.head(*size(device))
+    return [[BOS, *PROMPT, *head], [BOS, *head]]
+
+
+@cache
+def ours(device: str, dtype: torch.dtype) -> Emu3:
+    """The model."""
+    torch.manual_seed(0)
+    wide = device == "cuda"
+    with torch.device(device):
+        model = Emu3(
+            vocab_size=VOCABULARY,
+            dim=4096 if wide else 1024,
+            num_layers=8 if wide else 4,
+            num_heads=32 if wide else 8,
+            num_kv_heads=8 if wide else 2,
+            mlp_dim=14336 if wide else 3584,
+        )
+    # Logits far enough apart that rounding does not decide which is largest.
+    torch.nn.init.normal_(model.outputs["text"].weight, std=0.1)
+    return model.to(dtype).eval()
+
+
+@cache
+def theirs(device: str, dtype: torch.dtype) -> Any:
+    """transformers' model on the same tensors."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = ours(device, dtype)
+    config = model.config
+    published = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=config["dim"],
+        num_hidden_layers=config["num_layers"],
+        num_attention_heads=config["num_heads"],
+        num_key_value_heads=config["num_kv_heads"],
+        intermediate_size=config["mlp_dim"],
+        rms_norm_eps=config["norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        max_position_embeddings=9216,
+        tie_word_embeddings=False,
+        pad_token_id=151643,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    (layout,) = (layout for layout in Emu3.layouts if layout.name == "emu3")
+    weights = dict(layout.convert(model.state_dict(), config, to="theirs"))
+    rival = LlamaForCausalLM(published).to(device, dtype).eval()
+    rival.load_state_dict(weights, assign=True)
+    return rival
+
+
+def decode_ours(device: str, dtype: torch.dtype) -> Step:
+    """Both prompts in one batch."""
+    model = ours(device, dtype)
+    conditional, unconditional = ([text(ids)] for ids in heads_of(device))
+    height, width = size(device)
+
+    def step() -> Tensor:
+        grammar = GridGrammar(EMU3, size=(height, width))
+        found = model.generate(
+            [conditional],
+            grammar,
+            max_tokens=EMU3.length(height, width),
+            sampling=GREEDY,
+            guidance=SCALE,
+            unconditional=[unconditional],
+        )
+        ((_, segment),) = found
+        return segment.grid
+
+    return step
+
+
+def decode_theirs(device: str, dtype: torch.dtype) -> Step:
+    """With Emu3's constraint as a function of the ids written so far."""
+    model = theirs(device, dtype)
+    height, width = size(device)
+    conditional, unconditional = (torch.tensor([ids], device=device) for ids in heads_of(device))
+    expected = EMU3.expected(torch.arange(EMU3.length(height, width)), height, width).tolist()
+    codes = torch.arange(EMU3.first_code, EMU3.first_code + EMU3.num_codes, device=device)
+    single = {i: torch.tensor([i], device=device) for i in set(expected)}
+
+    def allowed(batch: int, ids: Tensor) -> Tensor:
+        only = expected[len(ids) - conditional.shape[1]]
+        return codes if only < 0 else single[only]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        written = model.generate(
+            conditional,
+            attention_mask=torch.ones_like(conditional),
+            do_sample=False,
+            max_new_tokens=len(expected),
+            guidance_scale=SCALE,
+            negative_prompt_ids=unconditional,
+            prefix_allowed_tokens_fn=allowed,
+        )
+        image = [*EMU3.head(height, width), *written[0, conditional.shape[1] :].tolist()]
+        return EMU3.read_image(image)
+
+    return step
+
+
+def comparison(name: str, device: str) -> Comparison:
+    """One precision."""
+    dtype = DTYPES[name]
+    height, width = size(device)
+
+    def difference() -> str:
+        mine, other = (make(device, dtype)().flatten() for make in (decode_ours, decode_theirs))
+        equal = (mine == other).long().cumprod(0).float().mean().item()
+        check(equal >= AGREEMENT[name], f"only {equal:.0%} of the codes are equal up to the first that differs")
+        model = ours(device, dtype)
+        config = model.config
+        room = cache_bytes(
+            num_layers=config["num_layers"],
+            num_heads=config["num_kv_heads"],
+            head_dim=model.trunk.head_dim,
+            batch=2,
+            capacity=len(heads_of(device)[0]) + EMU3.length(height, width) - 1,
+            dtype=dtype,
+        )
+        return (
+            f"{equal:.0%} of {height * width} codes are equal up to the first that differs; our cache takes {room / 2**20:.1f} MiB"
+        )
+
+    sides = {"ours": lambda: decode_ours(device, dtype), "transformers": lambda: decode_theirs(device, dtype)}
+    layers, dim = (8, 4096) if device == "cuda" else (4, 1024)
+    title = f"an image of {height}x{width} codes, guided, {name}, through {layers} layers of width {dim} and {VOCABULARY} ids"
+    return Comparison(title, sides, difference, target=2, memory=False)
+
+
+def fp32(device: str) -> Comparison:
+    """In float32."""
+    return comparison("fp32", device)
+
+
+def bf16(device: str) -> Comparison:
+    """In bfloat16."""
+    return comparison("bf16", device)
+
+
+COMPARISONS = {"fp32": fp32, "bf16": bf16}
+
+if __name__ == "__main__":
+    main("benchmarks.generation", COMPARISONS, __doc__)

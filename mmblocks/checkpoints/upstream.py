@@ -1,0 +1,76 @@
+"""Writing a Block in the layout of a published checkpoint, so that the authors' own code reads it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.checkpoints import config, shards, tensors, write
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.rules import Source
+
+
+def save(block: Block, folder: Path, name: str | None, max_shard_size: int | str) -> None:
+    """See ``Block.to_upstream``."""
+    layout = choose(block, name)
+    with write.replacing(folder) as temporary:
+        write_folder(block, layout, temporary, lambda tensor: tensor.detach(), max_shard_size)
+
+
+def choose(block: Block, name: str | None) -> Layout:
+    """The layout of that name, the one the Block came in, or its only one.
+
+    Raises:
+        ValueError: there is none, or several to choose from.
+    """
+    layouts = {layout.name: layout for layout in block.layouts}
+    if name is None and block.origin is not None:
+        name = block.origin.layout
+    if name is None and len(layouts) == 1:
+        name = next(iter(layouts))
+    if name not in layouts:
+        raise ValueError(f"layout is {name!r}; {type(block).__name__} has: {', '.join(layouts) or 'none'}")
+    return layouts[name]
+
+
+def write_folder(
+    block: Block,
+    layout: Layout,
+    folder: Path,
+    read: Callable[[Tensor], Tensor],
+    max_shard_size: int | str,
+    finished: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Writes the tensors, and the config where the layout knows it. ``read`` gives the values of each of the Block's tensors.
+
+    Raises:
+        ValueError: the layout has no place for one of the tensors.
+    """
+    slots = tensors.slots(block)
+    sources = layout.sources(slots, block.config, to="theirs")
+    written = {id(slots[key].tensor) for source in sources.values() for key in source.keys}
+    lost = [key for key, slot in slots.items() if id(slot.tensor) not in written]
+    if lost:
+        raise ValueError(f"layout {layout.name!r} has no place for {', '.join(lost[:5])} of {type(block).__name__}")
+    empty = {key: slot.tensor.detach().to("meta") for key, slot in slots.items()}
+    meta = {key: source.read(empty) for key, source in sources.items()}
+
+    def value(key: str) -> Tensor:
+        source: Source = sources[key]
+        return source.read({name: read(slots[name].tensor) for name in source.keys})
+
+    with torch.no_grad():
+        shards.write(folder, meta, value, max_shard_size, finished)
+    published = published_config(block, layout)
+    if published is not None:
+        text = json.dumps(published, indent=2, ensure_ascii=False)
+        (folder / config.FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def published_config(block: Block, layout: Layout) -> Mapping[str, Any] | None:
+    """The config that the authors' files have; None where the layout does not know the way back."""
+    return None if layout.published_config is None else layout.published_config(block.config)

@@ -1,0 +1,5 @@
+"""``python -m mmblocks.cli``."""
+
+from mmblocks.cli import main
+
+main()

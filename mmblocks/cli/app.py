@@ -1,0 +1,226 @@
+"""The commands."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from mmblocks.block import Block
+from mmblocks.checkpoints import catalogue, config, difference
+from mmblocks.checkpoints import convert as converting
+from mmblocks.cli import fitting, reporting
+
+app = typer.Typer(
+    help="Building blocks for multimodal models.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON value.")]
+Source = Annotated[str, typer.Argument(help="A folder, a file, organisation/name on the Hub, or a name of `mmblocks list`.")]
+Name = Annotated[str | None, typer.Option("--block", help="The class, where it is not told by the files.")]
+LayoutName = Annotated[str | None, typer.Option("--layout", help="The layout of the source, where it is not told by the files.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
+Subfolder = Annotated[str | None, typer.Option("--subfolder", help="The part in this subfolder alone.")]
+Arguments = Annotated[str, typer.Option("--arguments", help="Constructor arguments that no file holds, as a JSON object.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda.")]
+
+
+@app.command("list")
+def list_(pattern: Annotated[str, typer.Argument(help="Such as '*vq*'.")] = "*", as_json: Json = False) -> None:
+    """Known published components."""
+    entries = catalogue.list_pretrained(pattern)
+    rows = [[e.name, e.block, _count(e.num_parameters), e.id, e.license, e.paper] for e in entries]
+    columns = ["name", "block", "parameters", "on the Hub", "licence", "arXiv"]
+    reporting.show([vars(entry) for entry in entries], as_json, reporting.table("", columns, rows))
+
+
+@app.command()
+def info(source: Source, revision: Revision = None, subfolder: Subfolder = None, as_json: Json = False) -> None:
+    """What a checkpoint holds, and which Blocks read it, from its headers alone."""
+    with reporting.one_sentence():
+        contents = fitting.contents(source, revision, subfolder)
+        found = contents.headers(None)
+        if config.is_ours(contents.config):
+            parts = config.places(contents.config)
+            blocks = [{"block": contents.config[config.CLASS], "layout": converting.OWN, "parts": parts}]
+        else:
+            fits = fitting.fits(contents)
+            blocks = [{"block": f.block.__name__, "layout": f.layout.name, "num_parameters": f.num_parameters} for f in fits]
+        listed = {key: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for key, tensor in found.items()}
+    count = sum(tensor.numel() for tensor in found.values())
+    size = sum(tensor.nbytes for tensor in found.values())
+    result = {"blocks": blocks, "num_elements": count, "num_bytes": size, "tensors": listed}
+    lines = [line.rpartition(": ") for line in difference.group(listed)]
+    rows = [[name, *about.split(" ", 1)] for name, _, about in lines]
+    heads = [[block["block"], block["layout"], ", ".join(block.get("parts", ()))] for block in blocks]
+    reporting.show(
+        result,
+        as_json,
+        reporting.table(f"{source}: {len(found)} tensors, {count:,} elements, {size:,} bytes", ["tensor", "dtype", "shape"], rows),
+        reporting.table("read by", ["block", "layout", "parts"], heads or [[None, None, None]]),
+    )
+
+
+@app.command()
+def convert(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    to: Annotated[str, typer.Option("--to", help="mmblocks, or the name of a layout of the Block.")] = converting.OWN,
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Such as bfloat16.")] = None,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size")] = "5GB",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """From one layout to another, streamed, every tensor checked; called again after an interruption, it goes on."""
+    with reporting.one_sentence(), reporting.progress("converting") as bar:
+        cls = _class(source, block, layout, revision, subfolder)
+        options: dict[str, Any] = {"to": to, "layout": layout, "revision": revision, "subfolder": subfolder, "force": force}
+        done = converting.convert(
+            cls,
+            source,
+            target,
+            dtype=_dtype(dtype),
+            max_shard_size=max_shard_size,
+            finished=lambda name, number, total: bar.at(number, total, name),
+            **options,
+        )
+    origin = str(done.origin) if done.origin is not None else source
+    result = {"block": type(done).__name__, "origin": origin, "target": str(target), "layout": to}
+    reporting.show(result if as_json else f"{type(done).__name__} from {origin} -> {target} ({to})", as_json)
+
+
+@app.command()
+def verify(
+    source: Source,
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    arguments: Arguments = "{}",
+    as_json: Json = False,
+) -> None:
+    """Whether all tensors are there, in their shapes, with their checksums, and finite."""
+    with reporting.one_sentence():
+        loaded = _load(source, block, layout, revision, subfolder, arguments, "cpu")
+        broken = [key for key, tensor in loaded.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if broken:
+            raise ValueError(f"{source} holds numbers that are not finite in {', '.join(broken[:5])}")
+    result = {
+        "block": type(loaded).__name__,
+        "num_tensors": len(loaded.state_dict()),
+        "origin": loaded.origin and str(loaded.origin),
+    }
+    reporting.show(result if as_json else f"{source} is a sound {type(loaded).__name__}", as_json)
+
+
+@app.command()
+def tokenize(
+    source: Source,
+    images: Annotated[Path, typer.Argument(help="A folder of images, or of .tar shards of them; or one such shard.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write shards of tokens to.")],
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    arguments: Arguments = "{}",
+    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to squares of this side first.")] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Images in one file.", min=1)] = 1000,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Images to the codes, or latents, of a tokenizer; called again after an interruption, it goes on."""
+    from mmblocks.cli import token_shards
+
+    with reporting.one_sentence(), reporting.progress("tokenizing") as bar:
+        loaded = _load(source, block, layout, revision, None, arguments, device)
+        result = token_shards.write(loaded, images, target, size, shard_size, torch.device(device), bar.at)
+    reporting.show(result if as_json else f"{result['num_images']} images in {result['num_shards']} files in {target}", as_json)
+
+
+@app.command()
+def reconstruct(
+    source: Source,
+    image: Annotated[Path, typer.Argument(help="An image.")],
+    target: Annotated[Path, typer.Argument(help="The picture to write: the image on the left, what is left of it on the right.")],
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    arguments: Arguments = "{}",
+    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to a square of this side first.")] = None,
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """An image through a tokenizer and back."""
+    from mmblocks.cli import pictures
+
+    with reporting.one_sentence():
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists; --force replaces it")
+        loaded = _load(source, block, layout, revision, None, arguments, device)
+        psnr = pictures.reconstruct(loaded, image, target, size, torch.device(device))
+    reporting.show({"target": str(target), "psnr": psnr} if as_json else f"{target}: PSNR {psnr:.2f} dB", as_json)
+
+
+@app.command()
+def embed(
+    source: Source,
+    images: Annotated[Path, typer.Argument(help="A folder of images.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    arguments: Arguments = "{}",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Images to the vectors of an encoder; called again after an interruption, it goes on."""
+    from mmblocks.encoders.embed_folder import embed_folder, read_embeddings
+
+    with reporting.one_sentence():
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists; --force replaces it")
+        loaded = _load(source, block, layout, revision, None, arguments, device)
+        file = embed_folder(loaded, images, target, batch_size=batch_size, progress=reporting.ERR.is_terminal)
+        shape = list(read_embeddings(file).embeddings.shape)
+    result = {"target": str(target), "shape": shape}
+    reporting.show(result if as_json else f"{target}: {shape[0]} vectors of {shape[1]} numbers", as_json)
+
+
+def _class(name: str, block: str | None, layout: str | None, revision: str | None, subfolder: str | None) -> type[Block]:
+    """The class that is named, or that a local folder or the catalogue tells."""
+    if block is None and catalogue.find(name) is not None:
+        return Block
+    path = Path(name) / subfolder if subfolder else Path(name)
+    return fitting.choose(path, block) if block is not None or path.exists() else Block
+
+
+def _load(
+    name: str, block: str | None, layout: str | None, revision: str | None, subfolder: str | None, arguments: str, device: str
+) -> Block:
+    try:
+        given = json.loads(arguments)
+    except ValueError as error:
+        raise ValueError(f"arguments is {arguments!r}; accepted: a JSON object") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"arguments is {arguments!r}; accepted: a JSON object")
+    cls = _class(name, block, layout, revision, subfolder)
+    return cls.from_pretrained(name, layout=layout, revision=revision, subfolder=subfolder, device=device, **given)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    found = None if name is None else getattr(torch, name, None)
+    if name is not None and not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype is {name!r}; accepted: such as float32, float16, bfloat16")
+    return found
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number / 1e6:,.1f}M"

@@ -1,0 +1,143 @@
+"""Which Blocks a checkpoint is, or holds as a part, told from its headers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import mmblocks
+from mmblocks.block import Block
+from mmblocks.checkpoints import catalogue, config, files, hub, published
+from mmblocks.checkpoints.layouts import Layout
+
+Headers = Callable[[str | None], Mapping[str, Tensor]]
+"""Gives the tensors on the meta device, for a layout's ``unwrap``."""
+
+
+class Fit(NamedTuple):
+    """A Block that a published checkpoint fits exactly."""
+
+    block: type[Block]
+    layout: Layout
+    num_parameters: int
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        config: of the folder; empty where there is none.
+        headers: the tensors, those of the parts of a folder that a Block wrote included.
+    """
+
+    config: dict[str, Any]
+    headers: Headers
+
+
+def contents(name: str, revision: str | None, subfolder: str | None) -> Contents:
+    """Of a folder, a file, a repository on the Hub or an entry of the catalogue; no weights are read.
+
+    Raises:
+        FileNotFoundError: there is no such thing.
+        ValueError: files that are not sound, or that have to be downloaded to be looked into.
+    """
+    path = Path(name) / subfolder if subfolder else Path(name)
+    if path.exists():
+        return local(path)
+    entry = catalogue.find(name)
+    found = (entry.id, entry.path) if entry is not None and entry.id is not None else hub.split_id(name)
+    if found is None:
+        raise FileNotFoundError(f"no such folder: {path}; accepted: a folder, organisation/name on the Hub, or a catalogued name")
+    revision = revision or (entry.revision if entry is not None else None)
+    inside = "/".join(filter(None, (found[1], subfolder)))
+    return _remote(hub.find(found[0], revision), inside)
+
+
+def local(path: Path) -> Contents:
+    """Of a folder or file."""
+    content = (config.read(path) or {}) if path.is_dir() else {}
+    if not config.is_ours(content):
+        return Contents(content, lambda unwrap: files.open_published(path, unwrap).meta)
+    found = dict(files.open_own(path).meta)
+    for name in dict.fromkeys(config.subfolders(content)):
+        part = local(config.part_folder(path, name)).headers(None)
+        found |= {f"{name}/{key}": tensor for key, tensor in part.items()}
+    return Contents(content, lambda unwrap: found)
+
+
+def fits(found: Contents) -> list[Fit]:
+    """All pairs of a class and a layout that know every tensor's name, and whose shapes agree.
+
+    A class whose arguments are not in the published config cannot be built, and is left out.
+    """
+    fitting = []
+    for cls in _classes():
+        for layout in cls.layouts:
+            try:
+                meta = found.headers(layout.unwrap)
+                if not layout.fits(meta, found.config):
+                    continue
+                block = published.instance(cls, layout, found.config, {})
+                difference = layout.check({key: tuple(tensor.shape) for key, tensor in meta.items()}, block)
+            except (ValueError, TypeError, ImportError):
+                continue
+            if not difference:
+                fitting.append(Fit(cls, layout, sum(parameter.numel() for parameter in block.parameters())))
+    return fitting
+
+
+def choose(path: Path, name: str | None) -> type[Block]:
+    """The class called ``name``; without a name the one a folder was saved by, or the only one that fits.
+
+    Raises:
+        ValueError: none or several fit, or there is no class of that name.
+    """
+    if name is not None:
+        known: Any = getattr(mmblocks, name, None)
+        if not isinstance(known, type) or not issubclass(known, Block):
+            raise ValueError(f"block is {name!r}; accepted: the name of a Block of mmblocks")
+        return known
+    found = local(path)
+    if config.is_ours(found.config):
+        return Block
+    classes = {fit.block for fit in fits(found)}
+    if len(classes) != 1:
+        names = ", ".join(sorted(cls.__name__ for cls in classes)) or "no Block"
+        raise ValueError(f"{names} of mmblocks fit {path}; name the one that is meant with --block")
+    return classes.pop()
+
+
+def _remote(repository: hub.Repository, path: str) -> Contents:
+    if path in repository.checksums:
+        found = _remote_file(repository, path)
+        return Contents({}, lambda unwrap: found)
+    names = repository.folder(path)
+    prefix = f"{path}/" if path else ""
+    content = (config.read(repository.get(f"{prefix}{config.FILE}").parent) or {}) if config.FILE in names else {}
+    if not config.is_ours(content):
+        found = _remote_file(repository, prefix + files.choose(names, f"{repository.name}/{path}".rstrip("/")))
+        return Contents(content, lambda unwrap: found)
+    own = [name for name in names if name in ("model.safetensors", f"model.safetensors{files.INDEX}")]
+    found = _remote_file(repository, prefix + own[0]) if own else {}
+    for name in dict.fromkeys(config.subfolders(content)):
+        part = _remote(repository, prefix + name).headers(None)
+        found |= {f"{name}/{key}": tensor for key, tensor in part.items()}
+    return Contents(content, lambda unwrap: found)
+
+
+def _remote_file(repository: hub.Repository, path: str) -> dict[str, Tensor]:
+    if path.endswith(f"{files.SAFETENSORS}{files.INDEX}"):
+        shards = files.places(repository.get(path))
+        folder = path[: path.rfind("/") + 1]
+        return {key: tensor for name in sorted(set(shards.values())) for key, tensor in repository.headers(folder + name).items()}
+    if not path.endswith(files.SAFETENSORS):
+        raise ValueError(f"{path} of {repository.name} is pickled; download it to look into it, since it has no header")
+    return repository.headers(path)
+
+
+def _classes() -> Iterator[type[Block]]:
+    for name in mmblocks.__all__:
+        found = getattr(mmblocks, name)
+        if isinstance(found, type) and issubclass(found, Block) and found.layouts:
+            yield found

@@ -1,0 +1,238 @@
+"""Several encoders as one: their features side by side in width, in turn, one after the other, or one at two resolutions.
+
+Each encoder sees the same image at its own size and names its own grid; the classes differ in what becomes of the features.
+
+Shapes: B images, H and W pixels, h and w places, D width.
+"""
+
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from mmblocks.block import Block
+from mmblocks.layers.pixels import check_pixels
+
+Grid = tuple[int, int]
+
+
+class EncoderGroup(Block):
+    """Several encoders by name; what they see, as a list in their order, for a connector that reads several features.
+
+    An encoder of one size is shown the image resized to it (bicubic, antialiased; the aspect is not kept).
+
+    Args:
+        encoders: by name. Each has ``dim``, and names its grid by ``image_size`` and ``grid``, or by ``grid_of(height, width)``.
+
+    Raises:
+        ValueError: no encoder.
+        TypeError: an encoder that does not name its grid or width.
+    """
+
+    def __init__(self, *, encoders: dict[str, Block]) -> None:
+        super().__init__()
+        if not encoders:
+            raise ValueError("encoders is empty; accepted: at least one")
+        for name, encoder in encoders.items():
+            if not hasattr(encoder, "dim") or not (hasattr(encoder, "grid_of") or hasattr(encoder, "grid")):
+                kind = type(encoder).__name__
+                raise TypeError(
+                    f"encoder {name!r}, a {kind}, does not name its width and grid; accepted: with dim, grid or grid_of"
+                )
+        self.encoders = nn.ModuleDict(encoders)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The width of each encoder's features."""
+        return {name: int(encoder.dim) for name, encoder in self._each()}
+
+    def grids(self, height: int, width: int) -> dict[str, Grid]:
+        """Rows and columns of each encoder's features of an image of this size.
+
+        Raises:
+            ValueError: a size that one of them does not take; the message names it.
+        """
+        found: dict[str, Grid] = {}
+        for name, encoder in self._each():
+            size = _own_size(encoder)
+            try:
+                found[name] = encoder.grid_of(*(size or (height, width))) if hasattr(encoder, "grid_of") else encoder.grid
+            except ValueError as error:
+                raise ValueError(f"encoder {name!r}: {error}") from error
+        return found
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The grid of the first encoder."""
+        return next(iter(self.grids(height, width).values()))
+
+    def features(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
+        """What each encoder sees, (B, h, w, D) on its own grid.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels that are no RGB in [0, 1], or of a size that an encoder does not take.
+        """
+        check_pixels(pixels, num_axes=4)
+        self.grids(pixels.shape[2], pixels.shape[3])
+        return {name: encoder(_resized(pixels, _own_size(encoder))) for name, encoder in self._each()}
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Any:
+        """The features of all encoders, a list in their order. Arguments and errors as for ``features``."""
+        return list(self.features(pixels).values())
+
+    def _each(self) -> list[tuple[str, Any]]:
+        return list(self.encoders.items())
+
+
+class ChannelFusion(EncoderGroup):
+    """The features of all encoders, brought to one grid (bilinear), side by side in width.
+
+    Args:
+        encoders: as for ``EncoderGroup``.
+        grid: rows and columns; None for those of the first encoder.
+
+    Source: Eagle (arXiv 2408.15998), which finds this as good as anything learned; DeepSeek-VL (arXiv 2403.05525).
+    """
+
+    def __init__(self, *, encoders: dict[str, Block], grid: tuple[int, int] | None = None) -> None:
+        super().__init__(encoders=encoders)
+        self.fixed = grid
+        self.dim = sum(self.dims.values())
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Rows and columns of the features; raises what ``grids`` raises."""
+        return self.fixed or super().grid_of(height, width)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Arguments and errors as for ``features``."""
+        grid = self.grid_of(pixels.shape[2], pixels.shape[3])
+        return torch.cat([_on_grid(features, grid) for features in self.features(pixels).values()], dim=-1)
+
+
+class TokenInterleave(EncoderGroup):
+    """The features of all encoders, each projected to one width, in turn: all that is known of a place stands together.
+
+    A row holds its first place as all encoders see it, then its second, and so on: the grid has as many columns as the encoders
+    together.
+
+    Args:
+        encoders: as for ``EncoderGroup``.
+        dim: D.
+        grid: rows and columns of places; None for those of the first encoder. The others are brought to it (bilinear).
+
+    Source: LEO (arXiv 2501.06986), with a connector for each encoder before.
+    """
+
+    def __init__(self, *, encoders: dict[str, Block], dim: int, grid: tuple[int, int] | None = None) -> None:
+        super().__init__(encoders=encoders)
+        self.projections = _projections(self.dims, dim)
+        self.fixed = grid
+        self.dim = dim
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Rows, and columns times encoders; raises what ``grids`` raises."""
+        rows, columns = self.fixed or super().grid_of(height, width)
+        return rows, columns * len(self.encoders)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Arguments and errors as for ``features``."""
+        rows, columns = self.grid_of(pixels.shape[2], pixels.shape[3])
+        grid = rows, columns // len(self.encoders)
+        features = self.features(pixels)
+        parts = [_on_grid(self.projections[name](own), grid) for name, own in features.items()]
+        return rearrange(torch.stack(parts), "e b h w d -> b h (w e) d")
+
+
+class TokenConcat(EncoderGroup):
+    """The features of all encoders, each projected to one width and marked as its own, one encoder after the other.
+
+    Nothing is resized. A resampler behind it reads all of it, as in Prismer.
+
+    Args:
+        encoders: as for ``EncoderGroup``.
+        dim: D.
+
+    Source: Prismer (arXiv 2303.02506), whose experts' features go into one resampler.
+    """
+
+    def __init__(self, *, encoders: dict[str, Block], dim: int) -> None:
+        super().__init__(encoders=encoders)
+        self.projections = _projections(self.dims, dim)
+        self.marks = nn.Parameter(torch.empty(len(encoders), dim).normal_(std=0.02))
+        self.dim = dim
+
+    def grid_of(self, height: int, width: int) -> Any:
+        """(tokens,): the places of all encoders together; raises what ``grids`` raises."""
+        return (sum(rows * columns for rows, columns in self.grids(height, width).values()),)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B tokens D"]:
+        """Arguments and errors as for ``features``."""
+        parts = zip(self.features(pixels).items(), self.marks, strict=True)
+        return torch.cat([self.projections[name](features).flatten(1, 2) + mark for (name, features), mark in parts], dim=1)
+
+
+class DualResolution(EncoderGroup):
+    """One encoder sees the whole image small, another sees it large; each place of the small grid is told what lies in it.
+
+    The large features are averaged over the place of the small grid that they lie in, and added through a learned layer, as much as
+    a gate allows that has seen both: gate and sum are LLaVA-HR's.
+
+    Args:
+        encoders: "low" sees the image at low resolution, and its grid and width are those of what comes out; "high" sees it at
+            high resolution.
+
+    Raises:
+        ValueError: encoders by other names.
+
+    Source: LLaVA-HR (arXiv 2403.03003).
+    """
+
+    def __init__(self, *, encoders: dict[str, Block]) -> None:
+        if set(encoders) != {"low", "high"}:
+            raise ValueError(f"encoders are {', '.join(encoders)}; accepted: 'low' and 'high'")
+        super().__init__(encoders=encoders)
+        self.dim = self.dims["low"]
+        self.from_low = nn.Conv2d(self.dim, self.dim, 3, padding=1, groups=self.dim)
+        self.from_high = nn.Linear(self.dims["high"], self.dim)
+        self.gate = nn.Sequential(nn.Linear(2 * self.dim, self.dim // 2), nn.GELU(), nn.Linear(self.dim // 2, self.dim), nn.Tanh())
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The grid of "low"; raises what ``grids`` raises."""
+        return self.grids(height, width)["low"]
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Arguments and errors as for ``features``."""
+        features = self.features(pixels)
+        low = features["low"]
+        near = self.from_low(low.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        far = self.from_high(_on_grid(features["high"], (low.shape[1], low.shape[2]), mode="area"))
+        gate = self.gate(torch.cat([near.mean(dim=(1, 2)), far.mean(dim=(1, 2))], dim=-1))
+        return low + near + gate[:, None, None] * far
+
+
+def _projections(dims: dict[str, int], dim: int) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.Linear(width, dim) for name, width in dims.items()})
+
+
+def _own_size(encoder: Any) -> tuple[int, int] | None:
+    """The only size that an encoder takes; None where it takes several."""
+    size = getattr(encoder, "image_size", None)
+    return None if size is None else (size[0], size[1])
+
+
+def _resized(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or tuple(pixels.shape[2:]) == size:
+        return pixels
+    # Bicubic curves leave [0, 1] at sharp edges.
+    return interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1).to(pixels.dtype)
+
+
+def _on_grid(features: Tensor, grid: Grid, mode: Literal["bilinear", "area"] = "bilinear") -> Tensor:
+    """(B, h, w, D) on another grid."""
+    if tuple(features.shape[1:3]) == tuple(grid):
+        return features
+    options = {} if mode == "area" else {"align_corners": False}
+    return interpolate(features.permute(0, 3, 1, 2), grid, mode=mode, **options).permute(0, 2, 3, 1)

@@ -1,0 +1,224 @@
+"""The image tower of any CLIP that open_clip knows by name: CLIP, SigLIP, EVA, ConvNeXt, ...
+
+Shapes: B images, H and W pixels, h and w places, M tokens, D width, E width of the embedding that images and texts share.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.foreign_towers import centre, fill_buffers, fitting_grid
+from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
+
+_BESIDE_VISUAL = (
+    *("text.*", "logit_scale", "logit_bias"),
+    *("transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*", "text_projection", "attn_mask"),
+)
+
+
+class OpenClipEncoder(Block):
+    """Pixels to the features of one layer of an open_clip image tower, or to embeddings.
+
+        encoder = OpenClipEncoder.from_pretrained("open_clip_model.safetensors", name="ViT-B-16-SigLIP")
+        encoder = OpenClipEncoder(name="ViT-L-14", weights="openai")               # random weights
+
+    A file of the whole model will do. ``encoder.model`` is open_clip's own tower; that of the texts is built beside it and dropped.
+
+    Args:
+        name: as ``open_clip.create_model`` knows it.
+        weights: the published weights (open_clip's ``pretrained``) whose mean, standard deviation and way of resizing are meant.
+            None where all that are known of ``name`` agree. Nothing is downloaded.
+        image_size: height and width, for a tower that shall have another size; None for its own.
+        feature_layer: the block, or stage, whose states are the features: from 0, or from the end.
+        feature_norm: let them through the tower's final norm.
+
+    Raises:
+        ValueError: a name or weights that open_clip does not know; known weights that differ in how they want their images; no
+            such layer.
+
+    Source: mlfoundations/open_clip.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("open_clip", (Rule("visual.*", "model.*"),), ignored=_BESIDE_VISUAL, unwrap="state_dict|"),
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        feature_layer: int = -1,
+        feature_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mean, self.std, self.resizing = _ways(name, weights)
+        self.model = _built(name, image_size)
+        self.num_layers, self.dim, self.stride = _sizes(self.model, feature_layer)
+        self.name = name
+        self.feature_layer = feature_layer
+        self.feature_norm = feature_norm
+        height, width = _pair(self.model.image_size)
+        self.image_size = height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the features."""
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the features of an image.
+
+        Raises:
+            ValueError: a size that the tower does not take.
+        """
+        return fitting_grid(height, width, self.stride, self.image_size)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Features, of the layer and behind the norm or not as the constructor was told.
+
+        Args:
+            pixels: in [0, 1], of ``image_size``.
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels that are no RGB in [0, 1], or of another size.
+        """
+        (features,) = self.states(pixels, (self.feature_layer,), normed=self.feature_norm)
+        return features
+
+    def states(
+        self, pixels: Float[Tensor, "B 3 H W"], layers: Sequence[int], *, normed: bool = False
+    ) -> list[Float[Tensor, "B h w D"]]:
+        """The features of several layers, in the order asked for; ``normed`` lets all of them through the final norm.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a layer that is not there.
+        """
+        maps, _ = self._intermediates(pixels, layers, normed)
+        return [features.permute(0, 2, 3, 1) for features in maps]
+
+    def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
+        """The tokens before the patches, such as the class token, then the patches row by row: layer and norm as for ``forward``.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a tower without such tokens.
+        """
+        trunk = getattr(self.model, "trunk", self.model)
+        if not getattr(trunk, "num_prefix_tokens", hasattr(trunk, "class_embedding")):
+            raise ValueError(f"{self.name} has no class token; accepted: its features on a grid, from forward")
+        (patches,), (before,) = self._intermediates(pixels, (self.feature_layer,), self.feature_norm, output_extra_tokens=True)
+        return torch.cat([before, patches.flatten(2).transpose(1, 2)], dim=1)
+
+    def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """One embedding for each image, of any length: open_clip's ``encode_image``. Errors as for ``forward``."""
+        embedding = self.model(self._normalised(pixels))
+        return embedding[0] if isinstance(embedding, tuple) else embedding
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image as the weights want it: its middle (CLIP) or the whole of it, squashed (SigLIP); bicubic."""
+        height, width = self.image_size
+        if self.resizing == "squash":
+            return pixels_of(rgb_of(image).resize((width, height), PILImage.Resampling.BICUBIC))
+        return centre(image, height, width)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """What no checkpoint holds, such as rotary tables: as a tower that is built anew has it."""
+        name, image_size = self.config["name"], self.config["image_size"]
+        fill_buffers(self.model, lambda: _built(name, image_size), device)
+
+    def _intermediates(
+        self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The towers sort what is asked for, and give each once."""
+        count = self.num_layers
+        if not layers or not all(-count <= layer < count for layer in layers):
+            raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
+        numbers = [layer % count for layer in layers]
+        asked = sorted(set(numbers))
+        # A ResNet of open_clip's own has no norm and knows no such option.
+        options |= {"normalize_intermediates": True} if normed else {}
+        found = self.model.forward_intermediates(
+            self._normalised(pixels), indices=asked, stop_early=True, intermediates_only=True, **options
+        )
+        places = [asked.index(number) for number in numbers]
+        before = found.get("image_intermediates_prefix", [])
+        return [found["image_intermediates"][place] for place in places], [before[place] for place in places] if before else []
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        check_pixels(pixels, num_axes=4)
+        self.grid_of(pixels.shape[2], pixels.shape[3])
+        return normalise(pixels, self.mean, self.std).to(next(self.model.parameters()).dtype)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _no_warning(record: logging.LogRecord) -> bool:
+    return "No pretrained weights loaded" not in record.getMessage()
+
+
+def _built(name: str, image_size: tuple[int, int] | None) -> Any:
+    import open_clip  # type: ignore[import-untyped]
+
+    # A ResNet knows squares alone, by one side.
+    square = image_size is not None and image_size[0] == image_size[1]
+    size = image_size[0] if square and image_size is not None else image_size
+    # It warns that weights are random, which is what is asked for here.
+    logging.getLogger().addFilter(_no_warning)
+    try:
+        # The default device decides: under torch.device("meta") nothing is filled in.
+        device = torch.get_default_device()
+        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_image_size=size, device=device)
+    finally:
+        logging.getLogger().removeFilter(_no_warning)
+    return model.visual
+
+
+def _ways(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """Mean, standard deviation and way of resizing of published weights."""
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known:
+        import difflib
+
+        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3])
+        raise ValueError(f"name is {name!r}, which open_clip does not know; accepted: of open_clip.list_models(), such as {near}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights is not None and weights not in tags:
+        raise ValueError(f"weights are {weights!r}; accepted of {name}: {', '.join(tags) or 'none'}")
+    ways = {}
+    for tag in (weights,) if weights is not None else tags:
+        cfg = open_clip.get_pretrained_cfg(name, tag)
+        ways[tag] = (tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("resize_mode", "shortest"))
+    if len(set(ways.values())) > 1:
+        raise ValueError(f"weights is None, but those of {name} want their images differently; accepted: one of {', '.join(ways)}")
+    if not ways:  # a tower that nobody has published: as CLIP
+        return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "shortest"
+    return next(iter(ways.values()))
+
+
+def _sizes(model: Any, layer: int) -> tuple[int, int, int]:
+    """How many layers there are, and the width and pixels a side of the places of one of them."""
+    if hasattr(model, "trunk"):
+        sizes = [(int(stage["num_chs"]), int(stage["reduction"])) for stage in model.trunk.feature_info]
+    elif hasattr(model, "transformer"):
+        patch, _ = _pair(model.patch_size)
+        sizes = [(model.transformer.width, patch)] * len(model.transformer.resblocks)
+    else:  # a ResNet
+        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+        sizes = [(model.conv3.out_channels, 4)] + [(stage[-1].conv3.out_channels, 4 * 2**n) for n, stage in enumerate(stages)]
+    if not -len(sizes) <= layer < len(sizes):
+        raise ValueError(f"feature_layer is {layer}; accepted: from {-len(sizes)} to {len(sizes) - 1}")
+    return len(sizes), *sizes[layer]

@@ -1,0 +1,202 @@
+"""Any image model of timm as an encoder: DINOv2, SigLIP, ConvNeXt, ...
+
+Shapes: B images, H and W pixels, h and w places, M tokens, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.foreign_towers import centre, fill_buffers, fitting_grid
+from mmblocks.layers.pixels import check_pixels, normalise
+
+_CLASSIFIERS = tuple(
+    f"{name}.{kind}" for name in ("head", "head.fc", "head_dist", "fc", "classifier") for kind in ("weight", "bias")
+)
+"""How timm's models name the classifier, which an encoder has none of."""
+
+
+def _config(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a repository ``timm/...`` on the Hub."""
+    if not published:
+        return {}
+    cfg, options = published.get("pretrained_cfg", {}), published.get("model_args") or {}
+    if set(options) - {"img_size"}:
+        raise ValueError(f"model_args are {options}; accepted: img_size alone")
+    arguments: dict[str, Any] = {kind: tuple(cfg[kind]) for kind in ("mean", "std") if kind in cfg}
+    if "img_size" in options:
+        size = options["img_size"]
+        arguments["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    return {"name": published["architecture"], **arguments}
+
+
+class TimmEncoder(Block):
+    """Pixels to the features of one layer of a timm model.
+
+        encoder = TimmEncoder.from_pretrained("folder of timm/vit_base_patch16_siglip_224.webli")
+        encoder = TimmEncoder(name="vit_base_patch14_dinov2", any_size=True)      # random weights
+
+    ``encoder.model`` is timm's own model, without its classifier.
+
+    Args:
+        name: as ``timm.create_model`` knows it; a tag behind a dot says whose mean and standard deviation are meant.
+        image_size: height and width for a model of one size that shall have another; None for its own.
+        any_size: interpolate learned positions to the images that come, rather than take one size. For vision transformers;
+            convolutional networks take any size as it is.
+        feature_layer: the block, or stage, whose states are the features: from 0, or from the end.
+        feature_norm: let them through the model's final norm.
+        mean, std: what pixels are normalised with; None for those that timm has for ``name``.
+
+    Raises:
+        ValueError: a name or tag that timm does not know; a model that gives no features on a grid, that cannot have another
+            size, or without such a layer.
+
+    Source: huggingface/pytorch-image-models.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("timm", (Rule("*", "model.*"),), ignored=_CLASSIFIERS, config=_config, unwrap="state_dict|model|"),
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: tuple[int, int] | None = None,
+        any_size: bool = False,
+        feature_layer: int = -1,
+        feature_norm: bool = False,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = _built(name, image_size, any_size)
+        stages = self.model.feature_info
+        num_layers = len(stages)
+        if not -num_layers <= feature_layer < num_layers:
+            raise ValueError(f"feature_layer is {feature_layer}; accepted: from {-num_layers} to {num_layers - 1}")
+        self.name = name
+        self.feature_layer = feature_layer
+        self.feature_norm = feature_norm
+        self.dim = int(stages[feature_layer]["num_chs"])
+        self.stride = int(stages[feature_layer]["reduction"])
+        cfg = self.model.pretrained_cfg
+        self.mean, self.std = mean or tuple(cfg["mean"]), std or tuple(cfg["std"])
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images; None where any multiples of ``stride`` will do."""
+        patches = getattr(self.model, "patch_embed", None)
+        if patches is None or not getattr(patches, "strict_img_size", False):
+            return None
+        height, width = patches.img_size
+        return height, width
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the features of an image.
+
+        Raises:
+            ValueError: a size that the model does not take.
+        """
+        return fitting_grid(height, width, self.stride, self.image_size)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Features, of the layer and behind the norm or not as the constructor was told.
+
+        Args:
+            pixels: in [0, 1].
+
+        Raises:
+            TypeError: pixels that are not floating point.
+            ValueError: pixels that are no RGB in [0, 1], or of a size that the model does not take.
+        """
+        (features,) = self.states(pixels, (self.feature_layer,), normed=self.feature_norm)
+        return features
+
+    def states(
+        self, pixels: Float[Tensor, "B 3 H W"], layers: Sequence[int], *, normed: bool = False
+    ) -> list[Float[Tensor, "B h w D"]]:
+        """The features of several layers, in the order asked for; ``normed`` lets all of them through the final norm.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a layer that is not there.
+        """
+        maps = self._intermediates(pixels, layers, normed)
+        return [features.permute(0, 2, 3, 1) for features in maps]
+
+    def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
+        """The tokens before the patches, such as a class token, then the patches row by row: layer and norm as for ``forward``.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; also a model without such tokens.
+        """
+        if not getattr(self.model, "num_prefix_tokens", 0):
+            raise ValueError(f"{self.name} has no class token; accepted: its features on a grid, from forward")
+        ((patches, before),) = self._intermediates(pixels, (self.feature_layer,), self.feature_norm, return_prefix_tokens=True)
+        return torch.cat([before, patches.flatten(2).transpose(1, 2)], dim=1)
+
+    def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """One vector for each image: what the model hands its classifier. Errors as for ``forward``."""
+        return self.model(self._normalised(pixels))
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The middle of the image, resized (bicubic): of the model's own size where any size will do."""
+        patches = getattr(self.model, "patch_embed", None)
+        size = getattr(patches, "img_size", None) or self.model.pretrained_cfg["input_size"][1:]
+        return centre(image, size[0], size[1])
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """What no checkpoint holds, such as rotary tables: as a model that is built anew has it."""
+        options = (self.config["name"], self.config["image_size"], self.config["any_size"])
+        fill_buffers(self.model, lambda: _built(*options), device)
+
+    def _intermediates(self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: Any) -> list[Any]:
+        """timm sorts what is asked for, and gives each once."""
+        count = len(self.model.feature_info)
+        if not layers or not all(-count <= layer < count for layer in layers):
+            raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
+        numbers = [layer % count for layer in layers]
+        asked = sorted(set(numbers))
+        maps = self.model.forward_intermediates(
+            self._normalised(pixels), indices=asked, norm=normed, stop_early=True, intermediates_only=True, **options
+        )
+        return [maps[asked.index(number)] for number in numbers]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        check_pixels(pixels, num_axes=4)
+        self.grid_of(pixels.shape[2], pixels.shape[3])
+        return normalise(pixels, self.mean, self.std).to(next(self.model.parameters()).dtype)
+
+
+def _built(name: str, image_size: tuple[int, int] | None, any_size: bool) -> Any:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"name is {name!r}, which timm does not know; accepted: of timm.list_models(), such as {_similar(name)}")
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    options |= {"dynamic_img_size": True} if any_size else {}
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except RuntimeError as error:
+        raise ValueError(f"name is {name!r}; accepted: a name of timm.list_pretrained() ({error})") from error
+    except TypeError as error:
+        given = f"image_size is {image_size}, any_size {any_size}"
+        raise ValueError(f"{given}; accepted of {name}: neither, for timm's model has its own way with sizes ({error})") from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"name is {name!r}, a model that gives no features on a grid; accepted: one with forward_intermediates")
+    return model
+
+
+def _similar(name: str) -> str:
+    import difflib
+
+    import timm
+
+    names = timm.list_models()
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3])

@@ -1,0 +1,151 @@
+"""Beam search: the likeliest text, for captions and short answers.
+
+Shapes: P prompts, W beams, B = P * W rows, V ids.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmblocks.batches import Batch
+from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of
+from mmblocks.generation.grammar import Grammar, State
+
+
+class Beam(NamedTuple):
+    """A text that was found.
+
+    Attributes:
+        ids: what follows the prompt, the id that stops it included.
+        score: log probability, divided by ``length ** length_penalty``.
+    """
+
+    ids: tuple[int, ...]
+    score: float
+
+
+class _Hypotheses:
+    """The best finished texts of one prompt."""
+
+    def __init__(self, num_beams: int, length_penalty: float) -> None:
+        self.num_beams, self.length_penalty = num_beams, length_penalty
+        self.beams: list[Beam] = []
+
+    def add(self, ids: Sequence[int], log_probability: float) -> None:
+        self.beams.append(Beam(tuple(ids), log_probability / len(ids) ** self.length_penalty))
+        self.beams.sort(key=lambda beam: -beam.score)
+        del self.beams[self.num_beams :]
+
+    def is_settled(self, best_open: float, length: int) -> bool:
+        """Whether no open text can still do better, as lengths stand."""
+        full = len(self.beams) == self.num_beams
+        return full and self.beams[-1].score >= best_open / length**self.length_penalty
+
+
+@torch.no_grad()
+def beam_search(
+    model: IdModel,
+    prompt: Batch,
+    grammar: Grammar,
+    *,
+    num_beams: int,
+    max_tokens: int,
+    length_penalty: float = 1.0,
+    input: str = "text",
+    head: str | None = None,
+) -> list[list[Beam]]:
+    """The likeliest continuations of each prompt, best first.
+
+    Args:
+        model: reads and writes ids.
+        prompt: P left-padded rows.
+        grammar: what may follow; ids alone.
+        num_beams: texts followed at once, and given back.
+        max_tokens: ids at most.
+        length_penalty: 0 compares log probabilities, 1 their mean per id; more favours long texts.
+        input: the embedder of ids.
+        head: the head over ids; may be None where the model has one head.
+
+    Raises:
+        ValueError: fewer than one beam, or a prompt that cannot be continued.
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; accepted: 1 or more")
+    prompts = check_prompt(prompt, 1, max_tokens)
+    id_head = id_head_of(model.outputs, head)
+    cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
+    hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
+    spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
+    cache, hidden = cache.rows(spread), hidden[spread]
+    writer = TableWriter(prompt.table.rows(spread), 1, images_only=False)
+
+    starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
+    states = [state for state in starts for _ in range(num_beams)]
+    written: list[list[int]] = [[] for _ in states]
+    # All beams of a prompt begin alike: only the first may be continued.
+    scores = torch.full((prompts, num_beams), float("-inf"), device=hidden.device)
+    scores[:, 0] = 0
+    found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
+    for length in range(1, max_tokens + 1):
+        logits = id_head.logits(hidden).masked_fill(_forbidden(grammar, states, id_head.vocab_size, hidden.device), float("-inf"))
+        totals = scores.view(-1, 1) + logits.log_softmax(dim=-1)
+        scores, rows, ids = _best(totals, scores, grammar, states, written, found)
+        before = [states[row] for row in rows]
+        states = [grammar.advance(state, i) for state, i in zip(before, ids, strict=True)]
+        written = [[*written[row], i] for row, i in zip(rows, ids, strict=True)]
+        settled = all(f.is_settled(float(best), length) for f, best in zip(found, scores.amax(dim=1), strict=True))
+        if settled or length == max_tokens:
+            break
+        index = torch.tensor(rows, device=hidden.device)
+        cache = cache.rows(index)
+        embeds = model.inputs[input](torch.tensor(ids, device=hidden.device))
+        hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
+    for number, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
+        if score > float("-inf"):
+            found[number // num_beams].add(ids_so_far, score)
+    return [hypotheses.beams for hypotheses in found]
+
+
+def _best(
+    totals: Tensor,
+    scores: Tensor,
+    grammar: Grammar,
+    states: list[State],
+    written: list[list[int]],
+    found: list[_Hypotheses],
+) -> tuple[Tensor, list[int], list[int]]:
+    """The best open continuations of each prompt; finished ones go to ``found``."""
+    prompts, num_beams = scores.shape
+    vocabulary = totals.shape[-1]
+    # Twice as many as there are beams: half of them may end.
+    values, places = totals.view(prompts, -1).topk(min(2 * num_beams, num_beams * vocabulary), dim=1)
+    kept = torch.full_like(scores, float("-inf"))
+    rows, ids = [], []
+    for number, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+        filled = 0
+        for rank, (value, place) in enumerate(zip(row_values, row_places, strict=True)):
+            row, next_id = number * num_beams + place // vocabulary, place % vocabulary
+            if filled == num_beams:
+                break
+            if value > float("-inf") and grammar.advance(states[row], next_id).mode == "done":
+                if rank < num_beams:
+                    found[number].add([*written[row], next_id], value)
+                continue
+            kept[number, filled] = value
+            filled += 1
+            rows.append(row)
+            ids.append(next_id if value > float("-inf") else grammar.allowed(states[row])[0][0])
+        for _ in range(filled, num_beams):  # fewer continuations than beams: follow the first one, out of the running
+            rows.append(number * num_beams)
+            ids.append(grammar.allowed(states[number * num_beams])[0][0])
+    return kept, rows, ids
+
+
+def _forbidden(grammar: Grammar, states: Sequence[State], vocab_size: int, device: torch.device) -> Tensor:
+    mask = torch.ones(len(states), vocab_size, dtype=torch.bool)
+    for row, state in zip(mask, states, strict=True):
+        for first, stop in grammar.allowed(state):
+            row[first:stop] = False
+    return mask.to(device)

@@ -1,0 +1,101 @@
+"""Text and continuous images: blocks of vectors that a diffusion or regression head writes one after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
+from mmblocks.segments import NO_ID
+from mmblocks.tokens import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorBlock:
+    """How a model writes a continuous image: an id that opens it, its vectors row by row, an id that ends it.
+
+    Attributes:
+        begin: text id that opens an image.
+        end: id that closes it; None where nothing does.
+        size: (height, width) of every image, in vectors.
+        head: the head that writes them; it needs ``sample(hidden, generator=...)``, (N, D) to (N, D').
+        input: the embedder that reads them.
+    """
+
+    begin: int
+    end: int | None
+    size: tuple[int, int]
+    head: str
+    input: str
+
+
+class VectorGrammar:
+    """Text and continuous images.
+
+    Args:
+        block: how an image is written.
+        vocab_size: of the text.
+        num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
+        stop: text ids that end a row.
+
+    Raises:
+        ValueError: for a size or a number of images below 1.
+    """
+
+    def __init__(self, block: VectorBlock, *, vocab_size: int, num_images: int = 1, stop: tuple[int, ...] = ()) -> None:
+        if min(block.size) < 1:
+            raise ValueError(f"size is {block.size}; accepted: height and width of at least 1 vector")
+        if num_images < 0 or (num_images == 0 and not stop):
+            raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
+        self.block, self.vocab_size, self.num_images, self.stop = block, vocab_size, num_images, stop
+
+    def start(self, prompt: Sequence[int] = ()) -> State:
+        """In text, or behind the id that opens an image where the prompt ends with it."""
+        return self._opened(State()) if prompt and prompt[-1] == self.block.begin else State()
+
+    def allowed(self, state: State) -> tuple[IdRange, ...]:
+        """The ids that may come next; none where a vector comes."""
+        if state.mode == "grid":
+            end = self.block.end
+            return () if self._is_vector(state) or end is None else ((end, end + 1),)
+        excluded = {self.block.end} if state.num_images < self.num_images else {self.block.end, self.block.begin}
+        edges = sorted(i for i in excluded if i is not None and i < self.vocab_size)
+        ranges = zip([0, *(edge + 1 for edge in edges)], [*edges, self.vocab_size], strict=True)
+        return tuple((first, stop) for first, stop in ranges if first < stop)
+
+    def describe(self, state: State) -> Described:
+        """A vector of the image, or text."""
+        if state.mode != "grid" or not self._is_vector(state):
+            return TEXT_TOKEN
+        row, column = divmod(state.offset, self.block.size[1])
+        return Described(int(Modality.VISION), True, (0, row, column), self.block.head, self.block.input)
+
+    def advance(self, state: State, next_id: int) -> State:
+        """The state behind an id, or behind a vector, which has ``NO_ID``.
+
+        Raises:
+            ValueError: if the grammar does not allow it here.
+        """
+        if state.mode == "done":
+            return state
+        if state.mode == "grid" and self._is_vector(state):
+            if next_id != NO_ID:
+                raise ValueError(f"id {next_id} cannot stand in an image of vectors")
+            state = state._replace(offset=state.offset + 1)
+            return state if self._is_vector(state) or self.block.end is not None else self._behind_image(state)
+        if not any(first <= next_id < stop for first, stop in self.allowed(state)):
+            raise ValueError(f"id {next_id} cannot stand here; accepted ranges: {self.allowed(state)}")
+        if state.mode == "grid":
+            return self._behind_image(state)
+        if next_id in self.stop:
+            return state._replace(mode="done")
+        return self._opened(state) if next_id == self.block.begin else state
+
+    def _is_vector(self, state: State) -> bool:
+        return state.offset < self.block.size[0] * self.block.size[1]
+
+    def _opened(self, state: State) -> State:
+        return state._replace(mode="grid", height=self.block.size[0], width=self.block.size[1], offset=0)
+
+    def _behind_image(self, state: State) -> State:
+        num_images = state.num_images + 1
+        done = num_images == self.num_images and not self.stop
+        return state._replace(mode="done" if done else "text", offset=0, num_images=num_images)

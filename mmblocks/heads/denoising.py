@@ -1,0 +1,162 @@
+"""Heads that denoise one token at a time: a small network, given a token's state, turns noise into that token.
+
+Shapes: N rows, D width of the states, C channels of a token, R repeats, S steps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from mmblocks.block import Block
+from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
+from mmblocks.layers.row_losses import check_draw, check_finite, check_rows, weighted
+
+
+class DenoisingHead(Block):
+    """Diffusion or flow over single tokens; network, path, sampler and guidance can each be replaced.
+
+    Args:
+        net: a ``layers.adaln_mlp.TokenDenoiser``, such as ``AdaLNMLP``.
+        path: a ``layers.noise_paths.NoisePath``: what noise does to a token, and what the network is asked for.
+        sampler: a ``layers.denoising_samplers.TokenSampler``.
+        guidance: how predictions with and without a condition are combined; ``LinearGuidance()`` if None.
+        repeats: R, times and noises that each token is learned at in one step: the network is cheap beside the trunk.
+        scale: tokens are multiplied by this before they are noised, and divided by it behind the sampler.
+
+    Raises:
+        ValueError: fewer than one repeat, or a scale of zero.
+
+    Source: MAR (arXiv 2406.11838), Orthus (arXiv 2412.00127), NOVA (arXiv 2412.14169).
+    """
+
+    net: Any
+    path: Any
+    sampler: Any
+    guidance: Any
+
+    def __init__(
+        self, *, net: Block, path: Block, sampler: Block, guidance: Block | None = None, repeats: int = 1, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if repeats < 1 or scale == 0:
+            raise ValueError(f"repeats is {repeats}, scale {scale}; accepted: 1 or more repeats, a scale other than 0")
+        self.net, self.path, self.sampler = net, path, sampler
+        self.guidance = guidance or LinearGuidance()
+        self.repeats, self.scale = repeats, scale
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "N D"],
+        target: Float[Tensor, "N C"],
+        weight: Float[Tensor, " N"] | None = None,
+        *,
+        t: Int[Tensor, " RN"] | None = None,
+        noise: Float[Tensor, "RN C"] | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, " N"]:
+        """The path's loss of each row, the mean over its repeats, in float32.
+
+        Args:
+            hidden: states that are asked for the tokens.
+            target: the tokens.
+            weight: factor per row; 0 leaves a row out.
+            t: times, in place of a draw; for all rows once, then for all again, R times.
+            noise: what is added, in place of a draw; in the same order.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: shapes that do not fit, times out of range, or values that are not finite (checked on CPU).
+        """
+        check_rows(hidden, target, weight, self.net.dim)
+        check_finite("target", target)
+        count = self.repeats * len(target)
+        x = (target.float() * self.scale).repeat(self.repeats, 1)
+        if t is None:
+            t = self.path.draw_times(count, x.device, generator)
+        check_draw("t", t, (count,))
+        self.path.check_times(t)
+        if noise is None:
+            noise = torch.empty_like(x).normal_(generator=generator)
+        check_draw("noise", noise, tuple(x.shape))
+
+        noised = self.path.corrupt(x, noise, t).to(hidden.dtype)
+        time = self.net.embed_time(self.path.net_time(t))
+        condition = self.net.embed_condition(hidden).repeat(self.repeats, 1)
+        losses = self.path.losses(self.net(noised, time, condition), x, noise, t)
+        return weighted(losses.view(self.repeats, -1).mean(dim=0), weight)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        hidden: Float[Tensor, "*N D"],
+        *,
+        unconditional: Float[Tensor, "*N D"] | Sequence[Float[Tensor, "*N D"]] | None = None,
+        guidance: float | Sequence[float] | None = None,
+        temperature: float = 1.0,
+        sampler: Block | None = None,
+        noise: Float[Tensor, "*N C"] | None = None,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        taps: list[Tensor] | None = None,
+    ) -> Float[Tensor, "*N C"]:
+        """One token per state, in float32.
+
+        Args:
+            hidden: states that are asked for tokens.
+            unconditional: the same states without the condition; several for guidance by several conditions, from more of
+                them to none.
+            guidance: the scale, or one scale for each of ``unconditional``; 1 asks for no guidance.
+            temperature: how much noise the sampler uses; see the sampler.
+            sampler: another one for this call.
+            noise: what the sampler begins with, in place of a draw.
+            step_noise: what it adds in its steps, in place of draws.
+            generator: source of randomness.
+            taps: a list that is given the tokens behind each step, before they are divided by ``scale``.
+
+        Raises:
+            ValueError: shapes that do not fit, guidance without unconditional states or the other way round, a scale below 1.
+        """
+        others, scales = _streams(hidden, unconditional, guidance)
+        walker: Any = sampler or self.sampler
+        shape = (*hidden.shape[:-1], self.net.dim)
+        if noise is None:
+            noise = torch.empty(shape, device=hidden.device).normal_(generator=generator)
+        check_draw("noise", noise, shape)
+
+        times = walker.times(self.path)
+        told = times.tolist()
+        # All times and all streams at once: over the walk, only the tokens change.
+        time = self.net.embed_time(times.to(hidden.device))
+        condition = self.net.embed_condition(torch.stack([hidden, *others]))
+
+        def predict(x: Tensor, number: int) -> Tensor:
+            x = x.to(hidden.dtype).expand(len(condition), *x.shape)
+            outputs = self.net(x, time[number], condition).unbind(0)
+            if len(outputs) == 1:
+                return outputs[0]
+            # What the network gives beside the prediction, such as a variance, is the first stream's.
+            channels = shape[-1]
+            guided = self.guidance([output[..., :channels].float() for output in outputs], scales, told[number])
+            return torch.cat([guided, outputs[0][..., channels:].float()], dim=-1)
+
+        x = walker.walk(
+            predict, noise.float(), self.path, temperature=temperature, step_noise=step_noise, generator=generator, taps=taps
+        )
+        return x / self.scale
+
+
+def _streams(hidden: Tensor, unconditional: Any, guidance: Any) -> tuple[list[Tensor], tuple[float, ...]]:
+    """The states beside the first stream's, and a scale for each; none where every scale is 1."""
+    if (unconditional is None) != (guidance is None):
+        raise ValueError("guidance and unconditional go together: states without the condition, and a scale")
+    if unconditional is None:
+        return [], ()
+    others = [unconditional] if isinstance(unconditional, Tensor) else list(unconditional)
+    scales = (guidance,) if isinstance(guidance, int | float) else tuple(guidance)
+    check_scales(scales, len(others) + 1)
+    for other in others:
+        check_draw("unconditional", other, tuple(hidden.shape))
+    return ([], ()) if all(scale == 1 for scale in scales) else (others, scales)

@@ -1,0 +1,81 @@
+"""MAR's diffusion head."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.heads.denoising import DenoisingHead
+from mmblocks.layers.adaln_mlp import AdaLNMLP
+from mmblocks.layers.denoising_samplers import AncestralSampler
+from mmblocks.layers.noise_paths import LearnedVariancePath
+from mmblocks.layers.noise_schedules import Spacing
+
+_DIMS = {"mar_base": 768, "mar_large": 1024, "mar_huge": 1280}
+
+
+def adaln_mlp_rules(theirs: str, ours: str = "net.") -> tuple[Rule, ...]:
+    """MAR's names of ``AdaLNMLP``."""
+    return tuple(
+        Rule(f"{theirs}{a}.*", f"{ours}{b}.*")
+        for a, b in (
+            ("time_embed.mlp", "time_embedding.mlp"),
+            ("cond_embed", "condition"),
+            ("input_proj", "input"),
+            ("res_blocks.{}.in_ln", "blocks.{}.norm"),
+            ("res_blocks.{}.mlp", "blocks.{}.mlp"),
+            ("res_blocks.{}.adaLN_modulation.1", "blocks.{}.modulation"),
+            ("final_layer.adaLN_modulation.1", "final_modulation"),
+            ("final_layer.linear", "output"),
+        )
+    )
+
+
+def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dim": config["z_channels"],
+        "token_dim": config["target_channels"],
+        "width": config["width"],
+        "num_blocks": config["depth"],
+        "steps": config.get("num_sampling_steps", "100"),
+        "repeats": config.get("diffusion_batch_mul", 1),
+    }
+
+
+def _in_mar(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dim": _DIMS[config["function"]] if "function" in config else config["decoder_embed_dim"],
+        "token_dim": config["vae_embed_dim"] * config.get("patch_size", 1) ** 2,
+        "width": config["diffloss_w"],
+        "num_blocks": config["diffloss_d"],
+        "steps": config.get("num_sampling_steps", "100"),
+        "repeats": config.get("diffusion_batch_mul", 4),
+    }
+
+
+class MARDiffusionHead(DenoisingHead):
+    """Diffusion over single tokens with a learned variance, sampled step by step over some of the training's times.
+
+    Time 0 is nearly clean; the network is told the time's number in training, whatever the sampler leaves out; guidance moves the
+    predicted noise alone. MAR reads latents that are multiplied by 0.2325: that is its tokenizer's business here.
+
+    Args:
+        dim: width of the states (MAR-B 768, L 1024, H 1280).
+        token_dim: channels of a token (16).
+        width: of the network (1024, 1280, 1536).
+        num_blocks: of the network (6, 8, 12).
+        steps: of the sampler; see ``noise_schedules.Spacing``.
+        repeats: times that each token is learned at in one step.
+
+    Published: the head alone; "mar" is a whole model's file.
+
+    Source: MAR (arXiv 2406.11838; LTH14/mar).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("diffloss", adaln_mlp_rules("net."), config=_alone),
+        Layout("mar", adaln_mlp_rules("diffloss.net."), ignored=("*",), config=_in_mar, unwrap="model_ema"),
+    )
+
+    def __init__(self, *, dim: int, token_dim: int, width: int, num_blocks: int, steps: Spacing = 100, repeats: int = 4) -> None:
+        net = AdaLNMLP(dim=token_dim, condition_dim=dim, width=width, num_blocks=num_blocks, out_dim=2 * token_dim)
+        super().__init__(net=net, path=LearnedVariancePath(), sampler=AncestralSampler(steps=steps), repeats=repeats)

@@ -1,0 +1,50 @@
+"""The head of masked discrete diffusion: codes that are hidden are predicted at their own places.
+
+Shapes: N rows, D width, B images, L codes of an image, V codes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.heads.language import LMHead
+from mmblocks.layers.masked_tokens import ConfidenceSampler, Masked, MaskedTokens
+
+
+class MaskedTokenHead(LMHead):
+    """Cross entropy on hidden codes, each asked for at its own place; images are found in a few passes.
+
+    Hidden codes have the id ``vocab_size``: the first that is no code.
+
+    Args:
+        dim: D.
+        vocab_size: V.
+        path: what is hidden; ``MaskedTokens`` with cosine shares if None.
+        sampler: how images are found; ``ConfidenceSampler()`` if None.
+        init_std: of the initial weights.
+
+    Source: MaskGIT (arXiv 2202.04200), MAGVIT (arXiv 2212.05199), 4M (arXiv 2312.06647), Show-o (arXiv 2408.12528).
+    """
+
+    path: Any
+    sampler: Any
+
+    def __init__(
+        self, *, dim: int, vocab_size: int, path: Block | None = None, sampler: Block | None = None, init_std: float = 0.02
+    ) -> None:
+        super().__init__(dim=dim, vocab_size=vocab_size, init_std=init_std)
+        self.path = path or MaskedTokens(mask_id=vocab_size)
+        self.sampler = sampler or ConfidenceSampler()
+
+    def corrupt(self, ids: Int[Tensor, "B L"], **draws: Any) -> Masked:
+        """Hides some codes of each image; see ``MaskedTokens.corrupt``. ``loss`` is asked where ``mask`` is True."""
+        masked: Masked = self.path.corrupt(ids, **draws)
+        return masked
+
+    def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B L"], **draws: Any) -> Int[Tensor, "B L"]:
+        """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.walk``. ``predict`` runs the model around the head."""
+        found: Tensor = self.sampler.walk(predict, ids, self.path.mask_id, **draws)
+        return found

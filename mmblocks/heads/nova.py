@@ -1,0 +1,87 @@
+"""NOVA's flow head."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.heads.denoising import DenoisingHead
+from mmblocks.layers.adaln_mlp import PatchMLP
+from mmblocks.layers.denoising_guidance import LinearGuidance
+from mmblocks.layers.denoising_samplers import DiffusersSampler
+from mmblocks.layers.noise_paths import FlowPath
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dim": config["cond_dim"],
+        "channels": config.get("image_dim", 4),
+        "patch_size": config.get("patch_size", 2),
+        "width": config["embed_dim"],
+        "num_blocks": config["depth"],
+        "shift": config.get("shift", 1.0),
+        "num_steps": config.get("steps", 25),
+        "guidance_below": config.get("trunc", 0.0),
+        "guidance_renorm": config.get("renorm", 1.0),
+    }
+
+
+_RULES = (
+    Rule("patch_embed.proj.*", "net.patches.*"),
+    *(
+        Rule(f"time_cond_embed.{theirs}.fc{number}.*", f"net.{ours}.{place}.*")
+        for theirs, ours in (("timestep_proj", "time_mlp"), ("condition_proj", "condition_mlp"))
+        for number, place in ((1, 0), (2, 2))
+    ),
+    Rule("blocks.{}.norm1.proj.*", "net.blocks.{}.modulation.*"),
+    Rule("blocks.{}.norm2.*", "net.blocks.{}.norm.*"),
+    Rule("blocks.{}.proj.fc1.*", "net.blocks.{}.mlp.0.*"),
+    Rule("blocks.{}.proj.fc2.*", "net.blocks.{}.mlp.2.*"),
+    Rule("norm.proj.*", "net.final_modulation.*"),
+    Rule("head.*", "net.output.*"),
+)
+
+
+class NOVAFlowHead(DenoisingHead):
+    """Flow over patches of latents, inner order (row, column, channel); Euler steps from noise to data.
+
+    Time 0 is pure noise; the network is told sigma times a thousand. Only the tokens that are asked for are computed, where
+    upstream carries the others through the walk too.
+
+    Args:
+        dim: width of the states.
+        channels: of the latents.
+        patch_size: side of a patch.
+        width: of the network.
+        num_blocks: of the network.
+        shift: of the noise; see ``FlowPath``. As upstream and diffusers have it, the sampler's even steps begin from shifted ends
+            and are shifted again.
+        num_steps: of the sampler.
+        guidance_below, guidance_renorm: see ``LinearGuidance``.
+        repeats: times that each token is learned at in one step.
+
+    Source: NOVA (arXiv 2412.14169; baaivision/NOVA).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("nova", _RULES, config=_config),)
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        channels: int = 4,
+        patch_size: int = 2,
+        width: int,
+        num_blocks: int,
+        shift: float = 1.0,
+        num_steps: int = 25,
+        guidance_below: float = 0.0,
+        guidance_renorm: float = 1.0,
+        repeats: int = 1,
+    ) -> None:
+        super().__init__(
+            net=PatchMLP(channels=channels, patch_size=patch_size, condition_dim=dim, width=width, num_blocks=num_blocks),
+            path=FlowPath(shift=shift),
+            sampler=DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", options={"shift": shift}, num_steps=num_steps),
+            guidance=LinearGuidance(below=guidance_below, renorm=guidance_renorm),
+            repeats=repeats,
+        )

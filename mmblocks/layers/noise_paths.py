@@ -1,0 +1,314 @@
+"""From data to noise: how a target is corrupted at a time, and what a network is then asked for.
+
+A path has no parameters. Times are drawn and handed around in the path's own unit, whole numbers here; ``net_time`` says what
+the network is told. Conventions differ between methods without a trace in the weights, so each is an argument with a name.
+
+Shapes: N rows, C channels, T times.
+"""
+
+import math
+from functools import cached_property
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Generator, Tensor
+
+from mmblocks.block import Block
+from mmblocks.layers.noise_schedules import Schedule, betas_of, zero_terminal_snr
+
+
+@runtime_checkable
+class NoisePath(Protocol):
+    """What a denoising head asks of a path.
+
+    ``num_outputs`` is how many channels the network gives per channel of the target; guidance reads the first of them.
+    """
+
+    num_outputs: ClassVar[int]
+
+    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+        """Times to train at."""
+        ...
+
+    def check_times(self, t: Tensor) -> None:
+        """Raises ``ValueError`` for times out of range."""
+        ...
+
+    def net_time(self, t: Int[Tensor, " N"]) -> Tensor:
+        """What the network is told."""
+        ...
+
+    def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Data with the noise of its time."""
+        ...
+
+    def losses(
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """How far the network's output is from what it is asked for."""
+        ...
+
+
+def _check_whole(t: Tensor, count: int) -> None:
+    if t.is_floating_point():
+        raise ValueError(f"t is {t.dtype}; accepted: whole numbers from 0 to {count - 1}")
+    if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < count:
+        raise ValueError(f"t lies in [{int(t.min())}, {int(t.max())}]; accepted: [0, {count - 1}]")
+
+
+class DiffusionPath(Block):
+    """Gaussian diffusion: ``sqrt(kept) * x + sqrt(1 - kept) * noise``; time 0 is nearly clean, the last nearly noise.
+
+    Args:
+        num_times: T.
+        schedule, beta_start, beta_end: see ``noise_schedules.betas_of``.
+        zero_terminal_snr: whether the last time is pure noise.
+        prediction: what the network is asked for: "noise", or "velocity", sqrt(kept) * noise - sqrt(1 - kept) * x.
+
+    Source: DDPM (arXiv 2006.11239); velocity: arXiv 2202.00512.
+    """
+
+    num_outputs: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        *,
+        num_times: int = 1000,
+        schedule: Schedule = "cosine",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+        prediction: Literal["noise", "velocity"] = "noise",
+    ) -> None:
+        super().__init__()
+        if prediction not in ("noise", "velocity"):
+            raise ValueError(f"prediction is {prediction!r}; accepted: 'noise', 'velocity'")
+        self.num_times = num_times
+        self.schedule, self.beta_start, self.beta_end = schedule, beta_start, beta_end
+        self.zero_terminal_snr = zero_terminal_snr
+        self.prediction = prediction
+        self._on_device: dict[torch.device, Tensor] = {}
+        betas_of(schedule, 2)  # an unknown name is refused here
+
+    @cached_property
+    def alphas_cumprod(self) -> Float64[Tensor, " T"]:
+        """How much of the data's variance is kept at each time, on the CPU."""
+        kept = (1 - betas_of(self.schedule, self.num_times, self.beta_start, self.beta_end)).cumprod(0)
+        return zero_terminal_snr(kept) if self.zero_terminal_snr else kept
+
+    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+        """Uniform over all times."""
+        return torch.randint(self.num_times, (count,), device=device, generator=generator)
+
+    def check_times(self, t: Tensor) -> None:
+        """Raises ``ValueError`` for times that are no whole numbers in range."""
+        _check_whole(t, self.num_times)
+
+    def net_time(self, t: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """The number of the time."""
+        return t
+
+    def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Data with the noise of its time."""
+        data, amount = self._roots(t)
+        return data * x + amount * noise
+
+    def target(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """What the network is asked for."""
+        if self.prediction == "noise":
+            return noise
+        data, amount = self._roots(t)
+        return data * noise - amount * x
+
+    def losses(
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """Mean squared error over the channels."""
+        return (output.float() - self.target(x, noise, t)).square().mean(dim=-1)
+
+    def _roots(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Amplitudes of data and noise, (N, 1) each, in float32."""
+        if t.device not in self._on_device:
+            kept = self.alphas_cumprod
+            self._on_device[t.device] = torch.stack([kept.sqrt(), (1 - kept).sqrt()]).float().to(t.device)
+        data, amount = self._on_device[t.device][:, t, None]
+        return data, amount
+
+
+class Posterior(NamedTuple):
+    """Of the step to a less noisy time, given the data: by time, in float64 on the CPU.
+
+    Attributes:
+        times: the training's time that the network is told.
+        betas: variance that the step adds.
+        data, noised: factors of the data and of the noised data in the mean.
+        clean, noise: factors by which noised data and predicted noise give the data.
+        small, large: logarithms of the least and the largest variance.
+    """
+
+    times: Int[Tensor, " S"]
+    betas: Float64[Tensor, " S"]
+    data: Float64[Tensor, " S"]
+    noised: Float64[Tensor, " S"]
+    clean: Float64[Tensor, " S"]
+    noise: Float64[Tensor, " S"]
+    small: Float64[Tensor, " S"]
+    large: Float64[Tensor, " S"]
+
+    @classmethod
+    def of(cls, alphas_cumprod: Float64[Tensor, " T"], times: Int[Tensor, " S"]) -> "Posterior":
+        """For a walk over the chosen times alone."""
+        kept = alphas_cumprod[times]
+        before = torch.cat([kept.new_ones(1), kept[:-1]])
+        betas = 1 - kept / before
+        variance = betas * (1 - before) / (1 - kept)
+        # The first time's variance is zero; its logarithm is taken from the second.
+        small = torch.cat([variance[1:2], variance[1:]]) if len(times) > 1 else betas
+        return cls(
+            times=times,
+            betas=betas,
+            data=betas * before.sqrt() / (1 - kept),
+            noised=(1 - before) * (1 - betas).sqrt() / (1 - kept),
+            clean=(1 / kept).sqrt(),
+            noise=(1 / kept - 1).sqrt(),
+            small=small.log(),
+            large=betas.log(),
+        )
+
+
+class LearnedVariancePath(DiffusionPath):
+    """Diffusion whose network gives the noise and, as many channels again, where the step's variance lies in its range.
+
+    The variance is learned from the variational bound, in bits per channel, which does not reach the noise prediction.
+    It is not scaled down: for a network that has not learned yet it may be far above the squared error.
+
+    Args:
+        num_times, schedule, beta_start, beta_end: as in ``DiffusionPath``.
+
+    Source: improved DDPM (arXiv 2102.09672), as MAR (arXiv 2406.11838; LTH14/mar) uses it.
+    """
+
+    num_outputs: ClassVar[int] = 2
+
+    def __init__(
+        self, *, num_times: int = 1000, schedule: Schedule = "cosine", beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> None:
+        super().__init__(num_times=num_times, schedule=schedule, beta_start=beta_start, beta_end=beta_end)
+        self._posterior_on: dict[torch.device, Tensor] = {}
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """Of the training's own times."""
+        return Posterior.of(self.alphas_cumprod, torch.arange(self.num_times, device="cpu"))
+
+    def losses(
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """Squared error of the noise, plus the bound."""
+        error, bound = self.terms(output, x, noise, t)
+        return error + bound
+
+    def terms(
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """Mean squared error of the noise, and the bound in bits per channel."""
+        predicted, share = output.float().chunk(2, dim=-1)
+        error = (predicted - noise).square().mean(dim=-1)
+
+        if t.device not in self._posterior_on:
+            self._posterior_on[t.device] = torch.stack([column.float() for column in self.posterior[2:]]).to(t.device)
+        data, noised, clean, amount, small, large = self._posterior_on[t.device][:, t, None]
+        x_t = self.corrupt(x, noise, t)
+        true_mean = data * x + noised * x_t
+        mean = data * (clean * x_t - amount * predicted.detach()) + noised * x_t
+        logvar = small + (share + 1) / 2 * (large - small)
+        divergence = 0.5 * (logvar - small - 1 + (small - logvar).exp() + (true_mean - mean).square() * (-logvar).exp())
+        likelihood = _discretised_log_likelihood(x, mean, 0.5 * logvar)
+        bound = torch.where(t[:, None] == 0, -likelihood, divergence).mean(dim=-1) / math.log(2)
+        return error, bound
+
+
+def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Of values in [-1, 1] in bins of 1/127.5 under a Gaussian; the outermost bins reach to infinity."""
+    centred, precise = x - mean, (-log_std).exp()
+    below = _normal_below(precise * (centred - 1 / 255))
+    up_to = _normal_below(precise * (centred + 1 / 255))
+    inside = (up_to - below).clamp(min=1e-12).log()
+    lowest, highest = up_to.clamp(min=1e-12).log(), (1 - below).clamp(min=1e-12).log()
+    return torch.where(x < -0.999, lowest, torch.where(x > 0.999, highest, inside))
+
+
+def _normal_below(x: Tensor) -> Tensor:
+    """The normal distribution function by the tanh approximation that the published losses use."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+class FlowPath(Block):
+    """A straight line: ``sigma * noise + (1 - sigma) * x``; the network is asked for ``noise - x``.
+
+    Times are places in a table of falling sigmas: time 0 is pure noise. The network is told ``sigma * num_times``.
+
+    Args:
+        num_times: length of the table.
+        shift: how much longer the path stays noisy: sigma becomes shift * sigma / (1 + (shift - 1) * sigma).
+        density: how times are drawn: "logit_normal" (the sigmoid of a normal draw) or "uniform".
+
+    Source: flow matching (arXiv 2210.02747) as in Stable Diffusion 3 (arXiv 2403.03206) and NOVA (arXiv 2412.14169;
+    baaivision/NOVA).
+    """
+
+    num_outputs: ClassVar[int] = 1
+
+    def __init__(
+        self, *, num_times: int = 1000, shift: float = 1.0, density: Literal["logit_normal", "uniform"] = "logit_normal"
+    ) -> None:
+        super().__init__()
+        if shift <= 0:
+            raise ValueError(f"shift is {shift}; accepted: above 0")
+        if density not in ("logit_normal", "uniform"):
+            raise ValueError(f"density is {density!r}; accepted: 'logit_normal', 'uniform'")
+        self.num_times, self.shift, self.density = num_times, shift, density
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @cached_property
+    def sigmas(self) -> Float64[Tensor, " T"]:
+        """How noisy each time is, falling, on the CPU."""
+        even = torch.arange(self.num_times, 0, -1, dtype=torch.float64, device="cpu") / self.num_times
+        return self.shifted(even)
+
+    def shifted(self, sigma: Float64[Tensor, "*S"]) -> Float64[Tensor, "*S"]:
+        """Sigmas as ``shift`` moves them."""
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+        """Places in the table."""
+        if self.density == "uniform":
+            return torch.randint(self.num_times, (count,), device=device, generator=generator)
+        share = torch.randn(count, device=device, generator=generator).sigmoid()
+        return (share * self.num_times).long().clamp(max=self.num_times - 1)
+
+    def check_times(self, t: Tensor) -> None:
+        """Raises ``ValueError`` for times that are no places in the table."""
+        _check_whole(t, self.num_times)
+
+    def sigma(self, t: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """How noisy these times are."""
+        if t.device not in self._on_device:
+            self._on_device[t.device] = self.sigmas.float().to(t.device)
+        return self._on_device[t.device][t]
+
+    def net_time(self, t: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """Sigma times ``num_times``."""
+        return self.sigma(t) * self.num_times
+
+    def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Data with the noise of its time."""
+        sigma = self.sigma(t)[:, None]
+        return sigma * noise + (1 - sigma) * x
+
+    def losses(
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """Mean squared error of the velocity over the channels."""
+        return (output.float() - (noise - x)).square().mean(dim=-1)

@@ -1,0 +1,41 @@
+"""Losses of single rows: what heads have in common.
+
+Shapes: N rows, D width.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def check_rows(hidden: Tensor, target: Tensor, weight: Tensor | None, width: int | None = None) -> None:
+    """Raises ``ValueError`` where target or weight do not have a row for each of ``hidden``, or the target another width."""
+    rows = len(hidden)
+    wanted = (rows,) if width is None else (rows, width)
+    if target.shape != wanted:
+        raise ValueError(f"target has shape {tuple(target.shape)}; accepted: {wanted}, one row per state")
+    if weight is not None and weight.shape != (rows,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted: ({rows},), one factor per row")
+
+
+def check_draw(name: str, draw: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` where a draw that was handed in has another shape."""
+    if draw.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(draw.shape)}; accepted: {shape}")
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises ``ValueError`` for NaN or infinity, on the CPU."""
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(values.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity; accepted: finite values")
+
+
+def weighted(losses: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> Float[Tensor, " N"]:
+    """Each row's loss times its weight, in float32."""
+    return losses.float() if weight is None else losses.float() * weight.float()
+
+
+def weighted_mean(losses: Float[Tensor, " N"], weight: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """The mean of losses that were multiplied by ``weight`` already: their sum by that of the weights; 0 where these are all 0."""
+    total = weight.float().sum()
+    return losses.sum() / torch.where(total > 0, total, 1.0)

@@ -1,0 +1,227 @@
+"""EVEv1 and EVEv2: language models that read pixels without an encoder, as they were published."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmblocks.batches import Batch
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.rules import Split
+from mmblocks.compose import ModelOutput, MultimodalModel
+from mmblocks.embedders.eve1 import EVE1PatchEmbedding
+from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
+from mmblocks.embedders.eve2 import EVE2PatchEmbedding
+from mmblocks.embedders.text import TextEmbedding
+from mmblocks.heads.language import LMHead
+from mmblocks.tokens import VisionTokens
+from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
+from mmblocks.trunks.routed_decoder import EVE2_RULES, PARTS, RoutedDecoder, RouteRule, eve2_config
+
+
+def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Those of a whole model, from its parts' own."""
+    return (
+        Rule("model.embed_tokens.weight", "inputs.text.weight"),
+        *(Rule(rule.theirs, f"inputs.vision.{rule.ours}") for rule in vision if isinstance(rule, Rule)),
+        *(Rule(rule.theirs, f"trunk.{rule.ours}") for rule in trunk),
+        Rule("lm_head.weight", "outputs.text.weight"),
+    )
+
+
+def _eve1_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _arguments(config, llama_config(config), EVE1PatchEmbedding)
+
+
+def _eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _arguments(config, eve2_config(config), EVE2PatchEmbedding)
+
+
+def _arguments(config: Mapping[str, Any], trunk: dict[str, Any], embedding: type[Block]) -> dict[str, Any]:
+    """Those of a whole model: the trunk's without what every EVE has, and the embedding's, its width named after it."""
+    vision = embedding.layouts[0].arguments(config)
+    common = {name: value for name, value in trunk.items() if name not in ("qk_norm", "qkv_bias")}
+    width = vision.pop("hidden_dim")
+    return {**vision, **common, "vocab_size": config["vocab_size"], "vision_dim": width}
+
+
+class EVE1(MultimodalModel):
+    """A Llama that reads images through EVEv1's patch embedding layer.
+
+    Embedder and head of ids are named "text", that of images "vision".
+
+    Args:
+        vocab_size: number of ids.
+        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
+        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size: of
+            the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Published files do not tell the
+            sizes in pixels: EVE-7B has the defaults, EVE-7B-HD an ``image_size`` of 1344.
+
+    Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "eve1",
+            _rules(
+                EVE1PatchEmbedding.layouts[0].rules,
+                (rule for rule in LLAMA_RULES if "q_norm" not in rule.theirs and "k_norm" not in rule.theirs),
+            ),
+            # What training alone needs: the patch aligning layer and its teacher, see ``aligned``.
+            ignored=(
+                "model.vision_clip.*",
+                "model.vision_tower_compressor.*",
+                "model.layers.{}.self_attn.rotary_emb.inv_freq",
+            ),
+            config=_eve1_config,
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        vision_dim: int = 1024,
+        vision_heads: int = 8,
+        patch_size: int = 14,
+        merge_size: int = 2,
+        projector_layers: int = 2,
+        image_size: int = 672,
+        teacher_image_size: int = 336,
+        teacher_patch_size: int = 14,
+    ) -> None:
+        vision = EVE1PatchEmbedding(
+            dim=dim,
+            hidden_dim=vision_dim,
+            patch_size=patch_size,
+            merge_size=merge_size,
+            num_heads=vision_heads,
+            projector_layers=projector_layers,
+            image_size=image_size,
+            teacher_image_size=teacher_image_size,
+            teacher_patch_size=teacher_patch_size,
+        )
+        trunk = Decoder(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+        )
+        super().__init__(
+            inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision},
+            trunk=trunk,
+            outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+        )
+
+    def aligned(self, batch: Batch, alignment: EVE1PatchAlignment, teacher: Sequence[Float[Tensor, "_ _ C"]]) -> ModelOutput:
+        """As ``forward``, with the loss of the patch aligning layer as "alignment". Published training adds both with weight 1.
+
+        Args:
+            batch: with target "text".
+            alignment: the layer, a part of its own.
+            teacher: an encoder's features of each image; see ``EVE1PatchAlignment``.
+
+        Raises:
+            ValueError: another number of images, or grids that do not fit together.
+        """
+        taps = dict.fromkeys(alignment.layers, torch.empty(0))
+        hidden = self.trunk(self.embed(batch), batch.table, mask=batch.mask, taps=taps)
+        placed, losses = batch.targets["text"], {}
+        losses["text"] = self.outputs["text"].loss(hidden.flatten(0, 1)[placed.places], placed.values)
+
+        images = batch.inputs.get("vision")
+        places = images.places if images else placed.places[:0]
+        states = torch.stack([taps[number].flatten(0, 1)[places] for number in alignment.layers], dim=1)
+        aligned = alignment(states, self._tokens_of(list(images.values) if images else [], states), teacher)
+        return ModelOutput({"text": losses["text"].mean(), "alignment": aligned}, losses, hidden)
+
+    def _tokens_of(self, images: Sequence[Tensor], states: Tensor) -> VisionTokens:
+        """What the tokens of these images are; their vectors are left empty."""
+        layouts = [self.inputs["vision"].layout(*image.shape[-2:]) for image in images]
+        counts = torch.tensor([len(layout.kind) for layout in layouts], dtype=torch.long)
+        none = torch.zeros(0, dtype=torch.long)
+        tokens = VisionTokens(
+            embeds=states.new_zeros(len(states), 0),
+            image=torch.arange(len(layouts)).repeat_interleave(counts),
+            grid=torch.cat([none.view(0, 3), *(layout.grid for layout in layouts)]),
+            kind=torch.cat([none, *(layout.kind for layout in layouts)]),
+        )
+        return VisionTokens(*(column.to(states.device) for column in tokens))
+
+
+class EVE2(MultimodalModel):
+    """A Qwen2 with weights of its own for image tokens, which are two convolutions of pixels.
+
+    Embedder and head of ids are named "text", that of images "vision".
+
+    Args:
+        vocab_size: number of ids.
+        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, routed, route: of the
+            ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while decoding.
+        vision_dim, patch_size, merge_size, max_size: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``. Published
+            files do not tell the others: EVE-7B-HD-v2.0 has the defaults.
+
+    Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("eve2", _rules(EVE2PatchEmbedding.layouts[0].rules, EVE2_RULES), config=_eve2_config),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_eps: float = 1e-6,
+        rope_theta: float = 1e6,
+        rope_scaling: dict[str, Any] | None = None,
+        routed: Sequence[str] = PARTS,
+        route: RouteRule | None = None,
+        vision_dim: int = 1024,
+        patch_size: int = 16,
+        merge_size: int = 2,
+        max_size: int = 1600,
+    ) -> None:
+        vision = EVE2PatchEmbedding(dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size)
+        trunk = RoutedDecoder(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            qkv_bias=True,
+            routed=routed,
+            route=route,
+        )
+        super().__init__(
+            inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision},
+            trunk=trunk,
+            outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+        )

@@ -1,0 +1,233 @@
+"""LlamaGen: images as rows of codes, drawn by a Llama from a class or a caption."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.compose import MultimodalModel
+from mmblocks.embedders.caption import CaptionEmbedding
+from mmblocks.embedders.class_label import ClassLabelEmbedding
+from mmblocks.embedders.text import TextEmbedding
+from mmblocks.heads.language import LMHead
+from mmblocks.roles import ImageLayoutRule
+from mmblocks.segments import Piece, Vectors
+from mmblocks.text_tokenizers import TextTokenizer
+from mmblocks.tokens import Modality
+from mmblocks.trunks.llamagen import LlamaGenTrunk
+
+PUBLISHED_SIZES = {
+    "GPT-B": (768, 12, 12),
+    "GPT-L": (1024, 24, 16),
+    "GPT-XL": (1280, 36, 20),
+    "GPT-XXL": (1536, 48, 24),
+    "GPT-XXXL": (2560, 48, 40),
+    "GPT-1B": (2048, 22, 32),
+    "GPT-3B": (3200, 24, 32),
+    "GPT-7B": (4096, 32, 32),
+}
+"""Name -> dim, num_layers, num_heads."""
+
+
+def _config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """LlamaGen publishes no config files: the name of the size, or the arguments of its ``ModelArgs``."""
+    if config["model_type"] != kind:
+        raise ValueError(f"model_type is {config['model_type']!r}; accepted: {kind!r}")
+    sizes = PUBLISHED_SIZES[config["model"]] if "model" in config else tuple(config[k] for k in ("dim", "n_layer", "n_head"))
+    dim, num_layers, num_heads = sizes
+    multiple = config.get("multiple_of", 256)
+    mlp_dim = int((config.get("ffn_dim_multiplier") or 1) * int(8 * dim / 3))
+    arguments = {
+        "vocab_size": config.get("vocab_size", 16384),
+        "dim": dim,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": config.get("n_kv_head"),
+        "mlp_dim": -(-mlp_dim // multiple) * multiple,
+        "norm_eps": config.get("norm_eps", 1e-5),
+        "rope_theta": config.get("rope_base", 10000.0),
+    }
+    if kind == "c2i":
+        return {**arguments, "num_classes": config.get("num_classes", 1000)}
+    return {**arguments, "caption_dim": config.get("caption_dim", 2048), "num_caption_tokens": config.get("cls_token_num", 120)}
+
+
+def _c2i_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _config(config, "c2i")
+
+
+def _t2i_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _config(config, "t2i")
+
+
+def _projections(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Rows of query, key and value in the fused projection."""
+    dim, num_heads = arguments["dim"], arguments["num_heads"]
+    kv_dim = dim // num_heads * (arguments["num_kv_heads"] or num_heads)
+    return dim, kv_dim, kv_dim
+
+
+_ATTENTION = "trunk.layers.{}.attention"
+_RULES = (
+    Rule("tok_embeddings.weight", "inputs.code.weight"),
+    Split("layers.{}.attention.wqkv.weight", tuple(f"{_ATTENTION}.{n}.weight" for n in ("query", "key", "value")), _projections),
+    Rule("layers.{}.attention.wo.weight", f"{_ATTENTION}.output.weight"),
+    Rule("layers.{}.attention_norm.weight", "trunk.layers.{}.attention_norm.weight"),
+    Rule("layers.{}.feed_forward.w1.weight", "trunk.layers.{}.mlp.gate.weight"),
+    Rule("layers.{}.feed_forward.w3.weight", "trunk.layers.{}.mlp.up.weight"),
+    Rule("layers.{}.feed_forward.w2.weight", "trunk.layers.{}.mlp.down.weight"),
+    Rule("layers.{}.ffn_norm.weight", "trunk.layers.{}.mlp_norm.weight"),
+    Rule("norm.weight", "trunk.norm.weight"),
+    Rule("output.weight", "outputs.code.weight"),
+)
+_CAPTION_RULES = (
+    Rule("cls_embedding.cap_proj.fc1.weight", "inputs.caption.first.weight"),
+    Rule("cls_embedding.cap_proj.fc2.weight", "inputs.caption.second.weight"),
+    Rule("cls_embedding.uncond_embedding", "inputs.caption.unconditional"),
+)
+
+
+class LlamaGen(MultimodalModel):
+    """A class, then an image's codes row by row, without any structure between them.
+
+        model = LlamaGen(vocab_size=16384, num_classes=1000, dim=768, num_layers=12, num_heads=12, mlp_dim=2048)
+        images = model.generate(
+            [[label(3)]], GridGrammar(raster_format(16, 16, 16384)), max_tokens=256, input="code",
+            guidance=ClassifierFree(scale=4.0), unconditional=[[label(1000)]],
+        )
+
+    Inputs are ``label`` and ``code``; the head is ``code``. The published files hold their tensors under "model".
+
+    Args:
+        vocab_size: codes of the visual tokenizer.
+        num_classes: labels; ``num_classes`` itself stands for none.
+        dim, num_layers, num_heads, mlp_dim, num_kv_heads, norm_eps, rope_theta, dropout: of the ``LlamaGenTrunk``.
+
+    Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "llamagen-c2i",
+            (Rule("cls_embedding.embedding_table.weight", "inputs.label.weight"), *_RULES),
+            config=_c2i_config,
+            unwrap="model|module|state_dict|",
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_classes: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        dropout: float = 0.1,
+    ) -> None:
+        trunk = LlamaGenTrunk(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            dropout=dropout,
+        )
+        label = ClassLabelEmbedding(num_classes=num_classes, dim=dim)
+        super().__init__(
+            inputs={"label": label, "code": TextEmbedding(vocab_size=vocab_size, dim=dim)},
+            trunk=trunk,
+            outputs={"code": LMHead(dim=dim, vocab_size=vocab_size)},
+        )
+
+
+class LlamaGenT2I(MultimodalModel):
+    """A caption's features, then an image's codes row by row; see ``LlamaGen``.
+
+    Inputs are ``caption`` and ``code``. A caption's features are given without padding, whatever its length: upstream masks what
+    it pads with, and conditions have no positions. For the unconditional prompt, take as many rows of
+    ``model.inputs.caption.unconditional``, those that stand where the caption's tokens would in a caption padded on the left.
+
+    Args:
+        vocab_size: codes of the visual tokenizer.
+        caption_dim: width of the text encoder's features.
+        num_caption_tokens: of the longest caption.
+        dim, num_layers, num_heads, mlp_dim, num_kv_heads, norm_eps, rope_theta, dropout: of the ``LlamaGenTrunk``.
+
+    Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("llamagen-t2i", (*_CAPTION_RULES, *_RULES), config=_t2i_config, unwrap="model|module|state_dict|"),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        caption_dim: int = 2048,
+        num_caption_tokens: int = 120,
+        num_kv_heads: int | None = None,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        dropout: float = 0.1,
+    ) -> None:
+        trunk = LlamaGenTrunk(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            dropout=dropout,
+        )
+        caption = CaptionEmbedding(caption_dim=caption_dim, dim=dim, num_tokens=num_caption_tokens)
+        super().__init__(
+            inputs={"caption": caption, "code": TextEmbedding(vocab_size=vocab_size, dim=dim)},
+            trunk=trunk,
+            outputs={"code": LMHead(dim=dim, vocab_size=vocab_size)},
+        )
+
+
+class Condition(Vectors):
+    """Tokens that are read only and belong to no image: a class, or a caption's features."""
+
+    def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
+        """One token a value."""
+        modality = torch.full((len(self.values),), int(Modality.TEXT))
+        none = torch.zeros(len(self.values), dtype=torch.bool)
+        return Piece(
+            input=self.input,
+            payload=self.values,
+            modality=modality,
+            grid=modality.new_zeros(len(self.values), 3),
+            in_span=none,
+            one_step=False,
+            target=None,
+            learned=none,
+            values=None,
+        )
+
+
+def label(number: int | Sequence[int]) -> Condition:
+    """A class as a segment, for the input ``label``."""
+    return Condition(torch.as_tensor(number, dtype=torch.long).reshape(-1), "label", None, False)
+
+
+def caption(features: Float[Tensor, "N C"]) -> Condition:
+    """A caption's features as a segment, for the input ``caption``."""
+    return Condition(features, "caption", None, False)

@@ -1,0 +1,135 @@
+"""NEO: a patch stem, Qwen3 with rows and columns in its attention, and a head; no vision encoder."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.compose import MultimodalModel
+from mmblocks.embedders.neo import NEOPatchEmbedding
+from mmblocks.embedders.text import TextEmbedding
+from mmblocks.heads.language import LMHead
+from mmblocks.trunks.neo import NEO_RULES, NEOTrunk, neo_config
+
+Reduction = Literal["token", "sample", "square"]
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    (stem,) = (layout for layout in NEOPatchEmbedding.layouts if layout.name == "neo")
+    vision = stem.arguments(config)
+    llm = config["llm_config"]
+    if vision.pop("dim") != llm["hidden_size"]:
+        raise ValueError("llm_hidden_size of the vision_config is not hidden_size of the llm_config")
+    return {
+        "vocab_size": llm["vocab_size"],
+        **neo_config(config),
+        "tie_embeddings": llm.get("tie_word_embeddings", False),
+        "vision": vision,
+    }
+
+
+_RULES = (
+    Rule("language_model.model.embed_tokens.weight", "inputs.text.weight"),
+    Rule("vision_model.embeddings.patch_embedding.*", "inputs.vision.patch.*"),
+    Rule("vision_model.embeddings.dense_embedding.*", "inputs.vision.merge.*"),
+    *(Rule(rule.theirs, f"trunk.{rule.ours}") for rule in NEO_RULES),
+    Rule("language_model.lm_head.weight", "outputs.text.weight"),
+)
+
+
+class NEO(MultimodalModel):
+    """Reads text ("text") and images ("vision"), writes text ("text").
+
+    An image stands between the ids of ``<img>`` and ``</img>``, and its tokens see each other::
+
+        [text([*prompt, BEGIN]), image(pixels, bidirectional=True), text([END]), text(answer, target="text")]
+
+    Args:
+        vocab_size: text ids.
+        dim, num_layers, num_heads, mlp_dim, num_kv_heads, head_dim, norm_eps, rope_theta, rope_theta_place, bias,
+            num_prebuffer_layers: of the ``NEOTrunk``.
+        tie_embeddings: whether the head's weight is the embedding's (2B).
+        vision: further arguments of the ``NEOPatchEmbedding``.
+
+    Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("neo", _RULES, config=_config),)
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_eps: float = 1e-6,
+        rope_theta: float = 1e6,
+        rope_theta_place: float = 10000.0,
+        bias: bool = False,
+        num_prebuffer_layers: int = 0,
+        tie_embeddings: bool = False,
+        vision: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            inputs={
+                "text": TextEmbedding(vocab_size=vocab_size, dim=dim),
+                "vision": NEOPatchEmbedding(dim=dim, **(vision or {})),
+            },
+            trunk=NEOTrunk(
+                dim=dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                mlp_dim=mlp_dim,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                norm_eps=norm_eps,
+                rope_theta=rope_theta,
+                rope_theta_place=rope_theta_place,
+                bias=bias,
+                num_prebuffer_layers=num_prebuffer_layers,
+            ),
+            outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+        )
+        if tie_embeddings:
+            self.outputs["text"].weight = self.inputs["text"].weight
+
+    def pretraining_parameters(self, *, as_released: bool = False) -> list[str]:
+        """Names of what the first stage trains, for ``freeze``: the stem, the pre-buffer, and all that reads places.
+
+        Args:
+            as_released: what the released training code trains in fact. Its test of names misses the pre-buffer's other weights,
+                which stay at their random start, and takes in the head.
+        """
+        chosen = []
+        for name, _ in self.named_parameters():
+            prebuffer = name.startswith("trunk.layers.") and int(name.split(".")[2]) < self.trunk.num_prebuffer_layers
+            places = ".place." in name or ".row_norm." in name or ".column_norm." in name
+            others = name.startswith("outputs.") if as_released else prebuffer
+            if name.startswith("inputs.vision.") or places or others:
+                chosen.append(name)
+        return chosen
+
+
+def loss_weights(document: Int[Tensor, " N"], reduction: Reduction = "square") -> Float[Tensor, " N"]:
+    """How much each learned token counts; the loss is the weighted mean of the tokens' losses.
+
+    Args:
+        document: which document each learned token belongs to, unlike in different rows.
+        reduction: ``"token"``: all tokens alike; ``"sample"``: all documents alike; ``"square"``: halfway, by the square root
+            of a document's tokens (published).
+
+    Raises:
+        ValueError: another reduction.
+    """
+    if reduction not in ("token", "sample", "square"):
+        raise ValueError(f"reduction is {reduction!r}; accepted: 'token', 'sample', 'square'")
+    _, number, counts = document.unique(return_inverse=True, return_counts=True)
+    power = {"token": 0.0, "sample": 1.0, "square": 0.5}[reduction]
+    return counts[number].to(torch.float32) ** -power

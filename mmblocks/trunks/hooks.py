@@ -1,0 +1,106 @@
+"""Reading and changing what happens inside a trunk, for one call: hidden states, attention weights, outputs of heads.
+
+Inference-time methods rest on it: activation steering, head reweighting, attention maps, interventions.
+
+Shapes: B batch, L new tokens, T all tokens a query may see, H query heads, D width, V width of a head's values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmblocks.layers.attention import Hook, Observed, Prepared, changed
+from mmblocks.masks import Mask, MaskRule
+from mmblocks.tokens import TokenTable
+
+
+@dataclass(frozen=True)
+class TrunkHooks:
+    """Functions that a forward pass shows its inner values to, by the number of the layer.
+
+        maps = []
+        trunk(embeds, table, cache, hooks=TrunkHooks(attention={3: maps.append}, hidden={2: lambda x: x + direction}))
+
+    A function that returns None has read the value; what it returns otherwise, of the same shape, takes the value's place.
+    Hooks belong to the call, in prefill and in decoding alike, and a trunk keeps none: calls with and without them may
+    run side by side. Layers of which the weights are asked for compute them in single steps, in float32; where any layer is asked
+    for weights, all layers get the mask for every pair of tokens. That is slower, and the numbers are the same up to rounding.
+
+    Args:
+        hidden: (B, L, D), what layer n reads: 0 for the embeddings, the number of layers for what the final norm reads.
+        attention: (B, H, L, T), float32, the weights of layer n behind the softmax, before they meet the values.
+        heads: (B, H, L, V), what each head of layer n found, before the output projection.
+    """
+
+    hidden: Mapping[int, Hook] = field(default_factory=dict)
+    attention: Mapping[int, Hook] = field(default_factory=dict)
+    heads: Mapping[int, Hook] = field(default_factory=dict)
+
+    def check(self, num_layers: int) -> None:
+        """Refuses layers that are not there.
+
+        Raises:
+            ValueError: with the numbers that are accepted.
+        """
+        for name, last in (("hidden", num_layers), ("attention", num_layers - 1), ("heads", num_layers - 1)):
+            strange = [number for number in getattr(self, name) if not 0 <= number <= last]
+            if strange:
+                raise ValueError(f"hooks.{name} has {strange}; accepted: 0 to {last}, as the trunk has {num_layers} layers")
+
+    def state(self, number: int, x: Tensor) -> Tensor:
+        """The state that layer ``number`` reads, when its hook has seen it."""
+        return changed(self.hidden.get(number), x)
+
+    def observed(self, number: int, mask: Prepared) -> Prepared:
+        """The mask that layer ``number`` is given: it carries the hooks to where attention is computed."""
+        weights, heads = self.attention.get(number), self.heads.get(number)
+        return mask if weights is None and heads is None else Observed(mask, weights, heads)
+
+    def reshaped(self, outward: Callable[[Tensor], Tensor], inward: Callable[[Tensor], Tensor]) -> "TrunkHooks":
+        """Hooks for a trunk that keeps its states in another form: ``outward`` gives (B, L, D), ``inward`` leads back."""
+
+        def around(hook: Hook) -> Hook:
+            def seen(x: Tensor) -> Tensor | None:
+                new = hook(outward(x))
+                return None if new is None else inward(new)
+
+            return seen
+
+        return replace(self, hidden={number: around(hook) for number, hook in self.hidden.items()})
+
+
+class HookedTrunk(nn.Module):
+    """A trunk that is called with the same hooks every time: it takes the trunk's place in a model, for training or generation.
+
+        steered = MultimodalModel(inputs=dict(model.inputs), trunk=HookedTrunk(model.trunk, hooks), outputs=dict(model.outputs))
+
+    The weights are the trunk's own, shared.
+
+    Args:
+        trunk: a ``Decoder``, or another whose calls take ``hooks``.
+        hooks: what each call is given.
+    """
+
+    def __init__(self, trunk: Any, hooks: TrunkHooks) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.hooks = hooks
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "B L D"],
+        table: TokenTable,
+        cache: Any = None,
+        *,
+        mask: Mask | MaskRule | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "B L D"]:
+        """Hidden states; see the trunk's own."""
+        return self.trunk(embeds, table, cache, mask=mask, hooks=self.hooks, **options)
+
+    def new_cache(self, batch: int, capacity: int) -> Any:
+        """The trunk's."""
+        return self.trunk.new_cache(batch, capacity)

@@ -1,0 +1,92 @@
+"""How published files of OmniGen name their tensors: its own, and diffusers'."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.trunks.omnigen import phi3_config
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's config, alone or beside OmniGen's own arguments."""
+    language = config.get("phi3", config)
+    own = config.get("omnigen", config)
+    interpolation = own.get("pe_interpolation", 1.0)
+    if 64 % interpolation:
+        raise ValueError(f"pe_interpolation is {interpolation}; accepted: divisors of 64")
+    return {
+        **phi3_config(language),
+        "vocab_size": language["vocab_size"],
+        "patch_size": own.get("patch_size", 2),
+        "channels": own.get("in_channels", 4),
+        "table_size": own.get("pos_embed_max_size", 192),
+        "base_size": int(64 * interpolation),
+    }
+
+
+def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _own({"vocab_size": 32064, **config})
+
+
+def _qkv_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    head_dim = arguments["dim"] // arguments["num_heads"]
+    keys = (arguments["num_kv_heads"] or arguments["num_heads"]) * head_dim
+    return arguments["dim"], keys, keys
+
+
+def _layers(theirs: str) -> tuple[Rule | Split, ...]:
+    """What both name alike."""
+    gate_and_up = ("trunk.layers.{}.mlp.gate.weight", "trunk.layers.{}.mlp.up.weight")
+    return (
+        Rule(f"{theirs}embed_tokens.weight", "text.weight"),
+        Rule(f"{theirs}layers.{{}}.input_layernorm.weight", "trunk.layers.{}.attention_norm.weight"),
+        Rule(f"{theirs}layers.{{}}.post_attention_layernorm.weight", "trunk.layers.{}.mlp_norm.weight"),
+        Split(f"{theirs}layers.{{}}.mlp.gate_up_proj.weight", gate_and_up),
+        Rule(f"{theirs}layers.{{}}.mlp.down_proj.weight", "trunk.layers.{}.mlp.down.weight"),
+        Rule(f"{theirs}norm.weight", "trunk.norm.weight"),
+    )
+
+
+_PARTS = tuple(f"trunk.layers.{{}}.attention.{name}.weight" for name in ("query", "key", "value"))
+
+OMNIGEN_LAYOUTS = (
+    Layout(
+        "omnigen",
+        (
+            Rule("x_embedder.proj.*", "output_patches.patch.*"),
+            Rule("input_x_embedder.proj.*", "input_patches.patch.*"),
+            Rule("time_token.mlp.{}.*", "time_token.mlp.{}.*"),
+            Rule("t_embedder.mlp.{}.*", "head.time.mlp.{}.*"),
+            Rule("final_layer.adaLN_modulation.{}.*", "head.modulation.{}.*"),
+            Rule("final_layer.linear.*", "head.output.*"),
+            *_layers("llm."),
+            Split("llm.layers.{}.self_attn.qkv_proj.weight", _PARTS, sizes=_qkv_rows),
+            Rule("llm.layers.{}.self_attn.o_proj.weight", "trunk.layers.{}.attention.output.weight"),
+        ),
+        ignored=("pos_embed",),
+        config=_own,
+    ),
+    Layout(
+        "omnigen-diffusers",
+        (
+            Rule("patch_embedding.output_image_proj.*", "output_patches.patch.*"),
+            Rule("patch_embedding.input_image_proj.*", "input_patches.patch.*"),
+            *(
+                Rule(f"{theirs}.linear_{number}.*", f"{ours}.mlp.{place}.*")
+                for theirs, ours in (("time_token", "time_token"), ("t_embedder", "head.time"))
+                for number, place in ((1, 0), (2, 2))
+            ),
+            Rule("norm_out.linear.*", "head.modulation.1.*"),
+            Rule("proj_out.*", "head.output.*"),
+            *_layers(""),
+            *(
+                Rule(f"layers.{{}}.self_attn.to_{part[0]}.weight", f"trunk.layers.{{}}.attention.{part}.weight")
+                for part in ("query", "key", "value")
+            ),
+            Rule("layers.{}.self_attn.to_out.0.weight", "trunk.layers.{}.attention.output.weight"),
+        ),
+        ignored=("patch_embedding.pos_embed",),
+        config=_diffusers,
+    ),
+)
+"""Of ``OmniGen``."""

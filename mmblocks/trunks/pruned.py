@@ -1,0 +1,303 @@
+"""A decoder that drops visual tokens between its layers: later layers read, and remember, shorter rows.
+
+Shapes: B rows, L new tokens, M of them that are left, S tokens a stage has read in all, D width.
+"""
+
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmblocks.block import Block
+from mmblocks.layers.attention import prepare
+from mmblocks.layers.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
+from mmblocks.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, visible
+from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split, scale_rotary, sequential
+from mmblocks.tokens import TokenTable
+from mmblocks.trunks.decoder import Attention, Decoder, DecoderLayer, find_mask
+from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.pruned_cache import NOWHERE, Held, PrunedCache
+
+
+class Stage(NamedTuple):
+    """Layers ``first:stop``, and the share of a row's visual tokens that they read."""
+
+    first: int
+    stop: int
+    share: float
+
+
+class _Row(NamedTuple):
+    """The new tokens as a stage reads them: states, table, angles, and the place of each among all new tokens."""
+
+    x: Float[Tensor, "B M D"]
+    table: TokenTable
+    rotary: RotaryTable
+    places: Int[Tensor, "B M"]
+
+    def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "_Row":
+        """The tokens at these places of the row, with padding where they are not real."""
+        blank = TokenTable.padding(*index.shape, index.device)
+        columns = [_where(real, _take(old, index), new) for old, new in zip(self.table, blank, strict=True)]
+        return _Row(
+            x=_take(self.x, index) * real[..., None],
+            table=TokenTable(*columns),
+            rotary=RotaryTable(_take(self.rotary.cos, index), _take(self.rotary.sin, index)),
+            places=torch.where(real, _take(self.places, index), NOWHERE),
+        )
+
+
+class FlopsSaved(NamedTuple):
+    """Floating-point operations of one forward pass, as torch's counter has them."""
+
+    full: int
+    pruned: int
+
+    @property
+    def share(self) -> float:
+        """The part that is saved, 0 to 1."""
+        return 1 - self.pruned / self.full
+
+
+class PrunedDecoder(Block):
+    """A ``Decoder`` that drops the visual tokens to which least attention is paid, before the layers that are named.
+
+    The tokens are dropped from the row, not masked: later layers compute less, and their cache holds less. All that is left
+    keeps its positions, and sees of what is left whom it saw before. Never dropped are text, noised copies and tokens after
+    which a head is asked for something, so that losses stay where they are. Rows that are read one token at a time, as in
+    decoding, are not pruned.
+
+    Args:
+        trunk: whose layers are run; its weights are untouched.
+        pruning: pairs of a layer and a share: before that layer, so many of a row's visual tokens (of those that it had
+            in front of the first layer, rounded down) are left. Layers rise and shares fall.
+        importance: whose attention counts, with the queries and keys of the layer that follows. "instruction": that of the last
+            token of each document, or while training of the first that is asked (VScan, FastV). "visual": that of
+            the visual tokens themselves, so that no text is needed (VisionDrop, without its merging).
+
+    Raises:
+        TypeError: a trunk that is no ``Decoder`` with plain attention.
+        ValueError: layers that do not rise or are not there, shares that do not fall, or another ``importance``.
+
+    Source: VScan (arXiv 2505.22654), VisionDrop (arXiv 2506.22283; Ruixxxx/VisionDrop), FastV (arXiv 2403.06764).
+    """
+
+    def __init__(
+        self,
+        *,
+        trunk: Block,
+        pruning: tuple[tuple[int, float], ...],
+        importance: Literal["instruction", "visual"] = "instruction",
+    ) -> None:
+        super().__init__()
+        if not isinstance(trunk, Decoder) or not all(isinstance(layer.attention, Attention) for layer in trunk.layers):
+            raise TypeError(f"trunk is a {type(trunk).__name__}; accepted: a Decoder with plain attention")
+        if importance not in ("instruction", "visual"):
+            raise ValueError(f"importance is {importance!r}; accepted: 'instruction', 'visual'")
+        self.trunk: Decoder = trunk
+        self.importance = importance
+        self.stages = _stages(pruning, len(trunk.layers))
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.trunk.dim
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "B L D"],
+        table: TokenTable,
+        cache: PrunedCache | None = None,
+        *,
+        mask: Mask | MaskRule | None = None,
+        kept: list[Int[Tensor, "B _"]] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """Hidden states behind the final norm; zeros at tokens that were dropped. Those of padding mean nothing.
+
+        Args:
+            embeds: the tokens.
+            table: who they are.
+            cache: what was read before; the tokens are added to it.
+            mask: a form found beforehand, a user's own rule, or None for the table's rule.
+            kept: a list to which the places (B, M) that each later stage reads are appended, -1 at padding.
+
+        Raises:
+            ValueError: shapes that do not fit each other, or a full cache.
+        """
+        trunk = self.trunk
+        if embeds.shape[:2] != table.shape or embeds.shape[2] != trunk.dim:
+            found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
+            raise ValueError(f"{found} do not fit; accepted: (B, L, {trunk.dim}) and (B, L)")
+        batch, length = table.shape
+        first = 0 if cache is None else cache.length
+        places = torch.arange(length, device=embeds.device).expand(batch, -1)
+        held = None if cache is None else cache.append(0, table, first + places, 0)
+        keys = table if held is None else held.cache.table
+        row = _Row(dropout(embeds, trunk.dropout, self.training), table, _angles(trunk, keys, length), places)
+        counts = prunable(table).sum(dim=1)
+
+        row = self._through(row, self.stages[0], held, find_mask(mask, table, keys))
+        for number, stage in enumerate(self.stages[1:], start=1):
+            row = self._pruned(row, stage, counts, mask) if length > 1 else row
+            numbers = torch.where(row.places == NOWHERE, NOWHERE, first + row.places)
+            held = None if cache is None else cache.append(number, row.table, numbers, length - numbers.shape[1])
+            read = (row.table, numbers) if held is None else (held.cache.table, held.numbers)
+            row = self._through(row, stage, held, _stage_mask(mask, row, *read, num_old=first, num_new=length))
+            if kept is not None:
+                kept.append(row.places)
+        x = trunk.norm(row.x) * (row.places != NOWHERE)[..., None]
+        if len(self.stages) == 1 or length == 1:
+            return x
+        index = row.places.clamp(min=0)[..., None].expand_as(x)
+        return torch.zeros_like(embeds, dtype=x.dtype).scatter_add(1, index, x)
+
+    def new_cache(self, batch: int, capacity: int) -> PrunedCache:
+        """An empty cache for ``batch`` rows that are given at most ``capacity`` tokens."""
+        weight = self.trunk.norm.weight
+        first = KVCache(
+            num_layers=self.stages[0].stop,
+            num_heads=self.trunk.num_kv_heads,
+            head_dim=self.trunk.head_dim,
+            batch=batch,
+            capacity=capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        return PrunedCache(first, tuple(stage.stop - stage.first for stage in self.stages))
+
+    @torch.no_grad()
+    def flops_saved(self, embeds: Float[Tensor, "B L D"], table: TokenTable, mask: Mask | None = None) -> FlopsSaved:
+        """Runs these tokens through the trunk with and without pruning, and counts."""
+        counted = []
+        for run in (self.trunk, self):
+            with FlopCounterMode(display=False) as counter:
+                run(embeds, table, mask=mask)
+            counted.append(counter.get_total_flops())
+        return FlopsSaved(*counted)
+
+    def _through(self, row: _Row, stage: Stage, held: Held | None, mask: Mask) -> _Row:
+        """The layers of one stage."""
+        trunk, x = self.trunk, row.x
+        cache = None if held is None else held.cache
+        num_keys = x.shape[1] if cache is None else cache.length
+        prepared = prepare(mask, x.shape[1], num_keys, x.device)
+        for number, layer in enumerate(trunk.layers[stage.first : stage.stop]):
+            if trunk.checkpoint_activations and self.training and cache is None:
+                x = checkpoint(layer, x, row.rotary, prepared, None, number, use_reentrant=False)
+            else:
+                x = layer(x, row.rotary, prepared, cache, number)
+        return row._replace(x=x)
+
+    def _pruned(self, row: _Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> _Row:
+        """The row without the visual tokens that matter least to the stage's first layer, and without padding between."""
+        candidates = prunable(row.table)
+        if not int(counts.max()):
+            return row
+        importance = self._importance(row, self.trunk.layers[stage.first], mask if callable(mask) else visible)
+        most = (counts.double() * stage.share).long()
+        return row.at(*_packed(keep_most(importance, candidates, most) & ~row.table.is_padding, row.table))
+
+    @torch.no_grad()
+    def _importance(self, row: _Row, layer: DecoderLayer, rule: MaskRule) -> Float[Tensor, "B M"]:
+        """The attention of the layer to come that ends at each token, from the queries that count."""
+        attention = layer.attention
+        normed = layer.attention_norm(row.x)
+        index, real = chosen(self._queries(row.table))
+        asking = row._replace(x=normed).at(index, real)
+        query, key = (
+            rotate_half_split(norm(rearrange(project(x), "b l (h d) -> b h l d", d=self.trunk.head_dim)), rotary)
+            for project, norm, x, rotary in (
+                (attention.query, attention.query_norm, asking.x, asking.rotary),
+                (attention.key, attention.key_norm, normed, row.rotary),
+            )
+        )
+        return attention_received(query, key, rule(asking.table, row.table), real)
+
+    def _queries(self, table: TokenTable) -> Bool[Tensor, "B M"]:
+        if self.importance == "visual":
+            return prunable(table)
+        if not self.training:
+            return last_tokens(table)
+        asking = asking_tokens(table)
+        return torch.where(asking.any(dim=1, keepdim=True), asking, last_tokens(table))
+
+
+def _stages(pruning: tuple[tuple[int, float], ...], num_layers: int) -> tuple[Stage, ...]:
+    """The layers between the points where tokens are dropped."""
+    layers, shares = [layer for layer, _ in pruning], [float(share) for _, share in pruning]
+    rising = all(before < after for before, after in pairwise([0, *layers, num_layers]))
+    falling = all(0 <= after <= before for before, after in pairwise([1.0, *shares]))
+    if not (rising and falling):
+        raise ValueError(
+            f"pruning is {pruning}; accepted: pairs of a layer, rising from 1 to {num_layers - 1}, and a share, falling from 1 to 0"
+        )
+    edges = [0, *layers, num_layers]
+    return tuple(Stage(first, stop, share) for first, stop, share in zip(edges[:-1], edges[1:], [1.0, *shares], strict=True))
+
+
+def _angles(trunk: Decoder, keys: TokenTable, length: int) -> RotaryTable:
+    """Of the last ``length`` tokens, as the trunk itself would have them: dropped tokens count."""
+    positions, theta = scale_rotary((trunk.positions or sequential)(keys), trunk.head_dim, trunk.rope_theta, trunk.rope_scaling)
+    return rotary_table(positions[:, -length:], trunk.head_dim, theta)
+
+
+def _packed(keep: Bool[Tensor, "B L"], table: TokenTable) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Where the tokens stand that stay, and which of those are real; rows that end together still do so afterwards."""
+    if bool(table.is_padding[:, -1].any()):
+        return chosen(keep)
+    index, real = chosen(keep.flip(1))
+    return torch.where(real, keep.shape[1] - 1 - index, 0).flip(1), real.flip(1)
+
+
+def _stage_mask(
+    mask: Mask | MaskRule | None,
+    row: _Row,
+    read: TokenTable,
+    numbers: Int[Tensor, "B S"],
+    *,
+    num_old: int,
+    num_new: int,
+) -> Mask:
+    """Who of the tokens that are left sees whom.
+
+    Args:
+        mask: of all tokens.
+        row: the queries.
+        read: the table of the keys, and
+        numbers: which token of the whole row each of them is.
+        num_old: tokens of the whole row before the new ones.
+        num_new: new ones, before any was dropped.
+    """
+    if mask is None or callable(mask):
+        return find_mask(mask, row.table, read)
+    padding, is_real = numbers == NOWHERE, row.places != NOWHERE
+    alone = numbers.shape == row.places.shape
+    if isinstance(mask, Causal) and (not bool(padding.any()) or (alone and bool((padding[:, 1:] >= padding[:, :-1]).all()))):
+        return mask
+    places = row.places.clamp(min=0)
+    slots = torch.arange(numbers.shape[1], device=numbers.device)[-places.shape[1] :].expand_as(places)
+    # Numbers rise along a row, so an interval of all tokens is one of those that are left, unless padding lies in between.
+    behind = padding & ((~padding).long().cumsum(dim=1) > 0)
+    ascending = torch.where(behind, num_old + num_new, numbers)
+    if not isinstance(mask, Dense) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
+        start, end = (0 * places, num_old + places + 1) if isinstance(mask, Causal) else (_take(edge, places) for edge in mask)
+        left = (torch.searchsorted(ascending, edge.contiguous()) for edge in (start, end))
+        return Intervals(*(torch.where(is_real, edge, own) for edge, own in zip(left, (slots, slots + 1), strict=True)))
+    seen = densify(mask, num_new, num_old + num_new, numbers.device).expand(len(places), -1, -1)
+    seen = _take(_take(seen, places).mT, numbers.clamp(min=0)).mT & ~padding[:, None]
+    itself = slots[..., None] == torch.arange(numbers.shape[1], device=numbers.device)
+    return Dense(torch.where(is_real[..., None], seen, itself))
+
+
+def _take(column: Tensor, index: Int[Tensor, "B M"]) -> Tensor:
+    return column.gather(1, index if column.ndim == 2 else index[..., None].expand(-1, -1, column.shape[-1]))
+
+
+def _where(flags: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(flags if yes.ndim == 2 else flags[..., None], yes, no)

@@ -1,0 +1,93 @@
+import logging
+
+import open_clip
+import pytest
+import torch
+from PIL import Image as PILImage
+from safetensors.torch import save_file
+
+from mmblocks import Block
+from mmblocks.encoders.open_clip_encoder import OpenClipEncoder
+from mmblocks.layers.pixels import normalise
+from mmblocks.roles import Encoder
+
+TINY = {"embed_dim": 12, "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}}
+TEXT = {"context_length": 5, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+MODELS = {
+    "tiny-ViT": TINY,
+    "tiny-timm": {"embed_dim": 12, "vision_cfg": {"timm_model_name": "test_vit", "image_size": 32, "timm_pool": "token"}},
+    "tiny-ResNet": {"embed_dim": 12, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch) -> None:
+    """Names that open_clip knows for the time of a test: its own models are large."""
+    for name, config in MODELS.items():
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config | {"text_cfg": TEXT})
+
+
+def encoder(name: str = "tiny-ViT", **options) -> OpenClipEncoder:
+    torch.manual_seed(0)
+    return OpenClipEncoder(name=name, **options).eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_embeddings_are_those_of_open_clip(name, tmp_path) -> None:
+    theirs = open_clip.create_model(name, pretrained_text=False).eval()
+    ours = encoder(name, feature_layer=-2)
+    ours.model.load_state_dict(theirs.visual.state_dict())
+    pixels = torch.rand(2, 3, 32, 32)
+    values = normalise(pixels, ours.mean, ours.std)
+    seen = theirs.visual.forward_intermediates(values)["image_intermediates"]
+    features = ours(pixels)
+    assert isinstance(ours, Encoder) and features.shape == (2, *ours.grid_of(32, 32), ours.dim)
+    torch.testing.assert_close(features, seen[-2].permute(0, 2, 3, 1))
+    last, again = ours.states(pixels, (-1, -2))
+    torch.testing.assert_close(last, seen[-1].permute(0, 2, 3, 1))
+    torch.testing.assert_close(again, features)
+    torch.testing.assert_close(ours.embed(pixels), theirs.encode_image(values))
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    torch.testing.assert_close(OpenClipEncoder.from_pretrained(tmp_path, name=name, feature_layer=-2)(pixels), features)
+    ours.save_pretrained(tmp_path / "own")
+    torch.testing.assert_close(Block.from_pretrained(tmp_path / "own")(pixels), features)
+
+
+def test_the_final_norm_and_the_class_token() -> None:
+    ours, pixels = encoder(feature_norm=True, image_size=(32, 48)), torch.rand(1, 3, 32, 48)
+    tokens = ours.tokens(pixels)
+    assert tokens.shape == (1, 7, 32) and ours.grid == (2, 3)
+    torch.testing.assert_close(tokens[:, 1:].unflatten(1, ours.grid), ours(pixels))
+    torch.testing.assert_close(tokens[:, 0] @ ours.model.proj, ours.embed(pixels))
+    assert encoder("tiny-timm").tokens(torch.rand(1, 3, 32, 32)).shape[1] == 5
+
+
+def test_images_are_what_the_weights_want(caplog) -> None:
+    with torch.device("meta"), caplog.at_level(logging.WARNING):
+        siglip = OpenClipEncoder(name="ViT-B-16-SigLIP")
+        clip = OpenClipEncoder(name="ViT-B-32", weights="openai")
+    assert not caplog.records
+    assert siglip.mean == siglip.std == (0.5, 0.5, 0.5) and clip.mean[0] == pytest.approx(0.4815, abs=1e-4)
+    picture = PILImage.linear_gradient("L").resize((448, 224))  # dark above, light below
+    assert siglip.preprocess(picture).shape == clip.preprocess(picture).shape == (3, 224, 224)
+    beside = PILImage.new("RGB", (448, 224))
+    beside.paste((255, 255, 255), (0, 0, 112, 224))  # a quarter, which the middle leaves out
+    assert siglip.preprocess(beside).mean() == pytest.approx(0.25, abs=0.01) and clip.preprocess(beside).mean() < 0.01
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: encoder("ViT-B-33"), ValueError, "open_clip does not know; .* such as ViT-B-32"),
+        (lambda: encoder("ViT-B-32", weights="webli"), ValueError, "weights are 'webli'; accepted of ViT-B-32: openai, "),
+        (lambda: encoder(feature_layer=3), ValueError, "feature_layer is 3; accepted: from -3 to 2"),
+        (lambda: encoder()(torch.zeros(1, 3, 32, 48)), ValueError, "image is 32x48; accepted: 32x32"),
+        (lambda: encoder()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), TypeError, "divide uint8"),
+        (lambda: encoder().states(torch.zeros(1, 3, 32, 32), ()), ValueError, r"layers are \[\]"),
+        (lambda: encoder("tiny-ResNet").tokens(torch.zeros(1, 3, 32, 32)), ValueError, "has no class token"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()

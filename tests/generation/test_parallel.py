@@ -1,0 +1,129 @@
+"""Noised copies leave the model's own objective alone; grids are drawn in as many passes as the sampler has steps."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmblocks import ClassifierFree, GridFormat, codes, text
+from mmblocks.batches import Batch
+from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
+from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens
+from mmblocks.masks import visible
+from mmblocks.positions import sequential
+from tests.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
+
+MASK = TOKENIZER["<eos>"]
+HIDE = MaskedTokens(mask_id=MASK)
+SAMPLER = ConfidenceSampler(num_steps=3)
+
+
+def parallel_model():
+    model = tiny_model().eval()
+    model.trunk.positions = copy_positions
+    return model
+
+
+def a_batch(model, *sizes: tuple[int, int], **options) -> Batch:
+    torch.manual_seed(1)
+    samples = [
+        [text("a" * (2 + number)), codes(torch.randint(NUM_CODES, size), FORMAT, target="lm"), text("b", target="lm")]
+        for number, size in enumerate(sizes)
+    ]
+    return model.batch_builder(TOKENIZER)(samples, **options)
+
+
+def test_copies_stand_where_their_originals_stand() -> None:
+    model = parallel_model()
+    batch = a_batch(model, (2, 3), (1, 4))
+    noised = with_noised_copies(batch, HIDE, head="lm", generator=torch.Generator().manual_seed(0))
+    length = batch.ids.shape[1]
+    positions = copy_positions(noised.table)
+    assert torch.equal(positions[:, :length], sequential(batch.table))
+    copies = noised.table.noisy
+    for row in range(2):
+        copied = noised.ids[row, copies[row]]
+        first = int((batch.table.modality[row] == 1).nonzero()[0]) - 1
+        assert positions[row, copies[row]].tolist() == list(range(first, first + len(copied)))
+        same = copied != MASK
+        assert torch.equal(copied[same], batch.ids[row, first : first + len(copied)][same])
+        assert 1 <= int((~same).sum()) <= (6, 4)[row]
+
+
+def test_copies_see_what_comes_before_the_image_and_themselves() -> None:
+    model = parallel_model()
+    batch = a_batch(model, (2, 3))
+    noised = with_noised_copies(batch, HIDE, head="lm")
+    seen = visible(noised.table)[0]
+    copy = noised.table.noisy[0]
+    first = int((batch.table.modality[0] == 1).nonzero()[0]) - 1
+    assert seen[copy][:, copy].all()
+    assert seen[copy][:, :first].all()
+    assert not seen[copy][:, first : batch.ids.shape[1]].any()
+    assert not seen[~copy][:, copy].any()
+
+
+@pytest.mark.parametrize("pack", [None, 80])
+def test_the_old_objective_is_unchanged_and_hidden_codes_are_learned(pack: int | None) -> None:
+    model = parallel_model()
+    batch = a_batch(model, (2, 3), (1, 4), (3, 1), pack=pack)
+    noised = with_noised_copies(batch, HIDE, head="lm", generator=torch.Generator().manual_seed(0))
+    plain, both = model(batch).token_losses["lm"], model(noised).token_losses["lm"]
+    assert_close(both[: len(plain)], plain)
+    assert len(both) - len(plain) == int((noised.ids[noised.table.noisy] == MASK).sum())
+    learned = noised.targets["lm"].values[len(plain) :]
+    assert ((learned >= TOKENIZER.vocab_size) & (learned < VOCABULARY)).all()
+    assert (noised.table.target >= 0).sum() == len(both)
+
+
+def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
+    """The sampler's passes and the adaptation see the same: with a cache, behind padding, and without."""
+    model = parallel_model()
+    batch = a_batch(model, (2, 3))
+    everything = MaskedTokens(mask_id=MASK, least=1.0)
+    noised = with_noised_copies(batch, everything, head="lm")
+    hidden = model.hidden(noised).flatten(0, 1)[noised.targets["lm"].places[-6:]]
+    expected = model.outputs["lm"].logits(hidden, FORMAT.first_code, FORMAT.first_code + NUM_CODES)
+    seen = []
+
+    class Spy(ConfidenceSampler):
+        def walk(self, predict, ids, mask_id, **options):
+            seen.extend(predict(ids, step) for step in (0, 1))
+            return super().walk(predict, ids, mask_id, **options)
+
+    prompts = [[text("aa"), text(FORMAT.head(2, 3))], [text("aaaaaa"), text(FORMAT.head(2, 3))]]
+    prompt = model.batch_builder(TOKENIZER)(prompts, padding="left")
+    draw_grids(model, prompt, FORMAT, Spy(num_steps=1), size=(2, 3), mask_id=MASK)
+    for logits in seen:
+        assert_close(logits[0], expected)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (1, 1)])
+def test_grids_are_drawn_in_a_few_passes(size: tuple[int, int]) -> None:
+    model = parallel_model()
+    calls = []
+    model.trunk.register_forward_hook(lambda *_: calls.append(1))
+    rows = [[text(told), text(FORMAT.head(*size))] for told in ("one", "eleven", "", "")]
+    prompt = model.batch_builder(TOKENIZER)(rows, padding="left")
+    options = {"size": size, "mask_id": MASK, "guidance": ClassifierFree(scale=2.0)}
+    drawn = draw_grids(model, prompt, FORMAT, SAMPLER, generator=torch.Generator().manual_seed(0), **options)
+    again = draw_grids(model, prompt, FORMAT, SAMPLER, generator=torch.Generator().manual_seed(0), **options)
+    assert len(calls) == 2 * SAMPLER.num_steps
+    assert drawn.shape == (2, *size)
+    assert torch.equal(drawn, again)
+    assert drawn.min() >= 0
+    assert drawn.max() < NUM_CODES
+
+
+def test_errors() -> None:
+    model = parallel_model()
+    build = model.batch_builder(TOKENIZER)
+    with pytest.raises(ValueError, match="no image of codes"):
+        with_noised_copies(build([[text("a"), text("b", target="lm")]]), HIDE, head="lm")
+    options = {"size": (2, 3), "mask_id": MASK}
+    with pytest.raises(ValueError, match="does not end with"):
+        draw_grids(model, build([[text("a")]], padding="left"), FORMAT, SAMPLER, **options)
+    bare = GridFormat(begin=None, closing=(), first_code=TOKENIZER.vocab_size, num_codes=NUM_CODES, fixed_size=(2, 3))
+    with pytest.raises(ValueError, match="does not end with"):
+        draw_grids(model, build([[text("a")]], padding="left"), bare, SAMPLER, **options)
+    with pytest.raises(ValueError, match="begins a document"):
+        with_noised_copies(build([[codes(torch.zeros(2, 3, dtype=torch.long), bare, target="lm")]]), HIDE, head="lm")

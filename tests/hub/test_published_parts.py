@@ -1,0 +1,47 @@
+"""One part of a published model, from its Hub id alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from mmblocks.embedders.eve1 import EVE1PatchEmbedding
+from mmblocks.embedders.eve2 import EVE2PatchEmbedding
+
+# huggingface_hub's own use of its HTTP client.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+CONFIGS = {
+    "eve1": {
+        "hidden_size": 12,
+        "mm_hidden_size": 16,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "openai/eve-patch14-anypixel-672",
+        "mm_vision_tower_clip": "openai/clip-vit-large-patch14-336",
+    },
+    "eve2": {"hidden_size": 12, "mm_hidden_size": 8, "mm_vision_tower": "openai/eve-anyratio-res800-patch16"},
+}
+PARTS = {
+    "eve1": lambda: EVE1PatchEmbedding(dim=12, hidden_dim=16, image_size=672),
+    "eve2": lambda: EVE2PatchEmbedding(dim=12, hidden_dim=8, max_size=800),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_eve_s_strides_come_with_its_hub_id(hub, name) -> None:
+    torch.manual_seed(0)
+    part = PARTS[name]()
+    (layout,) = part.layouts
+    stem = {key: value.contiguous() for key, value in layout.convert(part.state_dict(), part.config, to="theirs")}
+    shards = {"model-00001-of-00002.safetensors": stem, "model-00002-of-00002.safetensors": {"lm_head.weight": torch.zeros(4, 12)}}
+    index = {"weight_map": {key: file for file, tensors in shards.items() for key in tensors}}
+    files = {file: save(tensors, metadata={"format": "pt"}) for file, tensors in shards.items()}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.commit("someone/eve", files | {"config.json": json.dumps(CONFIGS[name]).encode()})
+
+    loaded = type(part).from_pretrained("someone/eve")
+    assert loaded.config == part.config
+    assert "model-00002-of-00002.safetensors" not in hub.paths()  # which holds nothing of the part
+    pixels = torch.rand(3, *(28, 56) if name == "eve1" else (32, 64))
+    assert torch.equal(loaded([pixels]).embeds, part([pixels]).embeds)

@@ -1,0 +1,37 @@
+"""Losses in several processes, each of which really runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+
+def in_processes(loss: Callable[..., Tensor], *inputs: Tensor, num_processes: int = 2) -> tuple[Tensor, list[Tensor]]:
+    """The mean over the processes of a loss and of its gradients to the inputs, which each process has a share of.
+
+    Inputs of one number are the same in all of them. ``loss`` is a function of a module, for another process imports it.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save([value.detach() for value in inputs], folder / "in.pt")
+        multiprocessing.spawn(_one_process, (num_processes, folder, loss), nprocs=num_processes)
+        results = [torch.load(folder / f"{rank}.pt") for rank in range(num_processes)]
+    losses, gradients = zip(*results, strict=True)
+    together = [
+        torch.stack(parts).mean(0) if not parts[0].ndim else torch.cat(parts) / num_processes
+        for parts in zip(*gradients, strict=True)
+    ]
+    return torch.stack(losses).mean(), together
+
+
+def _one_process(rank: int, num_processes: int, folder: Path, loss: Callable[..., Tensor]) -> None:
+    torch.set_num_threads(1)
+    values = torch.load(folder / "in.pt")
+    own = [(value.chunk(num_processes)[rank] if value.ndim else value).clone().requires_grad_() for value in values]
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=num_processes)
+    value = loss(*own)
+    value.backward()
+    torch.save((value.detach(), [part.grad for part in own]), folder / f"{rank}.pt")
+    distributed.destroy_process_group()

@@ -1,0 +1,189 @@
+"""OmniGen: rows of any size, guidance, the cache; against diffusers."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmblocks.masks import visible
+from mmblocks.models.omnigen import OmniGen
+from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
+
+LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
+TEXT = torch.tensor([1, 7, 3])
+
+
+def tiny(**options) -> OmniGen:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 24}
+    model = OmniGen(**sizes, **{"rope_scaling": LONGROPE, "channels": 2, "table_size": 8, **options})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def prompts() -> list[list[torch.Tensor]]:
+    draws = torch.Generator().manual_seed(5)
+    image = torch.randn(2, 4, 2, generator=draws)
+    return [[TEXT, image, torch.tensor([4])], [torch.tensor([9])], [torch.randn(2, 2, 2, generator=draws), image, TEXT]]
+
+
+def latents() -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(6)
+    return [torch.randn(2, *size, generator=draws) for size in ((4, 6), (2, 2), (6, 2))]
+
+
+def test_a_padded_batch_equals_single_rows() -> None:
+    model, t = tiny(rope_scaling=None), torch.tensor([0.0, 0.3, 1.0])
+    together = model(prompts(), latents(), t)
+    for prompt, values, time, made in zip(prompts(), latents(), t, together, strict=True):
+        (alone,) = model([prompt], [values], time[None])
+        torch.testing.assert_close(made, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_who_sees_whom() -> None:
+    """Two words, an image of two tokens, a word; the time; an image of one token."""
+    rows = prompt_rows([[torch.tensor([1, 2]), torch.zeros(2, 4, 2), torch.tensor([3])]], 2, torch.device("cpu"))
+    seen = visible(join(rows.table, output_table(rows.table, [(2, 2)], 2)))[0].int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+@pytest.mark.parametrize("long", [False, True])
+def test_sampling_is_the_same_without_a_cache(branches, long) -> None:
+    model = tiny(rope_scaling={**LONGROPE, "max_position": 12 if long else 100})
+    others = {1: {}, 2: {"unconditional": [[torch.tensor([2])]] * 3}, 3: {}}[branches]
+    if branches == 3:
+        others = {"unconditional": [[torch.tensor([2])]] * 3, "images_only": [[torch.zeros(2, 2, 4)]] * 3}
+    made = [model.sample(prompts(), noise=latents(), num_steps=3, shift=2.0, cache=mode, **others) for mode in ("prompt", "none")]
+    for cached, whole in zip(*made, strict=True):
+        torch.testing.assert_close(cached, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_upstreams_cache_differs_from_the_first_step_on() -> None:
+    steps: dict[str, list] = {"prompt": [], "upstream": []}
+    for mode, trajectory in steps.items():
+        tiny().sample(prompts(), noise=latents(), num_steps=2, cache=mode, trajectory=trajectory)
+    right, upstream = (trajectory[0][1][0] for trajectory in steps.values())
+    assert not torch.allclose(right, upstream, atol=1e-3)
+
+
+def test_draws_come_from_the_generator() -> None:
+    def draw(seed: int) -> torch.Tensor:
+        options = {"sizes": [(2, 4)], "num_steps": 1, "generator": torch.Generator().manual_seed(seed)}
+        return tiny().sample([[TEXT]], **options)[0]
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+
+
+def test_the_loss_reaches_every_parameter() -> None:
+    model = tiny().train()
+    losses = model.loss(prompts(), latents(), generator=torch.Generator().manual_seed(0))
+    assert losses.shape == (3,)
+    losses.mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_bf16_and_saving(tmp_path) -> None:
+    model, t = tiny(), torch.tensor([0.2, 0.3, 0.4])
+    wanted = model(prompts(), latents(), t)
+    model.save_pretrained(tmp_path)
+    again = OmniGen.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(again(prompts(), latents(), t), wanted, strict=True))
+    for made in model.bfloat16()(prompts(), latents(), t):
+        assert made.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", OmniGen.layouts, ids=lambda layout: layout.name)
+def test_grouped_heads_are_published_and_read_again(layout) -> None:
+    model = tiny()
+    theirs = dict(layout.convert(model.state_dict(), model.config, to="theirs"))
+    fused = theirs.get("llm.layers.0.self_attn.qkv_proj.weight")
+    assert fused is None or fused.shape == (16 + 8 + 8, 16)
+    again = dict(layout.convert(theirs, model.config))
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+def test_diffusers_gives_the_same(tmp_path) -> None:
+    """One row: with several, its positions are those of the first."""
+    diffusers = pytest.importorskip("diffusers")
+    config = {
+        "in_channels": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "vocab_size": 20,
+        "pad_token_id": 0,
+        "rope_scaling": {"short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0]},
+        "original_max_position_embeddings": 12,
+        "pos_embed_max_size": 8,
+    }
+    theirs = diffusers.OmniGenTransformer2DModel(**config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    ours = OmniGen.from_pretrained(tmp_path)
+
+    for prompt, values in zip(prompts(), latents(), strict=True):
+        rows = prompt_rows([prompt], 2, torch.device("cpu"))
+        table = join(rows.table, output_table(rows.table, [tuple(values.shape[1:])], 2))
+        ids = torch.zeros(rows.table.shape, dtype=torch.long).index_put((torch.tensor(0), rows.id_places), rows.ids)
+        spans, places = [], rows.image_places.tolist()
+        for image in rows.images:
+            count = image.shape[1] * image.shape[2] // 4
+            spans.append([places[0], places[0] + count])
+            places = places[count:]
+        (wanted,) = theirs(
+            hidden_states=values[None],
+            timestep=torch.tensor([0.4]),
+            input_ids=ids,
+            input_img_latents=[image[None] for image in rows.images],
+            input_image_sizes={0: spans} if spans else {},
+            attention_mask=visible(table).long(),
+            position_ids=torch.arange(table.shape[1])[None],
+            return_dict=False,
+        )
+        (made,) = ours([prompt], [values], torch.tensor([0.4]))
+        torch.testing.assert_close(made, wanted[0], atol=1e-5, rtol=1e-4)
+
+
+ONE = [torch.zeros(2, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: tiny()([], ONE, torch.tensor([0.5])), "prompts is empty"),
+        (lambda: tiny()([[]], ONE, torch.tensor([0.5])), "a prompt has no tokens"),
+        (lambda: tiny()([[TEXT]], ONE, torch.tensor([1.5])), r"t lies in \[1.5, 1.5\]; accepted: \[0, 1\]"),
+        (lambda: tiny()([[TEXT]], ONE, torch.tensor([0.5, 0.5])), "accepted: as many of each"),
+        (lambda: tiny()([[TEXT]], [torch.zeros(2, 3, 2)], torch.tensor([0.5])), r"an image is \(2, 3, 2\); accepted: \(2, h, w\)"),
+        (lambda: tiny()([[torch.zeros(3, 2, 2)]], ONE, torch.tensor([0.5])), r"an input image is \(3, 2, 2\)"),
+        (lambda: tiny().sample([[TEXT]], noise=ONE, guidance=-1), "guidance is -1"),
+        (lambda: tiny().sample([[TEXT]], noise=ONE, shift=0.0), "shift 0.0; accepted: 1 or more, and above 0"),
+        (lambda: tiny().sample([[TEXT]], noise=ONE, images_only=[[TEXT]]), "images_only without unconditional"),
+        (lambda: tiny().sample([[TEXT]]), "sizes and noise are both given, or neither"),
+        (lambda: tiny().loss([[TEXT]], ONE, noise=[torch.zeros(2, 2, 4)]), "noise has shapes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_ids_of_two_axes_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"a prompt has torch.int64 of shape \(1, 3\)"):
+        tiny()([[TEXT[None]]], ONE, torch.tensor([0.5]))

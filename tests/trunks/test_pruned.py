@@ -1,0 +1,201 @@
+"""Dropping tokens between layers: the same numbers as masking them there, in prefill and in decoding, and less to hold."""
+
+import pytest
+import torch
+
+from mmblocks import GREEDY, Block, TextGrammar, image, text
+from mmblocks.layers.attention import prepare
+from mmblocks.layers.token_importance import prunable
+from mmblocks.masks import Dense, lower, visible
+from mmblocks.tokens import Modality, TokenTable
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.pruned import PrunedDecoder
+from tests.random_tables import random_table
+from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
+from tests.tiny import WIDTH as TINY_WIDTH
+
+WIDTH = 32
+PRUNING = ((1, 0.5), (3, 0.25))
+
+
+def pruned(pruning=PRUNING, **options) -> PrunedDecoder:
+    torch.manual_seed(0)
+    trunk = Decoder(dim=WIDTH, num_layers=4, num_heads=4, num_kv_heads=2, mlp_dim=48, qk_norm=True)
+    for parameter in trunk.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return PrunedDecoder(trunk=trunk, pruning=pruning, **options).eval()
+
+
+def prompt(batch: int = 1, before: int = 2, image: int = 12, after: int = 4, *, one_step: bool = False) -> TokenTable:
+    """Text, an image, text."""
+    table = TokenTable.text(batch, before + image + after)
+    here = slice(before, before + image)
+    table.modality[:, here], table.span[:, here] = Modality.VISION, 0
+    if one_step:
+        table.order[:, here] = before
+    return table
+
+
+def masked(part: PrunedDecoder, embeds: torch.Tensor, table: TokenTable, kept: list[torch.Tensor], seen=None) -> torch.Tensor:
+    """All tokens through all layers; from each stage on, keys that were dropped are masked."""
+    trunk, x = part.trunk, embeds
+    rotary = trunk._rotary(table, table.shape[1])
+    seen = visible(table) if seen is None else seen
+    for stage, places in zip(part.stages, [None, *kept], strict=True):
+        if places is not None:
+            left = torch.zeros(*table.shape, dtype=torch.long).scatter_add(1, places.clamp(min=0), (places >= 0).long()).bool()
+            seen = (seen & left[:, None]) | torch.eye(table.shape[1], dtype=torch.bool)
+        prepared = prepare(Dense(seen), *seen.shape[1:], x.device)
+        for layer in trunk.layers[stage.first : stage.stop]:
+            x = layer(x, rotary, prepared, None, 0)
+    return trunk.norm(x)
+
+
+def last_kept(places: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.zeros(len(places), length, dtype=torch.long).scatter_add(1, places.clamp(min=0), (places >= 0).long()).bool()
+
+
+@pytest.mark.parametrize("importance", ["instruction", "visual"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lowered", [True, False])
+def test_dropping_equals_masking_with_images_padding_and_packed_documents(importance, seed: int, lowered: bool) -> None:
+    part = pruned(importance=importance)
+    table = random_table(torch.Generator().manual_seed(seed), noisy=seed == 2)
+    embeds, kept = torch.randn(3, 40, WIDTH), []
+    made = part(embeds, table, mask=lower(table) if lowered else None, kept=kept)
+    left = last_kept(kept[-1], 40)
+    torch.testing.assert_close(made[left], masked(part, embeds, table, kept)[left], atol=1e-4, rtol=1e-4)
+    assert not made[~left].any()
+    counts, may_go = prunable(table).sum(1), prunable(table)
+    for places, share in zip(kept, (0.5, 0.25), strict=True):
+        there = last_kept(places, 40)
+        assert torch.equal((there & may_go).sum(1), (counts * share).long())
+        assert torch.equal(there & ~may_go, ~may_go & ~table.is_padding)
+    assert kept[-1].shape[1] < 40
+
+
+@pytest.mark.parametrize("one_step", [True, False])
+@pytest.mark.parametrize("left", [0, 3])
+def test_decoding_goes_on_behind_shorter_rows_and_equals_masking(one_step: bool, left: int) -> None:
+    part, table = pruned(), prompt(2, one_step=one_step)
+    for column, blank in zip(table, TokenTable.padding(1, left), strict=True):
+        column[:1, :left] = blank  # the first row is shorter, and padded on the left
+    embeds, cache, kept = torch.randn(2, 23, WIDTH), part.new_cache(2, 23), []
+    made = [part(embeds[:, :18], table, cache, mask=cache.see(table, lowered=lower(table)), kept=kept)]
+    for step in range(18, 23):
+        newest = TokenTable.text(2, 1)
+        newest.order[:] = step
+        made.append(part(embeds[:, step : step + 1], newest, cache, mask=cache.see(newest)))
+    newer = torch.arange(18, 23).expand(2, -1)
+    wanted = masked(part, embeds, cache.table, [torch.cat([places, newer], dim=1) for places in kept])
+    there = last_kept(torch.cat([kept[-1], newer], dim=1), 23)
+    torch.testing.assert_close(torch.cat(made, dim=1)[there], wanted[there], atol=1e-4, rtol=1e-4)
+    assert cache.length == 23 and [held.cache.length for held in cache.stages] == [23, 17, 14]
+    assert cache.num_bytes == sum(layers * tokens for layers, tokens in ((1, 23), (2, 17), (1, 14))) * 2 * 2 * 2 * 8 * 4
+
+
+def test_a_later_image_is_pruned_too_and_rows_can_be_chosen() -> None:
+    part, cache, embeds = pruned(), pruned().new_cache(2, 40), torch.randn(2, 40, WIDTH)
+    first, second = prompt(2), prompt(2)
+    second = second._replace(order=second.order + 18, span=torch.where(second.span == 0, 1, second.span))
+    kept, kept_later = [], []
+    part(embeds[:, :18], first, cache, kept=kept)
+    one = cache.rows(torch.tensor([1]))
+    part(embeds[:, 18:36], second, cache, kept=kept_later)
+    alone = part(embeds[1:, 18:36], second.rows(torch.tensor([1])), one)
+    both = [torch.cat([a, b + 18], dim=1) for a, b in zip(kept, kept_later, strict=True)]
+    there = last_kept(both[-1], 36)
+    wanted = masked(part, embeds[:, :36], cache.table, both)
+    torch.testing.assert_close(alone[there[1:, 18:]], wanted[1:][there[1:] & (torch.arange(36) >= 18)], atol=1e-4, rtol=1e-4)
+
+
+def test_text_alone_is_untouched_and_so_are_tokens_that_are_asked() -> None:
+    part, embeds, table = pruned(), torch.randn(2, 18, WIDTH), TokenTable.text(2, 18)
+    assert torch.equal(part(embeds, table), part.trunk(embeds, table))
+    table = prompt(2)
+    table.target[:, 5:9] = 0
+    kept = []
+    part(embeds, table, kept=kept)
+    assert (kept[-1][:, :, None] == torch.arange(5, 9)).any(1).all()
+
+
+def test_the_instruction_decides_what_stays() -> None:
+    part, table = pruned(pruning=((1, 0.1),)), prompt(image=10)
+    embeds = torch.randn(1, 16, WIDTH)
+    kept, changed = [], []
+    part(embeds, table, kept=kept)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        part(torch.cat([embeds[:, :-1], torch.randn(1, 1, WIDTH)], dim=1), table, kept=changed)
+    assert len({tuple(places[0].tolist()) for places in kept + changed}) > 1
+
+
+def test_fewer_operations_and_gradients_to_every_weight() -> None:
+    part, table = pruned(pruning=((2, 0.25),)), prompt(image=58)
+    embeds = torch.randn(1, 64, WIDTH)
+    saved = part.flops_saved(embeds, table)
+    # Two of four layers read 20 of 64 tokens: linear maps save 44 / 64 of their half, attention 1 - (20 / 64) ** 2 of its own.
+    linear, attention = 64 * 4 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48), 4 * 4 * 64 * 64 * 32
+    scored = 64 * 2 * 32 * 16 + 2 * 32 * 32 + 2 * 64 * 32  # keys of all, the query of one, and its scores
+    left = linear * (1 + 20 / 64) / 2 + attention * (1 + (20 / 64) ** 2) / 2
+    assert saved.full == pytest.approx(linear + attention) and saved.pruned == pytest.approx(left + scored, rel=0.01)
+    assert saved.share == 1 - saved.pruned / saved.full > 0.3
+    part.train()(embeds, table)[:, -1].square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
+
+
+def test_a_model_learns_and_generates_with_it() -> None:
+    trunk = Decoder(dim=TINY_WIDTH, num_layers=2, num_heads=4, mlp_dim=48)
+    model = tiny_model(trunk=PrunedDecoder(trunk=trunk, pruning=((1, 0.5),)))
+    photo = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    samples = [[text("what is it? "), image(photo), text("a cat", target="lm")], [text("a"), text("b", target="lm")]]
+    output = model.train()(model.batch_builder(TOKENIZER)(samples))
+    output.losses["lm"].backward()
+    assert len(output.token_losses["lm"]) == 6 and all(parameter.grad is not None for parameter in model.trunk.parameters())
+
+    model, prompts = model.eval(), [[text("what is it? "), image(photo), text(" ")], [text("a")]]
+    options = {"max_tokens": 6, "sampling": GREEDY, "tokenizer": TOKENIZER}
+    together = dict(model.generate(prompts, TextGrammar(VOCABULARY, (EOS,)), **options))
+    for row, prompt in enumerate(prompts):
+        (alone,) = model.generate([prompt], TextGrammar(VOCABULARY, (EOS,)), **options)
+        assert alone.segment == together[row]
+
+
+def test_saving_and_half_precision(tmp_path) -> None:
+    part, embeds, table = pruned(), torch.randn(2, 18, WIDTH), prompt(2)
+    part.save_pretrained(tmp_path)
+    assert torch.equal(Block.from_pretrained(tmp_path)(embeds, table), part(embeds, table))
+    made = part.bfloat16()(embeds.bfloat16(), table)
+    assert made.dtype == torch.bfloat16 and made.isfinite().all()
+
+
+def test_a_users_rule_is_asked_about_what_is_left() -> None:
+    part, embeds, table = pruned(), torch.randn(2, 18, WIDTH), prompt(2)
+    made = part(embeds, table, mask=lambda q, k: q.order[:, :, None] >= k.order[:, None])
+    torch.testing.assert_close(made, part(embeds, table))
+
+
+@pytest.mark.parametrize("pruning", [((0, 0.5),), ((4, 0.5),), ((2, 0.5), (1, 0.2)), ((1, 0.2), (2, 0.5)), ((1, 1.5),)])
+def test_layers_and_shares_that_do_not_fit_are_refused(pruning) -> None:
+    with pytest.raises(ValueError, match="rising from 1 to 3, and a share, falling from 1 to 0"):
+        pruned(pruning=pruning)
+
+
+@pytest.mark.unchecked
+def test_other_trunks_and_importances_are_refused() -> None:
+    with pytest.raises(TypeError, match="trunk is a PrunedDecoder; accepted: a Decoder"):
+        PrunedDecoder(trunk=pruned(), pruning=PRUNING)
+    with pytest.raises(ValueError, match="importance is 'text'; accepted"):
+        pruned(importance="text")
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"do not fit; accepted: \(B, L, 32\)"):
+        pruned()(torch.randn(1, 5, WIDTH), TokenTable.text(1, 6))
+    cache = pruned().new_cache(1, 4)
+    with pytest.raises(ValueError, match="5 tokens behind 0 do not fit a cache of 4"):
+        pruned()(torch.randn(1, 5, WIDTH), TokenTable.text(1, 5), cache)
+
+
+def test_a_table_of_padding_alone_passes() -> None:
+    assert pruned()(torch.randn(1, 4, WIDTH), TokenTable.padding(1, 4)).isfinite().all()

@@ -1,0 +1,108 @@
+"""transformers models as trunks: the same numbers as ours, and the contract that every trunk keeps."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
+from mmblocks.masks import Dense, visible
+from mmblocks.trunks.transformers_trunk import TransformersTrunk
+from tests.random_tables import random_table
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(llama, tmp_path_factory):
+    where = tmp_path_factory.mktemp("llama")
+    (where / "config.json").write_text(json.dumps({**SIZES, "model_type": "llama", "rope_theta": 10000.0}))
+    save_file({name: value.contiguous() for name, value in llama.state_dict().items()}, where / "model.safetensors")
+    return where
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_our_decoder_on_images_padding_and_packed_documents(folder, seed: int) -> None:
+    theirs, ours = TransformersTrunk.from_pretrained(folder), Decoder.from_pretrained(folder)
+    table = random_table(torch.Generator().manual_seed(seed), length=30)
+    embeds = torch.randn(*table.shape, 32)
+    taps, wanted = ({number: torch.empty(0) for number in range(3)} for _ in range(2))
+    got, full = theirs(embeds, table, taps=taps), ours(embeds, table, taps=wanted)
+    real = ~table.is_padding
+    torch.testing.assert_close(got[real], full[real], atol=1e-5, rtol=1e-4)
+    for number in range(3):
+        torch.testing.assert_close(taps[number][real], wanted[number][real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(theirs(embeds, table, mask=Dense(visible(table))), got, atol=1e-5, rtol=1e-4)
+
+
+def test_around_shares_weights_and_leaves_the_model_as_it_was(llama) -> None:
+    trunk = TransformersTrunk.around(llama)
+    ids = torch.randint(40, (2, 9))
+    hidden = trunk(llama.get_input_embeddings()(ids), TokenTable.text(2, 9))
+    torch.testing.assert_close(llama.lm_head(hidden), llama(ids).logits)
+    assert trunk.model.layers is llama.model.layers
+
+
+def test_cached_equals_full(folder) -> None:
+    trunk = TransformersTrunk.from_pretrained(folder)
+    embeds, table = torch.randn(2, 9, 32), TokenTable.text(2, 9)
+    cache = trunk.new_cache(2, 10)
+    steps = [trunk(embeds[:, a:b], table.slice(a, b), cache) for a, b in ((0, 4), (4, 5), (5, 8), (8, 9))]
+    torch.testing.assert_close(torch.cat(steps, 1), trunk(embeds, table), atol=1e-5, rtol=1e-4)
+    assert cache.num_bytes == 2 * 2 * 2 * 2 * 9 * 8 * 4
+    one = cache.rows(torch.tensor([1]))
+    assert one.past.layers[0].keys.shape[0] == 1
+    with pytest.raises(ValueError, match="do not fit a cache"):
+        trunk(embeds[:, :2], table.slice(0, 2), cache)
+
+
+def test_trains_saves_and_generates_in_a_model(folder, tmp_path) -> None:
+    trunk = TransformersTrunk.from_pretrained(folder)
+    model = MultimodalModel(
+        inputs={"text": TextEmbedding(vocab_size=40, dim=32)}, trunk=trunk, outputs={"lm": LMHead(dim=32, vocab_size=40)}
+    )
+    batch = model.batch_builder()([[text([1, 2, 3], target="lm")], [text([4, 5], target="lm")]])
+    model.train()(batch).losses["lm"].backward()
+    assert all(parameter.grad is not None for parameter in trunk.parameters())
+    model.eval().save_pretrained(tmp_path / "model")
+    again = MultimodalModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(again(batch).hidden, model(batch).hidden)
+    (generated,) = model.generate([[text([1, 2, 3])]], TextGrammar(40, stop=(39,)), max_tokens=4)
+    assert len(generated.segment.content) <= 4
+
+
+def test_bfloat16(folder) -> None:
+    trunk = TransformersTrunk.from_pretrained(folder, dtype=torch.bfloat16)
+    assert trunk(torch.randn(1, 3, 32, dtype=torch.bfloat16), TokenTable.text(1, 3)).dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_is_refused(folder) -> None:
+    with pytest.raises(ValueError, match="model_type"):
+        TransformersTrunk(language_model=SIZES)
+    with pytest.raises(ValueError, match="see a window"):
+        TransformersTrunk(language_model={"model_type": "gemma2", "num_hidden_layers": 2, "hidden_size": 16, "vocab_size": 8})
+    trunk = TransformersTrunk.from_pretrained(folder)
+    with pytest.raises(ValueError, match="do not fit"):
+        trunk(torch.randn(1, 3, 32), TokenTable.text(1, 4))
+    with pytest.raises(TypeError, match="cache is a KVCache"):
+        trunk(torch.randn(1, 3, 32), TokenTable.text(1, 3), Decoder.from_pretrained(folder).new_cache(1, 3))
