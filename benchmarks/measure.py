@@ -92,12 +92,12 @@ def time_of(step: Step, device: str) -> tuple[float, float]:
 @cache
 def ceilings(device: str, dtype: torch.dtype) -> Figures:
     """What this device does at best, in this run: bytes copied and floating-point operations of a matrix product, in a second."""
-    numbers, side = (2**28, 8192) if device == "cuda" else (2**25, 1024)
+    numbers, side = (2**28, 8192) if device == "cuda" else (2**25, 512)
     source, square = torch.ones(numbers, device=device), torch.ones(side, side, dtype=dtype, device=device)
     target, product = torch.empty_like(source), torch.empty_like(square)
     copying, multiplying = (
         min(time_of(step, device)[0] for _ in range(10))
-        for step in (partial(target.copy_, source), partial(torch.mm, square, square, out=product))
+        for step in (partial(target.copy_, source), partial(torch.mm, square, square.T, out=product))
     )
     return {"bytes_per_second": 2 * source.nbytes / copying, "flops_per_second": 2 * side**3 / multiplying}
 

@@ -132,10 +132,9 @@ def main(folder: Path) -> None:
     show([list(pixels[::13]), list(following[::13])], folder / "orthus_like_interleaved.png", titles=titles)
     show_curves({"autoencoder": vae_losses, "model: both heads": losses}, folder / "orthus_like_losses.png")
     right = [said == caption(digit) for said, digit in zip(written, labels.tolist(), strict=True)]
-    rebuilt = pixels_of(vae, latents_of(vae, held_out.pixels))
     reader = Reader(train)
     figures = {
-        "held-out reconstruction PSNR, dB": psnr(rebuilt, held_out.pixels),
+        "held-out reconstruction PSNR, dB": psnr(pixels_of(vae, latents_of(vae, held_out.pixels)), held_out.pixels),
         "classifier on real held-out digits": reader.score(held_out.pixels, held_out.labels),
         f"{len(asked)} drawn digits read as the digit asked for": reader.score(drawings, asked),
         f"{len(right)} held-out digits named right by the model": sum(right) / len(right),

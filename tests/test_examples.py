@@ -28,7 +28,13 @@ def canvases(digits):
         yield canvases
 
 
-@pytest.mark.parametrize("name", ["emu3_like.py", "eve_like.py", "train_tokenizer.py"])
+LENGTHS = [
+    *("emu2_like.py", "emu3_like.py", "eve_like.py", "omnigen_like.py", "orthus_like.py"),
+    *("parallel_decoding.py", "train_tokenizer.py"),
+]
+
+
+@pytest.mark.parametrize("name", LENGTHS)
 def test_examples_can_be_read_in_one_sitting(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= 150
 

@@ -59,7 +59,9 @@ def write(
         if _mark(file) != mark:
             tokens = {image.name: _tokens(tokenizer, image, size, device) for image in group}
             beside = file.with_name(f".{file.name}.{os.getpid()}")
-            save_file(tokens, beside, metadata={"format": "pt", "made_of": mark})
+            save_file(tokens, beside, metadata={"made_of": mark})  # one entry: the order of several is not fixed
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
             os.replace(beside, file)
         at(min((number + 1) * shard_size, len(found)), len(found))
     for number in range(len(groups), 100_000):  # of a run with more images

@@ -157,4 +157,6 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     """Beside it first, so that a file is there whole or not at all."""
     beside = file.with_name(f"{file.name}.new")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
+    with beside.open("rb") as written:
+        os.fsync(written.fileno())
     os.replace(beside, file)

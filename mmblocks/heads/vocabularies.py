@@ -136,9 +136,10 @@ class MultiTokenHead(Block):
         if num_tokens < 1:
             raise ValueError(f"num_tokens is {num_tokens}; accepted: 1 or more")
         self.num_tokens = num_tokens
-        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_tokens))
+        layers = [nn.Linear(dim, dim) for _ in range(num_tokens)]
+        self.layers = nn.ModuleList(layers)
         self.head = LMHead(dim=dim, vocab_size=vocab_size, init_std=init_std)
-        for layer in self.layers:
+        for layer in layers:
             nn.init.zeros_(layer.weight)  # at first each is the state itself
             nn.init.zeros_(layer.bias)
 

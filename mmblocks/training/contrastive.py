@@ -116,7 +116,11 @@ def picks(rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: f
 
 
 class _ContrastiveCrossEntropy(Function):
-    """Some rows at a time, and gradients at once: no more than a few rows of similarities are ever held."""
+    """Some rows at a time, and gradients at once: no more than a few rows of similarities are ever held.
+
+    ``ops.linear_cross_entropy`` does as much for a vocabulary, and cannot stand in here: the share of right picks and the scale's
+    gradient come from the same similarities, which it does not hand out, and would cost as much again.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:

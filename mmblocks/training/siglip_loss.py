@@ -57,7 +57,10 @@ def siglip_loss(
 
 
 class _SigmoidCrossEntropy(Function):
-    """Some rows at a time, and gradients at once, so that the matrix of all similarities is never held."""
+    """Some rows at a time, and gradients at once, so that the matrix of all similarities is never held.
+
+    Every pair is a choice of its own, with no softmax over a row: nothing that ``ops.linear_cross_entropy`` computes.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:

@@ -28,6 +28,26 @@ def test_loss_is_float32_in_bfloat16() -> None:
     assert loss.dtype == torch.float32 and loss.isfinite().all()
 
 
+def test_gradients_are_those_of_the_logits() -> None:
+    hidden, target = torch.randn(5, 8, requires_grad=True), torch.tensor([0, 10, 3, 3, 7])
+    weight, one = torch.rand(5), head()
+    found = torch.autograd.grad(one.loss(hidden, target, weight).sum(), (hidden, one.weight))
+    losses = -one.logits(hidden).log_softmax(-1)[torch.arange(5), target]
+    wanted = torch.autograd.grad((losses * weight).sum(), (hidden, one.weight))
+    for mine, plain in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_casts_states_and_weight_as_it_does_for_logits(dtype) -> None:
+    hidden, target = torch.randn(5, 8).to(dtype), torch.tensor([0, 10, 3, 3, 7])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head().loss(hidden, target)
+        wanted = -head().logits(hidden).log_softmax(-1)[torch.arange(5), target]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wanted)
+
+
 def test_logits_of_a_range_are_those_columns() -> None:
     hidden = torch.randn(2, 3, 8)
     torch.testing.assert_close(head().logits(hidden, 4, 9), head().logits(hidden)[..., 4:9])
