@@ -92,7 +92,7 @@ def time_of(step: Step, device: str) -> tuple[float, float]:
 @cache
 def ceilings(device: str, dtype: torch.dtype) -> Figures:
     """What this device does at best, in this run: bytes copied and floating-point operations of a matrix product, in a second."""
-    numbers, side = (2**28, 8192) if device == "cuda" else (2**25, 512)
+    numbers, side = (2**28, 8192) if device == "cuda" else (2**24, 512)
     source, square = torch.ones(numbers, device=device), torch.ones(side, side, dtype=dtype, device=device)
     target, product = torch.empty_like(source), torch.empty_like(square)
     copying, multiplying = (

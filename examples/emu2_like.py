@@ -17,7 +17,7 @@ import mmblocks as mm
 
 from digits import Digits, Reader, load_digits
 from fit import DEVICE, fit
-from latents import CHANNELS, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
+from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>"))
@@ -40,7 +40,7 @@ def build_model(dim: int = 128) -> mm.MultimodalModel:
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
             "embeddings": mm.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
         },
-        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, rope_sections=(4, 6, 6)),
+        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, **PLACES),
         outputs={"embeddings": mm.RegressionHead(dim=dim, target_dim=CHANNELS, bias=True)},
     )
 
@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
     vae, vae_losses = train_autoencoder(train, generator)
-    model, losses = train_model(vae, train, generator, num_steps=300)
+    model, losses = train_model(vae, train, generator, num_steps=200)
     model.save_pretrained(folder / "emu2_like")
 
     pixels, labels = held_out.pixels[::10], held_out.labels[::10]

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 import mmblocks as mm
+from mmblocks.positions import time_height_width
 from mmblocks.tokenizers.conv_vq import StridedDecoder, StridedEncoder
 
 from digits import Digits, augment
@@ -12,6 +13,8 @@ from fit import DEVICE, fit
 
 SIZE, CHANNELS = (7, 7), 4
 KL_WEIGHT = 5e-5
+PLACES = {"rope_sections": (4, 6, 6), "rope_theta": 4.0, "positions": time_height_width}
+"""How a decoder counts: by step, row and column. On 7 x 7 places slow rotations could not tell columns apart."""
 
 
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:

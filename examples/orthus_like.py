@@ -19,7 +19,7 @@ from mmblocks.segments import Text
 
 from digits import NAMES, Digits, Reader, diversity, load_digits
 from fit import DEVICE, fit
-from latents import CHANNELS, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
+from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<read>", "<image>", "<image end>"))
@@ -34,7 +34,7 @@ def build_model(spread: float, dim: int = 128) -> mm.MultimodalModel:
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
             "latents": mm.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
         },
-        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, rope_sections=(4, 6, 6)),
+        trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, **PLACES),
         outputs={
             "text": mm.LMHead(dim=dim, vocab_size=TEXT.vocab_size),
             "latents": mm.OrthusDiffusionHead(
@@ -87,7 +87,7 @@ def train_model(
         losses = model(builder(samples, pack=150).to(DEVICE)).losses
         return losses["latents"] + 0.2 * losses["text"]
 
-    return model, fit(model, next_loss, num_steps, lr=2e-3, what="model")
+    return model, fit(model, next_loss, num_steps, lr=2.5e-3, what="model")
 
 
 def go_on(
@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
     vae, vae_losses = train_autoencoder(train, generator)
-    model, losses = train_model(vae, train, generator, num_steps=480)
+    model, losses = train_model(vae, train, generator, num_steps=300)
     model.save_pretrained(folder / "orthus_like")
 
     chance = torch.Generator(DEVICE).manual_seed(0)

@@ -32,8 +32,8 @@ from pictures import report, show, show_curves
 
 SIZE = (7, 7)
 MASK = TEXT.vocab_size + NUM_CODES
-NUM_PASSES, GUIDANCE = 8, 2.0
-SAMPLER = ConfidenceSampler(num_steps=NUM_PASSES, temperature=1.0, sampling={"temperature": 0.8})
+NUM_PASSES, GUIDANCE = 8, 3.0
+SAMPLER = ConfidenceSampler(num_steps=NUM_PASSES, temperature=4.0)
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -104,13 +104,13 @@ def main(folder: Path) -> None:
         "code by code, adapted model": (model, partial(emu3_like.draw, model, vq)),
         "in parallel": (model, partial(draw, model, vq)),
     }
-    asked = torch.arange(10).repeat_interleave(50)
+    asked = torch.arange(10).repeat_interleave(20)
     reader = Reader(train)
     figures: dict[str, object] = {}
     for name, (drawing, draw_some) in ways.items():
         chance = torch.Generator(DEVICE).manual_seed(0)
-        drawn = torch.cat([draw_some(some, chance) for some in asked.split(250)])
-        passes, seconds = measure(draw_some, drawing.trunk, asked[::25])
+        drawn = torch.cat([draw_some(some, chance) for some in asked.split(100)])
+        passes, seconds = measure(draw_some, drawing.trunk, asked[::20])
         figures[f"{name}: forward passes an image"] = passes
         figures[f"{name}: milliseconds an image, one at a time"] = round(1000 * seconds, 1)
         figures[f"{name}: {len(drawn)} digits read as the digit asked for"] = reader.score(drawn, asked)

@@ -31,6 +31,7 @@ _HOME = {
     "LearnedPositions": "layers.grid_positions",
     "TokenShuffle": "layers.token_folding",
     "TokenUnshuffle": "layers.token_folding",
+    "DiffusersSampler": "layers.denoising_samplers",
     "VisualTokenizer": "tokenizers.visual_tokenizer",
     "ConvEncoder": "tokenizers.conv_autoencoder",
     "ConvDecoder": "tokenizers.conv_autoencoder",
@@ -181,6 +182,8 @@ _HOME = {
     "list_pretrained": "checkpoints.catalogue",
     "Pretrained": "checkpoints.catalogue",
     "Origin": "checkpoints.origin",
+    "ConditionalUNet": "pixels.conditional_unet",
+    "DiffusionDecoder": "pixels.diffusion_decoder",
 }
 
 __all__ = [*_HOME, "__version__"]

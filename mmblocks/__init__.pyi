@@ -79,6 +79,7 @@ from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead
 from mmblocks.heads.vocabularies import TiedLMHead as TiedLMHead
 from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
+from mmblocks.layers.denoising_samplers import DiffusersSampler as DiffusersSampler
 from mmblocks.layers.eva import EvaTower as EvaTower
 from mmblocks.layers.grid_positions import LearnedPositions as LearnedPositions
 from mmblocks.layers.grid_positions import SinCosPositions as SinCosPositions
@@ -95,6 +96,8 @@ from mmblocks.models.neo import NEO as NEO
 from mmblocks.models.omnigen import OmniGen as OmniGen
 from mmblocks.models.orthus import Orthus as Orthus
 from mmblocks.models.var import VARImageModel as VARImageModel
+from mmblocks.pixels.conditional_unet import ConditionalUNet as ConditionalUNet
+from mmblocks.pixels.diffusion_decoder import DiffusionDecoder as DiffusionDecoder
 from mmblocks.segments import codes as codes
 from mmblocks.segments import image as image
 from mmblocks.segments import text as text
@@ -150,11 +153,17 @@ from mmblocks.tokens import VisionTokens as VisionTokens
 from mmblocks.training.adversarial import PatchDiscriminator as PatchDiscriminator
 from mmblocks.training.contrastive import clip_loss as clip_loss
 from mmblocks.training.siglip_loss import siglip_loss as siglip_loss
+from mmblocks.training.stages import EVE1_STAGES as EVE1_STAGES
+from mmblocks.training.stages import EVE2_STAGES as EVE2_STAGES
+from mmblocks.training.stages import TrainingStage as TrainingStage
 from mmblocks.training.tokenizer import TokenizerTrainer as TokenizerTrainer
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe as TokenizerRecipe
 from mmblocks.trunks.acdit import ACDiT as ACDiT
 from mmblocks.trunks.chameleon import ChameleonTrunk as ChameleonTrunk
 from mmblocks.trunks.decoder import Decoder as Decoder
+from mmblocks.trunks.gated_cross_attention import GatedCrossAttentionDecoder as GatedCrossAttentionDecoder
+from mmblocks.trunks.hooks import HookedTrunk as HookedTrunk
+from mmblocks.trunks.hooks import TrunkHooks as TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache as KVCache
 from mmblocks.trunks.kv_cache import cache_bytes as cache_bytes
 from mmblocks.trunks.llamagen import LlamaGenTrunk as LlamaGenTrunk
@@ -167,16 +176,10 @@ from mmblocks.trunks.omnigen import Phi3Decoder as Phi3Decoder
 from mmblocks.trunks.omnigen import VelocityHead as VelocityHead
 from mmblocks.trunks.pruned import PrunedDecoder as PrunedDecoder
 from mmblocks.trunks.routed_decoder import RoutedDecoder as RoutedDecoder
+from mmblocks.trunks.static_cache import StaticCache as StaticCache
 from mmblocks.trunks.transformers_trunk import TransformersTrunk as TransformersTrunk
 from mmblocks.trunks.var import VAR as VAR
-from mmblocks.trunks.static_cache import StaticCache as StaticCache
 from mmblocks.trunks.windowed_cache import WindowedCache as WindowedCache
-from mmblocks.trunks.hooks import TrunkHooks as TrunkHooks
-from mmblocks.trunks.hooks import HookedTrunk as HookedTrunk
-from mmblocks.trunks.gated_cross_attention import GatedCrossAttentionDecoder as GatedCrossAttentionDecoder
-from mmblocks.training.stages import TrainingStage as TrainingStage
-from mmblocks.training.stages import EVE1_STAGES as EVE1_STAGES
-from mmblocks.training.stages import EVE2_STAGES as EVE2_STAGES
 
 __version__: str
 __all__: list[str]

@@ -5,8 +5,9 @@ A sampler says which times it asks the network at, and walks over them. It has n
 Shapes: S steps, N rows, C channels.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -142,6 +143,13 @@ class DiffusersSampler(Block):
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; accepted: 1 or more")
 
+    @classmethod
+    def from_published(cls, config: Mapping[str, Any], num_steps: int = 50) -> Self:
+        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know."""
+        known = inspect.signature(_scheduler(config["_class_name"]).__init__).parameters
+        options = {name: value for name, value in config.items() if name in known}
+        return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps)
+
     def times(self, path: Any) -> Tensor:
         """What the scheduler calls timesteps."""
         timesteps: Tensor = self._prepared().timesteps
@@ -177,11 +185,16 @@ class DiffusersSampler(Block):
         return x
 
     def _prepared(self) -> Any:
-        import diffusers  # here, since importing it takes a while
-
-        cls = getattr(diffusers, self.scheduler, None)
-        if cls is None:
-            raise ValueError(f"scheduler is {self.scheduler!r}; accepted: the name of a scheduler of diffusers")
-        scheduler = cls(**self.options)
+        scheduler = _scheduler(self.scheduler)(**self.options)
         scheduler.set_timesteps(self.num_steps)
         return scheduler
+
+
+def _scheduler(name: str) -> Any:
+    """The class of that name. Nothing else of diffusers can be asked for."""
+    import diffusers  # here, since importing it takes a while
+
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if cls is None:
+        raise ValueError(f"scheduler is {name!r}; accepted: the name of a scheduler of diffusers")
+    return cls

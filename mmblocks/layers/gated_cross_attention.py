@@ -36,8 +36,8 @@ class ReadableImages(NamedTuple):
         per_image, others = (images.key.shape[2] // images.num_images for images in (self, more))
         if per_image != others:
             raise ValueError(f"images have {others} tokens each; accepted: {per_image}, as the row's images before")
-        pairs = ((self.key, more.key), (self.value, more.value))
-        return ReadableImages(*(torch.cat(pair, dim=2) for pair in pairs), self.num_images + more.num_images)
+        key, value = (torch.cat(pair, dim=2) for pair in ((self.key, more.key), (self.value, more.value)))
+        return ReadableImages(key, value, self.num_images + more.num_images)
 
     def rows(self, index: Int[Tensor, " R"]) -> "ReadableImages":
         """Those of the chosen rows."""

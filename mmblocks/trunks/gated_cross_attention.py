@@ -120,7 +120,7 @@ class GatedCrossAttentionDecoder(Block):
             raise ValueError(f"every is {every}; accepted: 1 to {len(trunk.layers)}, the trunk's layers")
         self.trunk: Decoder = trunk
         self.context_dim = context_dim
-        sizes = {"num_heads": num_heads, "head_dim": head_dim, "mlp_dim": mlp_dim}
+        sizes: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim, "mlp_dim": mlp_dim}
         self.gated = nn.ModuleDict(
             {
                 str(number): GatedCrossAttention(dim=trunk.dim, context_dim=context_dim, **sizes)

@@ -1,0 +1,80 @@
+"""The U-Net of latent diffusion as diffusers builds it, conditioned on a sequence of vectors.
+
+Shapes: B images, N conditions, D their width, C channels of latents, h and w their sides.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+
+
+def _config(published: Mapping[str, Any]) -> dict[str, Any]:
+    """A published config.json without diffusers' notes to itself."""
+    accepted = _parameters()
+    return {"arguments": {key: value for key, value in published.items() if key in accepted}}
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"_class_name": "UNet2DConditionModel", **arguments["arguments"]}
+
+
+class ConditionalUNet(Block):
+    """diffusers' UNet2DConditionModel of the SDXL kind: attends to conditions, and is told their mean and the image's size.
+
+    Args:
+        arguments: its arguments, as its config.json has them; what is left out has diffusers' defaults.
+
+    Raises:
+        ValueError: an argument that diffusers' class has not.
+
+    Source: SDXL (arXiv 2307.01952), Emu2's visual decoder (arXiv 2312.13286; baaivision/Emu); huggingface/diffusers.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("diffusers", (Rule("*", "model.*"),), config=_config, published_config=_published_config),
+        Layout("emu2-gen", (Rule("unet.*", "model.*"),), ignored=("*",), config=_config),
+    )
+
+    def __init__(self, *, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        from diffusers import UNet2DConditionModel  # here, since importing it takes a while
+
+        for name in arguments:
+            if name not in _parameters():
+                raise ValueError(f"arguments: unknown {name!r}; accepted: {', '.join(_parameters())}")
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+        self.model: Any = UNet2DConditionModel(**lists)
+        self.channels: int = self.model.config.in_channels
+        self.condition_dim: int = self.model.config.cross_attention_dim
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        time: Float[Tensor, ""],
+        conditions: Float[Tensor, "B N D"],
+        sizes: Int[Tensor, "B 6"],
+    ) -> Float[Tensor, "B C h w"]:
+        """What the network predicts.
+
+        Args:
+            latents: noised, as the sampler scales them.
+            time: the number of the time in training.
+            conditions: what to draw.
+            sizes: in pixels: original height and width, top and left of the crop, target height and width.
+        """
+        more = {"text_embeds": conditions.mean(dim=1), "time_ids": sizes.flatten()}
+        (predicted,) = self.model(latents, time, encoder_hidden_states=conditions, added_cond_kwargs=more, return_dict=False)
+        return torch.as_tensor(predicted)
+
+
+def _parameters() -> list[str]:
+    from diffusers import UNet2DConditionModel
+
+    return list(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]

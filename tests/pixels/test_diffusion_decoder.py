@@ -1,0 +1,95 @@
+"""Embeddings to pixels by diffusion in an autoencoder's latents; the numbers are compared in tests/parity."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmblocks import ConditionalUNet, DiffusersAutoencoder, DiffusersSampler, DiffusionDecoder
+from mmblocks.pixels.diffusion_decoder import EMU2_SCHEDULE
+
+UNET = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "attention_head_dim": 2,
+    "block_out_channels": [4, 8],
+    "cross_attention_dim": 6,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "projection_class_embeddings_input_dim": 6 + 6 * 4,
+}
+AUTOENCODER = {
+    "block_out_channels": [4, 4],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 2,
+    "scaling_factor": 0.13,
+}
+
+
+@pytest.fixture
+def decoder() -> DiffusionDecoder:
+    torch.manual_seed(0)
+    return DiffusionDecoder(
+        unet=ConditionalUNet(arguments=UNET),
+        autoencoder=DiffusersAutoencoder(kind="AutoencoderKL", arguments=AUTOENCODER),
+        sampler=DiffusersSampler(scheduler="EulerDiscreteScheduler", options=EMU2_SCHEDULE, num_steps=2),
+    ).eval()
+
+
+def embeddings(batch: int = 1, count: int = 3) -> Tensor:
+    return torch.randn(batch, count, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_of_a_size_that_is_not_square(decoder, batch) -> None:
+    drawn = decoder(embeddings(batch), torch.zeros(batch, 3, 6), size=(8, 12), generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (batch, 3, 8, 12) and drawn.min() >= 0 and drawn.max() <= 1
+    again = decoder(embeddings(batch), torch.zeros(batch, 3, 6), size=(8, 12), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+
+
+def test_both_streams_at_once_are_both_streams_one_by_one(decoder) -> None:
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    together = decoder(embeddings(), torch.ones(1, 3, 6), size=(8, 8), noise=noise)
+    # Two conditions that are alike attend and average as one does, but differ in number from the three.
+    apart = decoder(embeddings(), torch.ones(1, 2, 6), size=(8, 8), noise=noise)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_guidance_of_one_is_the_condition_alone(decoder) -> None:
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    alone = decoder(embeddings(), size=(8, 8), guidance=1.0, noise=noise)
+    assert torch.equal(alone, decoder(embeddings(), torch.ones(1, 3, 6), size=(8, 8), guidance=1.0, noise=noise))
+    assert not torch.equal(alone, decoder(embeddings(), torch.ones(1, 3, 6), size=(8, 8), guidance=4.0, noise=noise))
+
+
+def test_saved_and_loaded(decoder, tmp_path) -> None:
+    decoder.save_pretrained(tmp_path)
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    asked = {"size": (8, 8), "guidance": 1.0, "noise": noise}
+    assert torch.equal(DiffusionDecoder.from_pretrained(tmp_path)(embeddings(), **asked), decoder(embeddings(), **asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (8, 9)}, r"size is \(8, 9\); accepted: multiples of \(2, 2\), such as \(8, 8\)"),
+        ({"guidance": 0.5}, "guidance"),
+        ({"unconditional": None}, "unconditional is None"),
+        ({"conditions": torch.zeros(1, 3, 5), "unconditional": torch.zeros(1, 3, 5)}, "conditions has shape"),
+        ({"noise": torch.zeros(1, 4, 3, 3)}, "noise has shape"),
+    ],
+)
+def test_what_does_not_fit_is_named(decoder, changes, message) -> None:
+    arguments = {"conditions": embeddings(), "unconditional": embeddings(), "size": (8, 8), **changes}
+    with pytest.raises(ValueError, match=message):
+        decoder(**arguments)
+
+
+def test_only_schedulers_are_asked_of_diffusers() -> None:
+    with pytest.raises(ValueError, match="scheduler is 'DiffusionPipeline'; accepted: the name of a scheduler"):
+        DiffusersSampler(scheduler="DiffusionPipeline").times(None)
+    with pytest.raises(ValueError, match="unknown 'width'"):
+        ConditionalUNet(arguments={"width": 3})
