@@ -28,10 +28,7 @@ def canvases(digits):
         yield canvases
 
 
-LENGTHS = [
-    *("emu2_like.py", "emu3_like.py", "eve_like.py", "omnigen_like.py", "orthus_like.py"),
-    *("parallel_decoding.py", "train_tokenizer.py"),
-]
+LENGTHS = ["emu2_like.py", "emu3_like.py", "eve_like.py", "orthus_like.py", "parallel_decoding.py", "train_tokenizer.py"]
 
 
 @pytest.mark.parametrize("name", LENGTHS)

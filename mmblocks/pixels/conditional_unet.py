@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from mmblocks.block import Block
@@ -57,7 +57,7 @@ class ConditionalUNet(Block):
     def forward(
         self,
         latents: Float[Tensor, "B C h w"],
-        time: Float[Tensor, ""],
+        time: Real[Tensor, ""],
         conditions: Float[Tensor, "B N D"],
         sizes: Int[Tensor, "B 6"],
     ) -> Float[Tensor, "B C h w"]:
