@@ -1,22 +1,12 @@
-"""How fast a trunk's layers and masks are beside the plain ways to the same numbers, on the CPU.
+"""A trunk's layers and masks beside the plain ways to the same numbers.
 
-    python benchmarks/trunk.py                                # all comparisons, at EVEv2's widths
-    python benchmarks/trunk.py masks spans                    # some of them
-    python benchmarks/trunk.py --scale 0.05 --repeats 2       # a quick look, with a twentieth of the tokens and widths
-    python benchmarks/trunk.py --json figures.json
-
-Both sides get the same inputs in one process, turn by turn, so that whatever else the machine does hits both; the ratio is the
-median over the turns. The numbers of both sides are compared before anything is timed.
+python -m benchmarks.trunk                                # all comparisons, at EVEv2's widths: 8 GiB of memory
+python -m benchmarks.trunk routed_narrow masks            # some of them
+python -m benchmarks.trunk --json figures.jsonl
 """
 
-import argparse
-import json
-import platform
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from benchmarks.measure import Comparison, Step, check, main
 from mmblocks.layers.attention import attend, interval_block_mask, interval_spans
 from mmblocks.masks import Causal, Dense, Intervals, densify, intervals
 from mmblocks.ops.routed_linear import group_rows
@@ -31,42 +22,30 @@ from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split
 from mmblocks.tokens import NO_SPAN, Modality, TokenTable
 from mmblocks.trunks.routed_decoder import RoutedDecoder
 
-Step = Callable[[], Any]
+LENGTH = 8192
+"""Tokens of the row whose mask is built and used."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two ways to the same numbers.
-
-    Attributes:
-        title: what is compared.
-        ours, plain: what is timed.
-        difference: what the results differ by, in words; raises AssertionError where that is too much.
-    """
-
-    title: str
-    ours: Step
-    plain: Step
-    difference: Callable[[], str]
-
-
-def routed(scale: float) -> Comparison:
+def routed(scale: float, device: str) -> Comparison:
     """A layer of EVEv2, forward and backward, half of the tokens visual; against both experts for every token, then mixed."""
     heads = max(2, round(28 * scale)) // 2 * 2
     width, inner, tokens = 128 * heads, max(128, round(18944 * scale)), max(32, round(512 * scale**0.5))
     kv_heads = 4 if heads % 4 == 0 else 2
-    torch.manual_seed(0)
-    trunk = RoutedDecoder(
-        dim=width, num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=128, mlp_dim=inner, qkv_bias=True
-    )
-    layer: Any = trunk.layers[0]
-    x = torch.randn(1, tokens, width, requires_grad=True)
-    upstream = torch.randn(1, tokens, width)
-    vision = torch.zeros(1, tokens, dtype=torch.long)
-    vision[:, tokens // 4 : tokens // 4 + tokens // 2] = 1
-    rotary = rotary_table(torch.arange(tokens)[None], 128, 1e6)
+    rotary = rotary_table(torch.arange(tokens, device=device)[None], 128, 1e6)
+
+    @cache
+    def parts() -> tuple[Any, Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        trunk = RoutedDecoder(
+            dim=width, num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=128, mlp_dim=inner, qkv_bias=True
+        ).to(device)
+        x, upstream = torch.randn(1, tokens, width, device=device).requires_grad_(), torch.randn(1, tokens, width, device=device)
+        vision = torch.zeros(1, tokens, dtype=torch.long, device=device)
+        vision[:, tokens // 4 : tokens // 4 + tokens // 2] = 1
+        return trunk.layers[0], x, upstream, vision
 
     def ours() -> Tensor:
+        layer, x, upstream, vision = parts()
         groups = group_rows(vision.flatten(), 2)
         made = layer(groups.sort(x[0]), rotary, Causal(), groups, None, 0)
         out = groups.restore(made)[None]
@@ -74,12 +53,14 @@ def routed(scale: float) -> Comparison:
         return out
 
     def plain() -> Tensor:
+        layer, x, upstream, vision = parts()
         out = computed_twice(layer, x, vision[..., None].float(), rotary)
         out.backward(upstream)
         return out
 
     def cleared(step: Step) -> Step:
         def run() -> Any:
+            layer, x, *_ = parts()
             layer.zero_grad()
             x.grad = None
             return step()
@@ -90,14 +71,15 @@ def routed(scale: float) -> Comparison:
         found = []
         for step in (ours, plain):
             out = cleared(step)().detach()
-            check(x.grad is not None, "no gradient")
+            layer, x, *_ = parts()
             found.append([out, x.grad, *(parameter.grad for parameter in layer.parameters())])
         worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
         check(worst < 1e-4, f"relative difference {worst}")
         return f"output and all gradients differ by at most {worst:.1e} of their norm"
 
     title = f"routed layer, width {width}, mlp {inner}, {tokens} tokens, forward and backward"
-    return Comparison(title, cleared(ours), cleared(plain), difference)
+    sides: dict[str, Callable[[], Step]] = {"routed": lambda: cleared(ours), "both for all": lambda: cleared(plain)}
+    return Comparison(title, sides, difference, target=1.6, memory=False)
 
 
 def computed_twice(layer: Any, x: Tensor, vision: Tensor, rotary: RotaryTable) -> Tensor:
@@ -121,10 +103,10 @@ def computed_twice(layer: Any, x: Tensor, vision: Tensor, rotary: RotaryTable) -
     return x + text * (1 - vision) + seen * vision
 
 
-def packed_table(length: int) -> TokenTable:
+def packed_table(length: int, device: str) -> TokenTable:
     """One row of packed documents: text, an image of 256 tokens that see each other, text; 1024 tokens a document."""
-    table = TokenTable.text(1, length)
-    column = torch.arange(length)
+    table = TokenTable.text(1, length, device=device)
+    column = torch.arange(length, device=device)
     place = column % 1024
     image = (place >= 256) & (place < 512)
     order = torch.where(image, 256, place)
@@ -136,12 +118,12 @@ def packed_table(length: int) -> TokenTable:
     )
 
 
-def masks(scale: float) -> Comparison:
+def masks(device: str) -> Comparison:
     """A block mask of packed text and images, from the table; against create_block_mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    length = max(1024, round(8192 * scale))
-    table = packed_table(length)
+    length = LENGTH
+    table = packed_table(length, device)
     document, order = table.document[0], table.order[0]
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -151,22 +133,23 @@ def masks(scale: float) -> Comparison:
         return interval_block_mask(lowered(table), length)
 
     def plain() -> Any:
-        return create_block_mask(sees, 1, None, length, length, device="cpu")
+        return create_block_mask(sees, 1, None, length, length, device=device)
 
     def difference() -> str:
         check(torch.equal(ours().to_dense(), plain().to_dense()), "tiles differ")
         return "the same tiles"
 
-    return Comparison(f"block mask of packed text and images, L={length}", ours, plain, difference)
+    sides: dict[str, Callable[[], Step]] = {"from intervals": lambda: ours, "create_block_mask": lambda: plain}
+    return Comparison(f"block mask of packed text and images, L={length}", sides, difference, target=100)
 
 
-def spans(scale: float) -> Comparison:
+def spans(device: str) -> Comparison:
     """Attention of packed text and images, one call for each span; against one call with a boolean mask."""
-    length = max(1024, round(8192 * scale))
-    mask = lowered(packed_table(length))
+    length = LENGTH
+    mask = lowered(packed_table(length, device))
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, length, 128, generator=generator) for heads in (8, 2, 2))
-    dense, per_span = Dense(densify(mask, length, length, "cpu")), interval_spans(mask)
+    query, key, value = (torch.randn(1, heads, length, 128, generator=generator).to(device) for heads in (8, 2, 2))
+    dense, per_span = Dense(densify(mask, length, length, device)), interval_spans(mask)
 
     def ours() -> Tensor:
         return attend(query, key, value, per_span)
@@ -179,7 +162,8 @@ def spans(scale: float) -> Comparison:
         check(worst < 1e-4, f"difference {worst}")
         return f"outputs differ by at most {worst:.1e}"
 
-    return Comparison(f"attention of packed text and images, L={length}, 8 heads of 128", ours, plain, difference)
+    sides: dict[str, Callable[[], Step]] = {"span by span": lambda: ours, "dense mask": lambda: plain}
+    return Comparison(f"attention of packed text and images, L={length}, 8 heads of 128", sides, difference, target=1.5)
 
 
 def lowered(table: TokenTable) -> Intervals:
@@ -189,79 +173,12 @@ def lowered(table: TokenTable) -> Intervals:
     return found  # type: ignore[return-value]
 
 
-def check(holds: bool, message: str) -> None:
-    """Ends the program where both sides do not agree."""
-    if not holds:
-        raise AssertionError(message)
-
-
-COMPARISONS = {"routed": routed, "masks": masks, "spans": spans}
-
-
-def seconds_of(step: Step) -> float:
-    """One turn."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def measure(name: str, scale: float, repeats: int) -> dict[str, Any]:
-    """All figures of one comparison."""
-    comparison = COMPARISONS[name](scale)
-    difference = comparison.difference()
-    turns = []
-    for turn in range(repeats):
-        sides = [("ours", comparison.ours), ("plain", comparison.plain)]
-        turns.append({side: seconds_of(step) for side, step in (sides if turn % 2 == 0 else sides[::-1])})
-    ratios = [turn["plain"] / turn["ours"] for turn in turns]
-    return {
-        "title": comparison.title,
-        "difference": difference,
-        "seconds": {side: median(turn[side] for turn in turns) for side in ("ours", "plain")},
-        "ratio": median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "repeats": repeats,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }
-
-
-def described(figures: dict[str, Any]) -> str:
-    """One comparison for people to read."""
-    seconds = figures["seconds"]
-    return (
-        f"{figures['title']}\n"
-        f"  {figures['ratio']:.2f} times as fast (from {figures['ratio_min']:.2f} to {figures['ratio_max']:.2f}"
-        f" over {figures['repeats']} turns): {seconds['ours']:.4f} s and {seconds['plain']:.4f} s\n"
-        f"  {figures['difference']}\n"
-    )
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparisons", nargs="*", metavar="comparison", help=f"of {', '.join(COMPARISONS)}; default: all")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the published sizes, for a quick look")
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
-    unknown = set(options.comparisons) - set(COMPARISONS)
-    if unknown:
-        parser.error(f"no such comparison: {', '.join(unknown)}; there are {', '.join(COMPARISONS)}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    figures = []
-    for name in options.comparisons or COMPARISONS:
-        figures.append(measure(name, options.scale, options.repeats))
-        sys.stdout.write(described(figures[-1]))
-        sys.stdout.flush()
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
-
+COMPARISONS = {
+    "routed": partial(routed, 1.0),
+    "routed_narrow": partial(routed, 0.25),
+    "masks": masks,
+    "spans": spans,
+}
 
 if __name__ == "__main__":
-    main()
+    main("benchmarks.trunk", COMPARISONS, __doc__)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -75,18 +76,17 @@ def draw(model: mm.MultimodalModel, vq: mm.ConvVQ, digits: Tensor, generator: to
 
 
 def measure(draw_some: Draw, trunk: torch.nn.Module, digits: Tensor) -> tuple[float, float]:
-    """Forward passes and seconds an image, one image at a time."""
+    """Forward passes an image, and the median of the seconds that one takes, one image at a time."""
     passes: list[int] = []
+    seconds = []
     hook = trunk.register_forward_hook(lambda *_: passes.append(1))
     chance = torch.Generator(DEVICE).manual_seed(1)
-    draw_some(digits[:1], chance)  # the first call warms up
-    passes.clear()
-    begun = time.perf_counter()
     for digit in digits.split(1):
+        begun = time.perf_counter()
         draw_some(digit, chance)
-    seconds = time.perf_counter() - begun
+        seconds.append(time.perf_counter() - begun)
     hook.remove()
-    return len(passes) / len(digits), seconds / len(digits)
+    return len(passes) / len(digits), median(seconds)
 
 
 def main(folder: Path) -> None:

@@ -28,7 +28,15 @@ def canvases(digits):
         yield canvases
 
 
-LENGTHS = ["emu2_like.py", "emu3_like.py", "eve_like.py", "orthus_like.py", "parallel_decoding.py", "train_tokenizer.py"]
+LENGTHS = [
+    "contrastive_digits.py",
+    "emu2_like.py",
+    "emu3_like.py",
+    "eve_like.py",
+    "orthus_like.py",
+    "parallel_decoding.py",
+    "train_tokenizer.py",
+]
 
 
 @pytest.mark.parametrize("name", LENGTHS)

@@ -7,9 +7,9 @@ import torch
 
 from mmblocks import Decoder, TokenTable
 from mmblocks.tokens import Modality
-from mmblocks.trunks.static_cache import StaticCache
 from mmblocks.trunks.neo import NEOTrunk
 from mmblocks.trunks.neo_init import neo_from_qwen3
+from mmblocks.trunks.static_cache import StaticCache
 from tests.random_tables import random_table
 
 WIDTH = 32
