@@ -33,6 +33,7 @@ LENGTHS = [
     "emu2_like.py",
     "emu3_like.py",
     "eve_like.py",
+    "omnigen_like.py",
     "orthus_like.py",
     "parallel_decoding.py",
     "train_tokenizer.py",

@@ -108,7 +108,7 @@ def _tokens(tokenizer: Any, image: _Image, size: int | None, device: torch.devic
 def _mark(file: Path) -> str | None:
     """What a file was made of; None where it is not there, or broken."""
     try:
-        with safe_open(file, framework="pt") as content:  # type: ignore[no-untyped-call]
+        with safe_open(file, framework="pt") as content:
             return (content.metadata() or {}).get("made_of")
     except (SafetensorError, OSError):
         return None

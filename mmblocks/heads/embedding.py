@@ -113,7 +113,7 @@ class MatchingHead(Block):
         """
         check_rows(hidden, target, weight)
         if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target != 0) & (target != 1)).any()):
-            raise ValueError(f"target holds {target.unique().tolist()}; accepted: 0 and 1")
+            raise ValueError(f"target holds {sorted(set(target.tolist()))}; accepted: 0 and 1")
         return weighted(cross_entropy(self.classifier(hidden).float(), target.long(), reduction="none"), weight)
 
     def sample(self, hidden: Float[Tensor, "*N D"], *, generator: Generator | None = None) -> Float[Tensor, "*N"]:

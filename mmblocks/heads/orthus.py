@@ -10,7 +10,7 @@ from mmblocks.layers.adaln_mlp import AdaLNMLP
 from mmblocks.layers.denoising_samplers import DiffusersSampler
 from mmblocks.layers.noise_paths import DiffusionPath
 
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

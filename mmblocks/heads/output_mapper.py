@@ -49,7 +49,8 @@ class OutputMapper(Block):
         self.condition_dim, self.num_tokens = condition_dim, num_tokens
         self.queries = None
         if num_tokens is None:
-            self.input, self.transformer = nn.Identity(), None
+            self.input: nn.Module = nn.Identity()
+            self.transformer = None
             self.output = nn.Linear(dim, condition_dim)
             return
         self.input = nn.Linear(dim, width)

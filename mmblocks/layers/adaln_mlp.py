@@ -111,9 +111,9 @@ class AdaLNMLP(Block):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for place in (0, 2):
-            nn.init.normal_(self.time_embedding.mlp[place].weight, std=0.02)
-        for layer in (self.final_modulation, self.output, *(block.modulation for block in self.blocks)):
-            nn.init.zeros_(layer.weight)
+            nn.init.normal_(self.time_embedding.mlp.get_parameter(f"{place}.weight"), std=0.02)
+        for layer in (self.final_modulation, self.output, *(block.get_submodule("modulation") for block in self.blocks)):
+            nn.init.zeros_(layer.get_parameter("weight"))
 
 
 class PostNormBlock(nn.Module):

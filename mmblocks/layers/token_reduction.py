@@ -147,7 +147,7 @@ def drop_tokens(
         size: how many tokens each stands for already; None for one each.
     """
     kept, real = chosen(keep)
-    padding = TokenTable.padding(*kept.shape, device=keep.device)
+    padding = TokenTable.padding(len(kept), kept.shape[1], keep.device)
     columns = [
         torch.where(_like(real, blank), _gathered(column, kept), blank) for column, blank in zip(table, padding, strict=True)
     ]

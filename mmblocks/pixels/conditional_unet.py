@@ -44,13 +44,11 @@ class ConditionalUNet(Block):
 
     def __init__(self, *, arguments: dict[str, Any]) -> None:
         super().__init__()
-        from diffusers import UNet2DConditionModel  # here, since importing it takes a while
-
         for name in arguments:
             if name not in _parameters():
                 raise ValueError(f"arguments: unknown {name!r}; accepted: {', '.join(_parameters())}")
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
-        self.model: Any = UNet2DConditionModel(**lists)
+        self.model: Any = _class()(**lists)
         self.channels: int = self.model.config.in_channels
         self.condition_dim: int = self.model.config.cross_attention_dim
 
@@ -74,7 +72,11 @@ class ConditionalUNet(Block):
         return torch.as_tensor(predicted)
 
 
-def _parameters() -> list[str]:
-    from diffusers import UNet2DConditionModel
+def _class() -> Any:
+    from diffusers import UNet2DConditionModel  # here, since importing it takes a while
 
-    return list(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]
+    return UNet2DConditionModel
+
+
+def _parameters() -> list[str]:
+    return list(inspect.signature(_class().__init__).parameters)[1:]

@@ -4,7 +4,7 @@ Shapes: B rows, L new tokens, M of them that are left, S tokens a stage has read
 """
 
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -20,7 +20,7 @@ from mmblocks.layers.token_importance import asking_tokens, attention_received, 
 from mmblocks.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, visible
 from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split, scale_rotary, sequential
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder import Attention, Decoder, DecoderLayer, find_mask
+from mmblocks.trunks.decoder import Attention, Decoder, find_mask
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.pruned_cache import NOWHERE, Held, PrunedCache
 
@@ -43,7 +43,7 @@ class _Row(NamedTuple):
 
     def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "_Row":
         """The tokens at these places of the row, with padding where they are not real."""
-        blank = TokenTable.padding(*index.shape, index.device)
+        blank = TokenTable.padding(len(index), index.shape[1], index.device)
         columns = [_where(real, _take(old, index), new) for old, new in zip(self.table, blank, strict=True)]
         return _Row(
             x=_take(self.x, index) * real[..., None],
@@ -204,7 +204,7 @@ class PrunedDecoder(Block):
         return row.at(*_packed(keep_most(importance, candidates, most) & ~row.table.is_padding, row.table))
 
     @torch.no_grad()
-    def _importance(self, row: _Row, layer: DecoderLayer, rule: MaskRule) -> Float[Tensor, "B M"]:
+    def _importance(self, row: _Row, layer: Any, rule: MaskRule) -> Float[Tensor, "B M"]:
         """The attention of the layer to come that ends at each token, from the queries that count."""
         attention = layer.attention
         normed = layer.attention_norm(row.x)

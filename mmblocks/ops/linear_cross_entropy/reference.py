@@ -93,35 +93,37 @@ class _Summed(Function):
 
 
 class _Rows:
-    """The logits of a chunk, less the largest of each row, and the log of the sum of their exponentials."""
+    """The exponentials of a chunk's logits, less the largest of each row, whose memory they take over, and what they sum to."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> None:
         logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
         logits = logits.to(exact(hidden.dtype))
         self.largest = logits.amax(dim=1)
-        self.logits = logits.sub_(self.largest[:, None])
-        self.log_sum = self.logits.logsumexp(dim=1)
+        logits.sub_(self.largest[:, None])
+        smoothing = options.label_smoothing
+        self.wanted = logits.gather(1, target[:, None])[:, 0]
+        if smoothing:
+            self.wanted = (1 - smoothing) * self.wanted + smoothing * logits.mean(dim=1)
+        self.weights = logits.exp_()
+        self.sum = self.weights.sum(dim=1)
+        self.log_sum = self.sum.log()
         self.target, self.options = target, options
 
     def losses(self) -> Tensor:
         """(R,). What all logits of a row share was taken off first: it would drown small losses in rounding."""
-        smoothing, z_loss = self.options.label_smoothing, self.options.z_loss
-        wanted = self.logits.gather(1, self.target[:, None])[:, 0]
-        if smoothing:
-            wanted = (1 - smoothing) * wanted + smoothing * self.logits.mean(dim=1)
-        losses = self.log_sum - wanted
+        losses, z_loss = self.log_sum - self.wanted, self.options.z_loss
         return losses + z_loss * (self.largest + self.log_sum).square() if z_loss else losses
 
     def pull(self, factor: Tensor) -> Tensor:
         """(R, V), the gradient of the losses times their factors to the logits, whose memory it takes over."""
         smoothing, z_loss = self.options.label_smoothing, self.options.z_loss
-        pull = self.logits.sub_(self.log_sum[:, None]).exp_()
+        scale = factor / self.sum
         if z_loss:
-            pull *= 1 + 2 * z_loss * (self.largest + self.log_sum)[:, None]
+            scale = scale * (1 + 2 * z_loss * (self.largest + self.log_sum))
+        pull = self.weights.mul_(scale[:, None])
         if smoothing:
-            pull -= smoothing / pull.shape[1]
-        pull.scatter_add_(1, self.target[:, None], pull.new_full((len(pull), 1), smoothing - 1))
-        return pull.mul_(factor[:, None])
+            pull -= (smoothing / pull.shape[1] * factor)[:, None]
+        return pull.scatter_add_(1, self.target[:, None], ((smoothing - 1) * factor)[:, None])
 
 
 class _Gradients:
