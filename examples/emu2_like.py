@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
@@ -18,6 +17,7 @@ import mmblocks as mm
 
 from digits import Digits, Reader, load_digits
 from fit import DEVICE, fit
+from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>"))

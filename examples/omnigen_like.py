@@ -10,14 +10,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from emu2_like import WORDS, edit
-from latents import CHANNELS, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from torch import Tensor
 
 import mmblocks as mm
 
 from digits import Digits, Reader, load_digits
+from emu2_like import WORDS, edit
 from fit import DEVICE, fit
+from latents import CHANNELS, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image end>"))

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from torch import Tensor
 
 import mmblocks as mm
@@ -20,6 +19,7 @@ from mmblocks.segments import Text
 
 from digits import NAMES, Digits, Reader, diversity, load_digits
 from fit import DEVICE, fit
+from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<read>", "<image>", "<image end>"))
@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
     vae, vae_losses = train_autoencoder(train, generator)
-    model, losses = train_model(vae, train, generator, num_steps=520)
+    model, losses = train_model(vae, train, generator, num_steps=1200)
     model.save_pretrained(folder / "orthus_like")
 
     chance = torch.Generator(DEVICE).manual_seed(0)

@@ -17,9 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import emu3_like
 import torch
-from emu3_like import FORMAT, NUM_CODES, TEXT, prompt, vary
 from torch import Tensor
 
 import mmblocks as mm
@@ -27,7 +25,9 @@ from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised
 from mmblocks.heads.vocabularies import extend_vocabulary
 from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens
 
+import emu3_like
 from digits import NAMES, Digits, Reader, diversity, load_digits
+from emu3_like import FORMAT, NUM_CODES, TEXT, prompt, vary
 from fit import DEVICE, fit
 from pictures import report, show, show_curves
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from mmblocks.masks import changes
@@ -28,21 +28,34 @@ def sequential(table: TokenTable) -> Int[Tensor, "B L"]:
     """
     real = ~table.is_padding
     count = real.long().cumsum(dim=1) - 1
-    index = torch.arange(real.shape[1], device=real.device).expand_as(table.document)
-    last_real = torch.where(real, index, -1).cummax(dim=1).values.roll(1, dims=1)
-    last_real[:, 0] = -1
-    before = table.document.gather(1, last_real.clamp(min=0))
-    begins = real & ((last_real < 0) | (table.document != before))
-    first = torch.where(begins, count, 0).cummax(dim=1).values
+    first = torch.where(_document_begins(table), count, 0).cummax(dim=1).values
     return torch.where(real, count - first, 0)
 
 
 def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
-    """One position for all tokens of one order: an image that attends within itself takes one step (Transfusion)."""
-    document_begins = changes(table.document)
-    steps = (changes(table.order) | document_begins).long().cumsum(dim=1)
-    first = torch.where(document_begins, steps, 0).cummax(dim=1).values
+    """One position for all tokens of one order: an image that attends within itself takes one step (Transfusion).
+
+    Padding in the midst of a document takes no position.
+    """
+    begins = _document_begins(table)
+    order = table.order.gather(1, _last_real(table).clamp(min=0))  # padding counts as what stands before it
+    steps = (changes(order) | begins).long().cumsum(dim=1)
+    first = torch.where(begins, steps, 0).cummax(dim=1).values
     return torch.where(table.is_padding, 0, steps - first)
+
+
+def _last_real(table: TokenTable) -> Int[Tensor, "B L"]:
+    """The place of each token, and for padding that of the last token before it; -1 where there is none."""
+    index = torch.arange(table.shape[1], device=table.document.device).expand_as(table.document)
+    return torch.where(table.is_padding, -1, index).cummax(dim=1).values
+
+
+def _document_begins(table: TokenTable) -> Bool[Tensor, "B L"]:
+    """True at the first token of each document, whatever padding stands inside."""
+    before = _last_real(table).roll(1, dims=1)
+    before[:, 0] = -1
+    other = table.document != table.document.gather(1, before.clamp(min=0))
+    return ~table.is_padding & ((before < 0) | other)
 
 
 def grid_2d(table: TokenTable) -> Int[Tensor, "B L 2"]:
@@ -62,7 +75,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     number of any axis. Source: Qwen2-VL (arXiv 2409.12191).
     """
     vision = table.span != NO_SPAN
-    document_begins = changes(table.document)
+    document_begins = _document_begins(table)
     begins = changes(table.span) | document_begins | ~vision
     run = begins.long().cumsum(dim=1)
     # The largest number inside the run so far; runs are told apart by a step that no grid reaches.
@@ -70,7 +83,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     extent = (run * far + table.grid.amax(dim=-1)).cummax(dim=1).values - run * far + 1
     run_ends = begins.roll(-1, dims=1)
     run_ends[:, -1] = True
-    advance = torch.where(run_ends, torch.where(vision, extent, 1), 0)
+    advance = torch.where(run_ends, torch.where(vision, extent, (~table.is_padding).long()), 0)
     before = advance.cumsum(dim=1) - advance
     start = torch.where(document_begins, before, 0).cummax(dim=1).values
     positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
@@ -88,7 +101,7 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
     if not 0 < increment <= 1:
         raise ValueError(f"increment is {increment}; accepted: 0 < increment <= 1")
     vision = table.span != NO_SPAN
-    document_begins = changes(table.document)
+    document_begins = _document_begins(table)
     index = torch.arange(table.span.shape[1], device=table.span.device).expand_as(table.span)
 
     # Inside a run of visual tokens: how many steps so far. The token a document begins with has made none.
@@ -101,7 +114,7 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
     run_ends = vision & run_begins.roll(-1, dims=1)
     run_ends[:, -1] = False
     rounded_up = torch.where(run_ends, advance.ceil(), 0.0)
-    whole = (~vision).to(advance.dtype).cumsum(dim=1) + rounded_up.cumsum(dim=1) - rounded_up
+    whole = (~vision & ~table.is_padding).to(advance.dtype).cumsum(dim=1) + rounded_up.cumsum(dim=1) - rounded_up
 
     positions = whole + advance
     first = _at_document_start(positions, document_begins)

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from mmblocks.positions import (
     axes_rotary_table,
     by_order,
     check_rotary_scaling,
+    grid_2d,
     mrope,
     rotary_table,
     rotate_axes,
@@ -189,3 +191,18 @@ def test_longrope_looks_at_each_rows_own_length() -> None:
     assert both.cos.shape == (2, 3, 2)
     assert both.sin[0, -1].tolist() == pytest.approx([growth * math.sin(7), growth * math.sin(7 / 10 / 2)], abs=1e-5)
     assert both.sin[1, -1].tolist() == pytest.approx([growth * math.sin(8 / 3), growth * math.sin(8 / 10 / 4)], abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [sequential, by_order, grid_2d, time_height_width, mrope, partial(v2pe, increment=0.25)])
+def test_padding_in_the_midst_takes_no_position(scheme) -> None:
+    """A stream of guidance that skips some text has such padding."""
+    table = two_documents()
+    text = [column for column in range(table.shape[1]) if table.span[0, column] == NO_SPAN and not table.is_padding[0, column]]
+    for skipped in text:
+        kept = [column for column in range(table.shape[1]) if column != skipped]
+        padding = TokenTable.padding(1, 1)
+        columns = [
+            torch.cat([old[:, :skipped], new, old[:, skipped + 1 :]], dim=1) for old, new in zip(table, padding, strict=True)
+        ]
+        shorter = TokenTable(*(column[:, kept] for column in table))
+        assert torch.equal(scheme(TokenTable(*columns))[:, kept], scheme(shorter))
