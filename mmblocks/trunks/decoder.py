@@ -37,6 +37,9 @@ __all__ = ["LLAMA_RULES", "Attention", "Decoder", "DecoderLayer", "find_mask", "
 _NO_HOOKS = TrunkHooks()
 
 
+_ROPE_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions.
 
@@ -110,6 +113,8 @@ class Decoder(Block):
         rope_scaling: how rows beyond the trained length are read; see ``positions.scale_rotary``.
         rope_sections: for positions on several axes: how many pairs of a head's channels each has; see
             ``positions.sections_rotary_table`` and ``positions.mrope`` (Qwen2-VL).
+        rope_dtype: "bfloat16" or "float16" where a model was made in it, and its sines and cosines keep that rounding in whatever
+            dtype it runs later (Emu, with the transformers of its day); None leaves them exact.
         qk_norm: RMS norm on every head's q and k before the rotation (Qwen3, Emu3.5).
         qkv_bias: biases on q, k and v (Qwen2).
         dropout: on the embeddings and on both branches of every layer, while training (Emu3 trains with 0.1).
@@ -138,6 +143,7 @@ class Decoder(Block):
         rope_theta: float = 10000.0,
         rope_scaling: dict[str, Any] | None = None,
         rope_sections: tuple[int, ...] | None = None,
+        rope_dtype: str | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = False,
         dropout: float = 0.0,
@@ -155,6 +161,9 @@ class Decoder(Block):
         check_rotary_scaling(rope_scaling)
         if rope_sections is not None and (2 * sum(rope_sections) != head_dim or rope_scaling is not None):
             raise ValueError(f"rope_sections are {rope_sections}; accepted: {head_dim // 2} in all, without rope_scaling")
+        if rope_dtype not in _ROPE_DTYPES:
+            raise ValueError(f"rope_dtype is {rope_dtype!r}; accepted: None, 'bfloat16', 'float16'")
+        self.rope_dtype = _ROPE_DTYPES[rope_dtype]
         self.dim, self.head_dim, self.num_kv_heads = dim, head_dim, num_kv_heads
         self.rope_theta, self.rope_scaling, self.dropout = rope_theta, rope_scaling, dropout
         self.rope_sections = rope_sections
@@ -242,6 +251,8 @@ class Decoder(Block):
             lowered = Dense(densify(lowered, length, keys.shape[1], embeds.device))
         prepared = prepare(lowered, length, keys.shape[1], embeds.device)
         rotary = self._rotary(keys, length, **angles)
+        if self.rope_dtype is not None:
+            rotary = RotaryTable(*(part.to(self.rope_dtype).float() for part in rotary))
 
         x = dropout(embeds, self.dropout, self.training)
         x = self.norm(self._through_layers(x, table, (rotary, prepared, *context), cache, taps, hooks))

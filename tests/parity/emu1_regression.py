@@ -10,7 +10,6 @@ from mmblocks.checkpoints.layouts import Layout
 from mmblocks.connectors.causal_former import CausalFormer
 from mmblocks.layers.eva import EvaTower
 from mmblocks.layers.eva_layouts import eva_rules, eva_tower_arguments
-from mmblocks.positions import RotaryTable, sequential
 from mmblocks.tokens import PADDING
 from tests.parity.cases import Case
 
@@ -73,27 +72,21 @@ def language_parts(case: Case) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for name, cls in (("trunk", Decoder), ("embed", TextEmbedding), ("lm", LMHead)):
         layout = next(layout for layout in cls.layouts if layout.name == "llama")
-        parts[name] = cls(**layout.arguments(config))
+        arguments = layout.arguments(config)
+        if cls is Decoder and made_in_bfloat16(weights, arguments):
+            arguments["rope_dtype"] = "bfloat16"
+        parts[name] = cls(**arguments)
         known = {key: value for key, value in weights.items() if layout.to_ours(key)}
         parts[name].load_state_dict(dict(layout.convert(known, parts[name].config)))
-    stored = weights.get("model.layers.0.self_attn.rotary_emb.inv_freq")
-    if stored is not None and not torch.allclose(stored, exact_frequencies(parts["trunk"]), rtol=1e-6):
-        use_rounded_tables(parts["trunk"])
     return parts
 
 
-def exact_frequencies(trunk: Decoder) -> Tensor:
-    return trunk.rope_theta ** (-torch.arange(0, trunk.head_dim, 2) / trunk.head_dim)
-
-
-def use_rounded_tables(trunk: Decoder) -> None:
+def made_in_bfloat16(weights: dict[str, Tensor], arguments: dict[str, Any]) -> bool:
     """Upstream makes Emu's language model in bfloat16, and its tables of sines and cosines keep that rounding ever after."""
-
-    def rotary(keys: TokenTable, length: int) -> RotaryTable:
-        angle = sequential(keys)[:, -length:, None] * exact_frequencies(trunk)
-        return RotaryTable(angle.cos().bfloat16().float(), angle.sin().bfloat16().float())
-
-    trunk._rotary = rotary  # type: ignore[method-assign]
+    stored = weights.get("model.layers.0.self_attn.rotary_emb.inv_freq")
+    head_dim = arguments["head_dim"]
+    exact = arguments["rope_theta"] ** (-torch.arange(0, head_dim, 2) / head_dim)
+    return stored is not None and not torch.allclose(stored, exact, rtol=1e-6)
 
 
 def table_of(mask: Tensor) -> TokenTable:

@@ -19,6 +19,7 @@ VARIANTS = {
     "qk_norm": {"qk_norm": True, "head_dim": 12},
     "biases": {"qkv_bias": True},
     "linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "rounded": {"rope_dtype": "bfloat16"},
 }
 
 
@@ -218,3 +219,15 @@ def test_embeds_that_do_not_fit_the_table_are_refused() -> None:
 def test_sizes_that_do_not_go_together_are_refused(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         decoder(**options)
+
+
+def test_angles_can_keep_the_rounding_of_the_dtype_that_a_model_was_made_in() -> None:
+    exact, rounded = decoder(), decoder(rope_dtype="bfloat16")
+    embeds, table = torch.randn(1, 9, WIDTH), TokenTable.text(1, 9)
+    cosines = exact._rotary(table, 9).cos
+    seen = []
+    rounded.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].cos))
+    rounded(embeds, table)
+    assert torch.equal(seen[0], cosines.bfloat16().float()) and not torch.equal(seen[0], cosines)
+    with pytest.raises(ValueError, match="rope_dtype is 'float8'; accepted: None, 'bfloat16', 'float16'"):
+        decoder(rope_dtype="float8")
