@@ -82,13 +82,14 @@ def tower(name: str, device: str) -> Comparison:
         "ours": step_of(lambda: partial(ours().embed, pixels)),
         "timm": step_of(lambda: normalised(of_timm())),
         "open_clip": step_of(lambda: normalised(of_open_clip())),
-        "ours in bfloat16": step_of(lambda: partial(half(), pixels)),
-        "ours compiled": step_of(lambda: partial(torch.compile(ours().embed), pixels)),
     }
+    if name == "base" or device == "cuda":  # on a CPU the large tower takes minutes in half precision
+        sides["ours in bfloat16"] = step_of(lambda: partial(half(), pixels))
+        sides["ours compiled"] = step_of(lambda: partial(torch.compile(ours().embed), pixels))
 
     def difference() -> str:
         wanted = sides["timm"]()()
-        worst = {side: float((sides[side]()() - wanted).abs().max()) for side in ("ours", "open_clip", "ours in bfloat16")}
+        worst = {side: float((sides[side]()() - wanted).abs().max()) for side in sides if side not in ("timm", "ours compiled")}
         largest = max(float(wanted.abs().max()), 1.0)
         for side, off in worst.items():
             check(off < (0.05 if "bfloat16" in side else 1e-4) * largest, f"{side} differs from timm by {off}")

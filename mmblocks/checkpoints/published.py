@@ -1,5 +1,6 @@
 """Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,9 @@ from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts import Layout
 
 B = TypeVar("B", bound=Block)
+
+DETAILED = 2
+"""Layouts of which all that does not fit is shown."""
 
 
 def build_published(
@@ -41,21 +45,35 @@ def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: s
     if name is not None:
         return [(layout, _open(path, layout)) for layout in chosen]
 
-    fitting, reasons = [], []
+    fitting: list[tuple[Layout, files.Stored]] = []
+    reasons: list[tuple[int, str, str]] = []
     for layout in chosen:
+        title, count = f"layout {layout.name!r}", sys.maxsize
         try:
             stored = _open(path, layout)
         except ValueError as error:
-            reasons.append(f"layout {layout.name!r}: {error}")
+            reasons.append((count, title, str(error)))
             continue
         if layout.fits(stored, published):
             fitting.append((layout, stored))
         else:
-            reasons.append(f"layout {layout.name!r}: {_why_not(layout, stored, published)}")
+            count = len(layout.unknown(stored)) or count
+            reasons.append((count, title, _why_not(layout, stored, published)))
     if not fitting:
         names = ", ".join(layout.name for layout in chosen)
-        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__} ({names})", *reasons]))
+        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__} ({names})", *_nearest_first(reasons)]))
     return fitting
+
+
+def _nearest_first(reasons: list[tuple[int, str, str]]) -> list[str]:
+    """Why layouts do not fit: the two with the fewest unknown names in full, the others in a line.
+
+    Args:
+        reasons: how many names of the file a layout does not know, its title, and why it does not fit.
+    """
+    ordered = sorted(reasons, key=lambda reason: reason[0])
+    full = [f"{title}: {why}" for _, title, why in ordered[:DETAILED]]
+    return full + [f"{title}: {why.splitlines()[0].rstrip(':')}" for _, title, why in ordered[DETAILED:]]
 
 
 def layouts(cls: type[Block], where: str, name: str | None) -> tuple[Layout, ...]:

@@ -331,6 +331,27 @@ def test_no_layout_fits(block, tmp_path):
         Toy.from_pretrained(tmp_path, layout="seperate")
 
 
+class Many(Block):
+    """Layouts that differ by a prefix."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = tuple(Layout(name, (Rule(f"{name}.*", "*"),)) for name in ("a", "b", "c"))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def test_the_nearest_layouts_come_first_and_in_full(tmp_path):
+    state = {f"c.{key}": value for key, value in Many().state_dict().items()}
+    write(tmp_path, {**state, "c.third": torch.ones(1), "b.third": torch.ones(1)}, {})
+    with pytest.raises(ValueError, match=r"fits no layout of Many \(a, b, c\)") as error:
+        Many.from_pretrained(tmp_path)
+    lines = str(error.value).splitlines()
+    assert lines[1:3] == ["layout 'c': unexpected (1):", "  b.third: (1,)"]
+    assert lines[3].startswith("layout 'b': unexpected (5):")
+    assert lines[-1] == "layout 'a': unexpected (6)"
+
+
 def test_foreign_tensors_or_config(block, tmp_path):
     write(tmp_path, {"lm_head.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"layout 'fused': none of its tensors is there"):
