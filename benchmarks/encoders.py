@@ -24,7 +24,7 @@ TOWERS = {
     "base": ("EVA02_CLIP_B_psz16_s8B", "eva02_base_patch16_clip_224", "EVA02-B-16"),
     "large": ("EVA02_CLIP_L_psz14_s4B", "eva02_large_patch14_clip_224", "EVA02-L-14"),
 }
-BATCH = 8
+BATCH = {"base": 8, "large": 2}
 """Images of a tower's batch."""
 
 LAYERS = 4
@@ -42,7 +42,7 @@ def tower(name: str, device: str) -> Comparison:
 
     ours_name, timm_name, clip_name = TOWERS[name]
     arguments = eva_clip_arguments(ours_name)["vision"]
-    pixels = torch.rand(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    pixels = torch.rand(BATCH[name], 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
 
     @cache
     def ours() -> Any:
@@ -95,7 +95,7 @@ def tower(name: str, device: str) -> Comparison:
             check(off < (0.05 if "bfloat16" in side else 1e-4) * largest, f"{side} differs from timm by {off}")
         return "embeddings differ from timm's by at most " + ", ".join(f"{off:.1e} ({side})" for side, off in worst.items())
 
-    return Comparison(f"{ours_name}: {BATCH} images", sides, difference, target=0.98, memory=False)
+    return Comparison(f"{ours_name}: {BATCH[name]} images", sides, difference, target=0.98, memory=False)
 
 
 def contrastive(device: str, gathered: bool = False) -> Comparison:
