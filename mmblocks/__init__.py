@@ -162,7 +162,7 @@ _HOME = {
     "Emu2DownProjection": "connectors.emu2",
     "QFormerConnector": "connectors.qformer",
     "PerceiverResampler": "connectors.perceiver",
-    "GatedCrossAttention": "connectors.gated_cross_attention",
+    "GatedCrossAttention": "layers.gated_cross_attention",
     "SpatioTemporalPool": "connectors.spatio_temporal_pool",
     "SpatialAggregator": "connectors.spatial_aggregator",
     "TokenFlexProjector": "connectors.token_flex",

@@ -14,7 +14,6 @@ from mmblocks.connectors.causal_former import CausalFormer as CausalFormer
 from mmblocks.connectors.chain import ConnectorChain as ConnectorChain
 from mmblocks.connectors.emu2 import Emu2DownProjection as Emu2DownProjection
 from mmblocks.connectors.emu2 import Emu2UpProjection as Emu2UpProjection
-from mmblocks.connectors.gated_cross_attention import GatedCrossAttention as GatedCrossAttention
 from mmblocks.connectors.mlp import MLPProjector as MLPProjector
 from mmblocks.connectors.perceiver import PerceiverResampler as PerceiverResampler
 from mmblocks.connectors.pixel_shuffle import PixelShuffle as PixelShuffle
@@ -81,6 +80,7 @@ from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
 from mmblocks.layers.denoising_samplers import DiffusersSampler as DiffusersSampler
 from mmblocks.layers.eva import EvaTower as EvaTower
+from mmblocks.layers.gated_cross_attention import GatedCrossAttention as GatedCrossAttention
 from mmblocks.layers.grid_positions import LearnedPositions as LearnedPositions
 from mmblocks.layers.grid_positions import SinCosPositions as SinCosPositions
 from mmblocks.layers.qformer import QFormer as QFormer

@@ -53,6 +53,7 @@ def _check_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+    # zipfile itself raises NotImplementedError, for features of archives that it does not read.
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
         raise ValueError(
             f"{file} cannot be read as plain tensors; convert it to safetensors at its source: no archive of torch.save: {error}"

@@ -57,8 +57,8 @@ class EVE1(MultimodalModel):
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
         vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size: of
-            the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Published files do not tell the
-            sizes in pixels: EVE-7B has the defaults, EVE-7B-HD an ``image_size`` of 1344.
+            the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Of a published folder, the
+            sizes in pixels come from the names of its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """
@@ -176,7 +176,7 @@ class EVE2(MultimodalModel):
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, routed, route: of the
             ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while decoding.
         vision_dim, patch_size, merge_size, max_size: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``. Published
-            files do not tell the others: EVE-7B-HD-v2.0 has the defaults.
+            files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
     """

@@ -62,7 +62,10 @@ def test_images_are_prepared_as_by_transformers(size) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 @pytest.mark.parametrize("size", [(7, 9), (2000, 1), (1, 2000)])
 def test_any_image_becomes_whole_patches(mode, size) -> None:
-    stem()([stem().preprocess(Image.new(mode, size))])
+    pixels = stem().preprocess(Image.new(mode, size))
+    assert pixels.shape[1] % 4 == 0 and pixels.shape[2] % 4 == 0
+    tokens = stem()([pixels])
+    assert len(tokens.embeds) == len(stem().layout(*pixels.shape[1:]).grid) and tokens.embeds.isfinite().all()
 
 
 def test_an_image_without_pixels_is_refused() -> None:

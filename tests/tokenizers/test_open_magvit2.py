@@ -69,7 +69,9 @@ def test_saved_and_loaded(tmp_path) -> None:
 
 def test_an_image_is_cropped_to_a_size_that_is_accepted() -> None:
     tokens = tokenizer()
-    tokens.encode(tokens.preprocess(Image.new("RGB", (9, 7)))[None])
+    cropped = tokens.preprocess(Image.new("RGB", (9, 7)))
+    assert cropped.shape == (3, 6, 8)
+    assert tokens.encode(cropped[None]).ids.shape[1:3] == (3, 4)
 
 
 @pytest.mark.unchecked
