@@ -25,9 +25,6 @@ from mmblocks.tokenizers.emu3_vq import Emu3VQ
 MARGIN = 1e-5
 """In squared distance, relative to the features' variance: a code that is nearer by less may differ by rounding."""
 
-BUDGET = 512 * 2**20
-"""Bytes that a large input's maps may take at a time."""
-
 
 def gaussian(*shape: int, seed: int = 0, device: str = "cpu") -> Tensor:
     """The same numbers in every process."""
@@ -139,12 +136,13 @@ def bfloat16_arithmetic(device: str) -> str:
     return f"bfloat16 units: {', '.join(sorted(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})) or 'none'}"
 
 
-def large(title: str, make: Callable[[str], Any], size: int, frames: int, device: str) -> Comparison:
+def large(title: str, make: Callable[[str], Any], size: int, frames: int, budget: int | None, device: str) -> Comparison:
     """One large input, encoded and decoded."""
 
     def ours() -> Step:
         tokenizer = make(device)
-        set_memory_budget(tokenizer, BUDGET)
+        if budget is not None:
+            set_memory_budget(tokenizer, budget)
         pixels = picture(size, device, frames)
 
         @torch.no_grad()
@@ -292,10 +290,13 @@ COMPARISONS = {
     "lfq": lfq,
 }
 
+EMU3_MAP = 256 * torch.float32.itemsize
+"""Bytes a pixel of one map of Emu3's finest level: with all its pixels, a good memory budget."""
+
 LARGE = {
-    "emu3_2048": partial(large, "Emu3: encode and decode one image of 2048 x 2048", emu3, 2048, 0),
-    "emu3_clip": partial(large, "Emu3: encode and decode 36 frames of 256 x 256", emu3, 256, 36),
-    "magvit2_clip": partial(large, "Open-MAGVIT2: encode and decode 33 frames of 128 x 128", magvit2_video, 128, 33),
+    "emu3_2048": partial(large, "Emu3: encode and decode one image of 2048 x 2048", emu3, 2048, 0, EMU3_MAP * 2048**2),
+    "emu3_clip": partial(large, "Emu3: encode and decode 36 frames of 256 x 256", emu3, 256, 36, EMU3_MAP * 256**2),
+    "magvit2_clip": partial(large, "Open-MAGVIT2: encode and decode 33 frames of 128 x 128", magvit2_video, 128, 33, None),
 }
 
 if __name__ == "__main__":

@@ -13,9 +13,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention, silu
 
+from mmblocks.ops.conv2d import conv2d, lacks_arithmetic
 from mmblocks.ops.group_norm_silu import group_norm_silu
 
 Norm = Callable[[int], nn.Module]
+
+
+class Conv2d(nn.Conv2d):
+    """Square kernels on zeros around the map; as fast as float32 where a CPU lacks half precision (see ``ops.conv2d``)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, size, stride, padding, bias=bias)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """See ``torch.nn.Conv2d``."""
+        return conv2d(x, self.weight, self.bias, stride=self.stride[0], padding=int(self.padding[0]))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -41,8 +55,8 @@ class SpatialNorm(nn.Module):
     def __init__(self, channels: int, *, condition_dim: int) -> None:
         super().__init__()
         self.norm = GroupNorm(channels)
-        self.scale = nn.Conv2d(condition_dim, channels, 1)
-        self.shift = nn.Conv2d(condition_dim, channels, 1)
+        self.scale = Conv2d(condition_dim, channels, 1)
+        self.shift = Conv2d(condition_dim, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """``condition`` may be smaller than the map: the nearest place counts."""
@@ -61,11 +75,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm = GroupNorm, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         same = in_channels == out_channels
-        self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        self.shortcut: nn.Module = nn.Identity() if same else Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H W"]:
         """``condition`` goes to the norms."""
@@ -80,23 +94,25 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, *, norm: Norm = GroupNorm) -> None:
         super().__init__()
         self.norm = norm(channels)
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key = nn.Conv2d(channels, channels, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.query = Conv2d(channels, channels, 1)
+        self.key = Conv2d(channels, channels, 1)
+        self.value = Conv2d(channels, channels, 1)
+        self.out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C H W"]:
         """``condition`` goes to the norm."""
         # Linear layers on channels-last tokens, not 1x1 convolutions: with other strides, torch's CPU attention falls back to
         # holding the scores between all places at once.
         tokens = rearrange(self.norm(x, *condition), "b c h w -> b 1 (h w) c")
+        if lacks_arithmetic(tokens):
+            tokens = tokens.float()
         query, key, value = (_pointwise(tokens, conv) for conv in (self.query, self.key, self.value))
         mixed = _pointwise(scaled_dot_product_attention(query, key, value), self.out)
-        return x + rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2])
+        return x + rearrange(mixed.to(x.dtype), "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 
 def _pointwise(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
-    return linear(tokens, conv.weight.flatten(1), conv.bias)
+    return linear(tokens, *(None if value is None else value.to(tokens.dtype) for value in (conv.weight.flatten(1), conv.bias)))
 
 
 class Downsample(nn.Module):
@@ -104,7 +120,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         """Sides of H // 2 and W // 2."""
@@ -116,7 +132,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         """Sides of 2 h and 2 w."""

@@ -7,19 +7,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, pad
 
-from mmblocks.layers.conv import GroupNorm, norm_silu
+from mmblocks.layers.conv import Conv2d, GroupNorm, norm_silu
 
 Conv = Callable[..., nn.Module]
 """Makes a convolution: ``conv(in_channels, out_channels, kernel, stride=..., bias=...)``. With a stride of 1 it keeps the sides."""
 
 
-class FlatConvolution(nn.Conv2d):
+class FlatConvolution(Conv2d):
     """A convolution of images with zeros around them."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, stride: tuple[int, ...] = (1, 1), bias: bool = True
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, (stride[0], stride[1]), padding=kernel // 2, bias=bias)
+        super().__init__(in_channels, out_channels, kernel, stride=stride[0], padding=kernel // 2, bias=bias)
 
 
 class CausalConvolution(nn.Conv3d):

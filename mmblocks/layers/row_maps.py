@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, pad, silu
+from torch.nn.functional import interpolate, pad, silu
 
 from mmblocks.layers.conv import GroupNorm, SpatialNorm
+from mmblocks.ops.conv2d import conv2d
 
 
 class RowMap(ABC):

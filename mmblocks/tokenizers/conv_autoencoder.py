@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.layers.conv import (
+    Conv2d,
     Downsample,
     GroupNorm,
     Level,
@@ -71,15 +72,15 @@ class ConvEncoder(Block):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
         widths = encoder_widths(channels, multipliers, num_blocks)
         self.levels = nn.ModuleList(Level(ws, attention=number in attention_levels) for number, ws in enumerate(widths))
         for level, ws in zip(list(self.levels)[:-1], widths, strict=False):
             level.resample = Downsample(ws[-1])
         self.middle = Middle(widths[-1][-1])
         self.norm_out = GroupNorm(widths[-1][-1])
-        self.conv_out = nn.Conv2d(widths[-1][-1], latent_channels, 3, padding=1)
-        self.project = nn.Identity() if code_dim is None else nn.Conv2d(latent_channels, code_dim, 1)
+        self.conv_out = Conv2d(widths[-1][-1], latent_channels, 3, padding=1)
+        self.project = nn.Identity() if code_dim is None else Conv2d(latent_channels, code_dim, 1)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Pixels, normalised, to features. Odd sides are rounded down at each level."""
@@ -138,15 +139,15 @@ class ConvDecoder(Block):
         norm: Norm = GroupNorm if condition_dim is None else partial(SpatialNorm, condition_dim=condition_dim)
         self.deepest_first = deepest_first
         widths = decoder_widths(channels, multipliers, num_blocks)
-        self.project = nn.Identity() if code_dim is None else nn.Conv2d(code_dim, latent_channels, 1)
-        self.conv_in = nn.Conv2d(latent_channels, widths[-1][0], 3, padding=1)
+        self.project = nn.Identity() if code_dim is None else Conv2d(code_dim, latent_channels, 1)
+        self.conv_in = Conv2d(latent_channels, widths[-1][0], 3, padding=1)
         self.middle = Middle(widths[-1][0], norm=norm)
         levels = [Level(ws, attention=number in attention_levels, norm=norm) for number, ws in enumerate(widths)]
         for level, ws in zip(levels[1:], widths[1:], strict=True):
             level.resample = Upsample(ws[-1])
         self.levels = nn.ModuleList(levels[::-1] if deepest_first else levels)
         self.norm_out = norm(widths[0][-1])
-        self.conv_out = nn.Conv2d(widths[0][-1], out_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[0][-1], out_channels, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "B h w D"], *condition: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Features to pixels, normalised. ``condition``, a map (B, C, *, *), goes to the norms where they take one."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.conv import GroupNorm, ResidualBlock, Upsample, channels_first, channels_last, norm_silu
+from mmblocks.layers.conv import Conv2d, GroupNorm, ResidualBlock, Upsample, channels_first, channels_last, norm_silu
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import decoder_widths, encoder_widths
 from mmblocks.tokenizers.taming_layout import residual_rules
@@ -55,7 +55,7 @@ class OutputShortcutBlock(ResidualBlock):
         super().__init__(in_channels, out_channels, bias=False)
         self.widens = in_channels != out_channels
         if self.widens:
-            self.shortcut = nn.Conv2d(out_channels, out_channels, 1, bias=False)
+            self.shortcut = Conv2d(out_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"], *condition: Tensor) -> Float[Tensor, "B C2 H W"]:
         """There is no condition."""
@@ -101,13 +101,13 @@ class MaskGITEncoder(Block):
         super().__init__()
         widths = encoder_widths(channels, multipliers, num_blocks)
         deepest = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv_in = Conv2d(3, channels, 3, padding=1, bias=False)
         self.levels = nn.Sequential(
             *(_Level(ws, nn.Identity() if number == deepest else nn.AvgPool2d(2)) for number, ws in enumerate(widths))
         )
         self.middle = _middle(widths[-1][-1], num_blocks)
         self.norm_out = GroupNorm(widths[-1][-1])
-        self.conv_out = nn.Conv2d(widths[-1][-1], code_dim, 1)
+        self.conv_out = Conv2d(widths[-1][-1], code_dim, 1)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Pixels in [0, 1] to features."""
@@ -134,11 +134,11 @@ class MaskGITDecoder(Block):
     ) -> None:
         super().__init__()
         widths = decoder_widths(channels, multipliers, num_blocks - 1)
-        self.conv_in = nn.Conv2d(code_dim, widths[-1][0], 3, padding=1)
+        self.conv_in = Conv2d(code_dim, widths[-1][0], 3, padding=1)
         self.middle = _middle(widths[-1][0], num_blocks)
         self.levels = nn.ModuleList(_Level(ws, Upsample(ws[-1]) if number else nn.Identity()) for number, ws in enumerate(widths))
         self.norm_out = GroupNorm(widths[0][-1])
-        self.conv_out = nn.Conv2d(widths[0][-1], 3, 3, padding=1)
+        self.conv_out = Conv2d(widths[0][-1], 3, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
         """Codes to pixels, about in [0, 1]."""

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.conv import Conv2d
 from mmblocks.layers.pixels import centre_square, check_pixels, normalise, pixels_of
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
@@ -50,7 +51,7 @@ class VAREncoder(ConvEncoder):
             latent_channels=code_dim,
             code_dim=None,
         )
-        self.project = nn.Conv2d(code_dim, code_dim, 3, padding=1)
+        self.project = Conv2d(code_dim, code_dim, 3, padding=1)
 
 
 class VARDecoder(ConvDecoder):
@@ -72,7 +73,7 @@ class VARDecoder(ConvDecoder):
             latent_channels=code_dim,
             code_dim=None,
         )
-        self.project = nn.Conv2d(code_dim, code_dim, 3, padding=1)
+        self.project = Conv2d(code_dim, code_dim, 3, padding=1)
 
 
 class VARVQ(VisualTokenizer):
