@@ -8,9 +8,6 @@ from mmblocks.ops.conv2d.winograd import conv3x3_winograd
 
 __all__ = ["conv2d", "lacks_arithmetic"]
 
-_WEIGHTS_COST = 4
-"""Pixels a channel below which Winograd's way loses more with the weights than it wins with the map."""
-
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0) -> Tensor:
     """``torch.nn.functional.conv2d``, except for half precision on a CPU that has no such arithmetic.
@@ -46,7 +43,8 @@ def _winograd_wins(x: Tensor, weight: Tensor, stride: int, padding: int | tuple[
     if weight.shape[2:] != (3, 3) or (stride, padding) != (1, 1) or torch.compiler.is_compiling():
         return False
     narrow, wide = sorted(weight.shape[:2])
-    return narrow >= 64 and x.shape[2] * x.shape[3] >= _WEIGHTS_COST * wide
+    # With fewer pixels than channels, the weights cost more on their way than is won at the pixels.
+    return narrow >= 64 and x.shape[2] * x.shape[3] >= wide
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
