@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention, silu
 
-from mmblocks.ops.conv2d import conv2d, lacks_arithmetic
+from mmblocks.ops.arithmetic import lacks_arithmetic
+from mmblocks.ops.conv2d import conv2d
 from mmblocks.ops.group_norm_silu import group_norm_silu
 
 Norm = Callable[[int], nn.Module]

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 import mmblocks.ops.conv2d as op
+from mmblocks.ops import arithmetic
 from mmblocks.ops.conv2d import conv2d, winograd
 
 SHAPES = [(2, 64, 96, 17, 26), (1, 96, 64, 20, 20), (1, 64, 64, 300, 3)]
@@ -11,7 +12,7 @@ SHAPES = [(2, 64, 96, 17, 26), (1, 96, 64, 20, 20), (1, 64, 64, 300, 3)]
 @pytest.fixture(autouse=True)
 def no_half_precision(monkeypatch) -> None:
     """The same way on every machine."""
-    monkeypatch.setattr(op, "_EMULATED", frozenset((torch.bfloat16, torch.float16)))
+    monkeypatch.setattr(arithmetic, "_EMULATED", frozenset((torch.bfloat16, torch.float16)))
 
 
 def drawn(batch, channels, wide, height, width, size, dtype):
@@ -66,7 +67,7 @@ def test_gradients() -> None:
 @torch.no_grad()
 def test_strips_leave_nothing_out(monkeypatch, strip) -> None:
     """Whatever number of rows a strip has; memory that was not written holds NaN."""
-    monkeypatch.setattr(winograd, "TILE_BYTES", strip)
+    monkeypatch.setattr(winograd, "STRIP_BYTES", strip)
     monkeypatch.setattr(torch, "empty", lambda *size, **where: torch.full(size, torch.nan, **where))
     x, weight, bias = drawn(2, 5, 7, 21, 10, 3, torch.float32)
     torch.testing.assert_close(

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmblocks.ops.arithmetic import lacks_arithmetic
 from mmblocks.ops.conv2d.winograd import conv3x3_winograd
 
-__all__ = ["conv2d", "lacks_arithmetic"]
+__all__ = ["conv2d"]
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0) -> Tensor:
@@ -34,11 +35,6 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int
     return wide.to(x.dtype)
 
 
-def lacks_arithmetic(x: Tensor) -> bool:
-    """Whether ``x`` is of half precision, on a CPU that would emulate it."""
-    return x.device.type == "cpu" and x.dtype in _EMULATED
-
-
 def _winograd_wins(x: Tensor, weight: Tensor, stride: int, padding: int | tuple[int, int]) -> bool:
     if weight.shape[2:] != (3, 3) or (stride, padding) != (1, 1) or torch.compiler.is_compiling():
         return False
@@ -49,16 +45,3 @@ def _winograd_wins(x: Tensor, weight: Tensor, stride: int, padding: int | tuple[
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _emulated() -> frozenset[torch.dtype]:
-    if not torch.backends.mkldnn.is_available():
-        return frozenset((torch.bfloat16, torch.float16))
-    native = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-    }
-    return frozenset(dtype for dtype, supported in native.items() if not supported)
-
-
-_EMULATED = _emulated()
