@@ -118,7 +118,7 @@ def emu3_half(device: str) -> Comparison:
     @torch.no_grad()
     def difference() -> str:
         _, half, ids = parts()
-        share = float((half.encode(pixels).ids != ids).double().mean())
+        share = float((half.encode(pixels.bfloat16()).ids != ids).double().mean())
         apart = float((narrow()().float() - whole()()).abs().mean())
         arithmetic = bfloat16_arithmetic(device)
         return f"pixels differ by {apart:.4f} on average, a bfloat16 encoder changes {share:.1%} of the ids; {arithmetic}"

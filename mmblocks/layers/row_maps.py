@@ -34,9 +34,14 @@ class RowMap(ABC):
         """What all of it takes when it is held."""
         return self.channels * self.height * self.width * self.dtype.itemsize
 
+    @property
+    def bytes_beneath(self) -> int:
+        """``num_bytes`` of the largest of all maps that pass through memory while this one is computed."""
+        return self.num_bytes
+
     def stripes(self, num_bytes: int) -> Iterator[tuple[int, int]]:
-        """First row, and row behind the last, of stripes that take ``num_bytes``; at least a row each."""
-        step = max(1, num_bytes * self.height // max(1, self.num_bytes))
+        """First row, and row behind the last, of stripes that take ``num_bytes``, here or beneath; at least a row each."""
+        step = max(1, num_bytes * self.height // max(1, self.bytes_beneath))
         return ((start, min(start + step, self.height)) for start in range(0, self.height, step))
 
     @abstractmethod
@@ -92,6 +97,11 @@ class ComputedMap(RowMap):
         self.sources = sources
         self.answer: Tensor | None = None
         self.first = 0
+
+    @property
+    def bytes_beneath(self) -> int:
+        """A result of three colours may come from a map of hundreds of channels."""
+        return max(self.num_bytes, *(source.bytes_beneath for source in self.sources))
 
     @abstractmethod
     def compute(self, start: int, stop: int) -> Tensor:
