@@ -2,6 +2,7 @@
 
     python -m benchmarks.generation                    # float32 and bfloat16
     python -m benchmarks.generation bf16 --device cuda --repeats 3 --json figures.jsonl
+    python -m benchmarks.generation graphs --device cuda       # steps as CUDA graphs, beside steps launched kernel by kernel
 
 An Emu3-shaped trunk of reduced depth under Emu3's real vocabulary of 184622 ids: at its real width on a GPU, at a quarter of
 it on a CPU. transformers runs the unconditional prompt as a second model call, and computes all logits of both; ours runs both rows
@@ -18,6 +19,7 @@ from benchmarks.measure import Comparison, Step, check, main
 from mmblocks import EMU3, Emu3, GridGrammar, text
 from mmblocks.layers.categorical import GREEDY
 from mmblocks.trunks.kv_cache import cache_bytes
+from mmblocks.trunks.static_cache import StaticCache
 
 VOCABULARY = 184622
 SCALE = 3.0
@@ -90,14 +92,22 @@ def theirs(device: str, dtype: torch.dtype) -> Any:
     return rival
 
 
-def decode_ours(device: str, dtype: torch.dtype) -> Step:
-    """Both prompts in one batch."""
+def capacity(device: str) -> int:
+    """Tokens of a row that a cache must hold."""
+    return len(heads_of(device)[0]) + EMU3.length(*size(device)) - 1
+
+
+def decode_ours(device: str, dtype: torch.dtype, cuda_graphs: bool | None = None) -> Step:
+    """Both prompts in one batch; through a static cache if it is said whether with CUDA graphs."""
     model = ours(device, dtype)
     conditional, unconditional = ([text(ids)] for ids in heads_of(device))
     height, width = size(device)
 
     def step() -> Tensor:
         grammar = GridGrammar(EMU3, size=(height, width))
+        cache = None
+        if cuda_graphs is not None:
+            cache = StaticCache(model.trunk.new_cache(2, capacity(device)), cuda_graphs=cuda_graphs)
         found = model.generate(
             [conditional],
             grammar,
@@ -105,6 +115,7 @@ def decode_ours(device: str, dtype: torch.dtype) -> Step:
             sampling=GREEDY,
             guidance=SCALE,
             unconditional=[unconditional],
+            cache=cache,
         )
         ((_, segment),) = found
         return segment.grid
@@ -158,7 +169,7 @@ def comparison(name: str, device: str) -> Comparison:
             num_heads=config["num_kv_heads"],
             head_dim=model.trunk.head_dim,
             batch=2,
-            capacity=len(heads_of(device)[0]) + EMU3.length(height, width) - 1,
+            capacity=capacity(device),
             dtype=dtype,
         )
         return (
@@ -181,7 +192,26 @@ def bf16(device: str) -> Comparison:
     return comparison("bf16", device)
 
 
+def graphs(device: str) -> Comparison:
+    """Our steps recorded as CUDA graphs, beside the same steps launched kernel by kernel."""
+    check(device == "cuda", "CUDA graphs need --device cuda")
+    dtype = DTYPES["bf16"]
+
+    def difference() -> str:
+        recorded, launched = (decode_ours(device, dtype, cuda_graphs)().flatten() for cuda_graphs in (True, False))
+        equal = (recorded == launched).float().mean().item()
+        check(equal == 1, f"only {equal:.0%} of the codes are equal")
+        return "the same codes"
+
+    sides = {
+        "CUDA graphs": lambda: decode_ours(device, dtype, True),
+        "kernel by kernel": lambda: decode_ours(device, dtype, False),
+    }
+    height, width = size(device)
+    return Comparison(f"an image of {height}x{width} codes, guided, bf16, through a static cache", sides, difference, memory=False)
+
+
 COMPARISONS = {"fp32": fp32, "bf16": bf16}
 
 if __name__ == "__main__":
-    main("benchmarks.generation", COMPARISONS, __doc__)
+    main("benchmarks.generation", COMPARISONS, __doc__, on_request={"graphs": graphs})

@@ -8,6 +8,8 @@
 All ways get the same inputs. How far each is from the same numbers in wider arithmetic stands beside the times.
 """
 
+import copy
+import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +50,7 @@ def from_logits(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def mean_of_rows(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """As a head has it, whose losses are weighted later: the logits are made a second time on the way back."""
+    """As a head has it, whose losses are averaged later: where that cannot be seen, logits are made a second time."""
     return linear_cross_entropy(hidden, weight, target, reduction="none").mean()
 
 
@@ -76,7 +78,7 @@ def linear_ce(rows: int, dim: int, vocab: int, dtype: torch.dtype, device: str, 
 
     def inputs() -> tuple[Tensor, ...]:
         hidden = gaussian(rows, dim, device=device, dtype=dtype)
-        weight = gaussian(vocab, dim, device=device, dtype=dtype, seed=1) * dim**-0.5
+        weight = gaussian(vocab, dim, device=device, dtype=dtype, seed=1).mul_(dim**-0.5)
         target = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(2)).to(device)
         return hidden.requires_grad_(learns), weight.requires_grad_(learns), target
 
@@ -279,30 +281,70 @@ def decoder(size: int, device: str) -> Comparison:
                    dtype=torch.bfloat16, target=1.5)  # fmt: skip
 
 
-def left_to_the_compiler(device: str) -> dict[str, Callable[[str], Comparison]]:
+def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: str) -> Comparison:
+    """A walk of MAR's head: its network once per step, replayed from a recording or launched anew."""
+    from mmblocks.layers.adaln_mlp import AdaLNMLP
+    from mmblocks.ops.cuda_graphs import repeated, replaying
+
+    def inputs() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        net: Any = AdaLNMLP(dim=16, condition_dim=width, width=width, num_blocks=num_blocks, out_dim=16).to(device, dtype).eval()
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter.requires_grad_(False), std=0.02)
+        shapes = ((rows, 16), (100, width), (rows, width))
+        return net, *(gaussian(*shape, device=device, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes))
+
+    def walk(wanted: bool, net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+        with replaying(wanted):
+            step = repeated(net)
+            for time in times:
+                x = x - 0.01 * step(x, time, condition)
+        return x
+
+    def exact(net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+        return walk(False, copy.deepcopy(net).to(x.dtype), x, times, condition)
+
+    ways = {"ours, replayed": partial(walk, True), "launched": partial(walk, False)}
+    title = f"100 steps of a denoising MLP, {rows} rows, {num_blocks} x {width}, {str(dtype).removeprefix('torch.')}"
+    return compare(title, inputs, ways, exact=exact, dtype=dtype)
+
+
+def left_to_the_compiler(rows: int, dtype: torch.dtype) -> dict[str, Callable[[str], Comparison]]:
     """Plain functions that no kernel is written for, since ``torch.compile`` makes one pass of them."""
-    dtype = torch.bfloat16
 
-    def table(length: int) -> RotaryTable:
-        return rotary_table(torch.arange(length, device=device)[None], 128, 1e6)
+    def table(device: str) -> RotaryTable:
+        return rotary_table(torch.arange(rows, device=device)[None], 128, 1e6)
 
-    def many(*shape: int, count: int) -> Callable[[], tuple[Tensor, ...]]:
-        return lambda: tuple(gaussian(*shape, device=device, dtype=dtype, seed=seed) for seed in range(count))
+    def many(device: str, *shape: int, count: int) -> tuple[Tensor, ...]:
+        return tuple(gaussian(*shape, device=device, dtype=dtype, seed=seed) for seed in range(count))
 
-    known: dict[str, tuple[Way, Callable[[], tuple[Any, ...]], int]] = {
-        "sum_and_norm": (lambda x, y: rms_norm(x + y, x.shape[-1:]), many(8192, 4096, count=2), 3),
-        "swiglu": (lambda gate, up: silu(gate) * up, many(8192, 2730, count=2), 3),
-        "adaln": (modulate, many(8192, 1152, count=3), 4),
-        "rotary": (rotate_half_split, lambda: (*many(1, 8, 8192, 128, count=1)(), table(8192)), 2),
+    known: dict[str, tuple[Way, Callable[[str], tuple[Any, ...]], int]] = {
+        "sum_and_norm": (lambda x, y: rms_norm(x + y, x.shape[-1:]), lambda device: many(device, rows, 4096, count=2), 3),
+        "swiglu": (lambda gate, up: silu(gate) * up, lambda device: many(device, rows, 2730, count=2), 3),
+        "adaln": (modulate, lambda device: many(device, rows, 1152, count=3), 4),
+        "rotary": (rotate_half_split, lambda device: (*many(device, 1, 8, rows, 128, count=1), table(device)), 2),
     }
 
-    def one(name: str, _: str) -> Comparison:
-        function, inputs, passes = known[name]
+    def one(name: str, device: str) -> Comparison:
+        function, shaped, passes = known[name]
+        inputs = partial(shaped, device)
         ways = {"compiled": torch.compile(function), "as written": function}
         work = Work(0.0, passes * inputs()[0].nbytes)
-        return compare(f"{name.replace('_', ' ')}, bfloat16", inputs, ways, exact=function, dtype=dtype, work=work)
+        title = f"{name.replace('_', ' ')}, {rows} rows, {str(dtype).removeprefix('torch.')}"
+        compared = compare(title, inputs, ways, exact=function, dtype=dtype, work=work, memory=False)
+        return dataclasses.replace(compared, difference=lambda: f"{compared.difference()}; {kernels(function, inputs())}")
 
     return {name: partial(one, name) for name in known}
+
+
+def kernels(function: Way, values: tuple[Any, ...]) -> str:
+    """How many kernels the compiler makes of a function; one has read its inputs once and written its results once."""
+    from torch._inductor import metrics
+
+    torch.compiler.reset()
+    metrics.reset()
+    torch.compile(function)(*values)
+    return f"compiled to {metrics.generated_kernel_count} kernel(s)"
 
 
 HALF = torch.bfloat16
@@ -317,10 +359,14 @@ ON_CPU: Known = {
     "routed": partial(routed, 1024, 2048, 5632, torch.float32),
     "norm": partial(norm, (1, 128, 256, 256), torch.float32),
     "attention": partial(attention, 2048, 8, 64, torch.float32),
+    **left_to_the_compiler(1024, torch.float32),
 }
 
-WITH_BFLOAT16_UNITS: Known = {"linear_ce_bfloat16": partial(linear_ce, 2048, 512, 65536, HALF)}
-"""A processor without them takes minutes for a step."""
+WITH_BFLOAT16_UNITS: Known = {
+    "linear_ce_bfloat16": partial(linear_ce, 2048, 512, 65536, HALF),
+    "linear_ce_bfloat16_short": partial(linear_ce, 128, 512, 16384, HALF),
+}
+"""A processor without them takes minutes for a step of logits that are written out."""
 
 ON_CUDA: Known = {
     "linear_ce_emu3": partial(linear_ce, 8192, 4096, 184622, HALF),
@@ -335,10 +381,12 @@ ON_CUDA: Known = {
     "decoder_1024": partial(decoder, 1024),
     "attention_8192": partial(attention, 8192, 32, 128, HALF),
     "block_mask": partial(block_mask, 8192),
-    **left_to_the_compiler("cuda"),
+    "graphs": partial(graphs, 64, 1536, 12, HALF),
+    **left_to_the_compiler(8192, HALF),
 }
 
 if __name__ == "__main__":
     gpu = "cuda" in sys.argv or "--device=cuda" in sys.argv
-    others = {**(ON_CPU if gpu else ON_CUDA), **WITH_BFLOAT16_UNITS}
-    main("benchmarks.ops", ON_CUDA if gpu else ON_CPU, __doc__, on_request=others)
+    here, others = (ON_CUDA, ON_CPU) if gpu else (ON_CPU, ON_CUDA)
+    on_request = {name: build for name, build in {**others, **WITH_BFLOAT16_UNITS}.items() if name not in here}
+    main("benchmarks.ops", here, __doc__, on_request=on_request)

@@ -1,14 +1,16 @@
 """An Orthus-like model on real digits: images are continuous latents, which a diffusion head writes one after the other.
 
 1. A small variational autoencoder learns to write a digit as 7 x 7 latents.
-2. One decoder with two heads learns both directions: "a handwritten seven" -> the latents of a seven; and, interleaved, the
-   latents of a seven -> "seven, then eight" -> the latents of an eight.
+2. One decoder with two heads learns both directions: "seven" -> the latents of a seven; and, interleaved, the latents of a seven ->
+   "seven, then eight" -> the latents of an eight. What it reads while it learns is noisy, as what it draws will be.
 3. An independent classifier says what the drawn digits show.
 
     python examples/orthus_like.py [--out demo]
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 import mmblocks as mm
 from mmblocks.segments import Text
 
-from digits import NAMES, Digits, Reader, diversity, load_digits
+from digits import NAMES, Digits, Reader, augment, diversity, load_digits
 from fit import DEVICE, fit
 from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_autoencoder, vary
 from pictures import report, show, show_curves
@@ -25,10 +27,13 @@ from pictures import report, show, show_curves
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<read>", "<image>", "<image end>"))
 IMAGE = mm.VectorBlock(begin=TEXT["<image>"], end=TEXT["<image end>"], size=SIZE, head="latents", input="latents")
 NOTHING = [mm.text([TEXT["<bos>"]])]
+GRAMMAR = mm.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
+GUIDANCE = mm.ClassifierFree(scale=3.0, images_only=True)
 
 
 def build_model(spread: float, dim: int = 128) -> mm.MultimodalModel:
     """``spread`` is the latents' standard deviation; the diffusion head learns them divided by it."""
+    head = {"width": 128, "num_blocks": 3, "repeats": 4, "num_steps": 25, "scale": 1 / spread}
     return mm.MultimodalModel(
         inputs={
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
@@ -37,9 +42,7 @@ def build_model(spread: float, dim: int = 128) -> mm.MultimodalModel:
         trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, **PLACES),
         outputs={
             "text": mm.LMHead(dim=dim, vocab_size=TEXT.vocab_size),
-            "latents": mm.OrthusDiffusionHead(
-                dim=dim, token_dim=CHANNELS, width=128, num_blocks=3, repeats=4, num_steps=25, scale=1 / spread
-            ),
+            "latents": mm.OrthusDiffusionHead(dim=dim, token_dim=CHANNELS, **head),
         },
     )
 
@@ -51,13 +54,14 @@ def drawn(latents: Tensor) -> list:
 
 
 def told(digit: int) -> list:
-    """What the model is told to draw."""
-    return [*NOTHING, mm.text(f"a handwritten {NAMES[digit]}")]
+    """What the model is told to draw. Behind an image it reads the same word: what it learns of one it knows of the other."""
+    return [*NOTHING, mm.text(NAMES[digit])]
 
 
 def shown(latents: Tensor) -> list:
     """An image that the model is to read."""
-    return [*NOTHING, *drawn(latents), mm.text([TEXT["<read>"]])]
+    image = [mm.text([IMAGE.begin]), mm.vectors(latents, input="latents"), mm.text([IMAGE.end])]
+    return [*NOTHING, *image, mm.text([TEXT["<read>"]])]
 
 
 def caption(digit: int) -> str:
@@ -65,27 +69,31 @@ def caption(digit: int) -> str:
     return f"{NAMES[digit]}, then {NAMES[(digit + 1) % 10]}"
 
 
-def train_model(
-    vae: mm.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int
-) -> tuple[mm.MultimodalModel, list[float]]:
-    """Some documents show an image, read it and draw the next digit; the others tell what to draw.
-
-    An image that is shown is learned too: drawn from nothing, it is what guidance compares with.
-    """
-    model = build_model(spread=float(latents_of(vae, train.pixels[::4]).std())).to(DEVICE)
-    builder = model.batch_builder(TEXT)
+def train_model(vae: mm.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int) -> tuple:
+    """Each step reads 14 images, draws the next digit behind 8 of them, 6 as told, and 2 from nothing, for guidance."""
+    spread = float(latents_of(vae, train.pixels[::4]).std())
+    model = build_model(spread).to(DEVICE)
     of_digit = [(train.labels == digit).nonzero()[:, 0] for digit in range(10)]
 
+    def images(digits: Tensor, change: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        chosen = [int(of_digit[digit][torch.randint(400, (), generator=generator)]) for digit in digits.tolist()]
+        return latents_of(vae, change(train.pixels[chosen], generator))
+
     def next_loss(step: int) -> Tensor:
-        labels = torch.randint(10, (21,), generator=generator)
-        labels[16:] = (labels[:5] + 1) % 10
-        chosen = [int(of_digit[digit][torch.randint(400, (), generator=generator)]) for digit in labels.tolist()]
-        images = latents_of(vae, vary(train.pixels[chosen], generator))
-        read = [mm.text(caption(digit), target="text") for digit in labels[:5].tolist()]
-        samples = [[*shown(images[row]), read[row], *drawn(images[16 + row])] for row in range(5)]
-        samples += [[*told(int(labels[row])), *drawn(images[row])] for row in range(5, 16)]
-        losses = model(builder(samples, pack=150).to(DEVICE)).losses
-        return losses["latents"] + 0.2 * losses["text"]
+        digits = torch.randint(10, (22,), generator=generator)
+        read = images(digits[:14], partial(augment, degrees=8, stretch=0.1, shift=1.5))
+        learned = images(torch.cat([(digits[:8] + 1) % 10, digits[14:]]), vary)
+        names = [mm.text(caption(digit), target="text") for digit in digits[:14].tolist()]
+        samples = [[*shown(image), name] for image, name in zip(read, names, strict=True)]
+        samples += [*(told(digit) for digit in digits[14:20].tolist()), NOTHING, NOTHING]
+        for row, image in zip([*range(8), *range(14, 22)], learned, strict=True):
+            samples[row] = [*samples[row], *drawn(image)]
+        batch = model.batch_builder(TEXT)(samples, pack=130)
+        clean = batch.inputs["latents"]
+        noise = 0.25 * spread * torch.randn(clean.values.shape, generator=generator)
+        batch.inputs["latents"] = clean._replace(values=clean.values + noise)
+        losses = model(batch.to(DEVICE)).losses
+        return losses["latents"] + 0.5 * losses["text"]
 
     return model, fit(model, next_loss, num_steps, lr=2.5e-3, what="model")
 
@@ -95,16 +103,8 @@ def go_on(
 ) -> tuple[list[str], Tensor]:
     """What the model writes and draws behind each prompt, in one generation; black where it draws nothing."""
     written, latents = [""] * len(prompts), torch.zeros(len(prompts), *SIZE, CHANNELS)
-    for row, segment in model.generate(
-        prompts,
-        mm.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size),
-        max_tokens=75,
-        sampling=mm.GREEDY,
-        guidance=mm.ClassifierFree(scale=3.0, images_only=True),
-        unconditional=[NOTHING] * len(prompts),
-        tokenizer=TEXT,
-        generator=generator,
-    ):
+    options = {"max_tokens": 75, "sampling": mm.GREEDY, "guidance": GUIDANCE, "tokenizer": TEXT, "generator": generator}
+    for row, segment in model.generate(prompts, GRAMMAR, unconditional=[NOTHING] * len(prompts), **options):
         if isinstance(segment, Text):
             written[row] = segment.content
         else:
@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out = load_digits()
     vae, vae_losses = train_autoencoder(train, generator)
-    model, losses = train_model(vae, train, generator, num_steps=1200)
+    model, losses = train_model(vae, train, generator, num_steps=800)
     model.save_pretrained(folder / "orthus_like")
 
     chance = torch.Generator(DEVICE).manual_seed(0)

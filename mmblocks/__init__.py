@@ -108,6 +108,7 @@ _HOME = {
     "TrunkHooks": "trunks.hooks",
     "HookedTrunk": "trunks.hooks",
     "GatedCrossAttentionDecoder": "trunks.gated_cross_attention",
+    "JointDenoiser": "trunks.joint_denoiser",
     "LMHead": "heads.language",
     "DenoisingHead": "heads.denoising",
     "MARDiffusionHead": "heads.mar",
@@ -182,6 +183,8 @@ _HOME = {
     "list_pretrained": "checkpoints.catalogue",
     "Pretrained": "checkpoints.catalogue",
     "Origin": "checkpoints.origin",
+    "write_golden": "checkpoints.golden",
+    "compare_golden": "checkpoints.golden",
     "ConditionalUNet": "pixels.conditional_unet",
     "DiffusionDecoder": "pixels.diffusion_decoder",
 }

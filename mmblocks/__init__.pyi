@@ -5,6 +5,8 @@ from mmblocks.batches import BatchBuilder as BatchBuilder
 from mmblocks.block import Block as Block
 from mmblocks.checkpoints.catalogue import Pretrained as Pretrained
 from mmblocks.checkpoints.catalogue import list_pretrained as list_pretrained
+from mmblocks.checkpoints.golden import compare_golden as compare_golden
+from mmblocks.checkpoints.golden import write_golden as write_golden
 from mmblocks.checkpoints.origin import Origin as Origin
 from mmblocks.code_ids import CodeIds as CodeIds
 from mmblocks.compose import MultimodalModel as MultimodalModel
@@ -164,6 +166,7 @@ from mmblocks.trunks.decoder import Decoder as Decoder
 from mmblocks.trunks.gated_cross_attention import GatedCrossAttentionDecoder as GatedCrossAttentionDecoder
 from mmblocks.trunks.hooks import HookedTrunk as HookedTrunk
 from mmblocks.trunks.hooks import TrunkHooks as TrunkHooks
+from mmblocks.trunks.joint_denoiser import JointDenoiser as JointDenoiser
 from mmblocks.trunks.kv_cache import KVCache as KVCache
 from mmblocks.trunks.kv_cache import cache_bytes as cache_bytes
 from mmblocks.trunks.llamagen import LlamaGenTrunk as LlamaGenTrunk

@@ -89,8 +89,8 @@ class Block(nn.Module):
 
         Raises:
             TypeError: an argument that cannot be written; nothing has been written then.
-            ValueError: a tensor that has no values here (meta device, or sharded over processes), or a part that has been
-                replaced without the config knowing; nothing has been written then.
+            ValueError: a tensor that has no values here (meta device, or sharded over processes), a low-rank adapter that is not
+                merged, or a part that has been replaced without the config knowing; nothing has been written then.
         """
         from mmblocks.checkpoints import save  # here, since safetensors is not needed to build a Block
 
@@ -149,6 +149,7 @@ class Block(nn.Module):
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | int | None = None,
+        device_map: Mapping[str, torch.device | str | int] | str | None = None,
         layout: str | None = None,
         **overrides: Any,
     ) -> Self:
@@ -167,6 +168,9 @@ class Block(nn.Module):
             subfolder: load the part in this subfolder alone, such as ``"inputs/image"``.
             dtype: cast floating-point tensors; None keeps what the files hold.
             device: where to put the tensors; None is torch's default device.
+            device_map: instead of ``device``: name of a module -> device, "disk" for what stays in the files and is read
+                whenever it is used, or "meta" for what is left without values; ``""`` names all the rest. With "auto" accelerate,
+                which it needs, finds room. ``forward`` moves its inputs, other methods do not.
             layout: the name of a published layout, where it shall not be detected. Which one was found is in ``origin``.
             overrides: constructor arguments that replace those of the config. A Block among them is taken as it is.
 
@@ -176,6 +180,7 @@ class Block(nn.Module):
         Raises:
             FileNotFoundError: no such folder or repository, or no weights in it.
             PermissionError, ConnectionError: the Hub refuses, or cannot be reached.
+            ImportError: a ``device_map`` without accelerate.
             TypeError: the folder holds a Block of a class that is not a ``cls``.
             ValueError: anything else that does not match: the class is unknown, arguments are missing or unknown, tensors are
                 missing, unexpected or misshapen, no layout or several fit, an index or a link leads out of the folder, a checksum
@@ -183,9 +188,11 @@ class Block(nn.Module):
         """
         from mmblocks.checkpoints import load, locating
 
+        if device is not None and device_map is not None:
+            raise ValueError(f"device is {device!r} and device_map {device_map!r}; accepted: one of them")
         where = torch.get_default_device() if device is None else torch.device(device)
         place = locating.locate(cls, id_or_path, subfolder, revision, layout, overrides)
-        loaded = load.load(place, overrides, dtype, where)
+        loaded = load.load(place, overrides, dtype, where, device_map)
         if not isinstance(loaded, cls):
             raise TypeError(f"{id_or_path} is a {type(loaded).__name__}, which is not a {cls.__name__}")
         return loaded

@@ -6,9 +6,8 @@ that published models use are here. Positions restart in every packed document a
 Shapes: B batch, L tokens, H heads, D width of a head.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -219,72 +218,7 @@ def _frequency(
     dim: int, theta: float | Float[Tensor, "B 1"], device: torch.device, stretch: Float[Tensor, "B half"] | None = None
 ) -> Float[Tensor, "*rows half"]:
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
-    base = torch.as_tensor(theta, dtype=torch.float32, device=device)
+    # Filled on the device: copied there from the host, a GPU would be waited for in every step.
+    base = theta.float() if isinstance(theta, Tensor) else torch.full((), theta, dtype=torch.float32, device=device)
     period = base[..., None] ** exponent
     return 1.0 / (period if stretch is None else stretch[:, None] * period)
-
-
-def scale_rotary(
-    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, object] | None
-) -> tuple[Num[Tensor, "B L"], float | Float[Tensor, "B 1"]]:
-    """Stretches positions or the base, so that a trunk reads rows longer than it was trained on.
-
-    ``{"type": "linear", "factor": f}`` divides positions by f; ``{"type": "dynamic", "factor": f, "max_position": m}``
-    enlarges theta once a row is longer than m (NTK-aware). Keys already in a cache keep the angles they were given.
-    Source: the ``rope_scaling`` of the Llama family.
-
-    Returns:
-        The positions and the base to hand to ``rotary_table``.
-    """
-    if scaling is None:
-        return positions, theta
-    factor = float(scaling["factor"])  # type: ignore[arg-type]
-    if scaling["type"] == "linear":
-        return positions / factor, theta
-    length = positions.amax(dim=1, keepdim=True).float() + 1
-    trained = float(scaling["max_position"])  # type: ignore[arg-type]
-    stretch = (factor * length.clamp(min=trained) / trained - (factor - 1)) ** (dim / (dim - 2))
-    return positions, theta * stretch
-
-
-def scaled_rotary_table(
-    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None, *, last: int
-) -> RotaryTable:
-    """The angles of the ``last`` tokens, scaled as ``scaling`` says; all positions tell how long a row is.
-
-    Beside the types of ``scale_rotary`` there is ``{"type": "longrope", "factor": f, "max_position": m, "short_factor": [...],
-    "long_factor": [...]}``: each pair of channels is stretched by a number of its own, another one in rows longer than m, and
-    queries and keys grow by ``sqrt(1 + ln f / ln m)``.
-    Source: LongRoPE (arXiv 2402.13753), as in Phi-3.
-    """
-    if scaling is None or scaling["type"] != "longrope":
-        positions, base = scale_rotary(positions, dim, theta, scaling)
-        return rotary_table(positions[:, -last:], dim, base)
-    trained = scaling["max_position"]
-    too_long = positions.amax(dim=1, keepdim=True) >= trained
-    long, short = (torch.tensor(scaling[f"{name}_factor"], device=positions.device) for name in ("long", "short"))
-    table = rotary_table(positions[:, -last:], dim, theta, torch.where(too_long, long, short))
-    growth = math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
-    return RotaryTable(table.cos * growth, table.sin * growth)
-
-
-def check_rotary_scaling(scaling: dict[str, object] | None) -> None:
-    """Refuses a ``rope_scaling`` that ``scale_rotary`` cannot follow.
-
-    Raises:
-        ValueError: unknown type, missing or superfluous entries, or a factor below 1.
-    """
-    if scaling is None:
-        return
-    plain = {"type", "factor"}
-    entries = {
-        "linear": plain,
-        "dynamic": {*plain, "max_position"},
-        "longrope": {*plain, "max_position", "short_factor", "long_factor"},
-    }
-    wanted = entries.get(str(scaling.get("type")))
-    if wanted is None or set(scaling) != wanted:
-        accepted = " or ".join(str(sorted(names)) for names in entries.values())
-        raise ValueError(f"rope_scaling is {scaling}; accepted: type 'linear', 'dynamic' or 'longrope' with entries {accepted}")
-    if float(scaling["factor"]) < 1:  # type: ignore[arg-type]
-        raise ValueError(f"rope_scaling has factor {scaling['factor']}; accepted: 1 or more")

@@ -12,7 +12,7 @@ import pytest
 import mmblocks
 
 PACKAGE = Path(__file__).parents[1] / "mmblocks"
-HEAVY = {"diffusers", "open_clip", "timm", "transformers", "triton", "vector_quantize_pytorch"}
+HEAVY = {"accelerate", "diffusers", "open_clip", "peft", "timm", "transformers", "triton", "vector_quantize_pytorch"}
 PARTS = {"connectors", "embedders", "encoders", "heads", "pixels", "tokenizers", "trunks"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

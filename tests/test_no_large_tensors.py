@@ -16,7 +16,18 @@ from torch.utils._pytree import tree_leaves
 
 import mmblocks.heads
 import mmblocks.tokenizers.bottlenecks
-from mmblocks import Block, LMHead, MaskedTokenHead, MetricFlowHead, ModalityLMHead, MultiTokenHead, TextEmbedding, TiedLMHead
+from mmblocks import (
+    VAR,
+    Block,
+    EmbeddingHead,
+    LMHead,
+    MaskedTokenHead,
+    MetricFlowHead,
+    ModalityLMHead,
+    MultiTokenHead,
+    TextEmbedding,
+    TiedLMHead,
+)
 from mmblocks.layers.metric_path import MetricPath
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_log_prob
 from mmblocks.tokenizers.bottlenecks import residual
@@ -59,11 +70,11 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(import_module("mmblocks.ops.linear_cross_entropy"), "CPU_CHUNK_BYTES", 4 * 16 * MANY)
+    monkeypatch.setattr(import_module("mmblocks.ops.chunked_linear"), "CPU_CHUNK_BYTES", 4 * 16 * MANY)
     monkeypatch.setattr(import_module("mmblocks.ops.nearest_code.reference"), "CPU_TILE", (16, 128))
     monkeypatch.setattr(residual, "PIECE", 16)
     for name in ("contrastive", "siglip_loss"):
-        monkeypatch.setattr(import_module(f"mmblocks.training.{name}"), "_ENTRIES", 16 * MANY)
+        monkeypatch.setattr(import_module(f"mmblocks.training.{name}"), "_CHUNK_BYTES", 4 * 16 * MANY)
 
 
 HEADS = {
@@ -130,6 +141,24 @@ def test_several_ids_of_one_state_never_hold_their_logits() -> None:
         head = MultiTokenHead(dim=DIM, vocab_size=MANY, num_tokens=2)
         head.loss(torch.randn(ROWS, DIM), torch.randint(MANY, (ROWS, 2))).sum().backward()
     assert largest.numbers < LIMIT
+
+
+def test_the_loss_of_all_scales_never_holds_their_logits() -> None:
+    more = 4 * MANY  # than tokens, whose attention holds a number for each two
+    sizes = {"num_codes": more, "code_dim": 4, "num_classes": 3, "dim": DIM, "num_layers": 1, "num_heads": 2}
+    trunk = VAR(**sizes, scales=(1, SIDE))
+    with LargestTensor() as largest:
+        losses = trunk.loss(torch.tensor([1]), torch.randn(1, ROWS, 4), torch.randint(more, (1, ROWS + 1)))
+        losses.mean().backward()
+    assert largest.numbers < ROWS * more // 4
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_embeddings_never_hold_all_similarities(weighted: bool) -> None:
+    head = EmbeddingHead(dim=DIM, embed_dim=4)
+    with LargestTensor() as largest:
+        head.loss(torch.randn(MANY, DIM), torch.randn(MANY, 4), torch.rand(MANY).round() if weighted else None).mean().backward()
+    assert largest.numbers < MANY * MANY // 4
 
 
 @pytest.mark.parametrize("part", BOTTLENECKS)

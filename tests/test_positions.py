@@ -7,15 +7,12 @@ import torch
 from mmblocks.positions import (
     axes_rotary_table,
     by_order,
-    check_rotary_scaling,
     grid_2d,
     mrope,
     rotary_table,
     rotate_axes,
     rotate_half_split,
     rotate_interleaved,
-    scale_rotary,
-    scaled_rotary_table,
     sections_rotary_table,
     sequential,
     time_height_width,
@@ -98,31 +95,6 @@ def test_interleaved_is_half_split_with_the_channels_reordered() -> None:
     assert torch.equal(rotate_interleaved(x[..., pairs], table), rotate_half_split(x, table)[..., pairs])
 
 
-def test_linear_scaling_divides_positions() -> None:
-    positions, theta = scale_rotary(torch.tensor([[0, 3]]), 8, 10000.0, {"type": "linear", "factor": 2.0})
-    assert positions.tolist() == [[0.0, 1.5]]
-    assert theta == 10000.0
-
-
-def test_dynamic_scaling_acts_on_the_rows_that_are_too_long_only() -> None:
-    positions = torch.stack([torch.arange(16), torch.arange(16).clamp(max=7)])
-    _, theta = scale_rotary(positions, 8, 10000.0, {"type": "dynamic", "factor": 2.0, "max_position": 8})
-    assert theta[0].item() == pytest.approx(10000.0 * 3.0 ** (8 / 6))
-    assert theta[1].item() == 10000.0
-    assert rotary_table(positions, 8, theta).cos.shape == (2, 16, 4)
-
-
-@pytest.mark.parametrize("scaling", [{"type": "yarn", "factor": 2.0}, {"type": "linear"}, {"type": "dynamic", "factor": 2.0}])
-def test_scaling_that_cannot_be_followed_is_refused(scaling) -> None:
-    with pytest.raises(ValueError, match="rope_scaling is"):
-        check_rotary_scaling(scaling)
-
-
-def test_scaling_factor_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"factor 0\.5"):
-        check_rotary_scaling({"type": "linear", "factor": 0.5})
-
-
 def test_odd_rotary_width_is_refused() -> None:
     with pytest.raises(ValueError, match="dim is 7"):
         rotary_table(torch.zeros(1, 1), 7, 10000.0)
@@ -181,16 +153,6 @@ def test_sections_and_turns_give_each_pair_its_axis() -> None:
         got = sections_rotary_table(positions, 16, 100.0, (2, 3, 3), interleaved=interleaved).sin[0, 0]
         wanted = apart[axes, range(8)]
         assert torch.equal(got, wanted)
-
-
-def test_longrope_looks_at_each_rows_own_length() -> None:
-    scaling = {"type": "longrope", "factor": 4.0, "max_position": 8, "short_factor": (1.0, 2.0), "long_factor": (3.0, 4.0)}
-    check_rotary_scaling(scaling)
-    both = scaled_rotary_table(torch.stack([torch.arange(8), torch.arange(8) + 1]), 4, 100.0, scaling, last=3)
-    growth = math.sqrt(1 + math.log(4) / math.log(8))
-    assert both.cos.shape == (2, 3, 2)
-    assert both.sin[0, -1].tolist() == pytest.approx([growth * math.sin(7), growth * math.sin(7 / 10 / 2)], abs=1e-5)
-    assert both.sin[1, -1].tolist() == pytest.approx([growth * math.sin(8 / 3), growth * math.sin(8 / 10 / 4)], abs=1e-5)
 
 
 @pytest.mark.parametrize("scheme", [sequential, by_order, grid_2d, time_height_width, mrope, partial(v2pe, increment=0.25)])

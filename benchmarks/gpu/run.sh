@@ -6,7 +6,7 @@ out=${1:?give a folder for logs and records}
 shift
 mkdir -p "$out"
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests ops tokenizers encoders embedders trunk generation heads)
+[ ${#parts[@]} -gt 0 ] || parts=(tests ops tokenizers encoders embedders trunk generation graphs heads)
 
 if [ -d wheels ]; then
     python3 -m pip install --quiet --no-index --no-deps wheels/*.whl
@@ -20,6 +20,8 @@ for part in "${parts[@]}"; do
     echo "$part"
     if [ "$part" = tests ]; then
         timeout 600 python3 -m pytest -q -n 8 --no-shape-checks >"$out/tests.log" 2>&1 || failed+=("$part")
+    elif [ "$part" = graphs ]; then
+        timeout 600 python3 -m benchmarks.generation graphs --device cuda --json "$records" >"$out/graphs.log" 2>&1 || failed+=("$part")
     elif [ -f "benchmarks/$part.py" ]; then
         timeout 600 python3 -m "benchmarks.$part" --device cuda --json "$records" >"$out/$part.log" 2>&1 || failed+=("$part")
     fi

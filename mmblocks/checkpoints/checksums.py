@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.checkpoints import config
+from mmblocks.checkpoints import config, mapped
 
 NAME = config.CHECKSUMS
 
@@ -31,14 +31,17 @@ def of_folder(tensors: Mapping[str, Tensor], shared: Mapping[str, str], parts: M
     return {"tensors": of_tensors(tensors, shared), "parts": dict(parts)}
 
 
-def of_tensors(tensors: Mapping[str, Tensor], shared: Mapping[str, str]) -> str:
-    """SHA-256 over names, shapes, dtypes and values, whatever the order; and over which names are shared."""
+def of_tensors(tensors: Mapping[str, Tensor], shared: Mapping[str, str], forgetting: bool = False) -> str:
+    """SHA-256 over names, shapes, dtypes and values, whatever the order; and over which names are shared.
+
+    With ``forgetting`` the tensors are mapped from files, and the memory of what has been read of them is given back.
+    """
     reading = Lock()
 
     def digest(key: str) -> str:
         with reading:
             tensor = tensors[key]
-        return of_tensor(tensor)
+        return of_tensor(tensor, forgetting)
 
     # Hashing lets other threads run. Each has one tensor on the CPU at a time.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -46,11 +49,14 @@ def of_tensors(tensors: Mapping[str, Tensor], shared: Mapping[str, str]) -> str:
     return _of_json([sorted(digests.items()), sorted(shared.items())])
 
 
-def of_tensor(tensor: Tensor) -> str:
+def of_tensor(tensor: Tensor, forgetting: bool = False) -> str:
     """SHA-256 of one tensor's shape, dtype and values."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    if tensor.numel():
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for piece in mapped.pieces(tensor.detach().cpu().contiguous()):
+        if piece.numel():
+            found.update(piece.view(torch.uint8).numpy().data)
+        if forgetting:
+            mapped.forget(piece)
     return found.hexdigest()
 
 
@@ -60,7 +66,12 @@ def seal(content: Mapping[str, Any]) -> str:
 
 
 def check(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Any]], skipped: set[str], title: str
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    skipped: set[str],
+    title: str,
+    forgetting: bool = False,
 ) -> None:
     """Compares a folder with the checksums in its config; a folder without any passes.
 
@@ -70,6 +81,7 @@ def check(
         parts: argument -> the config of the Block inside.
         skipped: arguments that were handed in instead of loaded.
         title: what the folder is called in an error.
+        forgetting: as for ``of_tensors``.
 
     Raises:
         ValueError: they differ.
@@ -86,7 +98,7 @@ def check(
     lost = [place for place in expected["parts"] if place not in parts and place.partition("/")[0] not in skipped]
     if lost:
         raise ValueError(f"{title}: checksums name the part {lost[0]!r}, which is not there: {advice}")
-    if of_tensors(tensors, config.shared(content)) != expected.get("tensors"):
+    if of_tensors(tensors, config.shared(content), forgetting) != expected.get("tensors"):
         raise ValueError(f"{title}: the checksum of the tensors does not match: {advice}")
 
 

@@ -85,7 +85,7 @@ def convert(
                 upstream.write_folder(block, upstream.choose(block, to), beside, read, max_shard_size, finished)
             for job in jobs:
                 if job.check is not None:
-                    job.check()
+                    job.check(True)
             (beside / _NOTE).unlink()
             write.put(beside, target)
             shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any

@@ -15,6 +15,9 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
 
+GOLDEN = "golden.safetensors"
+"""No weights, but what methods of a Block gave; see ``golden``."""
+
 _USUAL_NAMES = ("model", "diffusion_pytorch_model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
@@ -77,6 +80,7 @@ def choose(names: Iterable[str], folder: str) -> str:
     for kinds in ((SAFETENSORS,), PICKLES):
         endings = tuple(ending for kind in kinds for ending in (kind, kind + INDEX))
         found = sorted(name for name in names if name.endswith(endings) and not name.startswith(".") and not _SHARD.search(name))
+        found = [name for name in found if name != GOLDEN]
         usual = [name for name in found if name in {name + ending for name in _USUAL_NAMES for ending in endings}]
         candidates = usual or found
         if len(candidates) > 1:

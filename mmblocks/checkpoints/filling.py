@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmblocks.checkpoints import mapped
 from mmblocks.checkpoints.difference import compare
 from mmblocks.checkpoints.files import Stored
 from mmblocks.checkpoints.layouts import converted_shapes
@@ -19,7 +21,8 @@ class Job(NamedTuple):
 
     Attributes:
         unknown: tensors of the folder that have no place in any layout.
-        check: raises ``ValueError`` if the folder is not what was written; it reads everything.
+        check: raises ``ValueError`` if the folder is not what was written; it reads everything. Given True, it gives back the
+            memory of what it has read.
     """
 
     title: str
@@ -27,7 +30,7 @@ class Job(NamedTuple):
     sources: dict[str, Source]
     stored: Stored
     unknown: list[str]
-    check: Callable[[], None] | None = None
+    check: Callable[[bool], None] | None = None
 
 
 def compare_all(jobs: list[Job], given: set[int]) -> None:
@@ -63,31 +66,62 @@ def _compare_kinds(job: Job) -> None:
             raise ValueError(f"{job.title}: {key} holds {found}, but {expected} is expected")
 
 
-def fill(jobs: list[Job], given: set[int], dtype: torch.dtype | None, device: torch.device) -> None:
-    """Puts values into all places but the ``given`` ones. A tensor that two places share is read once, and stays shared."""
+def fill(
+    jobs: list[Job], given: set[int], dtype: torch.dtype | None, destination: Callable[[Tensor], torch.device | None]
+) -> dict[int, Callable[[], Tensor]]:
+    """Puts values into all places but the ``given`` ones. A tensor that two places share is read once, and stays shared.
+
+    Args:
+        jobs: what to fill.
+        given: ids of tensors that have values.
+        dtype: cast floating-point tensors.
+        destination: the device for the tensor in a place; None leaves the place as it is.
+
+    Returns:
+        For each place that was left, under the id of the tensor in it: what gives its values, on the CPU.
+    """
     # Keyed by the tensor without values, which stays alive, and its id unique, until all places are filled.
     filled: dict[int, Tensor] = {}
+    left: dict[int, Callable[[], Tensor]] = {}
     places = [(job, key, slot, slot.tensor) for job in jobs for key, slot in job.slots.items() if id(slot.tensor) not in given]
     for job, key, _, placeholder in places:
         if key not in job.sources:
             continue
-        tensor = placed(job.sources[key].read(job.stored), dtype, device)
-        if id(placeholder) not in filled:
+        device = destination(placeholder)
+        read = partial(_read, job, key, dtype, device or torch.device("cpu"), forgetting=device is not None)
+        known = left[id(placeholder)]() if id(placeholder) in left else filled.get(id(placeholder))
+        if known is not None:
+            if not torch.equal(known, read()):
+                raise ValueError(f"{job.title}: {key} shares its tensor with another name, but the files hold two different ones")
+        elif device is None:
+            left[id(placeholder)] = read
+        else:
             is_parameter = isinstance(placeholder, nn.Parameter)
-            filled[id(placeholder)] = nn.Parameter(tensor, placeholder.requires_grad) if is_parameter else tensor
-        elif not torch.equal(filled[id(placeholder)], tensor):
-            raise ValueError(f"{job.title}: {key} shares its tensor with another name, but the files hold two different ones")
+            filled[id(placeholder)] = nn.Parameter(read(), placeholder.requires_grad) if is_parameter else read()
     for _, _, slot, placeholder in places:
-        slot.put(filled[id(placeholder)])
+        if id(placeholder) in filled:
+            slot.put(filled[id(placeholder)])
     for job in jobs:
         if job.check is not None:
-            job.check()
+            job.check(dtype is not None)
+    return left
 
 
-def placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+def _read(job: Job, key: str, dtype: torch.dtype | None, device: torch.device, forgetting: bool) -> Tensor:
+    """The values for a place. ``forgetting`` gives back the memory of what was read, where it is not the very result."""
+    source = job.sources[key]
+    raw = {name: job.stored[name] for name in source.keys}
+    tensor = placed(source.read(raw), dtype, device, forgetting)
+    for one in raw.values():
+        if forgetting and one.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+            mapped.forget(one)
+    return tensor
+
+
+def placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device, forgetting: bool = False) -> Tensor:
     """On its device, in its dtype, and without the rest of a larger tensor it may be a piece of."""
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
         tensor = tensor.clone()
     if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
+        tensor = mapped.cast(tensor, dtype) if forgetting else tensor.to(dtype)
     return tensor.to(device).contiguous()

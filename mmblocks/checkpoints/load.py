@@ -1,6 +1,7 @@
 """Loading a Block: built without values, compared with the files, then filled tensor by tensor."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,30 +13,44 @@ from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.locating import Place
 from mmblocks.checkpoints.origin import Origin
 from mmblocks.checkpoints.own import build_own
+from mmblocks.checkpoints.placement import Placement, Where
 from mmblocks.checkpoints.published import build_published
 
 _log = logging.getLogger(__name__)
 
 
-def load(place: Place, overrides: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> Block:
-    """See ``Block.from_pretrained``."""
+def load(
+    place: Place,
+    overrides: dict[str, Any],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: Mapping[str, Where] | str | None = None,
+) -> Block:
+    """See ``Block.from_pretrained``; ``device`` is for all where there is no ``device_map``."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; accepted: floating-point dtypes")
     block, jobs = current.consistently(place.root, lambda: open_place(place, overrides))
     given = tensors.ids(overrides)
     filling.compare_all(jobs, given)
-    filling.fill(jobs, given, dtype, device)
+    placement = None if device_map is None else Placement(block, device_map, dtype, given)
+    left = filling.fill(jobs, given, dtype, (lambda _: device) if placement is None else placement.destination)
     handed_in = {module for part in parts(overrides) for module in part.modules()}
-    for module in block.modules():
+    for name, module in block.named_modules():
         if module not in handed_in:
-            _create_buffers(module, device)
-    left = tensors.left_on_meta(block)
-    if left:
+            _create_buffers(module, device if placement is None else placement.computing(name))
+    _check_values(block, placement)
+    if placement is not None:
+        placement.dispatch(block, left)
+    return block.eval()
+
+
+def _check_values(block: Block, placement: Placement | None) -> None:
+    empty = [name for name in tensors.left_on_meta(block) if placement is None or not placement.is_absent(name)]
+    if empty:
         raise ValueError(
-            f"{type(block).__name__}: {', '.join(left)} are in no checkpoint and have no values after loading;"
+            f"{type(block).__name__}: {', '.join(empty)} are in no checkpoint and have no values after loading;"
             " the module that holds them has to define reset_buffers(self, device), which creates them"
         )
-    return block.eval()
 
 
 def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Block, list[Job]]:

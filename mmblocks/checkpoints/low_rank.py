@@ -1,58 +1,44 @@
-"""Low-rank adapters (LoRA) on the linear layers of a finished model: attached, saved apart, merged into the weights.
+"""Low-rank adapters (LoRA) on the linear layers of a finished model, through peft: attached, saved apart, merged into the weights.
 
-report = attach_lora(trunk, ("layers.{}.attention.query", "layers.{}.attention.value"), rank=16)
-freeze(trunk, train=lora_names(trunk))
-...
-merge_lora(trunk)      # the trunk is as it was built, with other weights
+    report = attach_lora(trunk, ("layers.{}.attention.query", "layers.{}.attention.value"), rank=16)
+    ...                                  # train: the adapters alone have gradients
+    save_lora(trunk, "adapter")          # as peft writes them, for PeftModel.from_pretrained too
+    merge_lora(trunk)                    # the trunk is as it was built, with other weights
+
+The layers are peft's own, so whatever peft does with a model it does with these; a model that ``peft.get_peft_model`` was given
+can be saved and merged here as well. Needs the extra ``train``. For adapters of one modality's tokens see
+``trunks.modality_lora``.
 """
 
+import re
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from mmblocks.checkpoints import patterns
+from mmblocks.checkpoints import patterns, write
 from mmblocks.checkpoints.surgery import Report
 
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
-class LowRankLinear(nn.Module):
-    """A linear layer plus ``alpha / rank * up(down(x))``; ``up`` starts at zero, so that nothing changes at first.
+_PREFIX = "base_model.model."
+"""What peft's files call the model that was adapted."""
 
-    Args:
-        base: the layer.
-        rank: width between ``down`` and ``up``.
-        alpha: scale, times the rank.
-        dropout: on what ``down`` reads, while training.
+_ADAPTER = "default"
+"""peft's name for an adapter that was given none."""
 
-    Source: LoRA (arXiv 2106.09685).
-    """
-
-    def __init__(self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False).to(base.weight)
-        self.up = nn.Linear(rank, base.out_features, bias=False).to(base.weight)
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-        nn.init.zeros_(self.up.weight)
-        self.scale = alpha / rank
-        self.dropout = dropout
-
-    def forward(self, x: Float[Tensor, "*N C"]) -> Float[Tensor, "*N D"]:
-        """Works on the last axis."""
-        return self.base(x) + self.scale * self.up(self.down(dropout(x, self.dropout, self.training)))
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The layer with the adapter added to its weight, in float32 before it is rounded."""
-        change = self.scale * (self.up.weight.float() @ self.down.weight.float())
-        self.base.weight.copy_(self.base.weight.float() + change)
-        return self.base
+_BASE = ".base_layer."
+"""Where peft keeps the layer itself."""
 
 
-def attach_lora(module: nn.Module, layers: Sequence[str], *, rank: int, alpha: float | None = None, dropout: float = 0.0) -> Report:
-    """Puts adapters on linear layers, in place. The outputs stay what they are until the adapters have learned.
+def attach_lora(
+    module: nn.Module, layers: Sequence[str], *, rank: int, alpha: float | None = None, dropout: float = 0.0, **options: Any
+) -> Report:
+    """Puts adapters on linear layers, in place, and freezes all else. The outputs stay what they are until the adapters learn.
 
     Args:
         module: a model or a part.
@@ -60,41 +46,140 @@ def attach_lora(module: nn.Module, layers: Sequence[str], *, rank: int, alpha: f
         rank: of the adapters.
         alpha: their scale, times the rank; the rank if None.
         dropout: before the adapters, while training.
+        options: further arguments of ``peft.LoraConfig``, such as ``use_rslora``.
 
     Raises:
-        ValueError: a rank below 1, or a pattern that fits no linear layer, or only layers that have an adapter.
+        ImportError: peft is not installed.
+        ValueError: a rank below 1, a pattern that fits no linear layer, or a module that has adapters already.
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}; accepted: 1 or more")
-    adapted = [name for name, part in module.named_modules() if isinstance(part, LowRankLinear)]
-    plain = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and not any(name.startswith(f"{outer}.") for outer in adapted)
-    }
+    _check_plain(module)
+    # Not of its subclasses: torch's own attention reads the weight of one and never calls it.
+    linear = [name for name, part in module.named_modules() if type(part) is nn.Linear]
     for pattern in layers:
-        if not any(patterns.match(pattern, name) is not None for name in plain):
+        if not any(patterns.match(pattern, name) is not None for name in linear):
             raise ValueError(f"layers has {pattern!r}; no linear layer of {type(module).__name__} is called so")
-    origins = {}
-    chosen = {name: part for name, part in plain.items() if any(patterns.match(pattern, name) is not None for pattern in layers)}
-    before = dict(module.state_dict(keep_vars=True))
-    for name, base in chosen.items():
-        module.set_submodule(name, LowRankLinear(base, rank=rank, alpha=rank if alpha is None else alpha, dropout=dropout))
-        origins.update({f"{name}.base.{key}": f"{name}.{key}" for key in base.state_dict()})
-    after = dict(module.state_dict(keep_vars=True))
-    copied = {name: origins.get(name, name) for name in after if origins.get(name, name) in before}
-    return Report(copied, {}, {}, tuple(name for name in after if name not in copied), (), (after, before))
+    chosen = [name for name in linear if any(patterns.match(pattern, name) is not None for pattern in layers)]
+    names = "|".join(re.escape(name) for name in chosen)  # of a list, peft would take every layer whose name ends so
+    scale = rank if alpha is None else alpha
+    return _inject(module, _peft().LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=names, **options))
 
 
 def lora_names(module: nn.Module) -> list[str]:
-    """Names of the adapters' parameters: to train them alone, or to save them apart."""
-    adapters = [name for name, part in module.named_modules() if isinstance(part, LowRankLinear)]
-    return [f"{name}.{part}.weight" for name in adapters for part in ("down", "up")]
+    """Names of the adapters' parameters: for ``freeze``, where other parts shall train beside them."""
+    return [
+        f"{layer}.{name}"
+        for layer, part in _adapted(module).items()
+        for name, _ in part.named_parameters()
+        if not name.startswith("base_layer.")
+    ]
 
 
-def merge_lora(module: nn.Module) -> list[str]:
-    """Adds every adapter to its layer's weight and takes it away, in place; returns the names of those layers."""
-    adapters = {name: part for name, part in module.named_modules() if isinstance(part, LowRankLinear)}
-    for name, part in adapters.items():
-        module.set_submodule(name, part.merged())
-    return list(adapters)
+def save_lora(module: nn.Module, folder: str | Path) -> None:
+    """Writes the adapters alone, as peft does: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    The folder is replaced in one step.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: there are no adapters.
+    """
+    if not _adapted(module):
+        raise ValueError(f"{type(module).__name__} has no adapters; attach_lora gives it some")
+    state = {_PREFIX + name: tensor.contiguous() for name, tensor in _state(module).items()}
+    with write.replacing(Path(folder)) as temporary:
+        module.peft_config[_ADAPTER].save_pretrained(str(temporary))  # type: ignore[union-attr, index]
+        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_lora(module: nn.Module, folder: str | Path) -> Report:
+    """Attaches the adapters that ``save_lora`` or peft wrote, in place, and freezes all else.
+
+    Raises:
+        ImportError: peft is not installed.
+        FileNotFoundError: a file is missing in the folder.
+        ValueError: adapters of another kind or for other layers, or a module that has some already; it stays as it was then.
+    """
+    peft, folder = _peft(), Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; accepted: a folder that save_lora or peft wrote")
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    if config.peft_type != "LORA":
+        raise ValueError(f"{folder} holds {config.peft_type}; accepted: LORA")
+    config.inference_mode = False  # which would freeze the adapters too
+    _check_plain(module)
+    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    report = _inject(module, config)
+    wanted, found = ({name: tensor.shape for name, tensor in state.items()} for state in (_state(module), stored))
+    if wanted != found:
+        _take_away(module, merge=False)
+        for parameter in trained:
+            parameter.requires_grad_()
+        unlike = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        difference = f"{len(unlike)} tensors are missing, unexpected or misshapen: {', '.join(unlike[:5])}"
+        raise ValueError(f"the adapters in {folder} do not fit {type(module).__name__}: {difference}")
+    peft.set_peft_model_state_dict(module, stored)
+    return report
+
+
+def merge_lora(module: nn.Module) -> Report:
+    """Adds every adapter to its layer's weight and takes it away, in place: the module is as it was built, and can be saved.
+
+    What was frozen stays so. In the report the layers' weights are new, and the adapters are dropped.
+    """
+    before = dict(module.state_dict(keep_vars=True))
+    merged = {f"{name}.weight" for name in _take_away(module, merge=True)}
+    after = dict(module.state_dict(keep_vars=True))
+    origins = {name.replace(_BASE, "."): name for name in before}
+    copied = {name: origins[name] for name in after if name not in merged}
+    dropped = tuple(name for name in before if name not in copied.values())
+    return Report(copied, {}, {}, tuple(name for name in after if name in merged), dropped, (after, before))
+
+
+def _check_plain(module: nn.Module) -> None:
+    if _adapted(module):
+        raise ValueError(f"{type(module).__name__} has adapters already; accepted: one set at a time, so merge_lora first")
+
+
+def _inject(module: nn.Module, config: Any) -> Report:
+    if config.modules_to_save:
+        raise ValueError(f"modules_to_save is {config.modules_to_save}; accepted: none; freeze chooses what else trains")
+    before = dict(module.state_dict(keep_vars=True))
+    _peft().inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+    after = dict(module.state_dict(keep_vars=True))
+    copied = {name: old for name in after if (old := name.replace(_BASE, ".")) in before}
+    return Report(copied, {}, {}, tuple(name for name in after if name not in copied), (), (after, before))
+
+
+def _take_away(module: nn.Module, *, merge: bool) -> list[str]:
+    """Puts every adapted layer's own self in its place again; their names."""
+    adapted = _adapted(module)
+    for name, layer in adapted.items():
+        if merge and not layer.merged:
+            layer.merge(safe_merge=True)
+        module.set_submodule(name, layer.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+    return list(adapted)
+
+
+def _adapted(module: nn.Module) -> dict[str, Any]:
+    """The layers that have adapters, by name."""
+    kind = _peft().tuners.tuners_utils.BaseTunerLayer
+    return {name: part for name, part in module.named_modules() if isinstance(part, kind)}
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors, as peft's files name them."""
+    state: dict[str, Tensor] = _peft().get_peft_model_state_dict(module, adapter_name=_ADAPTER, save_embedding_layers=False)
+    return state
+
+
+def _peft() -> Any:
+    try:
+        return import_module("peft")
+    except ImportError as error:
+        raise ImportError("LoRA needs peft: pip install 'mmblocks[train]'") from error

@@ -32,7 +32,7 @@ def build_own(cls: type[B], folder: Path, overrides: dict[str, Any]) -> tuple[B,
     return block, jobs
 
 
-def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> Callable[[], None]:
+def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> Callable[[bool], None]:
     """Compares a folder with its checksums, when called. All of it but the tensors' values is read now."""
     content = config.read(folder) or {}
     inside = {place: name for place, name in config.places(content).items() if place.partition("/")[0] not in given}

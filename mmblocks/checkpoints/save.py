@@ -101,6 +101,10 @@ def _check_kept(block: Block, blocks: dict[str, Block]) -> None:
 
 def _check_values(block: Block, own: dict[str, Tensor]) -> None:
     for key, tensor in own.items():
+        if ".base_layer." in key:
+            raise ValueError(
+                f"{type(block).__name__} cannot be saved: {key} has an adapter; save_lora saves it, merge_lora ends it"
+            )
         if tensor.is_meta:
             raise ValueError(f"{type(block).__name__} cannot be saved: {key} is on the meta device and has no values")
         if hasattr(tensor, "full_tensor"):

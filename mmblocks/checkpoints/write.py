@@ -49,11 +49,15 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # by now the old content, if there was any
 
 
-def put(folder: Path, target: Path) -> None:
-    """Puts a complete folder in the place of ``target``, which is beside it. What was there is called ``folder`` afterwards."""
+def put(folder: Path, target: Path, stale: re.Pattern[str] | None = None) -> None:
+    """Puts a complete folder in the place of ``target``, which is beside it. What was there is called ``folder`` afterwards.
+
+    Files of the target's survive, but for those whose names are ``stale``; None stands for what a Block writes.
+    """
     if target.exists():
         shutil.copymode(target, folder)
-        _carry_over(target, folder)
+        ours = _written_by_a_block(target) if stale is None else (file for file in target.iterdir() if stale.fullmatch(file.name))
+        _carry_over(target, folder, set(ours))
     _sync(folder)
     if target.exists():
         exchange(folder, target)
@@ -94,9 +98,8 @@ def _exchange_in_one_step(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def _carry_over(old: Path, new: Path) -> None:
+def _carry_over(old: Path, new: Path, ours: set[Path]) -> None:
     """Links the files that are not ours from the old folder into the new one."""
-    ours = set(_written_by_a_block(old))
     for at, folders, names in os.walk(old):
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         for name in names + links:
@@ -104,10 +107,11 @@ def _carry_over(old: Path, new: Path) -> None:
             copy = new / file.relative_to(old)
             if file not in ours and not os.path.lexists(copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                _link(file, copy)
+                link(file, copy)
 
 
-def _link(file: Path, copy: Path) -> None:
+def link(file: Path, copy: Path) -> None:
+    """The same file under another name, or a copy where that is impossible."""
     try:
         os.link(file, copy, follow_symlinks=False)
     except OSError:  # no hard links on this file system

@@ -10,6 +10,7 @@ import typer
 from mmblocks.block import Block
 from mmblocks.checkpoints import catalogue, config, difference
 from mmblocks.checkpoints import convert as converting
+from mmblocks.checkpoints.golden import compare_golden
 from mmblocks.cli import fitting, reporting
 
 app = typer.Typer(
@@ -103,20 +104,32 @@ def verify(
     revision: Revision = None,
     subfolder: Subfolder = None,
     arguments: Arguments = "{}",
+    golden: Annotated[
+        Path | None,
+        typer.Option("--golden", help="Numbers to compare with; golden.safetensors beside the weights if there is one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Whether all tensors are there, in their shapes, with their checksums, and finite."""
+    """Whether all tensors are there, in their shapes, with their checksums, and finite; and give the numbers they gave."""
     with reporting.one_sentence():
         loaded = _load(source, block, layout, revision, subfolder, arguments, "cpu")
         broken = [key for key, tensor in loaded.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             raise ValueError(f"{source} holds numbers that are not finite in {', '.join(broken[:5])}")
+        file = golden or fitting.golden_beside(source, revision, subfolder)
+        found = compare_golden(loaded, file) if file is not None else None
+        if found is not None and found.wrong:
+            listed = "; ".join(f"{name} {problem}" for name, problem in found.wrong.items())
+            raise ValueError(f"{source} does not give the numbers in {file}: {listed}")
     result = {
         "block": type(loaded).__name__,
         "num_tensors": len(loaded.state_dict()),
         "origin": loaded.origin and str(loaded.origin),
+        "golden": found and found.differences,
     }
-    reporting.show(result if as_json else f"{source} is a sound {type(loaded).__name__}", as_json)
+    text = f"{source} is a sound {type(loaded).__name__}"
+    text += f", and gives the numbers in {file}" if found is not None else "; there are no golden numbers to compare it with"
+    reporting.show(result if as_json else text, as_json)
 
 
 @app.command()
@@ -129,17 +142,19 @@ def tokenize(
     revision: Revision = None,
     arguments: Arguments = "{}",
     size: Annotated[int | None, typer.Option("--size", help="Scale and crop to squares of this side first.")] = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", help="Images in one file.", min=1)] = 1000,
+    clips: Annotated[bool, typer.Option("--clips", help="Each folder of frames, and each image that moves, is a clip.")] = False,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Images, or clips, in one file.", min=1)] = 1000,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Images to the codes, or latents, of a tokenizer; called again after an interruption, it goes on."""
+    """Images, or clips, to the codes, or latents, of a tokenizer; called again after an interruption, it goes on."""
     from mmblocks.cli import token_shards
 
     with reporting.one_sentence(), reporting.progress("tokenizing") as bar:
         loaded = _load(source, block, layout, revision, None, arguments, device)
-        result = token_shards.write(loaded, images, target, size, shard_size, torch.device(device), bar.at)
-    reporting.show(result if as_json else f"{result['num_images']} images in {result['num_shards']} files in {target}", as_json)
+        result = token_shards.tokenize(loaded, images, target, size, shard_size, torch.device(device), bar.at, clips=clips)
+    count = f"{result['num_clips']} clips" if clips else f"{result['num_images']} images"
+    reporting.show(result if as_json else f"{count} in {result['num_shards']} files in {target}", as_json)
 
 
 @app.command()

@@ -43,15 +43,29 @@ def contents(name: str, revision: str | None, subfolder: str | None) -> Contents
         ValueError: files that are not sound, or that have to be downloaded to be looked into.
     """
     path = Path(name) / subfolder if subfolder else Path(name)
+    return local(path) if path.exists() else _remote(*_on_the_hub(name, revision, subfolder))
+
+
+def golden_beside(name: str, revision: str | None, subfolder: str | None) -> Path | None:
+    """The golden numbers beside the weights of what ``contents`` takes, if there are any; a file on the Hub is downloaded."""
+    path = Path(name) / subfolder if subfolder else Path(name)
     if path.exists():
-        return local(path)
+        file = (path if path.is_dir() else path.parent) / files.GOLDEN
+        return file if file.is_file() else None
+    repository, inside = _on_the_hub(name, revision, subfolder)
+    folder = inside.rpartition("/")[0] if inside in repository.checksums else inside
+    remote = "/".join(filter(None, (folder, files.GOLDEN)))
+    return repository.get(remote) if remote in repository.checksums else None
+
+
+def _on_the_hub(name: str, revision: str | None, subfolder: str | None) -> tuple[hub.Repository, str]:
+    """The repository, and the path inside it."""
     entry = catalogue.find(name)
     found = (entry.id, entry.path) if entry is not None and entry.id is not None else hub.split_id(name)
     if found is None:
-        raise FileNotFoundError(f"no such folder: {path}; accepted: a folder, organisation/name on the Hub, or a catalogued name")
+        raise FileNotFoundError(f"no such folder: {name}; accepted: a folder, organisation/name on the Hub, or a catalogued name")
     revision = revision or (entry.revision if entry is not None else None)
-    inside = "/".join(filter(None, (found[1], subfolder)))
-    return _remote(hub.find(found[0], revision), inside)
+    return hub.find(found[0], revision), "/".join(filter(None, (found[1], subfolder)))
 
 
 def local(path: Path) -> Contents:

@@ -1,5 +1,7 @@
 """Images in and out of the commands."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.layers.pixels import rgb_of
+
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError, EOFError)
+"""What Pillow raises for files that are no images, or broken ones."""
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Errors of Pillow's become a ``ValueError`` that names the file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def opened(file: Any, name: str, size: int | None) -> Image.Image:
@@ -17,11 +32,13 @@ def opened(file: Any, name: str, size: int | None) -> Image.Image:
     Raises:
         ValueError: it is no image.
     """
-    try:
-        with Image.open(file) as image:
-            found = image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    with readable(name), Image.open(file) as image:
+        return fitted(image, size)
+
+
+def fitted(image: Image.Image, size: int | None) -> Image.Image:
+    """In RGB, scaled and cropped to a square if asked for."""
+    found = rgb_of(image)
     return found if size is None else ImageOps.fit(found, (size, size), Image.Resampling.BICUBIC)
 
 

@@ -1,106 +1,130 @@
-"""A set of images as files of tokens: ``tokens-00000.safetensors`` and so on, one tensor per image under the image's name.
+"""A set of images or clips as files of tokens: ``tokens-00000.safetensors`` and so on, one tensor per sample under its name.
 
-Each file appears in one step, and says in its metadata which images it was made of: a run that was killed goes on with the first
-that is missing, and a file of other images is made anew.
+All is written to a folder beside the target, called ``.<target>.tokenizing``, which then takes the target's place: whoever reads
+sees the tokens of one run. Each file in it appears in one step, and says in its metadata what it was made of: a run that was
+killed goes on with the first that is missing, and what the target holds of the same samples is taken over.
 """
 
 import hashlib
 import json
 import os
-import tarfile
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import checksums
-from mmblocks.cli import pictures
+from mmblocks.checkpoints import checksums, write
+from mmblocks.cli import pictures, samples
+from mmblocks.cli.samples import Sample
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-class _Image(NamedTuple):
-    name: str
-    tar: Path | None
-    file: Path
-    size: int
+_SHARD = re.compile(r"tokens-\d{5,}\.safetensors")
 
 
-def write(
+def tokenize(
     block: Block,
-    images: Path,
+    source: Path,
     target: Path,
     size: int | None,
     shard_size: int,
     device: torch.device,
     at: Callable[[int, int], None],
+    *,
+    clips: bool = False,
 ) -> dict[str, Any]:
-    """Tokenizes all images and says how many there are.
+    """Tokenizes all images, or all clips, and says how many there are.
 
     Raises:
+        FileExistsError: another process writes to the target right now.
         FileNotFoundError: there is no image.
+        NotADirectoryError: the target is a file.
         TypeError: the Block is no tokenizer.
-        ValueError: a file that is no image; the message names it.
+        ValueError: a file that is no image, or that the tokenizer does not take; the message names it.
     """
     tokenizer = pictures.check_tokenizer(block)
-    found = list(_images(images))
+    found = samples.clips(source) if clips else samples.images(source)
     if not found:
-        raise FileNotFoundError(f"{images} holds no images; accepted: {', '.join(IMAGES)}, or .tar files of them")
-    target.mkdir(parents=True, exist_ok=True)
+        raise FileNotFoundError(f"{source} holds no images; accepted: {', '.join(samples.IMAGES)}, or .tar files of them")
+    _check_names(found)
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"cannot write tokens to {target}: it is not a folder")
+    beside = target.with_name(f".{target.name}.tokenizing")
+    target.parent.mkdir(parents=True, exist_ok=True)
     weights = checksums.of_tensors(block.state_dict(), {})
     groups = [found[start : start + shard_size] for start in range(0, len(found), shard_size)]
-    for number, group in enumerate(groups):
-        file = target / f"tokens-{number:05d}.safetensors"
-        mark = hashlib.sha256(json.dumps([weights, size, [[i.name, i.size] for i in group]]).encode()).hexdigest()
-        if _mark(file) != mark:
-            tokens = {image.name: _tokens(tokenizer, image, size, device) for image in group}
-            beside = file.with_name(f".{file.name}.{os.getpid()}")
-            save_file(tokens, beside, metadata={"made_of": mark})  # one entry: the order of several is not fixed
-            with beside.open("rb") as written:
-                os.fsync(written.fileno())
-            os.replace(beside, file)
-        at(min((number + 1) * shard_size, len(found)), len(found))
-    for number in range(len(groups), 100_000):  # of a run with more images
-        stale = target / f"tokens-{number:05d}.safetensors"
-        if not stale.exists():
-            break
-        stale.unlink()
-    return {"num_images": len(found), "num_shards": len(groups), "target": str(target)}
-
-
-def _images(path: Path) -> Iterator[_Image]:
-    if path.is_file():
-        yield from _inside(path, path.parent)
-        return
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in IMAGES and file.is_file():
-            yield _Image(file.relative_to(path).as_posix(), None, file, file.stat().st_size)
-        elif file.suffix == ".tar":
-            yield from _inside(file, path)
-
-
-def _inside(tar: Path, root: Path) -> Iterator[_Image]:
+    marks = {f"tokens-{number:05d}.safetensors": _made_of(weights, size, group) for number, group in enumerate(groups)}
     try:
-        with tarfile.open(tar) as archive:
-            members = [member for member in archive if member.isfile() and member.name.lower().endswith(IMAGES)]
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} cannot be read as a .tar file: {error}") from error
-    for member in members:
-        yield _Image(f"{tar.relative_to(root).as_posix()}/{member.name}", tar, Path(member.name), member.size)
+        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
+            if not _is_complete(target, marks):
+                _start(beside, target, marks)
+                for number, (name, group) in enumerate(zip(marks, groups, strict=True), start=1):
+                    if not (beside / name).exists():
+                        _write(beside / name, {one.name: _tokens(tokenizer, one, size, device) for one in group}, marks[name])
+                    at(min(number * shard_size, len(found)), len(found))
+                write.put(beside, target, stale=_SHARD)
+            shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
+    except Timeout as error:
+        raise FileExistsError(f"another process writes tokens to {target} right now") from error
+    return {"num_clips" if clips else "num_images": len(found), "num_shards": len(groups), "target": str(target)}
+
+
+def _check_names(found: list[Sample]) -> None:
+    """One would replace the other in a file of tokens."""
+    for first, second in pairwise(sorted(sample.name for sample in found)):
+        if first == second:
+            raise ValueError(f"two samples are called {first!r}; accepted: names of their own")
+
+
+def _made_of(weights: str, size: int | None, group: list[Sample]) -> str:
+    return hashlib.sha256(json.dumps([weights, size, [sample.mark for sample in group]]).encode()).hexdigest()
+
+
+def _is_complete(target: Path, marks: dict[str, str]) -> bool:
+    shards = [file.name for file in target.iterdir() if _SHARD.fullmatch(file.name)] if target.is_dir() else []
+    return set(shards) == set(marks) and all(_mark(target / name) == marks[name] for name in shards)
+
+
+def _start(beside: Path, target: Path, marks: dict[str, str]) -> None:
+    """Keeps what an earlier run left of the same tokens, takes over what the target has of them, and drops the rest."""
+    beside.mkdir(exist_ok=True)
+    for file in beside.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name not in marks or _mark(file) != marks[file.name]:
+            file.unlink()
+    for name, mark in marks.items():
+        if not (beside / name).exists() and _mark(target / name) == mark:
+            write.link(target / name, beside / name)
+
+
+def _write(file: Path, tokens: dict[str, Tensor], mark: str) -> None:
+    part = file.with_name(f"{file.name}.part")
+    save_file(tokens, part, metadata={"made_of": mark})  # one entry: the order of several is not fixed
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(part, file)
 
 
 @torch.no_grad()
-def _tokens(tokenizer: Any, image: _Image, size: int | None, device: torch.device) -> torch.Tensor:
-    if image.tar is None:
-        opened = pictures.opened(image.file, image.name, size)
-    else:
-        with tarfile.open(image.tar) as archive:
-            opened = pictures.opened(archive.extractfile(image.file.as_posix()), image.name, size)
-    latents = tokenizer.encode(tokenizer.preprocess(opened).to(device)[None])
+def _tokens(tokenizer: Any, sample: Sample, size: int | None, device: torch.device) -> Tensor:
+    images = sample.images(size)
+    try:
+        frames = [tokenizer.preprocess(image) for image in images]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("its frames are of several sizes")
+        pixels = torch.stack(frames, dim=1) if sample.is_clip else frames[0]
+        latents = tokenizer.encode(pixels.to(device)[None])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{sample.name} cannot be tokenized: {error}") from error
     tokens = latents.z if latents.ids is None else latents.ids
     return tokens[0].cpu().contiguous()
 

@@ -16,6 +16,10 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
 
 
+def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _config(config["llm_config"])
+
+
 class TextEmbedding(Block):
     """Looks ids up in a table of vectors; of visual codes too, where a vocabulary holds them.
 
@@ -36,6 +40,18 @@ class TextEmbedding(Block):
                 *(f"model.{part}.*" for part in ("vision_tower", "mm_projector", "vision_clip", "vision_tower_compressor")),  # EVE
             ),
             config=_config,
+        ),
+        Layout(
+            "neo",
+            (Rule("language_model.model.embed_tokens.weight", "weight"),),
+            ignored=("language_model.model.*", "language_model.lm_head.weight", "vision_model.*"),
+            config=_inner_config,
+        ),
+        Layout(
+            "mono-internvl",
+            (Rule("language_model.model.tok_embeddings.weight", "weight"),),
+            ignored=("language_model.model.*", "language_model.output.weight", "vision_model.*", "mlp1.*"),
+            config=_inner_config,
         ),
     )
 

@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, check_pixels, normalise, pixels_of
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, check_pixels, normalise, pixels_of, rgb_of
 
 
 class EVACLIPVision(Block):
@@ -186,7 +186,7 @@ class EVACLIPVision(Block):
         A tower for images that are no squares takes the whole image, squashed.
         """
         height, width = self.tower.image_size
-        image = image.convert("RGB")
+        image = rgb_of(image)
         if height == width:
             return pixels_of(centre_square(image, height, PILImage.Resampling.BICUBIC))
         return pixels_of(image.resize((width, height), PILImage.Resampling.BICUBIC))

@@ -134,8 +134,10 @@ class _Reader:
         return self._forward(embeds.repeat(num_streams, 1)[:, None], table, None)[:, 0]
 
     def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
-        see = getattr(self.cache, "see", None)
+        see, run = (getattr(self.cache, name, None) for name in ("see", "run"))
         mask = (self.model.mask or lowered) if see is None else see(table, self.model.mask, lowered)
+        if run is not None:
+            return run(self.model.trunk, embeds, table, mask)
         return self.model.trunk(embeds, table, self.cache, mask=mask)
 
 

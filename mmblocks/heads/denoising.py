@@ -4,6 +4,7 @@ Shapes: N rows, D width of the states, C channels of a token, R repeats, S steps
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch import Generator, Tensor
 from mmblocks.block import Block
 from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
 from mmblocks.layers.row_losses import check_draw, check_finite, check_rows, weighted
+from mmblocks.ops.arithmetic import lacks_arithmetic
+from mmblocks.ops.cuda_graphs import repeated
+
+_ROWS = 8
+"""Rows from which products in float32 pay for copies of the weights, where those in half precision are emulated."""
 
 
 class DenoisingHead(Block):
@@ -102,7 +108,7 @@ class DenoisingHead(Block):
         generator: Generator | None = None,
         taps: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
-        """One token per state, in float32.
+        """One token per state, in float32. Inside ``ops.cuda_graphs.replaying()`` a GPU replays the network's recording.
 
         Args:
             hidden: states that are asked for tokens.
@@ -128,13 +134,15 @@ class DenoisingHead(Block):
 
         times = walker.times(self.path)
         told = times.tolist()
+        net, states = self._fastest(torch.stack([hidden, *others]))
+        run = repeated(net)
         # All times and all streams at once: over the walk, only the tokens change.
-        time = self.net.embed_time(times.to(hidden.device))
-        condition = self.net.embed_condition(torch.stack([hidden, *others]))
+        time = net.embed_time(times.to(hidden.device))
+        condition = net.embed_condition(states)
 
         def predict(x: Tensor, number: int) -> Tensor:
-            x = x.to(hidden.dtype).expand(len(condition), *x.shape)
-            outputs = self.net(x, time[number], condition).unbind(0)
+            x = x.to(states.dtype).expand(len(states), *x.shape)
+            outputs = run(x, time[number], condition).unbind(0)
             if len(outputs) == 1:
                 return outputs[0]
             # What the network gives beside the prediction, such as a variance, is the first stream's.
@@ -146,6 +154,15 @@ class DenoisingHead(Block):
             predict, noise.float(), self.path, temperature=temperature, step_noise=step_noise, generator=generator, taps=taps
         )
         return x / self.scale
+
+    def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[Any, Float[Tensor, "S *N D"]]:
+        """Network and states as this device walks with them fastest: in float32 where products of half precision are emulated.
+
+        The walk is then that of the same weights without rounding on the way.
+        """
+        if lacks_arithmetic(states) and states[..., 0].numel() >= _ROWS:
+            return deepcopy(self.net).float(), states.float()
+        return self.net, states
 
 
 def _streams(hidden: Tensor, unconditional: Any, guidance: Any) -> tuple[list[Tensor], tuple[float, ...]]:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from mmblocks.block import Block
 from mmblocks.layers.row_losses import check_finite, check_rows, weighted
+from mmblocks.layers.vocabulary_losses import vocabulary_losses
 
 Pooling = Literal["last", "mean", "first"]
 
@@ -77,14 +78,12 @@ class EmbeddingHead(Block):
         """
         check_rows(hidden, target, weight, self.embed_dim)
         check_finite("target", target)
-        similarity = self.sample(hidden) @ normalize(target.float(), dim=-1).T * self.log_scale.exp().clamp(max=100)
-        if weight is not None:
-            own = torch.eye(len(weight), dtype=torch.bool, device=weight.device)
-            left_out = ~own & ((weight[:, None] == 0) | (weight[None] == 0))
-            similarity = similarity.masked_fill(left_out, torch.finfo(similarity.dtype).min)
-        own = torch.arange(len(similarity), device=similarity.device)
-        losses = (cross_entropy(similarity, own, reduction="none") + cross_entropy(similarity.T, own, reduction="none")) / 2
-        return weighted(losses, weight)
+        ours, theirs = self.sample(hidden), normalize(target.float(), dim=-1)
+        own, scale = torch.arange(len(hidden), device=hidden.device), self.log_scale.exp().clamp(max=100)
+        # Added to every similarity with a row that is left out, of at most 100: nobody picks it, and it fits any dtype.
+        away = None if weight is None else torch.where(weight == 0, -1e4, 0.0)
+        one, other = (vocabulary_losses(a * scale, b, own, away, weight) for a, b in ((ours, theirs), (theirs, ours)))
+        return (one + other) / 2
 
 
 class MatchingHead(Block):

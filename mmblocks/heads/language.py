@@ -14,12 +14,16 @@ from torch.nn.functional import linear
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
-from mmblocks.layers.row_losses import check_rows, weighted
-from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
+from mmblocks.layers.row_losses import check_rows
+from mmblocks.layers.vocabulary_losses import vocabulary_losses
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
+
+
+def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _config(config["llm_config"])
 
 
 class LMHead(Block):
@@ -37,6 +41,18 @@ class LMHead(Block):
             (Rule("lm_head.weight", "weight"),),
             ignored=("model.*",),
             config=_config,
+        ),
+        Layout(
+            "neo",
+            (Rule("language_model.lm_head.weight", "weight"),),
+            ignored=("language_model.model.*", "vision_model.*"),
+            config=_inner_config,
+        ),
+        Layout(
+            "mono-internvl",
+            (Rule("language_model.output.weight", "weight"),),
+            ignored=("language_model.model.*", "vision_model.*", "mlp1.*"),
+            config=_inner_config,
         ),
     )
 
@@ -73,8 +89,7 @@ class LMHead(Block):
         """
         check_rows(hidden, target, weight)
         _check_ids(target, self.vocab_size)
-        losses = linear_cross_entropy(*_as_a_linear_layer_has_them(hidden, self.rows), target, reduction="none")
-        return weighted(losses, weight)
+        return vocabulary_losses(hidden, self.rows, target, weight=weight)
 
     def sample(
         self,
@@ -98,15 +113,6 @@ class LMHead(Block):
         if allowed is not None:
             logits = logits.masked_fill(~allowed, float("-inf"))
         return draw(logits, sampling, generator=generator, gumbel=gumbel)
-
-
-def _as_a_linear_layer_has_them(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast as autocast casts the inputs of a linear layer."""
-    device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
-        return hidden, weight
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype)
 
 
 def _check_ids(target: Tensor, vocab_size: int) -> None:

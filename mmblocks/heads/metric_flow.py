@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.metric_path import KineticSampler, MetricPath
+from mmblocks.layers.row_losses import check_draw
 
 
 class MetricFlowHead(LMHead):
@@ -45,10 +46,15 @@ class MetricFlowHead(LMHead):
         t: Float[Tensor, " B"] | None = None,
         generator: Generator | None = None,
     ) -> Int[Tensor, "B *L"]:
-        """Codes at a time of each row; times are drawn where none are handed in."""
+        """Codes at a time of each row; times are drawn where none are handed in.
+
+        Raises:
+            ValueError: another number of times than rows, or times outside [0, 1) (checked on CPU).
+        """
         path: MetricPath = self.path
         if t is None:
             t = path.draw_times(len(ids), device=ids.device, generator=generator)
+        check_draw("t", t, (len(ids),))
         return path.corrupt(ids, t, generator=generator)
 
     def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B *L"], **draws: Any) -> Int[Tensor, "B *L"]:

@@ -113,7 +113,8 @@ class AttentionBlock(nn.Module):
 
 
 def _pointwise(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
-    return linear(tokens, *(None if value is None else value.to(tokens.dtype) for value in (conv.weight.flatten(1), conv.bias)))
+    bias = None if conv.bias is None else conv.bias.to(tokens.dtype)
+    return linear(tokens, conv.weight.flatten(1).to(tokens.dtype), bias)
 
 
 class Downsample(nn.Module):

@@ -91,6 +91,11 @@ class DiffusionPath(Block):
         self._on_device: dict[torch.device, Tensor] = {}
         betas_of(schedule, 2)  # an unknown name is refused here
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The cleanest time and the noisiest."""
+        return 0, self.num_times - 1
+
     @cached_property
     def alphas_cumprod(self) -> Float64[Tensor, " T"]:
         """How much of the data's variance is kept at each time, on the CPU."""
@@ -270,6 +275,11 @@ class FlowPath(Block):
             raise ValueError(f"density is {density!r}; accepted: 'logit_normal', 'uniform'")
         self.num_times, self.shift, self.density = num_times, shift, density
         self._on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The cleanest time and the noisiest."""
+        return self.num_times - 1, 0
 
     @cached_property
     def sigmas(self) -> Float64[Tensor, " T"]:

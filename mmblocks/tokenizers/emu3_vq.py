@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
+from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.emu3_autoencoder import Emu3Decoder, Emu3Encoder
 from mmblocks.tokenizers.emu3_layout import EMU3_LAYOUTS
@@ -117,7 +117,7 @@ class Emu3VQ(VisualTokenizer):
         Source: baaivision/Emu3.
         """
         width, height = (self._resized(side, *image.size) for side in image.size)
-        return pixels_of(image.convert("RGB").resize((width, height), PILImage.Resampling.BICUBIC))
+        return pixels_of(rgb_of(image).resize((width, height), PILImage.Resampling.BICUBIC))
 
     def _resized(self, side: int, width: int, height: int) -> int:
         """What a side of an image becomes. The order of the divisions decides where the result is nearly whole."""

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import pixels_of
+from mmblocks.layers.pixels import pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, TRAINING_MODULES, averaged, taming_network
@@ -112,4 +112,4 @@ class IBQ(VisualTokenizer):
         height = int(math.sqrt(self.image_area / aspect))
         sides = (int(height * aspect), height)
         width, height = (max((side + step // 2) // step, 1) * step for side, step in zip(sides, self.downsampling, strict=True))
-        return pixels_of(image.convert("RGB").resize((width, height), PILImage.Resampling.BICUBIC))
+        return pixels_of(rgb_of(image).resize((width, height), PILImage.Resampling.BICUBIC))

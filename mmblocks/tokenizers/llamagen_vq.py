@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.pixels import centre_square, pixels_of
+from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
@@ -155,7 +155,7 @@ class LlamaGenVQ(VisualTokenizer):
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Halved (box filter) while both sides stay above twice ``image_size``, then bicubic, then the square in the middle."""
-        image = image.convert("RGB")
+        image = rgb_of(image)
         while min(image.size) >= 2 * self.image_size:
             image = image.resize((image.width // 2, image.height // 2), PILImage.Resampling.BOX)
         return pixels_of(centre_square(image, self.image_size, PILImage.Resampling.BICUBIC))

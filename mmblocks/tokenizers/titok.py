@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import centre_square, pixels_of
+from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
 from mmblocks.ops.nearest_code import Metric
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
@@ -53,7 +53,7 @@ class OneDimensionalTokenizer(VisualTokenizer):
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The square in the middle, behind bicubic resizing of the shorter side."""
-        return pixels_of(centre_square(image.convert("RGB"), self.image_size, PILImage.Resampling.BICUBIC))
+        return pixels_of(centre_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
 
 
 class TiTok(OneDimensionalTokenizer):

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, pixels_of
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, pixels_of, rgb_of
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 
@@ -47,4 +47,4 @@ class TowerTokenizer(VisualTokenizer):
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, squashed (bicubic) to ``image_size`` whatever its aspect, as these methods were trained."""
         height, width = self.image_size
-        return pixels_of(image.convert("RGB").resize((width, height), PILImage.Resampling.BICUBIC))
+        return pixels_of(rgb_of(image).resize((width, height), PILImage.Resampling.BICUBIC))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention_projection import attention_projection_rules
-from mmblocks.layers.pixels import centre_square, pixels_of
+from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook, unitok_codebooks
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vitamin import VITAMIN_RULES, ViTaminDecoder, ViTaminEncoder
@@ -110,5 +110,5 @@ class UniTok(VisualTokenizer):
         """Shorter side to 9/8 of ``image_size`` (bilinear), then the square in the middle."""
         side = int(self.image_size * 1.125)
         margin = (side - self.image_size) // 2
-        square = centre_square(image.convert("RGB"), side, PILImage.Resampling.BILINEAR)
+        square = centre_square(rgb_of(image), side, PILImage.Resampling.BILINEAR)
         return pixels_of(square.crop((margin, margin, margin + self.image_size, margin + self.image_size)))

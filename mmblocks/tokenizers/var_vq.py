@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.conv import Conv2d
-from mmblocks.layers.pixels import centre_square, check_pixels, normalise, pixels_of
+from mmblocks.layers.pixels import centre_square, check_pixels, normalise, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.var_layout import NETWORK_RULES, quantizer_arguments, quantizer_rules
@@ -183,5 +183,5 @@ class VARVQ(VisualTokenizer):
         size = rows * self.downsampling[0]
         side = round(1.125 * size)
         margin = (side - size) // 2
-        square = centre_square(image.convert("RGB"), side, PILImage.Resampling.LANCZOS)
+        square = centre_square(rgb_of(image), side, PILImage.Resampling.LANCZOS)
         return pixels_of(square.crop((margin, margin, margin + size, margin + size)))

@@ -3,17 +3,17 @@
 Shapes: B pairs of this process, G pairs of all processes, E width.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-_ENTRIES = 2**21
-"""Similarities that are held at a time. The matrix of all of them, which grows with G squared, never is."""
+from mmblocks.ops.linear_cross_entropy import linear_cross_entropy_and_choices
+
+_CHUNK_BYTES = 2**24
+"""For similarities that are held at a time. The matrix of all of them, which grows with G squared, never is."""
 
 
 class ContrastiveLoss(NamedTuple):
@@ -102,72 +102,9 @@ def gathered(own: Tensor, gradients: bool, *, keep_own: bool, group: dist.Proces
     return torch.cat(parts)
 
 
-def add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
-    """Adds ``first @ second`` to ``total``, in float32; without a product of its own where they are in float32 too."""
-    if first.dtype == second.dtype == total.dtype:
-        total.addmm_(first, second)
-    else:
-        total += first @ second
-
-
 def picks(rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of each row's pick among the columns, and the share of right ones; row 0 belongs to column ``first``."""
-    return _ContrastiveCrossEntropy.apply(rows, columns, scale, first, smoothing)
-
-
-class _ContrastiveCrossEntropy(Function):
-    """Some rows at a time, and gradients at once: no more than a few rows of similarities are ever held.
-
-    ``ops.linear_cross_entropy`` does as much for a vocabulary, and cannot stand in here: the share of right picks and the scale's
-    gradient come from the same similarities, which it does not hand out, and would cost as much again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:
-        wants_rows, wants_columns, wants_scale = ctx.needs_input_grad[:3]
-        factor = scale.detach().float()
-        row_gradient = torch.empty_like(rows) if wants_rows else None
-        column_gradient = torch.zeros_like(columns, dtype=torch.float32) if wants_columns else None
-        loss, right, scale_gradient = (torch.zeros((), device=rows.device) for _ in range(3))
-        step = max(1, _ENTRIES // len(columns))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            cosines = (part @ columns.T).float()
-            partner = torch.arange(start, start + len(part), device=rows.device) + first
-            logits = cosines * factor
-            right += (logits.argmax(dim=1) == partner).sum()
-            log_shares = logits.log_softmax(dim=1)
-            del logits
-            chosen = log_shares.gather(1, partner[:, None])
-            loss -= (1 - smoothing) * chosen.sum()
-            if smoothing:
-                loss -= smoothing * log_shares.mean(dim=1).sum()
-            if not (wants_rows or wants_columns or wants_scale):
-                continue
-            pull = log_shares.exp_().sub_(smoothing / len(columns))
-            pull.scatter_add_(1, partner[:, None], torch.full_like(chosen, smoothing - 1)).div_(len(rows))
-            if wants_scale:
-                scale_gradient += pull.flatten().dot(cosines.flatten())
-            pull = pull.mul_(factor).to(rows.dtype)
-            if row_gradient is not None:
-                torch.mm(pull, columns.to(rows.dtype), out=row_gradient[start : start + step])
-            if column_gradient is not None:
-                add_product(column_gradient, pull.T, part)
-        ctx.save_for_backward(row_gradient, column_gradient, scale_gradient)
-        ctx.dtypes = columns.dtype, scale.dtype
-        right /= len(rows)
-        ctx.mark_non_differentiable(right)
-        return loss / len(rows), right
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale = ctx.saved_tensors
-        column_dtype, scale_dtype = ctx.dtypes
-        return (
-            None if rows is None else rows * gradient.to(rows.dtype),
-            None if columns is None else (columns * gradient).to(column_dtype),
-            (scale * gradient).to(scale_dtype) if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-        )
+    partner = torch.arange(first, first + len(rows), device=rows.device)
+    scaled = (rows * scale).to(columns.dtype)
+    loss, choices = linear_cross_entropy_and_choices(scaled, columns, partner, label_smoothing=smoothing, chunk_bytes=_CHUNK_BYTES)
+    return loss, (choices == partner).float().mean()

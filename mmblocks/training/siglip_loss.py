@@ -3,20 +3,16 @@
 Shapes: B pairs of this process, G pairs of all processes, E width.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
 
-from mmblocks.training.contrastive import add_product, check_pairs, gathered, num_processes
+from mmblocks.ops.linear_sigmoid_loss import linear_sigmoid_loss
+from mmblocks.training.contrastive import check_pairs, gathered, num_processes
 
-_ENTRIES = 2**21
-"""Similarities that are held at a time."""
+_CHUNK_BYTES = 2**24
+"""For similarities that are held at a time."""
 
 
 def siglip_loss(
@@ -53,54 +49,5 @@ def siglip_loss(
     if num_processes(group) > 1:
         texts = gathered(text, gather_gradients, keep_own=True, group=group)
         first = dist.get_rank(group) * len(image)
-    return _SigmoidCrossEntropy.apply(image, texts, scale, bias, first)
-
-
-class _SigmoidCrossEntropy(Function):
-    """Some rows at a time, and gradients at once, so that the matrix of all similarities is never held.
-
-    Every pair is a choice of its own, with no softmax over a row: nothing that ``ops.linear_cross_entropy`` computes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        factor, offset = scale.detach().float(), bias.detach().float()
-        row_gradient = torch.empty_like(rows)
-        column_gradient = torch.zeros_like(columns, dtype=torch.float32)
-        loss, scale_gradient, bias_gradient = (torch.zeros((), device=rows.device) for _ in range(3))
-        step = max(1, _ENTRIES // len(columns))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            cosines = (part @ columns.T).float()
-            logits = cosines * factor + offset
-            # The logit of the truth: turned over wherever the two do not belong together.
-            own = torch.arange(len(part), device=rows.device)
-            logits.neg_()[own, own + start + first] *= -1
-            loss -= logsigmoid(logits).sum()
-            if not wanted:
-                continue
-            pull = logits.neg_().sigmoid_().div_(len(rows))
-            pull[own, own + start + first] *= -1
-            scale_gradient += pull.flatten().dot(cosines.flatten())
-            bias_gradient += pull.sum()
-            pull = pull.mul_(factor).to(rows.dtype)
-            torch.mm(pull, columns.to(rows.dtype), out=row_gradient[start : start + step])
-            add_product(column_gradient, pull.T, part)
-        if wanted:
-            ctx.save_for_backward(row_gradient, column_gradient, scale_gradient, bias_gradient)
-            ctx.dtypes = columns.dtype, scale.dtype, bias.dtype
-        return loss / len(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, bias = ctx.saved_tensors
-        column_dtype, scale_dtype, bias_dtype = ctx.dtypes
-        return (
-            rows * gradient.to(rows.dtype),
-            (columns * gradient).to(column_dtype),
-            (scale * gradient).to(scale_dtype),
-            (bias * gradient).to(bias_dtype),
-            None,
-        )
+    partner = torch.arange(first, first + len(image), device=image.device)
+    return linear_sigmoid_loss((image * scale).to(texts.dtype), texts, partner, bias, chunk_bytes=_CHUNK_BYTES)

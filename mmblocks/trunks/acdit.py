@@ -19,6 +19,7 @@ from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.acdit_layer import ACDiTLayer
 from mmblocks.trunks.acdit_layout import ACDIT_LAYOUTS
 from mmblocks.trunks.acdit_positions import Angles, angles, block_order, head_split
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 
 
@@ -100,6 +101,8 @@ class ACDiT(Block):
         noised: Float[Tensor, "N T S C"],
         t: Int[Tensor, "N *blocks"],
         labels: Int[Tensor, " N"] | None = None,
+        *,
+        hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "N T S C"]:
         """The noise in every block, in one pass.
 
@@ -108,9 +111,10 @@ class ACDiT(Block):
             noised: the same blocks, noised.
             t: time steps in [0, 1000), one per row or one per block; 0 is nearly clean.
             labels: classes, ``num_classes`` for none; none at all where it is None.
+            hooks: functions that read or change states, attention weights and heads on the way; see ``TrunkHooks``.
 
         Raises:
-            ValueError: shapes that do not fit; a time or a class out of range (checked on CPU).
+            ValueError: shapes that do not fit; a time or a class out of range (checked on CPU); hooks of layers that are not there.
         """
         blocks = (self.num_blocks, self.block_size, self.latent_dim)
         for name, values in (("clean", clean), ("noised", noised)):
@@ -121,7 +125,7 @@ class ACDiT(Block):
         tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
         places = torch.arange(self.num_blocks * self.block_size, device=clean.device)
         condition = self._condition(t, labels, len(clean), self.num_blocks)
-        return self._run(tokens, condition, places.repeat(2), mask, None).unflatten(1, (self.num_blocks, -1))
+        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.num_blocks, -1))
 
     def loss(
         self,
@@ -208,6 +212,7 @@ class ACDiT(Block):
         cached: bool = True,
         noise: Float[Tensor, "_ _ _ _"] | None = None,
         generator: Generator | None = None,
+        hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "N T S C"]:
         """Blocks, one after the other, each from noise in ``num_steps`` steps.
 
@@ -219,6 +224,7 @@ class ACDiT(Block):
             cached: keep keys and values of the clean blocks, and of those alone; the result is the same without, later.
             noise: the noise each block starts from, (T, N, S, C), in place of a generator.
             generator: its source.
+            hooks: as of ``forward``, called in every step of every block.
 
         Raises:
             ValueError: a guidance below 1, no step, noise of another shape, or a class out of range.
@@ -243,7 +249,7 @@ class ACDiT(Block):
             for step, t in enumerate(scheduler.timesteps):
                 unread = before if cache is None else before[-1:] if step == 0 else []
                 scaled = scheduler.scale_model_input(x, t).repeat(copies, 1, 1)
-                predicted = self._next_block(scaled, t.expand(len(labels)), labels, unread, len(done), cache)
+                predicted = self._next_block(scaled, t.expand(len(labels)), labels, unread, len(done), cache, hooks)
                 if guidance > 1:
                     with_class, without = predicted.chunk(2)
                     predicted = without + guidance * (with_class - without)
@@ -264,31 +270,49 @@ class ACDiT(Block):
         )
 
     def _next_block(
-        self, noised: Tensor, t: Tensor, labels: Tensor, unread: list[Tensor], number: int, cache: KVCache | None
+        self,
+        noised: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        unread: list[Tensor],
+        number: int,
+        cache: KVCache | None,
+        hooks: TrunkHooks | None,
     ) -> Tensor:
         """The noise in block ``number``, behind clean blocks of which the cache lacks the last ones, ``unread``."""
         first = number - len(unread)
         table = self.table(len(noised), clean=range(first, number), noised=[number])
         keys = table if cache is None else cache.append(table)
         mask = None
-        if unread:
+        if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
             mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
         places = torch.arange(first * self.block_size, (number + 1) * self.block_size, device=noised.device)
         condition = self._condition(t, labels, len(noised), 1)
-        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache)
+        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
         if cache is not None:
             cache.length -= self.block_size  # the noised block is read anew in each step, and never kept
         return predicted
 
     def _run(
-        self, tokens: Tensor, condition: Tensor, places: Tensor, mask: Prepared | None, cache: KVCache | None
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        places: Tensor,
+        mask: Prepared | None,
+        cache: KVCache | None,
+        hooks: TrunkHooks | None,
     ) -> Float[Tensor, "N L C"]:
+        hooks = hooks or TrunkHooks()
+        hooks.check(len(self.layers))
         num_noised = condition.shape[1] * self.block_size
         num_clean = tokens.shape[1] - num_noised
         table = self.angles(places)
         x = self.embed(tokens)
         for number, layer in enumerate(self.layers):
-            x = layer(x, condition, num_clean, table, mask, cache, number)
+            x = hooks.state(number, x)
+            seen = None if mask is None else hooks.observed(number, mask)
+            x = layer(x, condition, num_clean, table, seen, cache, number)
+        x = hooks.state(len(self.layers), x)
         shift, scale = (part[:, :, None] for part in self.modulation(condition).chunk(2, dim=-1))
         blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))
         return self.predict(modulate(blocks, shift, scale)).flatten(1, 2)

@@ -16,14 +16,13 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.attention import Prepared, attend, prepare
 from mmblocks.layers.feed_forward import SwiGLU
+from mmblocks.layers.rotary_scaling import check_rotary_scaling, scaled_rotary_table
 from mmblocks.masks import Dense, Mask, MaskRule, densify, lower, visible
 from mmblocks.positions import (
     PositionScheme,
     RotaryTable,
-    check_rotary_scaling,
     mrope,
     rotate_half_split,
-    scaled_rotary_table,
     sections_rotary_table,
     sequential,
 )
@@ -110,7 +109,7 @@ class Decoder(Block):
         mlp_dim: inner width of the feed-forward layers.
         norm_eps: epsilon of the RMS norms.
         rope_theta: base of the rotary frequencies.
-        rope_scaling: how rows beyond the trained length are read; see ``positions.scale_rotary``.
+        rope_scaling: how rows beyond the trained length are read; see ``layers.rotary_scaling``.
         rope_sections: for positions on several axes: how many pairs of a head's channels each has; see
             ``positions.sections_rotary_table`` and ``positions.mrope`` (Qwen2-VL).
         rope_dtype: "bfloat16" or "float16" where a model was made in it, and its sines and cosines keep that rounding in whatever
@@ -250,9 +249,7 @@ class Decoder(Block):
         if hooks is not None and hooks.attention:
             lowered = Dense(densify(lowered, length, keys.shape[1], embeds.device))
         prepared = prepare(lowered, length, keys.shape[1], embeds.device)
-        rotary = self._rotary(keys, length, **angles)
-        if self.rope_dtype is not None:
-            rotary = RotaryTable(*(part.to(self.rope_dtype).float() for part in rotary))
+        rotary = self.angles(keys, length, **angles)
 
         x = dropout(embeds, self.dropout, self.training)
         x = self.norm(self._through_layers(x, table, (rotary, prepared, *context), cache, taps, hooks))
@@ -281,6 +278,13 @@ class Decoder(Block):
             else:
                 x = layer(x, rotary, seen, *more, cache, number)
         return hooks.state(len(self.layers), x)
+
+    def angles(self, keys: TokenTable, length: int, **options: Any) -> RotaryTable:
+        """The rotary angles of the last ``length`` tokens, with the rounding that the model was made with."""
+        rotary = self._rotary(keys, length, **options)
+        if self.rope_dtype is None:
+            return rotary
+        return RotaryTable(*(part.to(self.rope_dtype).float() for part in rotary))
 
     def _rotary(self, keys: TokenTable, length: int, **angles: Any) -> RotaryTable:
         """Angles of the last ``length`` tokens."""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.layers.rotary_scaling import yarn_growth
 
 
 def llama_config(config: Mapping[str, Any], *, qk_norm: bool = False) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
         case "dynamic":
             return {"type": kind, "factor": given["factor"], "max_position": config["max_position_embeddings"]}
         case "longrope" | "su":
-            trained = given.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+            trained = _trained(config, given)
             return {
                 "type": "longrope",
                 "factor": given.get("factor") or config["max_position_embeddings"] / trained,
@@ -52,8 +53,30 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
                 "short_factor": tuple(given["short_factor"]),
                 "long_factor": tuple(given["long_factor"]),
             }
+        case "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor")
+            return {"type": kind, **{name: given[name] for name in names}, "max_position": _trained(config, given)}
+        case "yarn":
+            return {"type": kind, **_yarn(given, config["max_position_embeddings"], _trained(config, given))}
         case _:
             return {"type": kind, "factor": given["factor"]}
+
+
+def _trained(config: Mapping[str, Any], given: Mapping[str, Any]) -> int:
+    """The length that was trained with; the longest one where nothing else is said."""
+    name = "original_max_position_embeddings"
+    length: int = given.get(name) or config.get(name) or config["max_position_embeddings"]
+    return length
+
+
+def _yarn(given: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
+    """YaRN's entries; a config may give two weights in place of the growth of queries and keys (DeepSeek)."""
+    factor = given.get("factor") or longest / trained
+    growth, above, below = (given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if growth is None and above and below:
+        growth = yarn_growth(factor, above) / yarn_growth(factor, below)
+    more = {name: given.get(name) for name in ("beta_fast", "beta_slow", "truncate")} | {"attention_factor": growth}
+    return {"factor": factor, "max_position": trained, **{name: value for name, value in more.items() if value is not None}}
 
 
 def _check_followed(config: Mapping[str, Any]) -> None:
@@ -89,7 +112,7 @@ PHI3_RULES: tuple[Rule | Split, ...] = (
     Split(
         "model.layers.{}.self_attn.qkv_proj.weight",
         tuple(f"layers.{{}}.attention.{part}.weight" for part in ("query", "key", "value")),
-        sizes=lambda arguments: _attention_rows(arguments),
+        sizes=lambda arguments: attention_rows(arguments),
     ),
     Split("model.layers.{}.mlp.gate_up_proj.weight", ("layers.{}.mlp.gate.weight", "layers.{}.mlp.up.weight")),
     *(rule for rule in _PLAIN_RULES if not any(part in rule.theirs for part in _FUSED)),
@@ -97,7 +120,7 @@ PHI3_RULES: tuple[Rule | Split, ...] = (
 """Keys of Phi-3, whose projections are fused -> ``Decoder``."""
 
 
-def _attention_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+def attention_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Rows of query, key and value in one fused matrix."""
     head_dim = arguments["head_dim"] or arguments["dim"] // arguments["num_heads"]
     key = (arguments["num_kv_heads"] or arguments["num_heads"]) * head_dim

@@ -7,6 +7,7 @@ Shapes: B batch, L new tokens, T all tokens a query may see, H query heads, D wi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 from jaxtyping import Float
@@ -82,10 +83,16 @@ class HookedTrunk(nn.Module):
     Args:
         trunk: a ``Decoder``, or another whose calls take ``hooks``.
         hooks: what each call is given.
+
+    Raises:
+        TypeError: a trunk that takes none, as ``MAR`` and ``VAR``.
     """
 
     def __init__(self, trunk: Any, hooks: TrunkHooks) -> None:
         super().__init__()
+        parameters = signature(getattr(trunk, "forward", trunk)).parameters
+        if "hooks" not in parameters and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            raise TypeError(f"trunk is a {type(trunk).__name__}, which takes no hooks; accepted: a trunk whose forward has hooks=")
         self.trunk = trunk
         self.hooks = hooks
 

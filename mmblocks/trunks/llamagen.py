@@ -3,19 +3,18 @@
 Shapes: B batch, L new tokens, D width, H query heads, K key/value heads, C width of a head.
 """
 
+from typing import Any, ClassVar
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from mmblocks.block import Block
-from mmblocks.layers.attention import Prepared, attend, prepare
-from mmblocks.layers.feed_forward import SwiGLU
-from mmblocks.masks import Mask, MaskRule
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.attention import Prepared, attend
 from mmblocks.positions import RotaryTable, grid_2d, rotary_table, rotate_interleaved
 from mmblocks.tokens import NO_SPAN, TokenTable
-from mmblocks.trunks.decoder import find_mask
+from mmblocks.trunks.decoder import Decoder, DecoderLayer
 from mmblocks.trunks.kv_cache import KVCache
 
 
@@ -60,27 +59,7 @@ class GridAttention(nn.Module):
         return self.output(rearrange(attend(query, key, value, mask), "b h l c -> b l (h c)"))
 
 
-class GridLayer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to what comes in."""
-
-    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, mlp_dim: int, norm_eps: float, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.attention = GridAttention(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads)
-        self.mlp_norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.mlp = SwiGLU(dim, mlp_dim)
-        self.dropout = dropout
-
-    def forward(
-        self, x: Float[Tensor, "B L D"], rotary: RotaryTable, mask: Prepared, cache: KVCache | None, layer: int
-    ) -> Float[Tensor, "B L D"]:
-        """One layer."""
-        attended = self.attention(self.attention_norm(x), rotary, mask, cache, layer)
-        x = x + dropout(attended, self.dropout, self.training)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
-
-
-class LlamaGenTrunk(Block):
+class LlamaGenTrunk(Decoder):
     """A stack of causal layers over a condition and a grid of codes; any grid, as positions come from the table.
 
     Args:
@@ -100,6 +79,8 @@ class LlamaGenTrunk(Block):
         with fewer key/value heads.
     """
 
+    layouts: ClassVar[tuple[Layout, ...]] = ()
+
     def __init__(
         self,
         *,
@@ -112,59 +93,30 @@ class LlamaGenTrunk(Block):
         rope_theta: float = 10000.0,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if dim % (4 * num_heads):
             raise ValueError(f"dim is {dim} and num_heads {num_heads}; accepted: heads whose width is a multiple of 4")
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_kv_heads is {num_kv_heads}; it must divide num_heads, {num_heads}")
-        self.dim, self.head_dim, self.num_kv_heads = dim, dim // num_heads, num_kv_heads
-        self.rope_theta, self.dropout = rope_theta, dropout
+        # No layers of Decoder's own: this class's stand in their place below.
+        super().__init__(
+            dim=dim,
+            num_layers=0,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            mlp_dim=mlp_dim,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            dropout=dropout,
+        )
         self.layers = nn.ModuleList(
-            GridLayer(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, mlp_dim=mlp_dim, norm_eps=norm_eps, dropout=dropout)
+            DecoderLayer(
+                attention=GridAttention(dim=dim, num_heads=num_heads, num_kv_heads=self.num_kv_heads),
+                dim=dim,
+                mlp_dim=mlp_dim,
+                norm_eps=norm_eps,
+                dropout=dropout,
+            )
             for _ in range(num_layers)
         )
-        self.norm = nn.RMSNorm(dim, eps=norm_eps)
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "B L D"],
-        table: TokenTable,
-        cache: KVCache | None = None,
-        *,
-        mask: Mask | MaskRule | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm.
-
-        Args:
-            embeds: the tokens.
-            table: who they are.
-            cache: what was read before; the tokens are added to it.
-            mask: a form found beforehand, a user's own rule, or None for the table's rule.
-
-        Raises:
-            ValueError: shapes that do not fit each other, or a full cache.
-        """
-        if embeds.shape[:2] != table.shape or embeds.shape[2] != self.dim:
-            found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
-            raise ValueError(f"{found} do not fit; accepted: (B, L, {self.dim}) and (B, L)")
-        keys = table if cache is None else cache.append(table)
-        prepared = prepare(find_mask(mask, table, keys), table.shape[1], keys.shape[1], embeds.device)
-        rotary = grid_rotary(table, self.head_dim, self.rope_theta)
-        x = dropout(embeds, self.dropout, self.training)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, rotary, prepared, cache, number)
-        return self.norm(x)
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for ``batch`` rows of at most ``capacity`` tokens, in this trunk's dtype and on its device."""
-        weight = self.norm.weight
-        return KVCache(
-            num_layers=len(self.layers),
-            num_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            batch=batch,
-            capacity=capacity,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+    def _rotary(self, keys: TokenTable, length: int, **options: Any) -> RotaryTable:
+        """Angles of the last ``length`` tokens."""
+        return grid_rotary(keys.slice(keys.shape[1] - length, keys.shape[1]), self.head_dim, self.rope_theta)

@@ -66,6 +66,8 @@ class ModalityLoRA(nn.Module):
         return self.base(x, groups) + self.scale * routed_linear(narrow, groups, self._weights(self.widen))
 
     def _weights(self, maps: nn.ModuleDict) -> list[Tensor | None]:
+        if not all(type(one) is nn.Linear for one in maps.values()):  # an adapter's work would be left out
+            raise TypeError("the low-rank maps of a ModalityLoRA are no linear layers any more; accepted: no adapters on them")
         return [maps.get_parameter(f"{name}.weight") if name in maps else None for name in self.experts]
 
 

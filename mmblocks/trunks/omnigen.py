@@ -59,9 +59,10 @@ class Phi3Decoder(Decoder):
 
     def _rotary(self, keys: TokenTable, length: int, total_length: int | None = None, **angles: Any) -> RotaryTable:
         """Angles of the last ``length`` tokens, of rows that will have ``total_length`` in the end."""
-        positions, scaling = sequential(keys)[:, -length:], self.rope_scaling
-        if scaling is None:
-            return rotary_table(positions, self.head_dim, self.rope_theta)
+        scaling = self.rope_scaling
+        if scaling is None or scaling["type"] != "longrope":
+            return super()._rotary(keys, length)
+        positions = sequential(keys)[:, -length:]
         trained = scaling["max_position"]
         factors = scaling["long_factor" if (total_length or keys.shape[1]) > trained else "short_factor"]
         table = rotary_table(

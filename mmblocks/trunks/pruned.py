@@ -18,9 +18,10 @@ from mmblocks.block import Block
 from mmblocks.layers.attention import prepare
 from mmblocks.layers.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
 from mmblocks.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, visible
-from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split, scale_rotary, sequential
+from mmblocks.positions import RotaryTable, rotate_half_split
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.decoder import Attention, Decoder, find_mask
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.pruned_cache import NOWHERE, Held, PrunedCache
 
@@ -117,6 +118,7 @@ class PrunedDecoder(Block):
         *,
         mask: Mask | MaskRule | None = None,
         kept: list[Int[Tensor, "B _"]] | None = None,
+        hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states behind the final norm; zeros at tokens that were dropped. Those of padding mean nothing.
 
@@ -126,32 +128,36 @@ class PrunedDecoder(Block):
             cache: what was read before; the tokens are added to it.
             mask: a form found beforehand, a user's own rule, or None for the table's rule.
             kept: a list to which the places (B, M) that each later stage reads are appended, -1 at padding.
+            hooks: functions that read or change states, attention weights and heads on the way: of the tokens that a layer reads,
+                which are those in ``kept``. What is dropped before a layer is decided before its hook.
 
         Raises:
-            ValueError: shapes that do not fit each other, or a full cache.
+            ValueError: shapes that do not fit each other, a full cache, or hooks of layers that are not there.
         """
         trunk = self.trunk
         if embeds.shape[:2] != table.shape or embeds.shape[2] != trunk.dim:
             found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
             raise ValueError(f"{found} do not fit; accepted: (B, L, {trunk.dim}) and (B, L)")
+        asked = hooks or TrunkHooks()
+        asked.check(len(trunk.layers))
         batch, length = table.shape
         first = 0 if cache is None else cache.length
         places = torch.arange(length, device=embeds.device).expand(batch, -1)
         held = None if cache is None else cache.append(0, table, first + places, 0)
         keys = table if held is None else held.cache.table
-        row = _Row(dropout(embeds, trunk.dropout, self.training), table, _angles(trunk, keys, length), places)
+        row = _Row(dropout(embeds, trunk.dropout, self.training), table, trunk.angles(keys, length), places)
         counts = prunable(table).sum(dim=1)
 
-        row = self._through(row, self.stages[0], held, find_mask(mask, table, keys))
+        row = self._through(row, self.stages[0], held, find_mask(mask, table, keys), asked)
         for number, stage in enumerate(self.stages[1:], start=1):
             row = self._pruned(row, stage, counts, mask) if length > 1 else row
             numbers = torch.where(row.places == NOWHERE, NOWHERE, first + row.places)
             held = None if cache is None else cache.append(number, row.table, numbers, length - numbers.shape[1])
             read = (row.table, numbers) if held is None else (held.cache.table, held.numbers)
-            row = self._through(row, stage, held, _stage_mask(mask, row, *read, num_old=first, num_new=length))
+            row = self._through(row, stage, held, _stage_mask(mask, row, *read, num_old=first, num_new=length), asked)
             if kept is not None:
                 kept.append(row.places)
-        x = trunk.norm(row.x) * (row.places != NOWHERE)[..., None]
+        x = trunk.norm(asked.state(len(trunk.layers), row.x)) * (row.places != NOWHERE)[..., None]
         if len(self.stages) == 1 or length == 1:
             return x
         index = row.places.clamp(min=0)[..., None].expand_as(x)
@@ -181,17 +187,21 @@ class PrunedDecoder(Block):
             counted.append(counter.get_total_flops())
         return FlopsSaved(*counted)
 
-    def _through(self, row: _Row, stage: Stage, held: Held | None, mask: Mask) -> _Row:
+    def _through(self, row: _Row, stage: Stage, held: Held | None, mask: Mask, hooks: TrunkHooks) -> _Row:
         """The layers of one stage."""
         trunk, x = self.trunk, row.x
         cache = None if held is None else held.cache
         num_keys = x.shape[1] if cache is None else cache.length
+        if hooks.attention:
+            mask = Dense(densify(mask, x.shape[1], num_keys, x.device))
         prepared = prepare(mask, x.shape[1], num_keys, x.device)
         for number, layer in enumerate(trunk.layers[stage.first : stage.stop]):
-            if trunk.checkpoint_activations and self.training and cache is None:
+            x = hooks.state(stage.first + number, x)
+            seen = hooks.observed(stage.first + number, prepared)
+            if trunk.checkpoint_activations and self.training and cache is None and seen is prepared:
                 x = checkpoint(layer, x, row.rotary, prepared, None, number, use_reentrant=False)
             else:
-                x = layer(x, row.rotary, prepared, cache, number)
+                x = layer(x, row.rotary, seen, cache, number)
         return row._replace(x=x)
 
     def _pruned(self, row: _Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> _Row:
@@ -239,12 +249,6 @@ def _stages(pruning: tuple[tuple[int, float], ...], num_layers: int) -> tuple[St
         )
     edges = [0, *layers, num_layers]
     return tuple(Stage(first, stop, share) for first, stop, share in zip(edges[:-1], edges[1:], [1.0, *shares], strict=True))
-
-
-def _angles(trunk: Decoder, keys: TokenTable, length: int) -> RotaryTable:
-    """Of the last ``length`` tokens, as the trunk itself would have them: dropped tokens count."""
-    positions, theta = scale_rotary((trunk.positions or sequential)(keys), trunk.head_dim, trunk.rope_theta, trunk.rope_scaling)
-    return rotary_table(positions[:, -length:], trunk.head_dim, theta)
 
 
 def _packed(keep: Bool[Tensor, "B L"], table: TokenTable) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:

@@ -20,6 +20,7 @@ from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.mono_internvl_layout import MONO_INTERNVL_LAYOUT
 from mmblocks.trunks.routed_layers import RoutedAttention, RoutedLayer, RoutedLinear, RoutedNorm, RoutedSwiGLU
 
 RouteRule = Callable[[TokenTable], Tensor]
@@ -41,6 +42,8 @@ def by_modality(table: TokenTable, experts: Sequence[str] = ("text", "vision")) 
 
 def text_when_alone(table: TokenTable) -> Int[Tensor, "B L"]:
     """By modality, but to the text weights where a pass reads one token only, whatever it is: what EVEv2's own code does.
+
+    Mono-InternVL's own code goes further, and sends all that is read behind a cache to the text weights.
 
     Source: baaivision/EVE.
     """
@@ -95,7 +98,8 @@ class RoutedDecoder(Decoder):
     Raises:
         ValueError: for sizes that do not go together, unknown parts, or experts that nothing leads to.
 
-    Source: EVEv2 (arXiv 2502.06788; baaivision/EVE), LlamaFusion (arXiv 2412.15188), Mono-InternVL (arXiv 2410.08202).
+    Source: EVEv2 (arXiv 2502.06788; baaivision/EVE), LlamaFusion (arXiv 2412.15188), Mono-InternVL (arXiv 2410.08202;
+        OpenGVLab/Mono-InternVL).
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -105,6 +109,7 @@ class RoutedDecoder(Decoder):
             ignored=("model.embed_tokens.weight", "model.vision_tower.*", "lm_head.weight"),
             config=eve2_config,
         ),
+        MONO_INTERNVL_LAYOUT,
     )
 
     def __init__(

@@ -37,7 +37,19 @@ class RoutedLinear(nn.ModuleDict):
         maps: list[Any] = list(self.values())
         if len(maps) == 1:
             return maps[0](x)
+        if not all(type(one) is nn.Linear for one in maps):  # adapters stand around them
+            return _one_by_one(x, groups, maps)
         return routed_linear(x, groups, [one.weight for one in maps], [one.bias for one in maps])
+
+
+def _one_by_one(x: Tensor, groups: RowGroups, maps: list[Any]) -> Tensor:
+    """Each group's rows through a module of its own; every row through each in a compiled graph, which does not know the sizes."""
+    if groups.sizes is not None:
+        return torch.cat([one(rows) for one, rows in zip(maps, x.split(groups.sizes), strict=True)])
+    out = maps[0](x)
+    for number, one in enumerate(maps[1:], start=1):
+        out = torch.where((groups.group == number)[:, None], one(x), out)
+    return out
 
 
 class RoutedNorm(nn.ModuleDict):

@@ -5,6 +5,7 @@ Shapes: B batch, L new tokens, D width.
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.masks import Causal, Mask, MaskRule, densify
+from mmblocks.masks import Causal, Dense, Mask, MaskRule, densify
 from mmblocks.positions import PositionScheme, sequential
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.decoder import find_mask
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.transformers_hooks import ATTENTION, register, watched
 
 
 class TransformersCache(KVCache):
@@ -63,7 +66,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TransformersTrunk(Block):
-    """A transformers language model behind the contract of a trunk: packed documents, images, any mask, cache, taps.
+    """A transformers language model behind the contract of a trunk: packed documents, images, any mask, cache, taps, hooks.
 
         TransformersTrunk.from_pretrained("path/of/a/checkpoint")      # one whose tensors are called model.* and lm_head.*
         TransformersTrunk.around(AutoModelForCausalLM.from_pretrained(...))
@@ -112,32 +115,42 @@ class TransformersTrunk(Block):
         *,
         mask: Mask | MaskRule | None = None,
         taps: dict[int, Tensor] | None = None,
+        hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states behind the final norm; arguments as of ``Decoder``.
 
+        Hooks for attention weights and heads need a model that takes its attention from outside, as most do; one that was handed to
+        ``around`` needs ``model.set_attn_implementation("mmblocks")`` first, which is sdpa wherever no hook looks.
+
         Raises:
             TypeError: a cache of another kind than ``new_cache`` makes.
-            ValueError: shapes that do not fit each other, or a full cache.
+            ValueError: shapes that do not fit each other, a full cache, hooks of layers that are not there, or hooks for attention
+                in a model that does not let it be seen.
         """
         if cache is not None and not isinstance(cache, TransformersCache):
             raise TypeError(f"cache is a {type(cache).__name__}; accepted: what new_cache of a TransformersTrunk makes")
         if embeds.shape[:2] != table.shape or embeds.shape[2] != self.dim:
             found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
             raise ValueError(f"{found} do not fit; accepted: (B, L, {self.dim}) and (B, L)")
+        asked = hooks or TrunkHooks()
+        asked.check(self.model.config.num_hidden_layers)
         keys = table if cache is None else cache.append(table)
         length = table.shape[1]
-        output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=_four_axes(find_mask(mask, table, keys), length, keys.shape[1], embeds),
-            position_ids=(self.positions or sequential)(keys)[:, -length:],
-            past_key_values=None if cache is None else cache.past,
-            use_cache=cache is not None,
-            output_hidden_states=taps is not None,
-        )
-        for number in taps or ():
-            if 0 <= number < len(output.hidden_states):
-                taps[number] = output.hidden_states[number]  # type: ignore[index]
-        return output.last_hidden_state
+        mask = find_mask(mask, table, keys)
+        if asked.attention:
+            mask = Dense(densify(mask, length, keys.shape[1], embeds.device))
+        with watched(self.model, asked, taps) if hooks is not None or taps else nullcontext():
+            output = self.model(
+                inputs_embeds=embeds,
+                attention_mask=_four_axes(mask, length, keys.shape[1], embeds),
+                position_ids=(self.positions or sequential)(keys)[:, -length:],
+                past_key_values=None if cache is None else cache.past,
+                use_cache=cache is not None,
+            )
+        state: Tensor = output.last_hidden_state
+        if taps is not None and self.model.config.num_hidden_layers in taps:
+            taps[self.model.config.num_hidden_layers] = state
+        return state
 
     @property
     def dim(self) -> int:
@@ -185,8 +198,12 @@ def _build(config: Mapping[str, Any]) -> Any:
     described = AutoConfig.for_model(config["model_type"], **settings)
     if "sliding_attention" in (getattr(described, "layer_types", None) or ()):
         raise ValueError(f"{config['model_type']} has layers that see a window; accepted: models in which every layer sees all")
+    register()
     auto: Any = AutoModel  # its methods have no types
-    return auto.from_config(described, attn_implementation="sdpa")
+    model = auto.from_config(described, attn_implementation="sdpa")
+    if model._supports_attention_backend:
+        model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def _without_embedding(model: Any) -> Any:

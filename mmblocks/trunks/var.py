@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.adaln import Modulation, modulate
 from mmblocks.layers.attention import prepare
 from mmblocks.layers.categorical import Sampling, draw, truncate
+from mmblocks.layers.vocabulary_losses import vocabulary_losses
 from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import find_mask
 from mmblocks.trunks.kv_cache import KVCache
@@ -143,14 +143,7 @@ class VAR(Block):
         Raises:
             ValueError: shapes that do not fit, or a class that does not exist (checked on CPU).
         """
-        rest = sum(self.counts[1:])
-        if tuple(inputs.shape[1:]) != (rest, self.code_dim):
-            raise ValueError(f"inputs is {tuple(inputs.shape)}; accepted: (B, {rest}, {self.code_dim})")
-        condition = self._classes(labels)
-        table = self.table(len(labels))
-        mask = prepare(find_mask(None, table, table), table.shape[1], table.shape[1], inputs.device)
-        tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
-        return self._logits(tokens, condition, mask, None)
+        return self.predict(self._states(labels, inputs)).float()
 
     def loss(
         self,
@@ -161,7 +154,7 @@ class VAR(Block):
         drop: Bool[Tensor, " B"] | None = None,
         generator: Generator | None = None,
     ) -> Float[Tensor, "B L"]:
-        """Cross entropy of every token, in float32.
+        """Cross entropy of every token, in float32; a few tokens' logits are held at a time, never all.
 
         Args:
             labels: classes.
@@ -178,7 +171,8 @@ class VAR(Block):
         if drop is not None:
             labels = torch.where(drop, self.num_classes, labels)
         self._check_ids(ids, len(labels))
-        return cross_entropy(self(labels, inputs).transpose(1, 2), ids, reduction="none")
+        states = self._states(labels, inputs).flatten(0, 1)
+        return vocabulary_losses(states, self.predict.weight, ids.flatten(), self.predict.bias).view_as(ids)
 
     @torch.no_grad()
     def sample(
@@ -233,7 +227,8 @@ class VAR(Block):
         for number, size in enumerate(self.scales):
             cache.append(self.table(len(labels), number))
             share = number / max(steps - 1, 1)
-            scale_logits = _guided(self._logits(tokens, condition, None, cache), rows, guidance * share)
+            scale_logits = self.predict(self._walk(tokens, condition, None, cache)).float()
+            scale_logits = _guided(scale_logits, rows, guidance * share)
             if logits is not None:
                 logits.append(scale_logits)
             if given is None:
@@ -281,7 +276,18 @@ class VAR(Block):
             device=self.positions.device,
         )
 
-    def _logits(self, tokens: Tensor, condition: Tensor, mask: Any, cache: KVCache | None) -> Float[Tensor, "B l K"]:
+    def _states(self, labels: Int[Tensor, " B"], inputs: Float[Tensor, "B L2 C"]) -> Float[Tensor, "B L D"]:
+        """What the codes of all scales are predicted from, in one pass."""
+        rest = sum(self.counts[1:])
+        if tuple(inputs.shape[1:]) != (rest, self.code_dim):
+            raise ValueError(f"inputs is {tuple(inputs.shape)}; accepted: (B, {rest}, {self.code_dim})")
+        condition = self._classes(labels)
+        table = self.table(len(labels))
+        mask = prepare(find_mask(None, table, table), table.shape[1], table.shape[1], inputs.device)
+        tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
+        return self._walk(tokens, condition, mask, None)
+
+    def _walk(self, tokens: Tensor, condition: Tensor, mask: Any, cache: KVCache | None) -> Float[Tensor, "B l D"]:
         moves = condition
         if self.shared_modulation is not None:
             moves = self.shared_modulation(condition).unflatten(-1, (1, 6, -1))
@@ -289,7 +295,7 @@ class VAR(Block):
         for number, layer in enumerate(self.layers):
             x = layer(x, moves, mask, cache, number)
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.predict(modulate(self.norm(x), shift, scale)).float()
+        return modulate(self.norm(x), shift, scale)
 
     def _places(self) -> Float[Tensor, "L D"]:
         level = [self.levels.weight[number].expand(count, -1) for number, count in enumerate(self.counts)]

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
 from mmblocks.layers.adaln import Modulation, modulate
 from mmblocks.layers.attention import Prepared, attend
@@ -43,8 +43,7 @@ class VARAttention(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Attends to the tokens themselves and those in the cache; to all of them where ``mask`` is None."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        projected = linear(x, self.qkv.weight, bias)
-        query, key, value = rearrange(projected, "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        query, key, value = rearrange(self.qkv(x) + bias, "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         if self.log_scale is not None:
             query = normalize(query, dim=-1) * self.log_scale.clamp(max=LARGEST_SCALE).exp()
             key = normalize(key, dim=-1)

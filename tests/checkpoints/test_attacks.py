@@ -46,12 +46,39 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "folder"
 
 
+SEEN: list[tuple[str, str]] | None = None
+"""What Python opens, runs or calls up while a folder is loaded; None while nobody looks. A hook can never be taken off again."""
+
+HARM = {
+    *(f"os.{name}" for name in ("system", "exec", "fork", "posix_spawn", "remove", "rename", "link", "symlink", "mkdir", "rmdir")),
+    *("subprocess.Popen", "socket.connect", "socket.getaddrinfo", "shutil.rmtree", "ctypes.dlopen"),
+}
+
+CODE = (".py", ".pyc", ".so")
+
+
+def note(event: str, arguments: tuple) -> None:
+    if SEEN is not None and (event == "open" or event in HARM):
+        SEEN.append((event, os.fspath(arguments[0]) if arguments and isinstance(arguments[0], str | Path) else ""))
+
+
+sys.addaudithook(note)
+
+
 def refused(folder: Path, match: str, kind=ValueError) -> None:
     """The folder is refused in one sentence, and neither the place around it nor memory is touched."""
+    global SEEN
     around = sorted(folder.parent.rglob("*"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(kind, match=match) as caught:
-        Victim.from_pretrained(folder)
+    SEEN = []
+    try:
+        with pytest.raises(kind, match=match) as caught:
+            Victim.from_pretrained(folder)
+    finally:
+        seen, SEEN = SEEN, None
+    assert [event for event, _ in seen if event != "open"] == []
+    opened = {path for _, path in seen if not path.endswith(CODE)}
+    assert {path for path in opened if path and not Path(path).is_relative_to(folder)} == set()
     message = str(caught.value)
     assert len(message.splitlines()) <= 4  # a grouped difference has a title and a few lines
     assert len(message) < 1000
@@ -137,6 +164,19 @@ def test_published_config_runs_nothing(folder, content):
     (folder / "x").mkdir()
     (folder / "x" / "y.py").write_text("raise SystemExit")
     refused(folder, "fits no layout of Victim")
+
+
+def test_the_hook_sees(folder):
+    """What it does not note was not done."""
+    global SEEN
+    SEEN = []
+    try:
+        Victim.from_pretrained(folder)
+        os.system("true")
+    finally:
+        seen, SEEN = SEEN, None
+    assert ("open", str(folder / "config.json")) in seen
+    assert "os.system" in [event for event, _ in seen]
 
 
 def test_two_names_onto_one(tmp_path):

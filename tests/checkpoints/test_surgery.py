@@ -5,7 +5,6 @@ import torch
 
 from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TokenTable
 from mmblocks.checkpoints.freezing import freeze, trainable_parts
-from mmblocks.checkpoints.low_rank import attach_lora, lora_names, merge_lora
 from mmblocks.checkpoints.surgery import (
     add_part,
     check_unchanged,
@@ -133,28 +132,6 @@ def test_a_tied_weight_is_untied() -> None:
     assert tied.outputs["text"].weight is not tied.inputs["text"].weight
     with pytest.raises(ValueError, match="other names too"):
         untie(tied, "outputs.text.weight")
-
-
-def test_adapters_change_nothing_until_trained_and_merge_into_the_weights() -> None:
-    plain, adapted = decoder(), decoder()
-    names = set(adapted.state_dict())
-    report = attach_lora(adapted, ("layers.{}.attention.query", "layers.{}.mlp.down"), rank=2, alpha=4)
-    report.verify()
-    assert sorted(report.new) == sorted(lora_names(adapted))
-    inputs = row()
-    check_unchanged(plain, adapted, *inputs)
-
-    freeze(adapted, train=lora_names(adapted))
-    adapted(*inputs).square().sum().backward()
-    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in adapted.parameters())
-    for name in lora_names(adapted):
-        torch.nn.init.normal_(adapted.get_parameter(name), std=0.2)
-    wanted = adapted(*inputs)
-    assert len(merge_lora(adapted)) == 6
-    torch.testing.assert_close(adapted(*inputs), wanted, atol=1e-5, rtol=1e-5)
-    assert set(adapted.state_dict()) == names
-    with pytest.raises(ValueError, match="no linear layer"):
-        attach_lora(adapted, ("layers.{}.nothing",), rank=2)
 
 
 def test_freezing_by_pattern_and_its_table() -> None:

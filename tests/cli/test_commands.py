@@ -7,15 +7,19 @@ import tarfile
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
 import mmblocks
 from mmblocks.block import Block
+from mmblocks.checkpoints.golden import write_golden
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.cli import app as commands
 from mmblocks.cli import fitting
+from mmblocks.encoders.embed_folder import read_embeddings
+from mmblocks.layers.pixels import pixels_of
 from mmblocks.tokens import Latents
 
 
@@ -146,6 +150,25 @@ def test_verify(tokenizer, tmp_path):
     assert "not finite in linear.bias" in run("verify", tmp_path / "broken", code=1)
 
 
+def test_verify_compares_golden_numbers(tokenizer, tmp_path):
+    assert "there are no golden numbers to compare it with" in run("verify", tokenizer)
+    block = Greyscale.from_pretrained(tokenizer)
+    file = write_golden(block, tokenizer / "golden.safetensors", {"encode": {"pixels": torch.rand(1, 3, 4, 8)}})
+    found = json.loads(run("verify", tokenizer, "--json"))
+    assert found["golden"] == {"encode.out.ids": 0.0, "encode.out.z": 0.0}
+    assert f"gives the numbers in {file}" in run("verify", tokenizer)
+    write_golden(block, tmp_path / "other.safetensors", {"decode": {"latents": Latents(z=torch.ones(1, 1, 2, 1))}})
+    found = json.loads(run("verify", tokenizer, "--golden", tmp_path / "other.safetensors", "--json"))
+    assert found["golden"] == {"decode.out": 0.0}
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata()
+    save_file(tensors | {"encode.out.ids": tensors["encode.out.ids"] + 1}, file, metadata=metadata)
+    message = run("verify", tokenizer, code=1)
+    assert "does not give the numbers in" in message and "encode.out.ids differs in 2 of 2 places" in message
+    assert "No such file" in run("verify", tokenizer, "--golden", tmp_path / "none.safetensors", code=1)
+
+
 def test_tokenize_goes_on_where_it_stopped(tokenizer, images, tmp_path):
     done = json.loads(run("tokenize", tokenizer, images, tmp_path / "tokens", "--shard-size", 2, "--json"))
     assert (done["num_images"], done["num_shards"]) == (5, 3)
@@ -170,6 +193,36 @@ def test_tokenize_refuses(tokenizer, images, tmp_path):
     assert "bad.jpg cannot be read as an image" in run("tokenize", tokenizer, images, tmp_path / "tokens", code=1)
     (tmp_path / "empty").mkdir()
     assert "holds no images" in run("tokenize", tokenizer, tmp_path / "empty", tmp_path / "tokens", code=1)
+
+
+class Averages(Block):
+    """An encoder: the mean colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def preprocess(self, image):
+        return pixels_of(image.resize((2, 2)))
+
+    def embed(self, pixels):
+        return pixels.mean(dim=(2, 3)) * self.scale
+
+
+def test_embed(images, tokenizer, tmp_path):
+    Averages().save_pretrained(tmp_path / "encoder")
+    target = tmp_path / "features.safetensors"
+    done = json.loads(run("embed", tmp_path / "encoder", images, target, "--batch-size", 3, "--json"))
+    assert done == {"target": str(target), "shape": [4, 3]}  # an image inside a .tar file is none of the folder's
+    files, embeddings = read_embeddings(target)
+    assert files == ["0.png", "1.png", "2.png", "deep/3.png"]
+    assert torch.equal(embeddings[3], Averages().preprocess(picture(3)).mean(dim=(1, 2)))
+    assert "exists; --force replaces it" in run("embed", tmp_path / "encoder", images, target, code=1)
+    assert "4 vectors of 3 numbers" in run("embed", tmp_path / "encoder", images, target, "--force")
+    assert "lacks preprocess, or encode_image or embed" in run("embed", tokenizer, images, tmp_path / "x.safetensors", code=1)
+    assert "accepted: a name that ends in .safetensors" in run("embed", tmp_path / "encoder", images, tmp_path / "x.pt", code=1)
+    (images / "bad.jpg").write_bytes(b"no image")
+    assert "bad.jpg cannot be read as an image" in run("embed", tmp_path / "encoder", images, target, "--force", code=1)
 
 
 def test_reconstruct(tokenizer, images, tmp_path):

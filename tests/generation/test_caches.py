@@ -2,21 +2,40 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mmblocks import GREEDY, Decoder, GridGrammar, TextGrammar, TokenTable, text
+from mmblocks import (
+    GREEDY,
+    ChameleonTrunk,
+    Decoder,
+    GridGrammar,
+    LlamaGenTrunk,
+    MoEDecoder,
+    NEOTrunk,
+    RoutedDecoder,
+    TextGrammar,
+    TokenTable,
+    text,
+)
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.ops import cuda_graphs
+from mmblocks.trunks import static_cache
 from mmblocks.trunks.kv_cache import cache_bytes
 from mmblocks.trunks.static_cache import StaticCache
 from mmblocks.trunks.windowed_cache import WindowedCache
-from tests.tiny import FORMAT, TOKENIZER, VOCABULARY, tiny_model
+from tests.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 PROMPTS = [[text("what is it? ")], [text("a")]]
 
 
-def written(model, cache=None, prompts=PROMPTS, steps: int = 8) -> torch.Tensor:
-    batch = model.batch_builder(TOKENIZER)(prompts, padding="left")
-    found = generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=steps, sampling=GREEDY, cache=cache)
-    return torch.stack([step.ids for step in found])
+def steps_of(model, cache=None, prompts=PROMPTS, steps: int = 8):
+    batch = model.batch_builder(TOKENIZER)(prompts, padding="left").to(model.trunk.norm.weight.device)
+    return generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=steps, sampling=GREEDY, cache=cache)
+
+
+def written(*args, **options) -> torch.Tensor:
+    return torch.stack([step.ids for step in steps_of(*args, **options)])
 
 
 def test_a_static_cache_changes_nothing() -> None:
@@ -101,6 +120,88 @@ def test_a_compiled_step_is_compiled_once() -> None:
     model.trunk.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
     assert torch.equal(wanted, written(model, StaticCache(model.trunk.new_cache(2, 30))))
     assert len(graphs) == 2
+
+
+TRUNKS = {
+    "decoder": (Decoder, {"qk_norm": True}),
+    "dynamic": (Decoder, {"rope_scaling": {"type": "dynamic", "factor": 2.0, "max_position": 4}}),
+    "yarn": (Decoder, {"rope_scaling": {"type": "yarn", "factor": 2.0, "max_position": 4}}),
+    "chameleon": (ChameleonTrunk, {}),
+    "neo": (NEOTrunk, {}),
+    "llamagen": (LlamaGenTrunk, {}),
+}
+SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
+
+
+def tensors_of(values) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph keeps: each operation on the very tensors it was called with. Nobody may ask the device for values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default), operation
+        result = operation(*args, **(kwargs or {}))
+        memory = {tensor.untyped_storage().data_ptr() for tensor in tensors_of((args, kwargs))}
+        is_view = all(tensor.untyped_storage().data_ptr() in memory for tensor in tensors_of(result))
+        if operation._schema.is_mutable or not is_view:
+            self.calls.append((operation, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        with torch._C._AutoDispatchBelowAutograd():
+            for operation, args, kwargs, result in self.calls:
+                for kept, new in zip(tensors_of(result), tensors_of(operation(*args, **kwargs)), strict=True):
+                    if kept.data_ptr() != new.data_ptr():
+                        kept.copy_(new)
+
+    @classmethod
+    def capture(cls, function, device, pool):
+        with cls() as tape:
+            result = function()
+        return tape.replay, result
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_step_asks_for_no_values_and_can_be_replayed(name, monkeypatch) -> None:
+    cls, options = TRUNKS[name]
+    torch.manual_seed(0)
+    model = tiny_model(trunk=cls(**SIZES, **options)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    monkeypatch.setattr(cuda_graphs, "capture", Tape.capture)
+    monkeypatch.setattr(static_cache, "new_pool", lambda: None)
+    cache = StaticCache(model.trunk.new_cache(2, 30))
+    cache.cuda_graphs = True
+    assert torch.equal(written(model), written(model, cache))
+    assert len(written(model).unique()) > 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", TRUNKS)
+def test_cuda_graphs_change_nothing(name) -> None:
+    cls, options = TRUNKS[name]
+    torch.manual_seed(0)
+    model = tiny_model(trunk=cls(**SIZES, **options)).eval().cuda()
+    caches = [StaticCache(model.trunk.new_cache(2, 30), cuda_graphs=graphs) for graphs in (True, True, False)]
+    first, second, plain = (torch.stack([step.ids for step in steps_of(model, cache)]) for cache in caches)
+    assert torch.equal(first, plain) and torch.equal(second, plain)
+
+
+def test_cuda_graphs_are_refused_elsewhere() -> None:
+    with pytest.raises(ValueError, match="cuda_graphs is True and the cache is on cpu; accepted: a cache on CUDA"):
+        StaticCache(tiny_model().trunk.new_cache(1, 8), cuda_graphs=True)
+    for cls, options in ((RoutedDecoder, {}), (MoEDecoder, {"num_experts": 2}), (Decoder, {"rope_sections": (1, 1, 2)})):
+        model = tiny_model(trunk=cls(**SIZES, **options))
+        cache = StaticCache(model.trunk.new_cache(2, 30))
+        cache.cuda_graphs = True
+        with pytest.raises(TypeError, match="cannot be recorded as CUDA graphs; accepted: a Decoder without"):
+            written(model, cache)
 
 
 def test_images_are_written_through_a_static_cache() -> None:

@@ -20,6 +20,22 @@ def test_three_way_guidance_has_the_two_way_one_in_it() -> None:
     torch.testing.assert_close(text_only, ClassifierFree(scale=2.0).combine(logits[:2], 0))
 
 
+@torch.no_grad()
+def test_three_streams_are_cached_each_by_itself() -> None:
+    """Every step equals reading the three prompts anew, with all that was written behind each."""
+    model = tiny_model().eval()
+    builder = model.batch_builder(TOKENIZER)
+    prompts = [[text("a seven, in red: ")], [text("in red: ")], [text("?")]]
+    guidance = ThreeWay(scale=2.0, image_scale=1.5, images_only=False)
+    seen, hooks = [], [lambda scores: seen.append(scores.logits) or scores.logits]
+    batch = builder(prompts, padding="left")
+    steps = list(generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=GREEDY, guidance=guidance, hooks=hooks))
+    for number, logits in enumerate(seen):
+        written = [int(step.ids) for step in steps[:number]]
+        anew = [model.outputs["lm"].logits(model.hidden(builder([[*prompt, text(written)]]))[:, -1]) for prompt in prompts]
+        torch.testing.assert_close(logits, guidance.combine(torch.stack(anew), number), atol=1e-5, rtol=1e-4)
+
+
 def test_plain_logits_give_the_same_distribution() -> None:
     logits = torch.randn(2, 4, 9)
     normalised, plain = (ClassifierFree(scale=3.0, normalise=n).combine(logits, 0) for n in (True, False))

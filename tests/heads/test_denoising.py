@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from mmblocks.layers.adaln_mlp import AdaLNMLP, TokenDenoiser
 from mmblocks.layers.denoising_guidance import LinearGuidance
 from mmblocks.layers.denoising_samplers import AncestralSampler, DiffusersSampler, TokenSampler
 from mmblocks.layers.noise_paths import DiffusionPath, FlowPath, NoisePath
+from mmblocks.ops import arithmetic
 
 DIM = 10
 
@@ -116,6 +119,19 @@ def test_half_precision() -> None:
         loss = head.loss(hidden, torch.randn(3, 3))
         assert loss.dtype == torch.float32 and loss.isfinite().all()
         assert head.sample(hidden).isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "widened"), [(2, False), (9, True)])
+def test_many_rows_are_walked_in_float32_where_bfloat16_is_emulated(rows, widened, monkeypatch) -> None:
+    monkeypatch.setattr(arithmetic, "_EMULATED", {torch.bfloat16})
+    torch.manual_seed(0)
+    head = stirred(orthus()).bfloat16()
+    exact = deepcopy(head).float()
+    hidden, noise = torch.randn(rows, DIM).bfloat16(), torch.randn(rows, 3)
+    found, wanted = head.sample(hidden, noise=noise), exact.sample(hidden.float(), noise=noise)
+    assert torch.equal(found, wanted) == widened
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))
+    assert head.net.output.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("build", HEADS)

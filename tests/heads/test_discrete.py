@@ -83,6 +83,10 @@ def test_bad_input_is_refused() -> None:
         masked_share("square", torch.zeros(1))
     with pytest.raises(ValueError, match="cooling is 'fast'"):
         ConfidenceSampler(cooling="fast")
+    with pytest.raises(ValueError, match=r"t has shape \(1,\); accepted: \(2,\)"):
+        metric().corrupt(ids, t=torch.tensor([0.5]))
+    with pytest.raises(ValueError, match=r"t has shape \(1,\); accepted: \(2,\)"):
+        masked().corrupt(ids, t=torch.tensor([0.5]))
     with pytest.raises(ValueError, match="accepted: 0 to below 1"):
         metric().corrupt(ids, t=torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match=r"uniform has shape \(2, 2, 7\); accepted: \(3, 2, 7\)"):

@@ -1,10 +1,11 @@
-"""Every head in a model with a decoder: a training step, a sample, saving and loading."""
+"""Every head in a model with every trunk: a training step, a sample, saving and loading."""
 
 import pytest
 import torch
 
 from mmblocks import (
     Block,
+    ChameleonTrunk,
     Decoder,
     EmbeddingHead,
     LMHead,
@@ -13,14 +14,23 @@ from mmblocks import (
     MetricFlowHead,
     ModalityLMHead,
     MultimodalModel,
+    MultiTokenHead,
+    NEOTrunk,
+    OutputMapper,
     Placeholders,
+    PrunedDecoder,
     RegressionHead,
+    RoutedDecoder,
     TextEmbedding,
     TiedLMHead,
     text,
     vectors,
 )
 from mmblocks.layers.metric_path import MetricPath
+from mmblocks.segments import Text
+from mmblocks.trunks.mixture_of_experts import MoEDecoder
+from mmblocks.trunks.modality_lora import ModalityLoRADecoder
+from mmblocks.trunks.omnigen import Phi3Decoder
 from tests.heads.test_denoising import flow, mar, nova, orthus, stirred
 
 DIM, VOCABULARY = 10, 13
@@ -52,38 +62,68 @@ DISCRETE = {
     "masked": lambda: MaskedTokenHead(dim=DIM, vocab_size=VOCABULARY),
     "metric": lambda: MetricFlowHead(dim=DIM, path=MetricPath(num_codes=VOCABULARY, code_dim=2)),
     "matching": lambda: MatchingHead(dim=DIM),
+    "several": lambda: MultiTokenHead(dim=DIM, vocab_size=VOCABULARY, num_tokens=2),
+}
+HEADS = CONTINUOUS | DISCRETE
+
+SIZES = {"dim": DIM, "num_layers": 2, "num_heads": 1, "mlp_dim": 16}
+TRUNKS = {
+    "routed": lambda: RoutedDecoder(**SIZES),
+    "adapted": lambda: ModalityLoRADecoder(**SIZES, rank=2),
+    "experts": lambda: MoEDecoder(**SIZES, num_experts=2),
+    "chameleon": lambda: ChameleonTrunk(**SIZES),
+    "neo": lambda: NEOTrunk(**SIZES | {"head_dim": 16}),
+    "phi3": lambda: Phi3Decoder(**SIZES),
+    "pruned": lambda: PrunedDecoder(trunk=Decoder(**SIZES), pruning=((1, 0.5),)),
 }
 
 
-def model_with(head: Block, **inputs: Block) -> MultimodalModel:
+class NextTwo(Text):
+    """Three ids, of which each place learns the next two."""
+
+    def piece(self, tokenizer, layouts):
+        return super().piece(tokenizer, layouts)._replace(values=torch.tensor([[1, 0], [0, 1], [1, 1]]))
+
+
+def model_with(trunk: Block | None = None, heads: dict[str, Block] | None = None, **inputs: Block) -> MultimodalModel:
     parts = {"text": TextEmbedding(vocab_size=VOCABULARY, dim=DIM), "latents": LinearInput()} | inputs
-    trunk = Decoder(dim=DIM, num_layers=1, num_heads=1, mlp_dim=16)
-    return MultimodalModel(inputs=parts, trunk=trunk, outputs={"head": head})
+    return MultimodalModel(inputs=parts, trunk=trunk or Decoder(**SIZES | {"num_layers": 1}), outputs=heads or {})
 
 
-def samples(continuous: bool):
+def samples(name: str, target: str):
     generator = torch.Generator().manual_seed(0)
     grids = [torch.randn(size, 3, generator=generator) for size in (5, 2)]
-    if continuous:
-        return [[text([1, 2]), vectors(grid, input="latents", target="head")] for grid in grids]
-    return [[vectors(grid, input="latents"), text([1, 0, 1], target="head")] for grid in grids]
+    if name in CONTINUOUS:
+        return [[text([1, 2]), vectors(grid, input="latents", target=target)] for grid in grids]
+    asked = text([1, 0, 1], target=target)
+    if name == "several":
+        asked = NextTwo(**vars(asked))
+    return [[vectors(grid, input="latents"), asked] for grid in grids]
 
 
-@pytest.mark.parametrize("name", [*CONTINUOUS, *DISCRETE])
+def check_samples_and_weights_of_zero(head: Block, states: torch.Tensor, targets: torch.Tensor) -> None:
+    sampled = head.sample(states)
+    assert len(sampled) == len(states) and (sampled.dtype == torch.long or sampled.isfinite().all())
+    head.zero_grad()
+    loss = head.loss(states.requires_grad_(), targets, torch.zeros(len(states)))
+    loss.sum().backward()
+    assert not loss.any() and not states.grad.any()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_head_in_a_model(name, tmp_path) -> None:
     torch.manual_seed(0)
-    head = stirred((CONTINUOUS | DISCRETE)[name]())
-    model = model_with(head)
-    batch = model.batch_builder()(samples(name in CONTINUOUS))
+    head = stirred(HEADS[name]())
+    model = model_with(heads={"head": head})
+    batch = model.batch_builder()(samples(name, "head"))
     output = model(batch)
     output.losses["head"].backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
 
     states = output.hidden.flatten(0, 1)[batch.targets["head"].places].detach()
-    sampled = head.sample(states)
-    assert len(sampled) == len(states) and (sampled.dtype == torch.long or sampled.isfinite().all())
-    assert head.loss(states, batch.targets["head"].values, torch.zeros(len(states))).sum() == 0
+    check_samples_and_weights_of_zero(head, states, batch.targets["head"].values)
 
     model.save_pretrained(tmp_path)
     again = Block.from_pretrained(tmp_path)
@@ -91,11 +131,62 @@ def test_head_in_a_model(name, tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("name", TRUNKS)
+def test_all_heads_on_a_trunk(name, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = model_with(TRUNKS[name](), {each: stirred(build()) for each, build in HEADS.items()}).train()
+    batch = model.batch_builder()([sample for each in HEADS for sample in samples(each, each)])
+    output = model(batch)
+    assert set(output.losses) == set(HEADS)
+    sum(output.losses.values()).backward()
+    for parameter_name, parameter in model.outputs.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+    assert all(parameter.grad.any() for parameter in model.inputs.parameters())
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.trunk.parameters())
+    for each, head in model.outputs.items():
+        states = output.hidden.flatten(0, 1)[batch.targets[each].places].detach()
+        check_samples_and_weights_of_zero(head, states, batch.targets[each].values)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(Block.from_pretrained(tmp_path).train().hidden(batch), output.hidden)
+
+
+@pytest.mark.parametrize("mapping", [{"num_tokens": 5, "width": 8, "num_layers": 1, "num_heads": 2}, {"num_tokens": None}])
+def test_output_mapper_reads_the_states_of_queries(mapping, tmp_path) -> None:
+    torch.manual_seed(0)
+    mapper = OutputMapper(dim=DIM, condition_dim=6, **mapping)
+    model = model_with(heads={"condition": mapper}, latents=Placeholders(num_tokens=4, dim=DIM))
+    batch = model.batch_builder()([[text([1, 2]), vectors(torch.zeros(4, 3), input="latents")] for _ in range(2)])
+    states = model.hidden(batch)[:, -4:]  # of the queries, behind the text
+    wanted = torch.randn(2, mapping["num_tokens"] or 4, 6)
+    mapper.loss(states, wanted).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    check_samples_and_weights_of_zero(mapper, states.detach(), wanted)
+    model.save_pretrained(tmp_path)
+    again = Block.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.outputs["condition"].sample(again.hidden(batch)[:, -4:]), mapper.sample(states))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("name", [*HEADS, "mapper"])
+def test_targets_and_weights_of_another_shape_are_refused(name) -> None:
+    head = OutputMapper(dim=DIM, condition_dim=3, num_tokens=None) if name == "mapper" else HEADS[name]()
+    hidden, target = torch.randn(4, DIM), torch.zeros(4, 3) if name in CONTINUOUS else torch.zeros(4, dtype=torch.long)
+    if name == "mapper":
+        hidden, target = torch.randn(4, 2, DIM), torch.zeros(4, 2, 3)
+    if name == "several":
+        target = torch.zeros(4, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="target has shape"):
+        head.loss(hidden, target[:3])
+    with pytest.raises(ValueError, match=r"weight has shape \(3,\); accepted: \(4,\)"):
+        head.loss(hidden, target, torch.ones(3))
+
+
 def test_tied_head_learns_with_its_embedding(tmp_path) -> None:
     embedding = TextEmbedding(vocab_size=VOCABULARY, dim=DIM)
-    model = model_with(TiedLMHead(table=embedding), text=embedding)
+    model = model_with(heads={"head": TiedLMHead(table=embedding)}, text=embedding)
     assert sum(parameter is embedding.weight for parameter in model.parameters()) == 1
-    batch = model.batch_builder()(samples(False))
+    batch = model.batch_builder()(samples("lm", "head"))
     loss = model(batch).losses["head"]
     loss.backward()
     assert embedding.weight.grad[5:].any()  # ids that are not read: their gradient comes from the head
@@ -104,7 +195,8 @@ def test_tied_head_learns_with_its_embedding(tmp_path) -> None:
 
 
 def test_placeholders_hide_what_is_to_be_regressed() -> None:
-    model = model_with(RegressionHead(dim=DIM, target_dim=3), latents=Placeholders(num_tokens=2, dim=DIM))
+    heads = {"head": RegressionHead(dim=DIM, target_dim=3)}
+    model = model_with(heads=heads, latents=Placeholders(num_tokens=2, dim=DIM))
     rows = [[text([1, 2]), vectors(torch.randn(2, 3), input="latents", target="head")] for _ in range(2)]
     hidden = model.hidden(model.batch_builder()(rows))
     torch.testing.assert_close(hidden[0], hidden[1])  # whatever the embeddings are

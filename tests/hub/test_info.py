@@ -1,4 +1,4 @@
-"""``mmblocks info`` of a repository: headers alone."""
+"""``mmblocks info`` of a repository: headers alone; ``verify`` with its golden numbers."""
 
 import json
 
@@ -8,6 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.golden import write_golden
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.cli import app as commands
 from mmblocks.cli import fitting
@@ -21,6 +22,9 @@ class Fin(Block):
     def __init__(self, *, dim: int):
         super().__init__()
         self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return self.linear(x)
 
 
 def test_info_of_a_repository(hub, monkeypatch):
@@ -40,3 +44,25 @@ def test_info_of_what_is_pickled(hub):
     result = CliRunner().invoke(commands.app, ["info", "sea/fin"])
     assert result.exit_code == 1
     assert "a.pt of sea/fin is pickled" in result.output
+
+
+def test_verify_with_golden_numbers_of_a_repository(hub, tmp_path):
+    fin = Fin(dim=2)
+    fin.save_pretrained(tmp_path / "fin")
+    write_golden(fin, tmp_path / "fin" / "golden.safetensors", {"forward": {"x": torch.ones(1, 2)}})
+    files = {f"deep/{file.name}": file.read_bytes() for file in (tmp_path / "fin").iterdir()}
+    hub.commit("sea/fin", files)
+    result = CliRunner().invoke(commands.app, ["verify", "sea/fin/deep", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["golden"] == {"forward.out": 0.0}
+    Fin(dim=2).save_pretrained(tmp_path / "other")
+    files["deep/config.json"], files["deep/model.safetensors"] = (
+        (tmp_path / "other" / name).read_bytes() for name in ("config.json", "model.safetensors")
+    )
+    hub.commit("sea/fin", files)
+    result = CliRunner().invoke(commands.app, ["verify", "sea/fin", "--subfolder", "deep"])
+    assert result.exit_code == 1
+    assert "forward.out differs by up to" in result.output
+    hub.commit("sea/fin", {name: content for name, content in files.items() if "golden" not in name})
+    result = CliRunner().invoke(commands.app, ["verify", "sea/fin/deep"])
+    assert "there are no golden numbers" in result.output

@@ -74,6 +74,36 @@ def test_group_norm_silu(shape, dtype, plain) -> None:
     torch.testing.assert_close(found.double(), exact, atol=1e-5 if dtype == torch.float32 else 5e-3, rtol=2e-3)
 
 
+def test_kernels_are_proper_ops_and_give_the_same_bits_in_each_run() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, codes, image = (torch.randn(*shape, generator=generator) for shape in ((9, 20), (70, 20), (1, 4, 3, 5)))
+    nearest_code(x, codes, impl="triton")  # kernels are loaded when one is asked for
+    linear_cross_entropy(x, codes, torch.arange(9), impl="triton")
+    group_norm_silu(image, 2, impl="triton")
+    calls = (
+        (torch.ops.mmblocks.nearest_code, (x, codes, codes.square().sum(dim=1) / 2, "ieee")),
+        (torch.ops.mmblocks.linear_cross_entropy, (x, codes, torch.arange(9), None)),
+        (torch.ops.mmblocks.group_norm_silu, (image, 2, None, None, 1e-5)),
+    )
+    for op, arguments in calls:
+        found = torch.library.opcheck(
+            op.default, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+        assert set(found.values()) == {"SUCCESS"}
+        torch.testing.assert_close(op(*arguments), op(*arguments), rtol=0, atol=0)
+
+
+def test_a_kernel_that_cannot_take_the_inputs_says_why() -> None:
+    x, codes = torch.zeros(2, 4), torch.zeros(3, 4)
+    target = torch.zeros(2, dtype=torch.long)
+    assert ops.which("linear_cross_entropy", x.double(), codes.double()).reason.startswith("it takes float32, bfloat16 and float16")
+    assert ops.which("nearest_code", x[:0], codes).reason.startswith("0 vectors")
+    assert ops.which("group_norm_silu", torch.zeros(1, 2, 3), 2).reason == "x has 3 axes; it takes maps and clips"
+    with pytest.raises(RuntimeError, match="linear_cross_entropy cannot run: a gradient is asked for; it has none"):
+        linear_cross_entropy(x.requires_grad_(), codes, target, impl="triton")
+    assert linear_cross_entropy(x.double(), codes.double(), target).dtype == torch.float64  # plain PyTorch, without a word
+
+
 def test_a_kernel_that_is_asked_for_runs() -> None:
     x, codes = torch.zeros(2, 4), torch.zeros(3, 4)
     assert ops.which("nearest_code", x, codes, impl="triton").impl == "triton"

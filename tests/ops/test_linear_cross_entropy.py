@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
-from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_log_prob
+from mmblocks.ops import chunked_linear
+from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_and_choices, linear_log_prob
 
 SIZES = [(7, 5, 11), (1, 4, 3), (33, 8, 130)]
 
@@ -100,6 +102,79 @@ def test_half_precision_is_no_worse_than_logits_written_out(reduction) -> None:
     for best, rival, ours in zip(of_exact, of_plain, of_ours, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - best).float().norm() <= 2 * (rival - best).float().norm() + 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_emulated_half_precision_is_multiplied_in_float32_piece_by_piece(reduction, monkeypatch) -> None:
+    hidden, weight, bias, target = inputs((9, 8, 30), torch.bfloat16)
+    monkeypatch.setattr(chunked_linear, "PIECE_BYTES", 4 * 8 * 7)
+    losses = []
+    for lacks in (True, False):
+        monkeypatch.setattr(chunked_linear, "lacks_arithmetic", lambda _, lacks=lacks: lacks)
+        losses.append(linear_cross_entropy(hidden, weight, target, bias, reduction=reduction, chunk_bytes=2 * 4 * 30).mean())
+    torch.testing.assert_close(*losses)  # logits are rounded either way
+    monkeypatch.setattr(chunked_linear, "lacks_arithmetic", lambda _: True)
+    of_ours, of_wide = (
+        torch.autograd.grad(value, (hidden, weight, bias)) for value in (losses[0], written_out(hidden, weight, target, bias))
+    )
+    for ours, wide in zip(of_ours, of_wide, strict=True):
+        torch.testing.assert_close(ours, wide, atol=2e-3, rtol=2e-2)
+
+
+PRODUCT = 2 * 12 * 8 * 20
+"""Of matrices. The counter does not see those that are added in place: the gradient of the weight."""
+
+
+@pytest.mark.parametrize(
+    ("after", "products"),
+    [
+        (lambda losses: losses.mean(), 2),
+        (lambda losses: losses.sum(), 2),
+        (lambda losses: losses.dot(torch.arange(12.0)), 3),  # nobody could know: logits again, and the gradient of the weight
+    ],
+)
+def test_rows_losses_that_are_averaged_cost_what_a_mean_costs(after, products) -> None:
+    hidden, weight, _, target = inputs((12, 8, 20))
+    row_weight = torch.rand(12)
+    with FlopCounterMode(display=False) as counter:
+        losses = linear_cross_entropy(hidden, weight, target, row_weight=row_weight, reduction="none")
+        found = torch.autograd.grad(after(losses), (hidden, weight))
+    assert counter.get_total_flops() == products * PRODUCT
+    plain = cross_entropy(hidden @ weight.T, target, reduction="none") * row_weight
+    for one, other in zip(found, torch.autograd.grad(after(plain), (hidden, weight)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_frozen_weight_needs_no_second_look_whatever_comes_back() -> None:
+    hidden, weight, _, target = inputs((12, 8, 20))
+    weight = weight.detach()
+    later = torch.arange(12.0)
+    with FlopCounterMode(display=False) as counter:
+        losses = linear_cross_entropy(hidden, weight, target, reduction="none")
+        (found,) = torch.autograd.grad(losses.dot(later), hidden)
+    assert counter.get_total_flops() == 2 * PRODUCT
+    plain = cross_entropy(hidden @ weight.T, target, reduction="none")
+    torch.testing.assert_close(found, torch.autograd.grad(plain.dot(later), hidden)[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_is_made_ahead_where_no_gradient_is_recorded(reduction) -> None:
+    hidden, weight, _, target = inputs((12, 8, 20))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        linear_cross_entropy(hidden, weight, target, reduction=reduction)
+    assert counter.get_total_flops() == PRODUCT
+
+
+def test_choices_come_with_the_loss() -> None:
+    hidden, weight, _, target = inputs((33, 8, 130))
+    with torch.no_grad():
+        weight[[40, 90]], hidden[3] = 10.0, 1.0  # of equals the first
+    loss, choices = linear_cross_entropy_and_choices(hidden, weight, target, label_smoothing=0.1, chunk_bytes=4 * 4 * 130)
+    torch.testing.assert_close(loss, linear_cross_entropy(hidden, weight, target, label_smoothing=0.1))
+    assert torch.equal(choices, (hidden @ weight.T).argmax(1)) and choices[3] == 40
+    assert not choices.requires_grad and all(part.any() for part in torch.autograd.grad(loss, (hidden, weight)))
+    with pytest.raises(ValueError, match="target holds 130; accepted: 0 to 129"):
+        linear_cross_entropy_and_choices(hidden, weight, target + 130 - target[0])
 
 
 def test_strided_inputs() -> None:

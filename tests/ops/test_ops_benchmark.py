@@ -22,6 +22,7 @@ SMALL: dict[str, Callable[[], Comparison]] = {
     "norm": lambda: ops.norm((1, 32, 3, 5), torch.float32, "cpu"),
     "attention": lambda: ops.attention(1100, 2, 8, torch.float32, "cpu"),
     "block_mask": lambda: ops.block_mask(256, "cpu"),
+    "graphs": lambda: ops.graphs(3, 8, 1, torch.float32, "cpu"),
 }
 
 
@@ -31,6 +32,12 @@ def test_every_comparison_has_times_and_differences(name: str) -> None:
     assert len(figures["wall_seconds"]) >= 2 and figures["difference"]
     assert figures.get("floor_seconds", 1) > 0
     assert figures["title"] in described(figures)
+
+
+@pytest.mark.unchecked
+def test_what_is_left_to_the_compiler_becomes_one_kernel() -> None:
+    figures = measure(ops.left_to_the_compiler(16, torch.float32)["adaln"]("cpu"), OPTIONS)
+    assert figures["difference"].endswith("; compiled to 1 kernel(s)")
 
 
 def test_the_floor_is_the_slower_of_products_and_memory() -> None:

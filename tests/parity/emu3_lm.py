@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mmblocks import Decoder, Emu3, LMHead, TextEmbedding, TokenTable
-from mmblocks.positions import PositionScheme, scale_rotary
+from mmblocks.layers.rotary_scaling import scale_rotary
+from mmblocks.positions import PositionScheme
 from mmblocks.tokens import PADDING
 from tests.parity.cases import Case
 

@@ -5,6 +5,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mmblocks import LMHead, TextEmbedding
 from mmblocks.masks import changes
 from mmblocks.models.neo import NEO
 from mmblocks.positions import time_height_width
@@ -12,7 +13,7 @@ from mmblocks.tokens import NO_SPAN, Modality, TokenTable
 from mmblocks.trunks.neo import NEOTrunk
 from tests.parity.cases import Case
 
-MANIFESTS = {name: [(NEO, "neo"), (NEOTrunk, "neo")] for name in ("neo1_0_2b", "neo1_0_9b")}
+MANIFESTS = {name: [(cls, "neo") for cls in (NEO, NEOTrunk, TextEmbedding, LMHead)] for name in ("neo1_0_2b", "neo1_0_9b")}
 IMAGE, BEGIN, END = 2, 3, 4
 STEP = 9
 """The id of the one cached step; the case's notes name it."""

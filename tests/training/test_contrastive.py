@@ -22,7 +22,7 @@ def plain(image, text, scale, label_smoothing=0.0) -> torch.Tensor:
 def test_loss_and_gradients_are_those_of_the_formula(rows_at_a_time, label_smoothing, monkeypatch) -> None:
     image, text = pairs(7, 5)
     scale = torch.tensor(9.0, requires_grad=True)
-    monkeypatch.setattr(contrastive, "_ENTRIES", 7 * rows_at_a_time)
+    monkeypatch.setattr(contrastive, "_CHUNK_BYTES", 4 * 7 * rows_at_a_time)
     ours = clip_loss(image, text, scale, label_smoothing=label_smoothing)
     wanted = plain(image, text, scale, label_smoothing)
     torch.testing.assert_close(ours.loss, wanted)

@@ -21,7 +21,7 @@ def plain(image, text, scale, bias) -> torch.Tensor:
 @pytest.mark.parametrize("rows_at_a_time", [1, 4, 100])
 def test_loss_and_gradients_are_those_of_the_formula(rows_at_a_time, monkeypatch) -> None:
     values = inputs()
-    monkeypatch.setattr(module, "_ENTRIES", 6 * rows_at_a_time)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * 6 * rows_at_a_time)
     ours, wanted = siglip_loss(*values), plain(*values)
     torch.testing.assert_close(ours, wanted)
     for got, right in zip(*(torch.autograd.grad(2 * loss, values) for loss in (ours, wanted)), strict=True):

@@ -1,10 +1,14 @@
 """ACDiT: blocks, masks, sampling with and without a cache."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from mmblocks.masks import visible
 from mmblocks.trunks.acdit import ACDiT
 from mmblocks.trunks.acdit_positions import block_order
+from mmblocks.trunks.hooks import TrunkHooks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' schedulers
 
@@ -51,6 +55,26 @@ def test_a_block_depends_on_the_clean_ones_before_it_alone() -> None:
     clean[:, 3] += 1
     after = model(clean, noised, t, torch.tensor([2]))
     assert torch.equal(before[:, :4], after[:, :4]) and not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_hooks_see_what_is_computed_and_change_what_they_should() -> None:
+    model, seen = tiny(), {}
+    clean, noised, t = torch.randn(2, 6, 4, 3), torch.randn(2, 6, 4, 3), torch.full((2, 6), 500)
+    readers = {kind: {n: partial(seen.__setitem__, (kind, n)) for n in range(2)} for kind in ("hidden", "attention", "heads")}
+    plain = model(clean, noised, t)
+    torch.testing.assert_close(model(clean, noised, t, hooks=TrunkHooks(**readers)), plain, atol=1e-5, rtol=1e-4)
+    assert seen["hidden", 0].shape == (2, 48, 24) and seen["heads", 1].shape == (2, 2, 48, 12)
+    assert torch.equal(seen["attention", 1] > 0, visible(model.table(2))[:, None].expand(-1, 2, -1, -1))
+
+    options = {"num_steps": 2, "noise": torch.randn(6, 2, 4, 3), "hooks": TrunkHooks(heads={1: lambda found: found * 0})}
+    made = [model.sample(torch.tensor([1, 4]), cached=cached, **options) for cached in (True, False)]
+    with torch.no_grad():
+        model.layers[1].output.weight.zero_()
+    wanted = model.sample(torch.tensor([1, 4]), **{**options, "hooks": TrunkHooks(attention={0: lambda _: None})})
+    for each in made:
+        torch.testing.assert_close(each, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="accepted: 0 to 2"):
+        model(clean, noised, t, hooks=TrunkHooks(hidden={3: print}))
 
 
 def test_training_drops_classes_and_reaches_every_parameter() -> None:

@@ -24,7 +24,29 @@ SIZES = {
     "rms_norm_eps": 1e-6,
 }
 ROPE = {"rope_type": "default", "rope_theta": 5000.0}
-SCALINGS = {"plain": None, "linear": {"type": "linear", "factor": 3.0}, "dynamic": {"type": "dynamic", "factor": 2.0}}
+SCALINGS = {
+    "plain": None,
+    "linear": {"type": "linear", "factor": 3.0},
+    "dynamic": {"type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 0.05,
+        "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 12,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12},
+    "yarn, all entries": {
+        "type": "yarn",
+        "factor": 3.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 2.0,
+        "beta_slow": 0.1,
+        "truncate": False,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+    },
+}
 
 
 def published(folder, cls, theirs, **config):
@@ -65,7 +87,8 @@ def compare(folder, theirs, ours: Decoder, length: int, ids: int = SIZES["vocab_
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 @pytest.mark.parametrize("length", [7, 40])
 def test_llama(tmp_path, scaling, length) -> None:
-    rope = ROPE if scaling is None else {**ROPE, "rope_type": scaling["type"], "factor": scaling["factor"]}
+    given = dict(scaling or {})
+    rope = {**ROPE, "rope_type": given.pop("type", "default"), **given}
     theirs = randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=rope)))
     compare(tmp_path, theirs, published(tmp_path, Decoder, theirs, rope_scaling=scaling), length)
 

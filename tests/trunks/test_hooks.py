@@ -8,6 +8,7 @@ from mmblocks import GREEDY, ChameleonTrunk, Decoder, MultimodalModel, NEOTrunk,
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.trunks.hooks import HookedTrunk, TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.llamagen import LlamaGenTrunk
 from mmblocks.trunks.mixture_of_experts import MoEDecoder
 from mmblocks.trunks.omnigen import Phi3Decoder
 from mmblocks.trunks.static_cache import StaticCache
@@ -23,6 +24,7 @@ TRUNKS = {
     "chameleon": (ChameleonTrunk, {"post_norm": True}),
     "experts": (MoEDecoder, {"num_experts": 3}),
     "phi3": (Phi3Decoder, {}),
+    "llamagen": (LlamaGenTrunk, {}),
 }
 
 
@@ -168,5 +170,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hooks.attention has \[3\]; accepted: 0 to 2, as the trunk has 3 layers"):
         trunk(embeds, table, cache, hooks=TrunkHooks(attention={3: print}))
     assert isinstance(cache, KVCache) and cache.length == 0
+    with pytest.raises(TypeError, match="trunk is a Linear, which takes no hooks"):
+        HookedTrunk(torch.nn.Linear(2, 2), TrunkHooks())
     with pytest.raises(ValueError, match=r"a hook gave \(3, 20\) in place of \(3, 20, 32\); accepted: the same shape, or None"):
         trunk(embeds, table, hooks=TrunkHooks(hidden={1: lambda x: x[..., 0]}))

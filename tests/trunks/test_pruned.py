@@ -1,5 +1,7 @@
 """Dropping tokens between layers: the same numbers as masking them there, in prefill and in decoding, and less to hold."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from mmblocks.layers.token_importance import prunable
 from mmblocks.masks import Dense, lower, visible
 from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.pruned import PrunedDecoder
 from tests.random_tables import random_table
 from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
@@ -128,6 +131,58 @@ def test_the_instruction_decides_what_stays() -> None:
         torch.manual_seed(seed)
         part(torch.cat([embeds[:, :-1], torch.randn(1, 1, WIDTH)], dim=1), table, kept=changed)
     assert len({tuple(places[0].tolist()) for places in kept + changed}) > 1
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+def test_hooks_see_and_change_what_is_left(one_step: bool) -> None:
+    part, table = pruned(), prompt(2, one_step=one_step)
+    embeds, kept, seen = torch.randn(2, 18, WIDTH), [], {}
+    plain = part(embeds, table, kept=kept)
+    hooks = TrunkHooks(
+        hidden={n: partial(seen.__setitem__, ("hidden", n)) for n in range(5)},
+        attention={n: partial(seen.__setitem__, ("attention", n)) for n in range(4)},
+        heads={3: partial(seen.__setitem__, "heads")},
+    )
+    torch.testing.assert_close(part(embeds, table, hooks=hooks), plain, atol=1e-5, rtol=1e-4)
+    lengths = [18, kept[0].shape[1], kept[0].shape[1], kept[1].shape[1]]
+    assert [seen["attention", n].shape[2:] for n in range(4)] == [(length, length) for length in lengths]
+    torch.testing.assert_close(part.trunk.norm(seen["hidden", 4]), plain.gather(1, kept[1][..., None].expand(-1, -1, WIDTH)))
+
+    assert torch.equal(part(embeds * 2, table, hooks=TrunkHooks(hidden={0: lambda _: embeds})), plain)
+    without = part(embeds, table, hooks=TrunkHooks(heads={3: lambda found: found * 0}))
+    with torch.no_grad():
+        part.trunk.layers[3].attention.output.weight.zero_()
+    torch.testing.assert_close(part(embeds, table), without)
+    with pytest.raises(ValueError, match="accepted: 0 to 3"):
+        part(embeds, table, hooks=TrunkHooks(heads={4: print}))
+
+
+def test_decoding_with_hooks() -> None:
+    part, table, embeds, seen = pruned(), prompt(), torch.randn(1, 20, WIDTH), []
+    table = TokenTable(*(torch.cat([column, column[:, -1:], column[:, -1:]], 1) for column in table))
+    caches = [part.new_cache(1, 20) for _ in range(2)]
+    hooks = TrunkHooks(attention={3: seen.append}, hidden={2: lambda x: x})
+    for start, stop in ((0, 18), (18, 19), (19, 20)):
+        plain, hooked = (
+            part(embeds[:, start:stop], table.slice(start, stop), cache, hooks=given)
+            for cache, given in zip(caches, (None, hooks), strict=True)
+        )
+        torch.testing.assert_close(hooked, plain, atol=1e-5, rtol=1e-4)
+    assert [weights.shape[-1] for weights in seen] == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "max_position": 8}},
+        {"rope_sections": (1, 1, 2)},
+        {"rope_dtype": "bfloat16"},
+    ],
+)
+def test_angles_are_the_trunks_own(options) -> None:
+    trunk = Decoder(dim=WIDTH, num_layers=2, num_heads=4, mlp_dim=48, **options).eval()
+    embeds, table = torch.randn(1, 18, WIDTH), prompt()
+    torch.testing.assert_close(PrunedDecoder(trunk=trunk, pruning=((1, 1.0),))(embeds, table), trunk(embeds, table))
 
 
 def test_fewer_operations_and_gradients_to_every_weight() -> None:

@@ -1,6 +1,9 @@
 """transformers models as trunks: the same numbers as ours, and the contract that every trunk keeps."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from safetensors.torch import save_file
 
 from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
 from mmblocks.masks import Dense, visible
+from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.transformers_trunk import TransformersTrunk
 from tests.random_tables import random_table
 
@@ -89,6 +93,81 @@ def test_trains_saves_and_generates_in_a_model(folder, tmp_path) -> None:
     assert torch.equal(again(batch).hidden, model(batch).hidden)
     (generated,) = model.generate([[text([1, 2, 3])]], TextGrammar(40, stop=(39,)), max_tokens=4)
     assert len(generated.segment.content) <= 4
+
+
+def recorder() -> tuple[dict, TrunkHooks]:
+    """Readers of every point, and what they have read by kind and number."""
+    seen = {"hidden": {}, "attention": {}, "heads": {}}
+    readers = {kind: {n: partial(read.__setitem__, n) for n in range(2 + (kind == "hidden"))} for kind, read in seen.items()}
+    return seen, TrunkHooks(**readers)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hooks_read_what_those_of_our_decoder_read(folder, seed: int) -> None:
+    theirs, ours = TransformersTrunk.from_pretrained(folder), Decoder.from_pretrained(folder)
+    table = random_table(torch.Generator().manual_seed(seed), length=20)
+    embeds, real = torch.randn(*table.shape, 32), ~table.is_padding
+    (got, hooks), (wanted, own) = recorder(), recorder()
+    taps = {1: torch.empty(0)}
+    hidden = theirs(embeds, table, hooks=hooks, taps=taps)
+    torch.testing.assert_close(hidden[real], theirs(embeds, table)[real], atol=1e-5, rtol=1e-4)
+    ours(embeds, table, hooks=own)
+    for kind in got:
+        for number, value in got[kind].items():
+            rows = real if kind == "hidden" else real[:, None].expand(-1, 4, -1)
+            torch.testing.assert_close(value[rows], wanted[kind][number][rows], atol=1e-5, rtol=1e-4)
+    assert taps[1] is got["hidden"][1]
+
+
+def test_hooks_change_what_those_of_our_decoder_change(folder) -> None:
+    theirs, ours = TransformersTrunk.from_pretrained(folder), Decoder.from_pretrained(folder)
+    embeds, table = torch.randn(2, 9, 32), TokenTable.text(2, 9)
+    hooks = TrunkHooks(
+        hidden={1: lambda x: x + 0.3, 2: lambda x: x * 2 + 1},
+        attention={1: lambda weights: weights.flip(1)},
+        heads={0: lambda found: found * torch.tensor([1.0, 0, 1, 2])[:, None, None]},
+    )
+    for wanted in (ours(embeds, table, hooks=hooks), theirs(embeds, table, hooks=hooks)):
+        caches = [trunk.new_cache(2, 9) for trunk in (ours, theirs)]
+        for trunk, cache in zip((ours, theirs), caches, strict=True):
+            steps = [trunk(embeds[:, a:b], table.slice(a, b), cache, hooks=hooks) for a, b in ((0, 7), (7, 8), (8, 9))]
+            torch.testing.assert_close(torch.cat(steps, 1), wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(wanted, theirs(embeds, table), atol=1e-2)
+
+
+def test_hooks_belong_to_the_thread_that_gave_them(folder) -> None:
+    """Another pass that runs while a hook is being called sees nothing of it."""
+    trunk = TransformersTrunk.from_pretrained(folder)
+    embeds, table, others = torch.randn(1, 5, 32), TokenTable.text(1, 5), []
+    with ThreadPoolExecutor(1) as pool:
+        hooks = TrunkHooks(
+            hidden={0: lambda x: x + 1},
+            attention={0: lambda _: others.append(pool.submit(trunk, embeds, table).result())},
+        )
+        trunk(embeds, table, hooks=hooks)
+    assert len(others) == 1 and torch.equal(others[0], trunk(embeds, table))
+
+
+def test_a_model_that_was_handed_in_lets_attention_be_seen_when_asked(llama) -> None:
+    model = deepcopy(llama)
+    trunk, (embeds, table), (seen, hooks) = (
+        TransformersTrunk.around(model),
+        (torch.randn(1, 5, 32), TokenTable.text(1, 5)),
+        recorder(),
+    )
+    plain = trunk(embeds, table)
+    trunk(embeds, table, hooks=TrunkHooks(hidden={1: lambda _: None}))
+    with pytest.raises(ValueError, match=r"layers \[0, 1\] of LlamaModel was not seen"):
+        trunk(embeds, table, hooks=hooks)
+    model.set_attn_implementation("mmblocks")
+    torch.testing.assert_close(trunk(embeds, table, hooks=hooks), plain, atol=1e-5, rtol=1e-4)
+    assert torch.equal(trunk(embeds, table), plain)
+    assert seen["attention"][1].shape == (1, 4, 5, 5)
+    with pytest.raises(ValueError, match=r"hooks.heads has \[2\]; accepted: 0 to 1"):
+        trunk(embeds, table, hooks=TrunkHooks(heads={2: print}))
+    model.model.layers[1].gradient_checkpointing = True
+    with pytest.raises(ValueError, match="layers are recomputed"):
+        trunk.train()(embeds, table, hooks=hooks)
 
 
 def test_bfloat16(folder) -> None:

@@ -1,22 +1,24 @@
 """Cross entropy of a linear map's logits, which are never all held."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from mmblocks.ops.chunked_linear import check_ids, check_map, check_per_row, exact, rows_a_chunk
 from mmblocks.ops.dispatch import Impl, chosen, kernel_of, why_not_on
-from mmblocks.ops.linear_cross_entropy.reference import Options, exact, linear_cross_entropy_reference
+from mmblocks.ops.linear_cross_entropy.reference import Ahead, Options, linear_cross_entropy_reference
 
-__all__ = ["Reduction", "linear_cross_entropy", "linear_log_prob"]
+__all__ = ["LossAndChoices", "Reduction", "linear_cross_entropy", "linear_cross_entropy_and_choices", "linear_log_prob"]
 
 Reduction = Literal["mean", "sum", "none"]
 
-CPU_CHUNK_BYTES = 2**26
-"""Of float32 logits at a time. Fewer rows read the weight too often; more gain nothing."""
 
-GPU_CHUNK_BYTES = 2**30
-"""A chunk of too few rows leaves a GPU's matrix units waiting for the weight, which each chunk reads again."""
+class LossAndChoices(NamedTuple):
+    """The mean loss, and (N,) the likeliest id of each row, of equals the first."""
+
+    loss: Tensor
+    choices: Tensor
 
 
 def linear_cross_entropy(
@@ -37,7 +39,8 @@ def linear_cross_entropy(
     """``cross_entropy(hidden @ weight.T + bias, target)``, in float32 and with the memory of a few rows of logits.
 
     Args:
-        hidden: (N, D), of any floating dtype. Logits are rounded to it, as a linear layer rounds them, and summed in float32.
+        hidden: (N, D), of any floating dtype. Logits are rounded to it, as a linear layer rounds them, and summed in
+            float32. Where a processor only emulates half precision, products are float32 before.
         weight: (V, D), of the same dtype.
         target: (N,) integers: the right id of each row.
         bias: (V,).
@@ -64,16 +67,14 @@ def linear_cross_entropy(
     if not 0 <= first < stop <= len(weight):
         raise ValueError(f"vocab_range is {vocab_range}; accepted: 0 <= first < stop <= {len(weight)}")
     counts = target != ignore_index
-    _check_ids(target, counts, first, stop)
+    check_ids(target, counts, first, stop)
     target = torch.where(counts, target - first, 0)
-    weight, bias = weight[first:stop], None if bias is None else bias[first:stop]
+    if vocab_range:  # else not: the gradient of a slice is a copy
+        weight, bias = weight[first:stop], None if bias is None else bias[first:stop]
 
     factor = counts.to(exact(hidden.dtype))
     if row_weight is not None:
         factor = factor * row_weight.detach()
-    chunk_bytes = chunk_bytes or (CPU_CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES)
-    options = Options(max(1, chunk_bytes // (4 * (stop - first))), label_smoothing, z_loss)
-    per_row = reduction == "none"
     if reduction == "mean":
         total = factor.sum()
         factor = factor / torch.where(total == 0, torch.ones_like(total), total)
@@ -83,8 +84,35 @@ def linear_cross_entropy(
 
             losses, normaliser = linear_cross_entropy_triton(hidden, weight, target, bias)
             losses = (losses + z_loss * normaliser.square() if z_loss else losses) * factor
-            return losses if per_row else losses.sum()
-        return linear_cross_entropy_reference(hidden, weight, bias, target, factor, options, per_row=per_row)
+        else:
+            ahead = _ahead(hidden, reduction)
+            options = Options(rows_a_chunk(hidden, stop - first, chunk_bytes), label_smoothing, z_loss, ahead)
+            losses, _ = linear_cross_entropy_reference(hidden, weight, bias, target, factor, options)
+        return losses if reduction == "none" else losses.sum()
+
+
+def linear_cross_entropy_and_choices(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, label_smoothing: float = 0.0, chunk_bytes: int | None = None
+) -> LossAndChoices:
+    """The mean of ``linear_cross_entropy`` over all rows, and what each row would choose, from the same logits.
+
+    Args:
+        hidden: (N, D), of any floating dtype.
+        weight: (V, D), of the same dtype.
+        target: (N,) integers: the right id of each row.
+        label_smoothing: share of the target that is spread over all ids.
+        chunk_bytes: memory for logits, as for ``linear_cross_entropy``.
+
+    Raises:
+        ValueError: as ``linear_cross_entropy``.
+    """
+    _check(hidden, weight, target, None, None, "mean", label_smoothing)
+    check_ids(target, torch.ones_like(target, dtype=torch.bool), 0, len(weight))
+    factor = hidden.new_full((len(hidden),), 1 / max(1, len(hidden)), dtype=exact(hidden.dtype))
+    options = Options(rows_a_chunk(hidden, len(weight), chunk_bytes), label_smoothing, ahead="yes", choices=True)
+    with torch.autocast(hidden.device.type, enabled=False):
+        losses, choices = linear_cross_entropy_reference(hidden, weight, None, target, factor, options)
+        return LossAndChoices(losses.sum(), choices)
 
 
 def linear_log_prob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
@@ -103,6 +131,16 @@ def _why_not(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, labe
     return ""
 
 
+def _ahead(hidden: Tensor, reduction: Reduction) -> Ahead:
+    """Whether gradients can be made before it is known what the losses will be multiplied by.
+
+    That is usually one number, as their mean has it. On a CPU a look at the values tells; elsewhere it would wait for the device.
+    """
+    if reduction != "none":
+        return "yes"
+    return "guess" if hidden.device.type == "cpu" and not torch.compiler.is_compiling() else "no"
+
+
 def _check(
     hidden: Tensor,
     weight: Tensor,
@@ -116,22 +154,8 @@ def _check(
         raise ValueError(f"reduction is {reduction!r}; accepted: {', '.join(get_args(Reduction))}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; accepted: from 0 to below 1")
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(weight):
-        shapes = f"hidden has shape {tuple(hidden.shape)}, weight {tuple(weight.shape)}"
-        raise ValueError(f"{shapes}; accepted: (N, D) and (V, D), V at least 1")
-    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise ValueError(f"hidden is {hidden.dtype}, weight {weight.dtype}; accepted: one floating dtype")
-    for name, rows in (("target", target), ("row_weight", row_weight)):
-        if rows is not None and rows.shape != hidden.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(rows.shape)}; accepted: ({len(hidden)},), one for each row")
+    check_map(hidden, weight, target)
+    if row_weight is not None:
+        check_per_row("row_weight", row_weight, hidden)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; accepted: ({len(weight)},)")
-
-
-def _check_ids(target: Tensor, counts: Tensor, first: int, stop: int) -> None:
-    """Reading values would wait for a GPU and break a compiled graph."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = target[counts & ((target < first) | (target >= stop))]
-    if len(wrong):
-        raise ValueError(f"target holds {int(wrong[0])}; accepted: {first} to {stop - 1}")

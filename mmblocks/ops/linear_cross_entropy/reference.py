@@ -1,39 +1,40 @@
 """Cross entropy of a linear map's logits in plain PyTorch, some rows at a time: never all N x V logits.
 
-Where the factor of each row's loss is known beforehand (a sum or a mean), gradients are made on the way forward, from the same
-logits. Where it is not (``reduction="none"``), the logits are made again on the way back: a fourth matrix product instead of
-three, and right for any gradient that comes in.
+Gradients are made on the way forward, from the same logits, where the factor of each row's loss is known then: three matrix
+products. Where it is not (``reduction="none"``), logits may have to be made again on the way back, which is right for any gradient
+that comes in, and one or two products more.
 
 Shapes: N rows, D width, V vocabulary; a chunk is R rows.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from mmblocks.ops.chunked_linear import LinearGradients, chunks, logits_of, multiplied
+
+Ahead = Literal["yes", "guess", "no"]
+"""Whether gradients are made on the way forward. yes: all losses will be summed. guess: they will hardly be multiplied by anything
+that differs from row to row, and whether they were can be seen at no cost on the way back."""
+
 
 class Options(NamedTuple):
-    """What shapes the loss of a row."""
+    """What shapes the loss of a row, and how it is computed."""
 
     chunk_rows: int
-    label_smoothing: float
-    z_loss: float
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    ahead: Ahead = "no"
+    choices: bool = False
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    factor: Tensor,
-    options: Options,
-    *,
-    per_row: bool,
-) -> Tensor:
-    """The losses (N,) times their factors, or their sum.
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, factor: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """The losses (N,) times their factors; and each row's likeliest id (N,), if these are asked for.
 
     Args:
         hidden: (N, D).
@@ -42,63 +43,72 @@ def linear_cross_entropy_reference(
         target: (N,) ids in range.
         factor: (N,) of the rows' losses.
         options: what shapes them, and the size of a chunk.
-        per_row: whether each row's loss is wanted.
     """
-    if per_row:
-        return _PerRow.apply(hidden, weight, bias, target, options) * factor
-    return _Summed.apply(hidden, weight, bias, target, factor, options)
+    if not torch.is_grad_enabled():  # which a Function is not told
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    losses, choices = _Losses.apply(hidden, weight, bias, target, factor, options)
+    return losses, choices
 
 
-class _PerRow(Function):
-    """The loss of each row (N,); gradients from logits made again."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> Tensor:
-        losses = [_Rows(hidden[rows], weight, bias, target[rows], options).losses() for rows in _chunks(hidden, options)]
-        ctx.save_for_backward(hidden, weight, bias, target)
-        ctx.options = options
-        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=exact(hidden.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target = ctx.saved_tensors
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
-        for rows in _chunks(hidden, ctx.options):
-            gradients.add(rows, _Rows(hidden[rows], weight, bias, target[rows], ctx.options).pull(gradient[rows]))
-        return *gradients.cast(), None, None
-
-
-class _Summed(Function):
-    """The sum of the rows' losses times their factors; gradients from the same logits."""
+class _Losses(Function):
+    """The loss of each row times its factor, and its likeliest id."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, factor: Tensor, options: Options
-    ) -> Tensor:
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
-        loss = factor.new_zeros(())
-        for rows in _chunks(hidden, options):
+    ) -> tuple[Tensor, Tensor]:
+        wants = ctx.needs_input_grad[:3]
+        # What rows share is a sum over them: only their own gradients can be multiplied row by row later.
+        ctx.rows_alone = wants[0] and not any(wants[1:])
+        ctx.ahead = any(wants) and (options.ahead != "no" or ctx.rows_alone)
+        gradients = LinearGradients(hidden, weight, bias, wants if ctx.ahead else (False, False, False))
+        losses, choices = torch.empty_like(factor), target.new_empty(len(target) if options.choices else 0)
+        for rows in chunks(len(hidden), options.chunk_rows):
             part = _Rows(hidden[rows], weight, bias, target[rows], options)
-            loss = loss + part.losses().dot(factor[rows])
-            if any(ctx.needs_input_grad):
+            losses[rows] = part.losses() * factor[rows]
+            if part.choices is not None:
+                choices[rows] = part.choices
+            if ctx.ahead:
                 gradients.add(rows, part.pull(factor[rows]))
-        ctx.save_for_backward(*gradients.cast())
-        return loss
+            del part  # before the next one is made, not after
+        known = options.ahead == "yes" or ctx.rows_alone
+        ctx.save_for_backward(*gradients.cast(), *([None] * 5 if known else [hidden, weight, bias, target, factor]))
+        ctx.options = options
+        ctx.mark_non_differentiable(choices)
+        return losses, choices
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if part is None else part * gradient.to(part.dtype) for part in ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weight, of_bias, hidden, weight, bias, target, factor = ctx.saved_tensors
+        wants, options = ctx.needs_input_grad[:3], ctx.options
+        if ctx.ahead and not ctx.rows_alone and (options.ahead == "yes" or bool((gradient == gradient[:1]).all())):
+            one = gradient[:1].sum()  # 0 of no rows
+            return *multiplied((of_hidden, of_weight, of_bias), one), None, None, None
+        if ctx.ahead:
+            wants = (False, *wants[1:])
+            of_hidden = None if of_hidden is None else (of_hidden * gradient[:, None]).to(of_hidden.dtype)
+        if not any(wants):
+            return of_hidden, None, None, None, None, None
+        gradients = LinearGradients(hidden, weight, bias, wants)
+        for rows in chunks(len(hidden), options.chunk_rows):
+            part = _Rows(hidden[rows], weight, bias, target[rows], options)
+            gradients.add(rows, part.pull(factor[rows] * gradient[rows]))
+            del part
+        made_again, of_weight, of_bias = gradients.cast()
+        return of_hidden if ctx.ahead else made_again, of_weight, of_bias, None, None, None
 
 
 class _Rows:
     """The exponentials of a chunk's logits, less the largest of each row, whose memory they take over, and what they sum to."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> None:
-        logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-        logits = logits.to(exact(hidden.dtype))
-        self.largest = logits.amax(dim=1)
+        logits = logits_of(hidden, weight, bias)
+        self.choices: Tensor | None = None
+        if options.choices:
+            self.largest, self.choices = logits.max(dim=1)
+        else:
+            self.largest = logits.amax(dim=1)  # a CPU finds it far faster than its place
         logits.sub_(self.largest[:, None])
         smoothing = options.label_smoothing
         self.wanted = logits.gather(1, target[:, None])[:, 0]
@@ -124,43 +134,3 @@ class _Rows:
         if smoothing:
             pull -= (smoothing / pull.shape[1] * factor)[:, None]
         return pull.scatter_add_(1, self.target[:, None], ((smoothing - 1) * factor)[:, None])
-
-
-class _Gradients:
-    """Gradients of hidden, weight and bias, gathered chunk by chunk: what many rows share, in float32."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
-        self.inputs = hidden, weight
-        self.bias_dtype = None if bias is None else bias.dtype
-        self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        self.weight = torch.zeros_like(weight, dtype=exact(weight.dtype)) if wanted[1] else None
-        self.bias = torch.zeros_like(bias, dtype=exact(bias.dtype)) if bias is not None and wanted[2] else None
-
-    def add(self, rows: slice, pull: Tensor) -> None:
-        """Adds what a chunk's logits pull (R, V)."""
-        hidden, weight = self.inputs
-        if self.bias is not None:
-            self.bias += pull.sum(dim=0)
-        pull = pull.to(weight.dtype)
-        if self.hidden is not None:
-            self.hidden[rows] = pull @ weight
-        if self.weight is not None:
-            if self.weight.dtype == weight.dtype:
-                self.weight.addmm_(pull.T, hidden[rows])
-            else:
-                self.weight += pull.T @ hidden[rows]
-
-    def cast(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """In the dtypes of the inputs."""
-        weight = None if self.weight is None else self.weight.to(self.inputs[1].dtype)
-        bias = None if self.bias is None else self.bias.to(self.bias_dtype)
-        return self.hidden, weight, bias
-
-
-def _chunks(hidden: Tensor, options: Options) -> list[slice]:
-    return [slice(start, start + options.chunk_rows) for start in range(0, len(hidden), options.chunk_rows)]
-
-
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """What is summed in: float32, or float64 for those who ask for it."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -79,10 +79,12 @@ def _narrow(
         inside = places < num_codes
         score = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         score += tl.load(half_norm + places, mask=inside, other=float("inf"))[None, :]
+        column = codes + places  # moved on step by step: a product of D and K may go beyond 2^31
         for d in tl.static_range(D):
             one = tl.load(x + rows * D + d, mask=rows < num_vectors, other=0.0).to(tl.float32)
-            other = tl.load(codes + d * num_codes + places, mask=inside, other=0.0).to(tl.float32)
+            other = tl.load(column, mask=inside, other=0.0).to(tl.float32)
             score -= one[:, None] * other[None, :]
+            column += num_codes
         nearer = score < best  # strictly: of equals in a lane the first stays
         best = tl.where(nearer, score, best)
         found = tl.where(nearer, places[None, :], found)

@@ -1,0 +1,160 @@
+"""LoRA through peft: nothing changes until it has learned, it alone learns, and merged it is part of the weights."""
+
+import sys
+
+import pytest
+import torch
+
+from mmblocks import Decoder, LMHead, ModalityLoRADecoder, MultimodalModel, RoutedDecoder, TextEmbedding, TokenTable
+from mmblocks.checkpoints.freezing import freeze
+from mmblocks.checkpoints.low_rank import attach_lora, load_lora, lora_names, merge_lora, save_lora
+from mmblocks.checkpoints.surgery import check_unchanged
+from mmblocks.tokens import Modality
+
+peft = pytest.importorskip("peft")
+
+SIZES = {"dim": 16, "num_layers": 3, "num_heads": 2, "mlp_dim": 24}
+LAYERS = ("layers.{}.attention.query", "layers.{}.mlp.down")
+
+
+def decoder(cls: type[Decoder] = Decoder) -> Decoder:
+    torch.manual_seed(0)
+    return cls(**SIZES).eval()
+
+
+def row() -> tuple[torch.Tensor, TokenTable]:
+    table = TokenTable.text(2, 5)
+    table.modality[:, 1:3] = Modality.VISION.value
+    return torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)), table
+
+
+def trained(module: torch.nn.Module) -> torch.nn.Module:
+    for name in lora_names(module):
+        torch.nn.init.normal_(module.get_parameter(name), std=0.2)
+    return module
+
+
+def test_attached_adapters_change_nothing_and_learn_alone() -> None:
+    plain, adapted = decoder(), decoder()
+    report = attach_lora(adapted, LAYERS, rank=2, alpha=4)
+    report.verify()
+    assert sorted(report.new) == sorted(lora_names(adapted)) and len(report.new) == 12
+    assert set(report.copied.values()) == set(plain.state_dict()) and not report.dropped
+    check_unchanged(plain, adapted, *row())
+    adapted(*row()).square().sum().backward()
+    assert {name for name, parameter in adapted.named_parameters() if parameter.grad is not None} == set(lora_names(adapted))
+
+
+def test_merged_adapters_are_part_of_the_weights(tmp_path) -> None:
+    plain, adapted = decoder(), decoder()
+    attach_lora(adapted, LAYERS, rank=2, alpha=4)
+    wanted = trained(adapted)(*row())
+    report = merge_lora(adapted)
+    report.verify()
+    assert set(report.new) == {f"layers.{n}.{name}.weight" for n in range(3) for name in ("attention.query", "mlp.down")}
+    assert len(report.dropped) == 18
+    torch.testing.assert_close(adapted(*row()), wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(plain(*row()), wanted, atol=1e-3)
+    adapted.save_pretrained(tmp_path / "merged")
+    assert torch.equal(Decoder.from_pretrained(tmp_path / "merged")(*row()), adapted(*row()))
+    attach_lora(adapted, LAYERS, rank=1)  # and again
+
+
+def test_the_files_are_pefts_own(tmp_path) -> None:
+    adapted = decoder()
+    attach_lora(adapted, LAYERS, rank=2, use_rslora=True)
+    wanted = trained(adapted)(*row())
+    save_lora(adapted, tmp_path / "ours")
+    again = decoder()
+    report = load_lora(again, tmp_path / "ours")
+    assert sorted(report.new) == sorted(lora_names(adapted))
+    assert torch.equal(again(*row()), wanted)
+    assert all(again.get_parameter(name).requires_grad for name in lora_names(again))
+    theirs = peft.PeftModel.from_pretrained(decoder(), tmp_path / "ours")
+    assert torch.equal(theirs(*row()), wanted)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load_lora(again := decoder(), tmp_path / "theirs")
+    assert torch.equal(again(*row()), wanted)
+
+
+def test_a_model_that_peft_was_given(tmp_path) -> None:
+    model = MultimodalModel(
+        inputs={"text": TextEmbedding(vocab_size=10, dim=16)}, trunk=decoder(), outputs={"lm": LMHead(dim=16, vocab_size=10)}
+    )
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query", "value"]))
+    trained(model)
+    wanted = model.trunk(*row())
+    save_lora(model, tmp_path / "adapter")
+    assert wrapped.merge_and_unload() is model
+    torch.testing.assert_close(model.trunk(*row()), wanted, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path / "model")
+    assert torch.equal(MultimodalModel.from_pretrained(tmp_path / "model").trunk(*row()), model.trunk(*row()))
+
+
+def test_adapters_beside_other_parts_that_train() -> None:
+    adapted = decoder()
+    attach_lora(adapted, LAYERS[:1], rank=2)
+    freeze(adapted, train=[*lora_names(adapted), "norm.weight"])
+    adapted(*row()).sum().backward()
+    assert adapted.norm.weight.grad is not None and adapted.layers[0].mlp.up.weight.grad is None
+
+
+@pytest.mark.parametrize("expert", ["text", "vision"])
+def test_the_weights_of_one_modality(expert) -> None:
+    """Routed maps read their experts' weights together; with adapters each is called."""
+    plain, adapted = decoder(RoutedDecoder), decoder(RoutedDecoder)
+    attach_lora(adapted, (f"layers.2.mlp.down.{expert}",), rank=2)
+    check_unchanged(plain, adapted, *row())
+    hidden, table = trained(adapted)(*row()), row()[1]
+    changed = (hidden != plain(*row())).any(dim=-1)
+    assert torch.equal(changed, table.modality == Modality[expert.upper()].value)
+    merge_lora(adapted)
+    torch.testing.assert_close(adapted(*row()), hidden, atol=1e-5, rtol=1e-5)
+
+
+def test_low_rank_maps_of_one_modality_take_no_adapters() -> None:
+    adapted = ModalityLoRADecoder(**SIZES, adapted=("vision",), rank=2, alpha=2)
+    attach_lora(adapted, ("layers.{}.mlp.up.narrow.vision",), rank=1)
+    with pytest.raises(TypeError, match="accepted: no adapters on them"):
+        adapted(*row())
+
+
+def test_half_precision() -> None:
+    adapted = decoder().bfloat16()
+    attach_lora(adapted, LAYERS, rank=2)
+    embeds, table = row()
+    wanted = trained(adapted)(embeds.bfloat16(), table)
+    merge_lora(adapted)
+    assert wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(adapted(embeds.bfloat16(), table), wanted, atol=0.1, rtol=0.1)
+
+
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch) -> None:
+    plain = decoder()
+    with pytest.raises(ValueError, match="rank is 0"):
+        attach_lora(plain, LAYERS, rank=0)
+    with pytest.raises(ValueError, match="no linear layer of Decoder"):
+        attach_lora(plain, (*LAYERS, "layers.{}.attention_norm"), rank=2)
+    with pytest.raises(ValueError, match="Decoder has no adapters"):
+        save_lora(plain, tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json"):
+        load_lora(plain, tmp_path)
+    with pytest.raises(ValueError, match="accepted: none; freeze chooses"):
+        attach_lora(plain, LAYERS, rank=2, modules_to_save=["norm"])
+    adapted = decoder()
+    attach_lora(adapted, LAYERS, rank=2)
+    with pytest.raises(ValueError, match="has adapters already"):
+        attach_lora(adapted, LAYERS, rank=2)
+    with pytest.raises(ValueError, match="has an adapter; save_lora saves it, merge_lora ends it"):
+        adapted.save_pretrained(tmp_path / "block")
+    assert not (tmp_path / "block").exists()
+    save_lora(adapted, tmp_path / "adapter")
+    torch.manual_seed(0)
+    wider = Decoder(**{**SIZES, "mlp_dim": 32})
+    with pytest.raises(ValueError, match=r"do not fit Decoder: 3 tensors .* layers\.0\.mlp\.down\.lora_A\.weight"):
+        load_lora(wider, tmp_path / "adapter")
+    assert all(parameter.requires_grad for parameter in wider.parameters())
+    assert lora_names(wider) == [] and set(wider.state_dict()) == set(plain.state_dict())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install 'mmblocks\[train\]'"):
+        attach_lora(plain, LAYERS, rank=2)
