@@ -42,10 +42,15 @@ def rows(record: dict[str, Any]) -> list[str]:
     for other, ratio in ratios.items():
         fast = f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "-"
         memory = " / ".join(f"{first[side]['extra_bytes'] / 2**20:,.0f}" for side in (ours, other) if side in first) or "-"
-        note = record["difference"] + (f"; {first[ours]['seconds']:.0f} s" if not ratio else "")
+        note = record["difference"] + (f"; {_once(first[ours])}" if not ratio else "")
         target = f"{record['target']:g}" if record.get("target") else "-"
         lines.append(f"| {record['title']} | {other or '-'} | {fast} | {target} | {memory} | {note} |")
     return lines
+
+
+def _once(step: dict[str, Any]) -> str:
+    """Of a side that has no rival."""
+    return f"{step['seconds']:.0f} s, {step['peak_bytes'] / 2**20:,.0f} MiB in all"
 
 
 def page() -> str:

@@ -3,7 +3,7 @@
     python -m benchmarks.tokenizers                           # all comparisons, but those of large inputs
     python -m benchmarks.tokenizers nearest_narrow ema        # some of them
     python -m benchmarks.tokenizers emu3_image --repeats 3 --json figures.jsonl
-    python -m benchmarks.tokenizers emu3_2048 emu3_clip magvit2_clip
+    python -m benchmarks.tokenizers emu3_2048_encode emu3_2048_decode emu3_clip magvit2_clip
 
 Weights are random, the same on both sides, at the published widths.
 """
@@ -24,6 +24,12 @@ from mmblocks.tokenizers.emu3_vq import Emu3VQ
 
 MARGIN = 1e-5
 """In squared distance, relative to the features' variance: a code that is nearer by less may differ by rounding."""
+
+
+EMU3_MAP = 256 * torch.float32.itemsize
+"""Bytes a pixel of one map of Emu3's finest level: with all its pixels, a good memory budget."""
+
+LIMIT = "8 GiB in all is the limit we set ourselves"
 
 
 def gaussian(*shape: int, seed: int = 0, device: str = "cpu") -> Tensor:
@@ -140,9 +146,7 @@ def large(title: str, make: Callable[[str], Any], size: int, frames: int, budget
     """One large input, encoded and decoded."""
 
     def ours() -> Step:
-        tokenizer = make(device)
-        if budget is not None:
-            set_memory_budget(tokenizer, budget)
+        tokenizer = within(budget, make(device))
         pixels = picture(size, device, frames)
 
         @torch.no_grad()
@@ -152,8 +156,44 @@ def large(title: str, make: Callable[[str], Any], size: int, frames: int, budget
 
         return step
 
-    limit = "8 GiB in all is the limit we set ourselves"
-    return Comparison(title, {"ours": ours}, lambda: limit)
+    return Comparison(title, {"ours": ours}, lambda: LIMIT)
+
+
+def emu3_encode(size: int, device: str) -> Comparison:
+    """A large image to codes."""
+
+    def ours() -> Step:
+        tokenizer, pixels = within(EMU3_MAP * size**2, emu3(device)), picture(size, device)
+        return torch.no_grad()(
+            lambda: check(tokenizer.encode(pixels).ids.shape == (1, size // 8, size // 8), "ids of another shape")
+        )
+
+    return Comparison(f"Emu3: encode one image of {size} x {size}", {"ours": ours}, lambda: LIMIT)
+
+
+def emu3_decode(size: int, device: str) -> Comparison:
+    """The codes of a large image to pixels."""
+
+    def ours() -> Step:
+        tokenizer = within(EMU3_MAP * size**2, emu3(device))
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(len(tokenizer.bottleneck.codes), (1, size // 8, size // 8), generator=generator).to(device)
+
+        @torch.no_grad()
+        def step() -> None:
+            pixels = tokenizer.decode(ids)
+            check(pixels.shape == (1, 3, size, size) and bool(pixels.isfinite().all()), f"decoded {tuple(pixels.shape)}")
+
+        return step
+
+    return Comparison(f"Emu3: decode one image of {size} x {size}", {"ours": ours}, lambda: LIMIT)
+
+
+def within(budget: int | None, tokenizer: Any) -> Any:
+    """The tokenizer, with a memory budget if there is one."""
+    if budget is not None:
+        set_memory_budget(tokenizer, budget)
+    return tokenizer
 
 
 def magvit2_video(device: str) -> Any:
@@ -290,11 +330,9 @@ COMPARISONS = {
     "lfq": lfq,
 }
 
-EMU3_MAP = 256 * torch.float32.itemsize
-"""Bytes a pixel of one map of Emu3's finest level: with all its pixels, a good memory budget."""
-
 LARGE = {
-    "emu3_2048": partial(large, "Emu3: encode and decode one image of 2048 x 2048", emu3, 2048, 0, EMU3_MAP * 2048**2),
+    "emu3_2048_encode": partial(emu3_encode, 2048),
+    "emu3_2048_decode": partial(emu3_decode, 2048),
     "emu3_clip": partial(large, "Emu3: encode and decode 36 frames of 256 x 256", emu3, 256, 36, EMU3_MAP * 256**2),
     "magvit2_clip": partial(large, "Open-MAGVIT2: encode and decode 33 frames of 128 x 128", magvit2_video, 128, 33, None),
 }
