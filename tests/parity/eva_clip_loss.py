@@ -44,6 +44,7 @@ def one_process(rank: int, world_size: int, folder: Path) -> None:
     images, texts, log_scale, options = torch.load(folder / "in.pt")
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
     torch.save([loss_and_gradients(images[rank], texts[rank], log_scale, choice) for choice in options], folder / f"{rank}.pt")
+    distributed.barrier()  # who leaves while the others still talk may be aborted
     distributed.destroy_process_group()
 
 

@@ -34,4 +34,5 @@ def _one_process(rank: int, num_processes: int, folder: Path, loss: Callable[...
     value = loss(*own)
     value.backward()
     torch.save((value.detach(), [part.grad for part in own]), folder / f"{rank}.pt")
+    distributed.barrier()  # who leaves while the others still talk may be aborted
     distributed.destroy_process_group()
