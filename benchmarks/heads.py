@@ -187,13 +187,13 @@ def acdit(device: str) -> Comparison:
     stirred(model)
     model = model.to(device).eval()
     labels = torch.tensor([3], device=device)
-    noise = torch.randn(model.num_blocks, 1, 64, 16, device=device)
+    noise = torch.randn(model.blocks.count, 1, 64, 16, device=device)
 
     def sample(cached: bool) -> Tensor:
         return model.sample(labels, num_steps=steps, cached=cached, noise=noise)
 
     with_cache, without = (partial(sample, cached) for cached in (True, False))
-    title = f"ACDiT, {model.num_blocks} blocks of 64 tokens, {steps} steps each, width {sizes['dim']}"
+    title = f"ACDiT, {model.blocks.count} blocks of 64 tokens, {steps} steps each, width {sizes['dim']}"
     sides = {"with a cache of clean blocks": partial(prepared, with_cache), "without": partial(prepared, without)}
     return Comparison(title, sides, lambda: distance(with_cache(), without(), 1e-3), memory=False)
 

@@ -4,6 +4,7 @@
     python -m benchmarks.tokenizers nearest_narrow ema        # some of them
     python -m benchmarks.tokenizers emu3_image --repeats 3 --json figures.jsonl
     python -m benchmarks.tokenizers emu3_2048_encode emu3_2048_decode emu3_clip magvit2_clip
+    python -m benchmarks.tokenizers emu3_stripes_encode emu3_stripes_decode --repeats 3
 
 Weights are random, the same on both sides, at the published widths.
 """
@@ -159,34 +160,52 @@ def large(title: str, make: Callable[[str], Any], size: int, frames: int, budget
     return Comparison(title, {"ours": ours}, lambda: LIMIT)
 
 
-def emu3_encode(size: int, device: str) -> Comparison:
-    """A large image to codes."""
+def emu3_encode(size: int, whole: bool, device: str) -> Comparison:
+    """A large image to codes, in stripes; beside whole maps where they fit."""
 
-    def ours() -> Step:
-        tokenizer, pixels = within(EMU3_MAP * size**2, emu3(device)), picture(size, device)
-        return torch.no_grad()(
-            lambda: check(tokenizer.encode(pixels).ids.shape == (1, size // 8, size // 8), "ids of another shape")
-        )
+    def side(budget: int | None) -> Step:
+        tokenizer, pixels = within(budget, emu3(device)), picture(size, device)
+        return torch.no_grad()(lambda: tokenizer.encode(pixels).ids)
 
-    return Comparison(f"Emu3: encode one image of {size} x {size}", {"ours": ours}, lambda: LIMIT)
+    def difference(in_stripes: Step, in_whole: Step) -> str:
+        ids, others = in_stripes(), in_whole()
+        check(ids.shape == (1, size // 8, size // 8), f"ids of shape {tuple(ids.shape)}")
+        return f"{int((ids != others).sum())} of {ids.numel()} ids differ"
+
+    return striped(f"Emu3: encode one image of {size} x {size}", size, side, difference if whole else None)
 
 
-def emu3_decode(size: int, device: str) -> Comparison:
-    """The codes of a large image to pixels."""
+def emu3_decode(size: int, whole: bool, device: str) -> Comparison:
+    """The codes of a large image to pixels, in stripes; beside whole maps where they fit."""
 
-    def ours() -> Step:
-        tokenizer = within(EMU3_MAP * size**2, emu3(device))
+    def side(budget: int | None) -> Step:
+        tokenizer = within(budget, emu3(device))
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(len(tokenizer.bottleneck.codes), (1, size // 8, size // 8), generator=generator).to(device)
 
         @torch.no_grad()
-        def step() -> None:
+        def step() -> Tensor:
             pixels = tokenizer.decode(ids)
             check(pixels.shape == (1, 3, size, size) and bool(pixels.isfinite().all()), f"decoded {tuple(pixels.shape)}")
+            return pixels
 
         return step
 
-    return Comparison(f"Emu3: decode one image of {size} x {size}", {"ours": ours}, lambda: LIMIT)
+    def difference(in_stripes: Step, in_whole: Step) -> str:
+        return f"pixels differ by at most {float((in_stripes() - in_whole()).abs().max()):.1e}"
+
+    return striped(f"Emu3: decode one image of {size} x {size}", size, side, difference if whole else None)
+
+
+def striped(
+    title: str, size: int, side: Callable[[int | None], Step], difference: Callable[[Step, Step], str] | None
+) -> Comparison:
+    """With a budget of one map of the finest level, alone or beside none."""
+    budget = EMU3_MAP * size**2
+    if difference is None:
+        return Comparison(title, {"ours": partial(side, budget)}, lambda: LIMIT)
+    sides = {"in stripes": partial(side, budget), "whole maps": partial(side, None)}
+    return Comparison(f"{title}, in stripes beside whole maps", sides, lambda: difference(side(budget), side(None)))
 
 
 def within(budget: int | None, tokenizer: Any) -> Any:
@@ -331,9 +350,11 @@ COMPARISONS = {
 }
 
 LARGE = {
-    "emu3_2048_encode": partial(emu3_encode, 2048),
-    "emu3_2048_decode": partial(emu3_decode, 2048),
-    "emu3_clip": partial(large, "Emu3: encode and decode 36 frames of 256 x 256", emu3, 256, 36, EMU3_MAP * 256**2),
+    "emu3_2048_encode": partial(emu3_encode, 2048, False),
+    "emu3_2048_decode": partial(emu3_decode, 2048, False),
+    "emu3_stripes_encode": partial(emu3_encode, 512, True),
+    "emu3_stripes_decode": partial(emu3_decode, 512, True),
+    "emu3_clip": partial(large, "Emu3: encode and decode 36 frames of 256 x 256", emu3, 256, 36, 2**30),
     "magvit2_clip": partial(large, "Open-MAGVIT2: encode and decode 33 frames of 128 x 128", magvit2_video, 128, 33, None),
 }
 

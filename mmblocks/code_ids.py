@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmblocks.checks import is_readable
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodeIds:
@@ -227,8 +229,7 @@ def chameleon_code_ids(vocabulary: Mapping[str, int]) -> CodeIds:
 
 
 def _any(wrong: Tensor) -> bool:
-    """Looks on CPU alone, and not inside a compiled graph."""
-    return not torch.compiler.is_compiling() and wrong.device.type == "cpu" and bool(wrong.any())
+    return is_readable(wrong) and bool(wrong.any())
 
 
 def _some(numbers: Tensor) -> str:

@@ -102,6 +102,21 @@ def lower(queries: TokenTable, keys: TokenTable | None = None) -> Mask:
     return intervals(queries, keys) or Dense(visible(queries, keys))
 
 
+def find_mask(mask: Mask | MaskRule | None, queries: TokenTable, keys: TokenTable) -> Mask:
+    """A mask in lowered form: as given, by a user's rule, or by the table's rule.
+
+    Lowering reads values. Where that would wait for a GPU or break a compiled graph, every pair is computed instead:
+    right, but slower than a mask that was lowered beforehand, as ``BatchBuilder`` does.
+    """
+    if callable(mask):
+        return Dense(mask(queries, keys))
+    if mask is not None:
+        return mask
+    if queries.document.device.type != "cpu" or torch.compiler.is_compiling():
+        return Dense(visible(queries, keys))
+    return lower(queries, keys)
+
+
 def densify(mask: Mask, num_queries: int, num_keys: int, device: torch.device | str) -> Bool[Tensor, "B Lq Lk"]:
     """Any form as a boolean for every pair; B is 1 for a causal mask."""
     match mask:

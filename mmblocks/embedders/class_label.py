@@ -6,6 +6,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
+from mmblocks.checks import check_range
 
 
 class ClassLabelEmbedding(Block):
@@ -44,10 +45,7 @@ class ClassLabelEmbedding(Block):
         Raises:
             ValueError: if a label is out of range (checked on CPU).
         """
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high > self.num_classes:
-                raise ValueError(f"labels lie in [{low}, {high}]; accepted: [0, {self.num_classes}], the last for no class")
+        check_range("labels", labels, self.num_classes + 1, ", the last for no class")
         if dropped is None and self.training and self.drop:
             dropped = torch.rand(labels.shape, device=labels.device, generator=generator) < self.drop
         if dropped is not None:

@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +68,5 @@ class TextEmbedding(Block):
         Raises:
             ValueError: if an id is out of range. Checked on CPU; on a GPU the look-up itself stops the program.
         """
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.vocab_size:
-                raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {self.vocab_size - 1}]")
+        check_range("ids", ids, self.vocab_size)
         return embedding(ids, self.weight)

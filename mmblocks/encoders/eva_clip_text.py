@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range
 from mmblocks.encoders.eva_clip_layouts import text_layouts
 
 
@@ -119,11 +120,7 @@ class EVACLIPText(Block):
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != self.context_length:
             raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: (B, {self.context_length}), as from tokenize")
-        if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
-            return ids
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
-            raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {self.vocab_size - 1}]")
+        check_range("ids", ids, self.vocab_size)
         return ids
 
 

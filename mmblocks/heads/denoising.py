@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
+from mmblocks.checks import check_finite
 from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.row_losses import check_draw, check_finite, check_rows, weighted
+from mmblocks.layers.row_losses import check_draw, check_rows, weighted
 from mmblocks.ops.arithmetic import lacks_arithmetic
 from mmblocks.ops.cuda_graphs import repeated
 

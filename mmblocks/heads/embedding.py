@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mmblocks.block import Block
-from mmblocks.layers.row_losses import check_finite, check_rows, weighted
+from mmblocks.checks import check_finite, is_readable
+from mmblocks.layers.row_losses import check_rows, weighted
 from mmblocks.layers.vocabulary_losses import vocabulary_losses
 
 Pooling = Literal["last", "mean", "first"]
@@ -28,7 +29,7 @@ def pool(hidden: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"], pooling: Poo
     Raises:
         ValueError: another pooling, or a row of padding alone (checked on CPU).
     """
-    if real.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(real.any(dim=1).all()):
+    if is_readable(real) and not bool(real.any(dim=1).all()):
         raise ValueError("real has a row without tokens; accepted: at least one token a row")
     if pooling == "mean":
         weight = real.to(hidden.dtype)[..., None]
@@ -111,7 +112,7 @@ class MatchingHead(Block):
             ValueError: shapes that do not fit, or other targets than 0 and 1 (checked on CPU).
         """
         check_rows(hidden, target, weight)
-        if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target != 0) & (target != 1)).any()):
+        if is_readable(target) and bool(((target != 0) & (target != 1)).any()):
             raise ValueError(f"target holds {sorted(set(target.tolist()))}; accepted: 0 and 1")
         return weighted(cross_entropy(self.classifier(hidden).float(), target.long(), reduction="none"), weight)
 

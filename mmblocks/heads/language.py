@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
 from mmblocks.layers.row_losses import check_rows
 from mmblocks.layers.vocabulary_losses import vocabulary_losses
@@ -88,7 +89,7 @@ class LMHead(Block):
             ValueError: shapes that do not fit, or an id out of range (checked on CPU).
         """
         check_rows(hidden, target, weight)
-        _check_ids(target, self.vocab_size)
+        check_range("target", target, self.vocab_size)
         return vocabulary_losses(hidden, self.rows, target, weight=weight)
 
     def sample(
@@ -113,10 +114,3 @@ class LMHead(Block):
         if allowed is not None:
             logits = logits.masked_fill(~allowed, float("-inf"))
         return draw(logits, sampling, generator=generator, gumbel=gumbel)
-
-
-def _check_ids(target: Tensor, vocab_size: int) -> None:
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"target lies in [{low}, {high}]; accepted: [0, {vocab_size - 1}]")

@@ -7,7 +7,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.heads.denoising import DenoisingHead
 from mmblocks.layers.adaln_mlp import AdaLNMLP
 from mmblocks.layers.denoising_samplers import AncestralSampler
-from mmblocks.layers.noise_paths import LearnedVariancePath
+from mmblocks.layers.learned_variance import LearnedVariancePath
 from mmblocks.layers.noise_schedules import Spacing
 
 _DIMS = {"mar_base": 768, "mar_large": 1024, "mar_huge": 1280}

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.row_losses import check_draw, check_finite, weighted
+from mmblocks.checks import check_finite
+from mmblocks.layers.row_losses import check_draw, weighted
 
 
 class OutputMapper(Block):

@@ -14,7 +14,8 @@ from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.row_losses import check_finite, check_rows, weighted
+from mmblocks.checks import check_finite
+from mmblocks.layers.row_losses import check_rows, weighted
 
 
 def _emu(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.noise_paths import DiffusionPath, LearnedVariancePath, Posterior
+from mmblocks.layers.learned_variance import LearnedVariancePath, Posterior
+from mmblocks.layers.noise_paths import DiffusionPath
 from mmblocks.layers.noise_schedules import Spacing, spaced_steps
 from mmblocks.layers.row_losses import check_draw
 

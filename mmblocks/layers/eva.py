@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range
 from mmblocks.layers.eva_layouts import tower_layouts
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -210,9 +211,7 @@ class EvaTower(Block):
         rows, columns = grid
         if keep.ndim != 2 or len(keep) != batch or keep.shape[1] == 0:
             raise ValueError(f"keep has shape {tuple(keep.shape)}; accepted: ({batch}, K) with at least one patch")
-        checked = keep.device.type == "cpu" and not torch.compiler.is_compiling()
-        if checked and not (keep.min() >= 0 and keep.max() < rows * columns):
-            raise ValueError(f"keep lies in [{int(keep.min())}, {int(keep.max())}]; accepted: [0, {rows * columns - 1}]")
+        check_range("keep", keep, rows * columns)
 
 
 def rebuilt(block: AnyBlock, tensors: Mapping[str, Tensor], **changes: Any) -> AnyBlock:

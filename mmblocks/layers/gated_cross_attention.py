@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checks import check_range
 
 
 class ReadableImages(NamedTuple):
@@ -148,10 +149,7 @@ class GatedCrossAttention(Block):
         """Which tokens of images each token reads, (B, 1, L, M * Q). One that reads nothing sees all, for softmax's sake."""
         num_images = images.num_images
         per_image = images.key.shape[2] // num_images
-        if num_before.device.type == "cpu" and not torch.compiler.is_compiling() and num_before.numel():
-            low, high = int(num_before.min()), int(num_before.max())
-            if low < 0 or high > num_images:
-                raise ValueError(f"num_before lies in [{low}, {high}]; accepted: [0, {num_images}], the images of a row")
+        check_range("num_before", num_before, num_images + 1, ", the images of a row")
         number = torch.arange(1, num_images + 1, device=num_before.device)
         before = num_before[..., None]
         seen = (before == number if self.only_last else before >= number) | (before == 0)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.block import Block
+from mmblocks.checks import is_readable
 from mmblocks.layers.row_losses import check_draw
 
 
@@ -92,7 +93,7 @@ class MetricPath(Block):
 
     def _beta(self, t: Tensor | float, num_axes: int) -> Tensor | float:
         if isinstance(t, Tensor):
-            if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((t < 0) | (t >= 1)).any()):
+            if is_readable(t) and bool(((t < 0) | (t >= 1)).any()):
                 raise ValueError(f"t lies in [{float(t.min())}, {float(t.max())}]; accepted: 0 to below 1")
             return self.c * (t / (1 - t)).pow(self.alpha).view(-1, *[1] * num_axes)
         if not 0 <= t < 1:

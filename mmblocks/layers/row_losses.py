@@ -24,12 +24,6 @@ def check_draw(name: str, draw: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(draw.shape)}; accepted: {shape}")
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Raises ``ValueError`` for NaN or infinity, on the CPU."""
-    if values.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(values.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinity; accepted: finite values")
-
-
 def weighted(losses: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> Float[Tensor, " N"]:
     """Each row's loss times its weight, in float32."""
     return losses.float() if weight is None else losses.float() * weight.float()

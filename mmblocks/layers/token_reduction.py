@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmblocks.checks import is_readable
 from mmblocks.layers.token_importance import chosen, keep_most
 from mmblocks.tokens import TokenTable
 
@@ -180,7 +181,7 @@ def merge_tokens(
     keep = (into == itself) & ~table.is_padding
     target = into.clamp(min=0)
     fits = keep.gather(1, target) | (into == DROPPED) | table.is_padding
-    if into.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(fits.all()):
+    if is_readable(into) and not bool(fits.all()):
         raise ValueError("into leads to a token that does not stay; accepted: places of tokens that go into themselves, or -1")
     weight = torch.ones_like(into, dtype=torch.float32) if size is None else size.float()
     weight = weight.masked_fill((into == DROPPED) | table.is_padding, 0)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
+from mmblocks.checks import is_readable
 from mmblocks.layers.row_losses import check_draw
 
 
@@ -97,7 +98,7 @@ class TokenSubsets(Block):
             order = torch.rand(modality.shape, device=device, generator=generator)
         check_draw("order", order, tuple(modality.shape))
         asked = _take(modality, order, shares[1], _budget(self.asked, rows, device, generator))
-        if device.type == "cpu" and not torch.compiler.is_compiling() and not bool(asked.any(dim=1).all()):
+        if is_readable(asked) and not bool(asked.any(dim=1).all()):
             raise ValueError("modality has a row of which nothing may be asked; accepted: one token or more of an asked modality")
         left = modality.masked_fill(asked, -1)
         return Subsets(_take(left, order, shares[0], _budget(self.read, rows, device, generator)), asked)

@@ -8,7 +8,8 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
 
 
 def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:

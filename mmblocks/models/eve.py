@@ -18,7 +18,8 @@ from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.tokens import VisionTokens
-from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, llama_config
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
 from mmblocks.trunks.routed_decoder import EVE2_RULES, PARTS, RoutedDecoder, RouteRule, eve2_config
 
 

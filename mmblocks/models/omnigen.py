@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import is_readable
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.layers.adaln import TimeEmbedding
@@ -275,7 +276,7 @@ class OmniGen(Block):
             check_latents("an image", x, self.channels, self.patch_size)
         if not len(prompts) == len(latents) or tuple(t.shape) != (len(prompts),):
             raise ValueError(f"{len(prompts)} prompts, {len(latents)} latents, t {tuple(t.shape)}; accepted: as many of each")
-        if t.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(((t >= 0) & (t <= 1)).all()):
+        if is_readable(t) and not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t lies in [{float(t.min()):g}, {float(t.max()):g}]; accepted: [0, 1], 0 is noise")
 
 

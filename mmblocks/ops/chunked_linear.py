@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mmblocks.checks import is_readable
 from mmblocks.ops.arithmetic import lacks_arithmetic
 
 CPU_CHUNK_BYTES = 2**26
@@ -59,7 +60,7 @@ class LinearGradients:
 
 def multiplied(parts: Sequence[Tensor | None], one: Tensor) -> list[Tensor | None]:
     """Gradients times the number that comes in. Where that is 1, which is looked at on a CPU alone, no copy is made."""
-    if one.device.type == "cpu" and not torch.compiler.is_compiling() and bool(one == 1):
+    if is_readable(one) and bool(one == 1):
         return list(parts)
     return [None if part is None else part * one.to(part.dtype) for part in parts]
 
@@ -121,7 +122,7 @@ def check_ids(target: Tensor, counts: Tensor, first: int, stop: int) -> None:
 
     On a CPU alone: reading values would wait for a GPU, and break a compiled graph.
     """
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
+    if not is_readable(target):
         return
     wrong = target[counts & ((target < first) | (target >= stop))]
     if len(wrong):

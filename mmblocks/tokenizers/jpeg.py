@@ -17,8 +17,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.checks import check_range
 from mmblocks.layers.pixels import check_pixels, pixels_of
-from mmblocks.tokenizers.bottlenecks.codebook import check_ids
 from mmblocks.tokens import Latents
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -136,7 +136,7 @@ class JPEGTokenizer(Block):
         if ids is None or ids.ndim != 2 or not len(ids):
             shape = None if ids is None else tuple(ids.shape)
             raise ValueError(f"ids have shape {shape}; accepted: (B, L), the bytes of at least one image")
-        check_ids(ids, 256)
+        check_range("ids", ids, 256)
         rows = ids.to("cpu", torch.uint8).numpy()
         ends = [len(row) for row in rows] if lengths is None else lengths.tolist()
         images = []

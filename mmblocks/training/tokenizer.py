@@ -5,7 +5,7 @@ Shapes: B images, H and W pixels (T frames).
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,7 +128,7 @@ class TokenizerTrainer:
         *,
         after_step: Callable[[dict[str, float]], None] | None = None,
     ) -> list[dict[str, float]]:
-        """Learns from ``num_steps`` more batches, with a progress bar where there are tqdm and a terminal to show it.
+        """Learns from ``num_steps`` more batches, with a progress bar where there is a terminal to show it.
 
         Args:
             batches: of pixels, as for ``step``. After resuming, those that follow on the ones already seen.
@@ -138,15 +138,16 @@ class TokenizerTrainer:
         Returns:
             What each step returned.
         """
+        from tqdm import tqdm  # here, since nothing else needs it; huggingface-hub brings it
+
         history: list[dict[str, float]] = []
-        with _progress_bar(self.num_steps, num_steps) as bar:
+        with tqdm(total=self.num_steps + num_steps, initial=self.num_steps, desc="tokenizer", disable=None) as bar:
             # The range comes first, so that no batch is taken in vain.
             for _, pixels in zip(range(num_steps), batches, strict=False):
                 history.append(self.step(pixels))
-                if bar is not None:
-                    shown = {key: f"{history[-1][key]:.3g}" for key in ("loss", "usage", "perplexity") if key in history[-1]}
-                    bar.set_postfix(shown, refresh=False)
-                    bar.update()
+                shown = {key: f"{history[-1][key]:.3g}" for key in ("loss", "usage", "perplexity") if key in history[-1]}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
                 if after_step is not None:
                     after_step(history[-1])
         if len(history) < num_steps:
@@ -291,13 +292,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def _progress_bar(done: int, more: int) -> AbstractContextManager[Any]:
-    """None without tqdm. With tqdm, but without a terminal, a bar that shows nothing."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return nullcontext()
-    bar: AbstractContextManager[Any] = tqdm(total=done + more, initial=done, desc="tokenizer", disable=None)
-    return bar

@@ -3,8 +3,7 @@
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,19 +11,22 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range
 from mmblocks.layers.adaln import Modulation, TimeEmbedding, modulate
 from mmblocks.layers.attention import Prepared, prepare
 from mmblocks.masks import Dense, visible
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.trunks.acdit_blocks import BlockGrid
 from mmblocks.trunks.acdit_layer import ACDiTLayer
 from mmblocks.trunks.acdit_layout import ACDIT_LAYOUTS
-from mmblocks.trunks.acdit_positions import Angles, angles, block_order, head_split
+from mmblocks.trunks.acdit_positions import head_split
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 
 
 class ACDiT(Block):
     """Predicts the noise in each block, given its class, its time step and the clean blocks before it.
+
+    Maps of latents become blocks by ``blocks.split`` and maps again by ``blocks.join``; see ``BlockGrid``.
 
     Args:
         latent_dim: C, a tokenizer's channels times the latents of a patch, in the order (row, column, channel).
@@ -50,7 +52,6 @@ class ACDiT(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ACDIT_LAYOUTS
-    order: Tensor
 
     def __init__(
         self,
@@ -72,11 +73,8 @@ class ACDiT(Block):
         axes = 2 if grid[0] == 1 else 3
         if dim % num_heads or len(axis_shares) != axes:
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, axis_shares {axis_shares}; accepted: a multiple, {axes} shares")
-        self.grid, self.block_size, self.square_blocks = (grid[0], grid[1], grid[2]), block_size, square_blocks
         self.head_dim, self.num_heads = dim // num_heads, num_heads
-        self.widths = head_split(self.head_dim, axis_shares)
-        self.reset_buffers(torch.get_default_device())
-        self.num_blocks = len(self.order) // block_size
+        self.blocks = BlockGrid(grid, block_size, square_blocks, head_split(self.head_dim, axis_shares))
         self.latent_dim, self.num_classes, self.label_dropout = latent_dim, num_classes, label_dropout
         self.time = TimeEmbedding(dim)
         # Upstream has a vector for "no class" only where classes are left out while training.
@@ -89,11 +87,6 @@ class ACDiT(Block):
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.modulation = Modulation(dim, dim, 2)
         self.predict = nn.Linear(dim, latent_dim)
-
-    def reset_buffers(self, device: torch.device) -> None:
-        """The order of the tokens, which follows from the arguments."""
-        order = block_order(self.grid, self.block_size, self.square_blocks).to(device)
-        self.register_buffer("order", order, persistent=False)
 
     def forward(
         self,
@@ -116,16 +109,16 @@ class ACDiT(Block):
         Raises:
             ValueError: shapes that do not fit; a time or a class out of range (checked on CPU); hooks of layers that are not there.
         """
-        blocks = (self.num_blocks, self.block_size, self.latent_dim)
+        blocks = (self.blocks.count, self.blocks.size, self.latent_dim)
         for name, values in (("clean", clean), ("noised", noised)):
             if tuple(values.shape[1:]) != blocks:
                 raise ValueError(f"{name} is {tuple(values.shape)}; accepted: (N, {', '.join(map(str, blocks))})")
-        table = self.table(len(clean))
+        table = self.blocks.table(len(clean))
         mask = prepare(Dense(visible(table)), table.shape[1], table.shape[1], clean.device)
         tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
-        places = torch.arange(self.num_blocks * self.block_size, device=clean.device)
-        condition = self._condition(t, labels, len(clean), self.num_blocks)
-        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.num_blocks, -1))
+        places = torch.arange(self.blocks.count * self.blocks.size, device=clean.device)
+        condition = self._condition(t, labels, len(clean), self.blocks.count)
+        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.blocks.count, -1))
 
     def loss(
         self,
@@ -168,39 +161,6 @@ class ACDiT(Block):
         kept = kept.view(len(clean), -1, 1, 1)
         return kept.sqrt() * clean + (1 - kept).sqrt() * noise
 
-    def table(self, rows: int, *, clean: Sequence[int] | None = None, noised: Sequence[int] | None = None) -> TokenTable:
-        """Who the tokens are: clean blocks, then noised ones, by number; all of either kind if None, as in training."""
-        everything = range(self.num_blocks)
-        clean, noised = (everything if chosen is None else chosen for chosen in (clean, noised))
-        device = self.embed.weight.device
-        numbers = torch.tensor([*clean, *noised], device=device)
-        places = (numbers[:, None] * self.block_size + torch.arange(self.block_size, device=device)).flatten()
-        block = places // self.block_size
-        table = TokenTable.text(rows, len(block), device)
-        is_noised = torch.arange(len(block), device=device) >= len(clean) * self.block_size
-        return table._replace(
-            modality=torch.full_like(table.modality, Modality.VISION),
-            span=block.repeat(rows, 1),
-            grid=self.positions(places).repeat(rows, 1, 1),
-            order=block.repeat(rows, 1),
-            noisy=is_noised.repeat(rows, 1),
-        )
-
-    def to_blocks(self, latents: Float[Tensor, "N *grid C"]) -> Float[Tensor, "N T S C"]:
-        """A map of tokens, (N, rows, columns, C) or with frames (N, frames, rows, columns, C), as blocks.
-
-        Raises:
-            ValueError: a map of another size.
-        """
-        self._check_map(tuple(latents.shape[1:-1]))
-        tokens = latents.flatten(1, -2)[:, self.order]
-        return tokens.unflatten(1, (self.num_blocks, self.block_size))
-
-    def from_blocks(self, blocks: Float[Tensor, "N T S C"]) -> Float[Tensor, "N *grid C"]:
-        """Blocks as a map of tokens, without frames where there is one only."""
-        tokens = blocks.flatten(1, 2)[:, self.order.argsort()]
-        return tokens.unflatten(1, self.grid[1:] if self.grid[0] == 1 else self.grid)
-
     @torch.no_grad()
     def sample(
         self,
@@ -229,7 +189,7 @@ class ACDiT(Block):
         Raises:
             ValueError: a guidance below 1, no step, noise of another shape, or a class out of range.
         """
-        rows, device, shape = len(labels), labels.device, (self.num_blocks, len(labels), self.block_size, self.latent_dim)
+        rows, device, shape = len(labels), labels.device, (self.blocks.count, len(labels), self.blocks.size, self.latent_dim)
         if not guidance >= 1 or num_steps < 1:
             raise ValueError(f"guidance is {guidance}, num_steps {num_steps}; accepted: 1 or more of either")
         if noise is None:
@@ -264,7 +224,7 @@ class ACDiT(Block):
             num_heads=self.num_heads,
             head_dim=self.head_dim,
             batch=batch,
-            capacity=self.num_blocks * self.block_size,
+            capacity=self.blocks.count * self.blocks.size,
             dtype=self.embed.weight.dtype,
             device=self.embed.weight.device,
         )
@@ -281,16 +241,16 @@ class ACDiT(Block):
     ) -> Tensor:
         """The noise in block ``number``, behind clean blocks of which the cache lacks the last ones, ``unread``."""
         first = number - len(unread)
-        table = self.table(len(noised), clean=range(first, number), noised=[number])
+        table = self.blocks.table(len(noised), clean=range(first, number), noised=[number])
         keys = table if cache is None else cache.append(table)
         mask = None
         if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
             mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
-        places = torch.arange(first * self.block_size, (number + 1) * self.block_size, device=noised.device)
+        places = torch.arange(first * self.blocks.size, (number + 1) * self.blocks.size, device=noised.device)
         condition = self._condition(t, labels, len(noised), 1)
         predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
         if cache is not None:
-            cache.length -= self.block_size  # the noised block is read anew in each step, and never kept
+            cache.length -= self.blocks.size  # the noised block is read anew in each step, and never kept
         return predicted
 
     def _run(
@@ -304,9 +264,9 @@ class ACDiT(Block):
     ) -> Float[Tensor, "N L C"]:
         hooks = hooks or TrunkHooks()
         hooks.check(len(self.layers))
-        num_noised = condition.shape[1] * self.block_size
+        num_noised = condition.shape[1] * self.blocks.size
         num_clean = tokens.shape[1] - num_noised
-        table = self.angles(places)
+        table = self.blocks.angles(places)
         x = self.embed(tokens)
         for number, layer in enumerate(self.layers):
             x = hooks.state(number, x)
@@ -317,36 +277,20 @@ class ACDiT(Block):
         blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))
         return self.predict(modulate(blocks, shift, scale)).flatten(1, 2)
 
-    def angles(self, places: Int[Tensor, " L"]) -> Angles:
-        """Angles of the tokens at these places of the sequence of blocks."""
-        axes = len(self.widths)
-        return angles(self.positions(places)[:, -axes:], self.grid[-axes:], self.widths)
-
-    def positions(self, places: Int[Tensor, " L"]) -> Int[Tensor, "L 3"]:
-        """(frame, row, column) of the tokens at these places of the sequence of blocks."""
-        _, rows, columns = self.grid
-        number = self.order[places]
-        return torch.stack([number // (rows * columns), number // columns % rows, number % columns], dim=-1)
-
     def _condition(self, t: Tensor, labels: Tensor | None, rows: int, blocks: int) -> Float[Tensor, "N T D"]:
         self._check_time(t, rows, blocks)
         if labels is None:
             labels = torch.full((rows,), self.num_classes, device=t.device)
         if labels.shape != (rows,):
             raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
-        _check_range("labels", labels, self.classes.num_embeddings)
+        check_range("labels", labels, self.classes.num_embeddings)
         times = self.time(t if t.ndim == 2 else t[:, None].expand(rows, blocks))
         return times + self.classes(labels)[:, None]
 
     def _check_time(self, t: Tensor, rows: int, blocks: int) -> None:
         if tuple(t.shape) not in ((rows,), (rows, blocks)):
             raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {blocks})")
-        _check_range("t", t, 1000)
-
-    def _check_map(self, size: tuple[int, ...]) -> None:
-        accepted: tuple[tuple[int, ...], ...] = (self.grid, *([self.grid[1:]] if self.grid[0] == 1 else []))
-        if size not in accepted:
-            raise ValueError(f"the map has {size} tokens; accepted: {' or '.join(map(str, accepted))}")
+        check_range("t", t, 1000)
 
 
 def _published_scheduler() -> Any:
@@ -354,12 +298,3 @@ def _published_scheduler() -> Any:
 
     library: Any = diffusers  # of which type checkers see little
     return library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)
-
-
-def _check_range(name: Literal["t", "labels"], values: Tensor, stop: int) -> None:
-    if values.is_floating_point():
-        raise TypeError(f"{name} is {values.dtype}; accepted: integers")
-    if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= stop:
-            raise ValueError(f"{name} lies in [{low}, {high}]; accepted: [0, {stop - 1}]")

@@ -17,7 +17,7 @@ from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.attention import Prepared, attend, prepare
 from mmblocks.layers.feed_forward import SwiGLU
 from mmblocks.layers.rotary_scaling import check_rotary_scaling, scaled_rotary_table
-from mmblocks.masks import Dense, Mask, MaskRule, densify, lower, visible
+from mmblocks.masks import Dense, Mask, MaskRule, densify, find_mask
 from mmblocks.positions import (
     PositionScheme,
     RotaryTable,
@@ -27,14 +27,11 @@ from mmblocks.positions import (
     sequential,
 )
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS, LLAMA_RULES, llama_config
+from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 
-__all__ = ["LLAMA_RULES", "Attention", "Decoder", "DecoderLayer", "find_mask", "llama_config"]
-
 _NO_HOOKS = TrunkHooks()
-
 
 _ROPE_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -293,21 +290,6 @@ class Decoder(Block):
             return sections_rotary_table(positions, self.head_dim, self.rope_theta, self.rope_sections)
         scheme = self.positions or sequential
         return scaled_rotary_table(scheme(keys), self.head_dim, self.rope_theta, self.rope_scaling, last=length)
-
-
-def find_mask(mask: Mask | MaskRule | None, queries: TokenTable, keys: TokenTable) -> Mask:
-    """A mask in lowered form: as given, by a user's rule, or by the table's rule.
-
-    Lowering reads values. Where that would wait for a GPU or break a compiled graph, every pair is computed instead:
-    right, but slower than a mask that was lowered beforehand, as ``BatchBuilder`` does.
-    """
-    if callable(mask):
-        return Dense(mask(queries, keys))
-    if mask is not None:
-        return mask
-    if queries.document.device.type != "cpu" or torch.compiler.is_compiling():
-        return Dense(visible(queries, keys))
-    return lower(queries, keys)
 
 
 def _tap(taps: dict[int, Tensor] | None, number: int, state: Tensor) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checks import is_readable
 from mmblocks.layers.attention import Hook, changed
 from mmblocks.layers.gated_cross_attention import GatedCrossAttention, ReadableImages
 from mmblocks.masks import Mask, MaskRule, changes
@@ -208,6 +209,6 @@ class _Once:
 def _checked(count: Tensor, readable: dict[str, ReadableImages]) -> Tensor:
     """The counts, if there are so many images."""
     there = next((images.num_images for images in readable.values()), 0)
-    if count.device.type == "cpu" and not torch.compiler.is_compiling() and count.numel() and int(count.max()) > there:
+    if is_readable(count) and count.numel() and int(count.max()) > there:
         raise ValueError(f"a row of the table has {int(count.max())} images; accepted: at most {there}, as many as images has")
     return count

@@ -15,11 +15,12 @@ from jaxtyping import Float, Int, Num
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checks import check_finite
 from mmblocks.layers.adaln import TimeEmbedding
 from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
 from mmblocks.layers.denoising_samplers import DiffusersSampler
 from mmblocks.layers.noise_paths import FlowPath
-from mmblocks.layers.row_losses import check_draw, check_finite
+from mmblocks.layers.row_losses import check_draw
 from mmblocks.tokens import TokenTable
 
 

@@ -3,7 +3,6 @@
 Shapes: B rows, L tokens, C channels of a token, D width of the encoder, D2 of the decoder, H and W latents.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,9 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range, is_readable
 from mmblocks.trunks.mar_layout import MAR_LAYOUTS
+from mmblocks.trunks.mar_masks import draw_mask, draw_orders, mask_counts, mask_of
 
 
 class MAR(Block):
@@ -165,12 +166,13 @@ class MAR(Block):
             tokens: the image.
             labels: classes.
             drop: see ``forward``.
-            mask: what is asked for; drawn if None, see ``draw_mask``.
+            mask: what is asked for; drawn if None, see ``mar_masks.draw_mask``.
             generator: source of all draws.
             draws: what the head takes beside.
         """
         if mask is None:
-            mask = self.draw_mask(self.draw_orders(len(tokens), generator), generator=generator)
+            orders = draw_orders(len(tokens), self.num_tokens, tokens.device, generator)
+            mask = draw_mask(orders, self.min_mask_ratio, generator=generator)
         states = self(tokens, mask, labels, drop=drop, generator=generator)
         weight = mask.flatten().to(torch.float32)
         if generator is not None:
@@ -212,19 +214,19 @@ class MAR(Block):
         rows, length, weight = len(labels), self.num_tokens, self.embed.weight
         if not guidance >= 1 or schedule not in ("linear", "constant"):
             raise ValueError(f"guidance is {guidance}, schedule {schedule!r}; accepted: 1 or more, 'linear' or 'constant'")
-        counts = self.mask_counts(num_steps)
+        counts = mask_counts(self.num_tokens, num_steps)
         if draws is not None and len(draws) != num_steps:
             raise ValueError(f"draws has {len(draws)} steps; accepted: {num_steps}")
         if orders is None:
-            orders = self.draw_orders(rows, generator)
+            orders = draw_orders(rows, length, weight.device, generator)
         if tuple(orders.shape) != (rows, length):
             raise ValueError(f"orders is {tuple(orders.shape)}; accepted: ({rows}, {length})")
         tokens = torch.zeros(rows, length, self.token_dim, dtype=weight.dtype, device=weight.device)
-        mask = self.mask_of(orders, length)
+        mask = mask_of(orders, length)
         copies = 2 if guidance > 1 else 1
         drop = torch.arange(copies * rows, device=labels.device) >= rows  # the second half has no class
         for step, count in enumerate(counts):
-            after = self.mask_of(orders, count)
+            after = mask_of(orders, count)
             asked = mask & ~after
             given: dict[str, Any] = {**options, **(draws[step] if draws is not None else {"generator": generator})}
             states = self(tokens.repeat(copies, 1, 1), mask.repeat(copies, 1), labels.repeat(copies), drop=drop)
@@ -235,46 +237,6 @@ class MAR(Block):
             tokens = tokens.masked_scatter(asked[..., None], made.to(tokens.dtype))
             mask = after
         return tokens
-
-    def mask_counts(self, num_steps: int) -> list[int]:
-        """How many tokens are still masked behind each step: L times a cosine, at least one fewer each time, 0 at last.
-
-        Raises:
-            ValueError: fewer than one step, or more than tokens.
-        """
-        if not 1 <= num_steps <= self.num_tokens:
-            raise ValueError(f"num_steps is {num_steps}; accepted: 1 to {self.num_tokens}, the number of tokens")
-        counts, left = [], self.num_tokens
-        for step in range(1, num_steps):
-            wanted = math.floor(self.num_tokens * math.cos(math.pi / 2 * step / num_steps))
-            left = max(1, min(left - 1, wanted))
-            counts.append(left)
-        return [*counts, 0]
-
-    def mask_of(self, orders: Int[Tensor, "B L"], count: int) -> Bool[Tensor, "B L"]:
-        """True at the first ``count`` tokens of each row's order."""
-        nothing = torch.zeros_like(orders, dtype=torch.bool)
-        return nothing.scatter(1, orders[:, :count], value=True)
-
-    def draw_orders(self, rows: int, generator: Generator | None = None) -> Int[Tensor, "B L"]:
-        """A random order of the tokens for each row."""
-        return torch.rand(rows, self.num_tokens, generator=generator, device=self.embed.weight.device).argsort(dim=1)
-
-    def draw_mask(
-        self, orders: Int[Tensor, "B L"], *, uniform: float | None = None, generator: Generator | None = None
-    ) -> Bool[Tensor, "B L"]:
-        """A mask for training: one share for all rows, of the lower half of a normal around 1 with deviation 0.25, cut off.
-
-        Args:
-            orders: what is masked first.
-            uniform: the draw in [0, 1] itself; the share grows with it.
-            generator: its source.
-        """
-        if uniform is None:
-            uniform = float(torch.rand((), generator=generator, device=orders.device))
-        lowest = torch.special.ndtr(torch.tensor((self.min_mask_ratio - 1) / 0.25, dtype=torch.float64))
-        share = 1 + 0.25 * float(torch.special.ndtri(lowest + uniform * (0.5 - lowest)))
-        return self.mask_of(orders, math.ceil(self.num_tokens * share))
 
     def to_tokens(self, latents: Float[Tensor, "B H W channels"]) -> Float[Tensor, "B L C"]:
         """A tokenizer's latents, channels last, as tokens.
@@ -300,7 +262,7 @@ class MAR(Block):
             found = "" if tokens is None else f"tokens is {tuple(tokens.shape)}, "
             raise ValueError(f"{found}mask {tuple(mask.shape)}; accepted: (B, {length}, {self.token_dim}) and (B, {length})")
         counts = (~mask).sum(dim=1)
-        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool((counts != counts[0]).any()):
+        if is_readable(mask) and bool((counts != counts[0]).any()):
             raise ValueError(f"mask leaves {counts.tolist()} tokens known; accepted: as many in each row")
         places = mask.int().argsort(dim=1, stable=True)[:, : int(counts[0])] + self.num_class_tokens
         first = torch.arange(self.num_class_tokens, device=mask.device).expand(len(mask), -1)
@@ -311,10 +273,7 @@ class MAR(Block):
             return self.no_class.expand(rows, -1)
         if labels.shape != (rows,):
             raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(f"labels lies in [{low}, {high}]; accepted: [0, {self.num_classes - 1}]")
+        check_range("labels", labels, self.num_classes)
         if drop is None and self.training:
             drop = torch.rand(rows, generator=generator, device=labels.device) < self.label_dropout
         classes = self.classes(labels)

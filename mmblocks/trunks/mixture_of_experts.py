@@ -17,7 +17,8 @@ from mmblocks.masks import Mask, MaskRule
 from mmblocks.ops.routed_linear import group_rows, routed_linear
 from mmblocks.positions import PositionScheme, RotaryTable
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder import LLAMA_RULES, Attention, Decoder, llama_config
+from mmblocks.trunks.decoder import Attention, Decoder
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.routed_decoder import unfilled

@@ -15,7 +15,8 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention import Prepared, attend
 from mmblocks.positions import PositionScheme, RotaryTable, axes_rotary_table, rotate_axes, time_height_width
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder import LLAMA_RULES, Decoder, DecoderLayer
+from mmblocks.trunks.decoder import Decoder, DecoderLayer
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES
 from mmblocks.trunks.kv_cache import KVCache
 
 

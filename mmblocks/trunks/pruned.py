@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmblocks.block import Block
 from mmblocks.layers.attention import prepare
 from mmblocks.layers.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
-from mmblocks.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, visible
-from mmblocks.positions import RotaryTable, rotate_half_split
+from mmblocks.masks import Dense, Mask, MaskRule, densify, find_mask, visible
+from mmblocks.positions import rotate_half_split
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder import Attention, Decoder, find_mask
+from mmblocks.trunks.decoder import Attention, Decoder
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.pruned_cache import NOWHERE, Held, PrunedCache
+from mmblocks.trunks.pruned_rows import Row, stage_mask
 
 
 class Stage(NamedTuple):
@@ -32,26 +33,6 @@ class Stage(NamedTuple):
     first: int
     stop: int
     share: float
-
-
-class _Row(NamedTuple):
-    """The new tokens as a stage reads them: states, table, angles, and the place of each among all new tokens."""
-
-    x: Float[Tensor, "B M D"]
-    table: TokenTable
-    rotary: RotaryTable
-    places: Int[Tensor, "B M"]
-
-    def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "_Row":
-        """The tokens at these places of the row, with padding where they are not real."""
-        blank = TokenTable.padding(len(index), index.shape[1], index.device)
-        columns = [_where(real, _take(old, index), new) for old, new in zip(self.table, blank, strict=True)]
-        return _Row(
-            x=_take(self.x, index) * real[..., None],
-            table=TokenTable(*columns),
-            rotary=RotaryTable(_take(self.rotary.cos, index), _take(self.rotary.sin, index)),
-            places=torch.where(real, _take(self.places, index), NOWHERE),
-        )
 
 
 class FlopsSaved(NamedTuple):
@@ -145,7 +126,7 @@ class PrunedDecoder(Block):
         places = torch.arange(length, device=embeds.device).expand(batch, -1)
         held = None if cache is None else cache.append(0, table, first + places, 0)
         keys = table if held is None else held.cache.table
-        row = _Row(dropout(embeds, trunk.dropout, self.training), table, trunk.angles(keys, length), places)
+        row = Row(dropout(embeds, trunk.dropout, self.training), table, trunk.angles(keys, length), places)
         counts = prunable(table).sum(dim=1)
 
         row = self._through(row, self.stages[0], held, find_mask(mask, table, keys), asked)
@@ -154,7 +135,7 @@ class PrunedDecoder(Block):
             numbers = torch.where(row.places == NOWHERE, NOWHERE, first + row.places)
             held = None if cache is None else cache.append(number, row.table, numbers, length - numbers.shape[1])
             read = (row.table, numbers) if held is None else (held.cache.table, held.numbers)
-            row = self._through(row, stage, held, _stage_mask(mask, row, *read, num_old=first, num_new=length), asked)
+            row = self._through(row, stage, held, stage_mask(mask, row, *read, num_old=first, num_new=length), asked)
             if kept is not None:
                 kept.append(row.places)
         x = trunk.norm(asked.state(len(trunk.layers), row.x)) * (row.places != NOWHERE)[..., None]
@@ -187,7 +168,7 @@ class PrunedDecoder(Block):
             counted.append(counter.get_total_flops())
         return FlopsSaved(*counted)
 
-    def _through(self, row: _Row, stage: Stage, held: Held | None, mask: Mask, hooks: TrunkHooks) -> _Row:
+    def _through(self, row: Row, stage: Stage, held: Held | None, mask: Mask, hooks: TrunkHooks) -> Row:
         """The layers of one stage."""
         trunk, x = self.trunk, row.x
         cache = None if held is None else held.cache
@@ -204,7 +185,7 @@ class PrunedDecoder(Block):
                 x = layer(x, row.rotary, seen, cache, number)
         return row._replace(x=x)
 
-    def _pruned(self, row: _Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> _Row:
+    def _pruned(self, row: Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> Row:
         """The row without the visual tokens that matter least to the stage's first layer, and without padding between."""
         candidates = prunable(row.table)
         if not int(counts.max()):
@@ -214,7 +195,7 @@ class PrunedDecoder(Block):
         return row.at(*_packed(keep_most(importance, candidates, most) & ~row.table.is_padding, row.table))
 
     @torch.no_grad()
-    def _importance(self, row: _Row, layer: Any, rule: MaskRule) -> Float[Tensor, "B M"]:
+    def _importance(self, row: Row, layer: Any, rule: MaskRule) -> Float[Tensor, "B M"]:
         """The attention of the layer to come that ends at each token, from the queries that count."""
         attention = layer.attention
         normed = layer.attention_norm(row.x)
@@ -257,51 +238,3 @@ def _packed(keep: Bool[Tensor, "B L"], table: TokenTable) -> tuple[Int[Tensor, "
         return chosen(keep)
     index, real = chosen(keep.flip(1))
     return torch.where(real, keep.shape[1] - 1 - index, 0).flip(1), real.flip(1)
-
-
-def _stage_mask(
-    mask: Mask | MaskRule | None,
-    row: _Row,
-    read: TokenTable,
-    numbers: Int[Tensor, "B S"],
-    *,
-    num_old: int,
-    num_new: int,
-) -> Mask:
-    """Who of the tokens that are left sees whom.
-
-    Args:
-        mask: of all tokens.
-        row: the queries.
-        read: the table of the keys, and
-        numbers: which token of the whole row each of them is.
-        num_old: tokens of the whole row before the new ones.
-        num_new: new ones, before any was dropped.
-    """
-    if mask is None or callable(mask):
-        return find_mask(mask, row.table, read)
-    padding, is_real = numbers == NOWHERE, row.places != NOWHERE
-    alone = numbers.shape == row.places.shape
-    if isinstance(mask, Causal) and (not bool(padding.any()) or (alone and bool((padding[:, 1:] >= padding[:, :-1]).all()))):
-        return mask
-    places = row.places.clamp(min=0)
-    slots = torch.arange(numbers.shape[1], device=numbers.device)[-places.shape[1] :].expand_as(places)
-    # Numbers rise along a row, so an interval of all tokens is one of those that are left, unless padding lies in between.
-    behind = padding & ((~padding).long().cumsum(dim=1) > 0)
-    ascending = torch.where(behind, num_old + num_new, numbers)
-    if not isinstance(mask, Dense) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
-        start, end = (0 * places, num_old + places + 1) if isinstance(mask, Causal) else (_take(edge, places) for edge in mask)
-        left = (torch.searchsorted(ascending, edge.contiguous()) for edge in (start, end))
-        return Intervals(*(torch.where(is_real, edge, own) for edge, own in zip(left, (slots, slots + 1), strict=True)))
-    seen = densify(mask, num_new, num_old + num_new, numbers.device).expand(len(places), -1, -1)
-    seen = _take(_take(seen, places).mT, numbers.clamp(min=0)).mT & ~padding[:, None]
-    itself = slots[..., None] == torch.arange(numbers.shape[1], device=numbers.device)
-    return Dense(torch.where(is_real[..., None], seen, itself))
-
-
-def _take(column: Tensor, index: Int[Tensor, "B M"]) -> Tensor:
-    return column.gather(1, index if column.ndim == 2 else index[..., None].expand(-1, -1, column.shape[-1]))
-
-
-def _where(flags: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(flags if yes.ndim == 2 else flags[..., None], yes, no)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.masks import Causal, Dense, Mask, MaskRule, densify
+from mmblocks.masks import Causal, Dense, Mask, MaskRule, densify, find_mask
 from mmblocks.positions import PositionScheme, sequential
 from mmblocks.tokens import TokenTable
-from mmblocks.trunks.decoder import find_mask
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.transformers_hooks import ATTENTION, register, watched

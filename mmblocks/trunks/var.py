@@ -4,7 +4,7 @@ Shapes: B rows, L tokens of all scales together, h and w tokens of one scale, C 
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,49 +12,17 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range
 from mmblocks.layers.adaln import Modulation, modulate
 from mmblocks.layers.attention import prepare
 from mmblocks.layers.categorical import Sampling, draw, truncate
 from mmblocks.layers.vocabulary_losses import vocabulary_losses
+from mmblocks.masks import find_mask
 from mmblocks.tokens import Modality, TokenTable
-from mmblocks.trunks.decoder import find_mask
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.var_layer import VARLayer
 from mmblocks.trunks.var_layout import VAR_LAYOUTS
-
-Scale = int | Sequence[int]
-"""Rows and columns of a grid of tokens; one number for as many of either."""
-
-
-@runtime_checkable
-class ScaleQuantizer(Protocol):
-    """What sampling needs of a tokenizer's bottleneck, such as ``MultiScaleQuantizer``."""
-
-    def vectors(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
-        """Codes by number."""
-        ...
-
-    def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N C"]:
-        """The mixture of codes with these weights."""
-        ...
-
-    def add_scale(
-        self, total: Float[Tensor, "B H W C"] | None, vectors: Float[Tensor, "B h w C"], number: int, *, scales: Sequence[Scale]
-    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B h2 w2 C"]]:
-        """The map so far with the codes of a scale added, and what is read to predict the next scale."""
-        ...
-
-
-class VARSample(NamedTuple):
-    """What was drawn.
-
-    Attributes:
-        ids: the codes of all scales, coarse first.
-        z: the map that they add up to, for the tokenizer's decoder; with ``smooth`` that of the mixtures.
-    """
-
-    ids: Int[Tensor, "B L"]
-    z: Float[Tensor, "B H W C"]
+from mmblocks.trunks.var_sampling import Scale, ScaleQuantizer, VARSample, guided, smoothed
 
 
 class VAR(Block):
@@ -228,7 +196,7 @@ class VAR(Block):
             cache.append(self.table(len(labels), number))
             share = number / max(steps - 1, 1)
             scale_logits = self.predict(self._walk(tokens, condition, None, cache)).float()
-            scale_logits = _guided(scale_logits, rows, guidance * share)
+            scale_logits = guided(scale_logits, rows, guidance * share)
             if logits is not None:
                 logits.append(scale_logits)
             if given is None:
@@ -239,7 +207,7 @@ class VAR(Block):
             drawn.append(chosen)
             if smooth:
                 noise = None if smoothing_gumbel is None else smoothing_gumbel[number]
-                weights = _smoothed(truncate(scale_logits.flatten(0, 1), sampling).view_as(scale_logits), share, noise, generator)
+                weights = smoothed(truncate(scale_logits.flatten(0, 1), sampling).view_as(scale_logits), share, noise, generator)
                 vectors = quantizer.mix(weights.to(self.embed.weight.dtype))
             else:
                 vectors = quantizer.vectors(chosen)
@@ -304,30 +272,8 @@ class VAR(Block):
     def _check_ids(self, ids: Tensor, rows: int) -> None:
         if tuple(ids.shape) != (rows, sum(self.counts)):
             raise ValueError(f"ids is {tuple(ids.shape)}; accepted: ({rows}, {sum(self.counts)})")
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.num_codes:
-                raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {self.num_codes - 1}]")
+        check_range("ids", ids, self.num_codes)
 
     def _classes(self, labels: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high > self.num_classes:
-                raise ValueError(f"labels lies in [{low}, {high}]; accepted: [0, {self.num_classes}], the last for no class")
+        check_range("labels", labels, self.num_classes + 1, ", the last for no class")
         return self.classes(labels)
-
-
-def _guided(logits: Float[Tensor, "B2 l K"], rows: int, strength: float) -> Float[Tensor, "B l K"]:
-    if len(logits) == rows:
-        return logits
-    return (1 + strength) * logits[:rows] - strength * logits[rows:]
-
-
-def _smoothed(
-    logits: Float[Tensor, "B l K"], share: float, gumbel: Float[Tensor, "B l K"] | None, generator: Generator | None
-) -> Float[Tensor, "B l K"]:
-    """Weights of a mixture; the temperature falls with the scale, as in MaskGIT."""
-    if gumbel is None:
-        gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
-    temperature = max(0.27 * (1 - share * 0.95), 0.005)
-    return ((logits * (1 + share) + gumbel) / temperature).softmax(dim=-1)

@@ -13,11 +13,12 @@ from mmblocks.checkpoints import write
 REPOSITORY = Path(__file__).parents[2]
 
 KILLED_AT_EVERY_STEP = """
-import os, shutil, signal, sys
+import shutil, sys
 from pathlib import Path
 import torch
 from torch import nn
 from mmblocks.block import Block
+from tests.killed import steps_of
 
 class Part(Block):
     def __init__(self, *, version):
@@ -31,36 +32,13 @@ class Whole(Block):
         self.part = part
         self.weight = nn.Parameter(torch.full((64,), float(version)))
 
-STEPS = {"open", "ctypes.dlsym", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "fsync"}
 target = Path(sys.argv[1])
-os.fsync = lambda descriptor: sys.audit("fsync")  # no disk is pulled out here, and it takes long
 
 def build(version):
     return Whole(version=version, part=Part(version=version))
 
 def save(version):
     build(version).save_pretrained(target, max_shard_size=300)
-
-def kill_at(step):
-    count = 0
-    def hook(event, arguments):
-        nonlocal count
-        if event in STEPS:
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
-
-def save_until(step):
-    "Whether a process that is killed at a step got to the end."
-    child = os.fork()
-    if child == 0:
-        kill_at(step)
-        save(2)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
 
 def version_on_disk():
     whole = Block.from_pretrained(target)
@@ -74,17 +52,17 @@ def kill_at_every_step(prepare):
     for step in range(1, 1000):
         shutil.rmtree(target, ignore_errors=True)
         prepare()
-        complete = save_until(step)
+        complete = steps_of(lambda: save(2), killed_at=step) is not None
         version = version_on_disk() if target.exists() else 0
         if complete:
             assert version == 2
             return list(found.values())
         found[version] += 1
-        save(2)  # the second run completes
+        steps_of(lambda: save(2))  # the second run completes
         assert version_on_disk() == 2
 
 def prepare_old():
-    save(1)
+    steps_of(lambda: save(1))
     (target / "README.md").write_text("kept")
 
 save(0)  # what is imported late is imported now

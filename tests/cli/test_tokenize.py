@@ -161,7 +161,7 @@ def test_one_writer_at_a_time(tokenizer, clips, tmp_path):
 
 
 KILLED = """
-import os, random, shutil, signal, sys
+import sys
 from pathlib import Path
 import torch
 from PIL import Image
@@ -170,6 +170,7 @@ from mmblocks.block import Block
 from mmblocks.cli.token_shards import tokenize
 from mmblocks.layers.pixels import pixels_of
 from mmblocks.tokens import Latents
+from tests.killed import contents, kill_at_random_steps
 
 class Shifted(Block):
     def __init__(self, *, shift):
@@ -182,8 +183,6 @@ class Shifted(Block):
     def decode(self, latents):
         raise NotImplementedError
 
-STEPS = {"open", "ctypes.dlsym", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "fsync"}
-os.fsync = lambda descriptor: sys.audit("fsync")  # no disk is pulled out here, and it takes long
 place = Path(sys.argv[1])
 images, target, straight, old = (place / name for name in ("images", "target", "straight", "old"))
 images.mkdir()
@@ -194,49 +193,11 @@ def run(shift, where):
     with torch.no_grad():
         tokenize(Shifted(shift=shift), images, where, None, 2, torch.device("cpu"), lambda number, total: None)
 
-def contents(folder):
-    return {f.name: f.read_bytes() for f in folder.iterdir()}
-
-def killed_at(step):
-    "How many steps a run in another process takes; None if it was killed."
-    child = os.fork()
-    if child == 0:
-        count = 0
-        def hook(event, arguments):
-            nonlocal count
-            if event in STEPS:
-                count += 1
-                if count == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        run(2, target)
-        (place / "count").write_text(str(count))
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return None if os.WIFSIGNALED(status) else int((place / "count").read_text())
-
 run(1, old)
 run(2, straight)
 (old / "notes.txt").write_text("kept")
 new = contents(straight) | {"notes.txt": b"kept"}
-shutil.copytree(old, target)
-total = killed_at(10**9)
-assert contents(target) == new
-found = {"old": 0, "new": 0}
-random.seed(0)
-steps = random.sample(range(1, total), min(50, total - 1))
-for step in steps:
-    shutil.rmtree(target)
-    shutil.rmtree(place / ".target.tokenizing", ignore_errors=True)
-    shutil.copytree(old, target)
-    killed_at(step)
-    now = contents(target)
-    assert now in (contents(old), new), step
-    found["new" if now == new else "old"] += 1
-    run(2, target)
-    assert contents(target) == new, step
-    assert not (place / ".target.tokenizing").exists()
-print(len(steps), found["old"], found["new"])
+print(*kill_at_random_steps(lambda: run(2, target), target, old, new, unfinished=place / ".target.tokenizing"))
 """
 
 
@@ -244,6 +205,5 @@ print(len(steps), found["old"], found["new"])
 def test_kill_at_random_steps_and_go_on(tmp_path):
     result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    killed, old, new = map(int, result.stdout.split())
-    assert killed == 50
+    old, new = map(int, result.stdout.split())
     assert old > 10 and new > 0

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmblocks.layers.denoising_samplers import AncestralSampler
-from mmblocks.layers.noise_paths import DiffusionPath, FlowPath, LearnedVariancePath
+from mmblocks.layers.learned_variance import LearnedVariancePath
+from mmblocks.layers.noise_paths import DiffusionPath, FlowPath
 from mmblocks.layers.noise_schedules import spaced_steps
 
 

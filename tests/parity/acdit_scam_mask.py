@@ -23,12 +23,12 @@ def run(case: Case) -> None:
 def check_masks(case: Case) -> None:
     for entry in case.config["sets"]:
         blocks, size = entry["ar_len_T"], entry["block_size_B"]
-        case.check(f"out.scam_T{blocks}_B{size}", visible(tiny(blocks, size).table(1))[0])
+        case.check(f"out.scam_T{blocks}_B{size}", visible(tiny(blocks, size).blocks.table(1))[0])
     for name in case.named("out.infer_block"):
         number, size = (int(part) for part in name.split("_B"))
         model = tiny(number + 1, size)
-        queries = model.table(1, clean=[number - 1], noised=[number])
-        keys = model.table(1, clean=range(number), noised=[number])
+        queries = model.blocks.table(1, clean=[number - 1], noised=[number])
+        keys = model.blocks.table(1, clean=range(number), noised=[number])
         case.check(f"out.infer_block{name}", visible(queries, keys)[0])
 
 
@@ -43,10 +43,10 @@ def check_training(case: Case) -> None:
     noised = model.add_noise(clean, noise, t)
     case.check("out.noised", noised)
     case.check("out.pred", model(clean, noised, t, labels).flatten(1, 2))
-    places = torch.arange(model.num_blocks * model.block_size)
-    table = model.angles(places)
+    places = torch.arange(model.blocks.count * model.blocks.size)
+    table = model.blocks.angles(places)
     if "out.position_ids" in case.io:
-        case.check("out.position_ids", model.positions(places)[:, -len(model.widths) :].T)
+        case.check("out.position_ids", model.blocks.positions(places)[:, -len(model.blocks.widths) :].T)
     if "out.rope_cos" in case.io:
         case.check("out.rope_cos", table.cos)
         case.check("out.rope_sin", table.sin)

@@ -12,6 +12,7 @@ from mmblocks.heads.mar import MARDiffusionHead
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.layers.row_losses import weighted_mean
 from mmblocks.trunks.mar import MAR
+from mmblocks.trunks.mar_masks import mask_counts
 from tests.parity.cases import Case
 
 MANIFESTS = {f"mar_{size}_full": [(MAR, "mar"), (MARDiffusionHead, "mar")] for size in ("base", "large", "huge")}
@@ -41,7 +42,7 @@ def check_forward(case: Case, model: MAR, head: Any) -> None:
 def check_sampling(case: Case, model: MAR, head: Any) -> None:
     labels, orders, config = case.io["in.labels"], case.io["in.orders"], case.config
     num_steps, guidance = config["num_iter"], config.get("cfg", 1.0)
-    counts = [model.num_tokens, *model.mask_counts(num_steps)]
+    counts = [model.num_tokens, *mask_counts(model.num_tokens, num_steps)]
     asked = [len(labels) * (before - after) for before, after in pairwise(counts)]
     options = {
         "guidance": guidance,

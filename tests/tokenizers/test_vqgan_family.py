@@ -160,7 +160,7 @@ def test_wrong_ids() -> None:
     tokenizer = VQGAN(**SMALL)
     with pytest.raises(ValueError, match=r"ids lie in \[0, 16\]; accepted: \[0, 15\]"):
         tokenizer.decode(torch.tensor([[[0, 16]]]))
-    with pytest.raises(TypeError, match=r"ids are torch\.float32"):
+    with pytest.raises(TypeError, match=r"ids: dtype torch\.float32"):
         tokenizer.decode(torch.zeros(1, 2, 2))
 
 

@@ -452,14 +452,10 @@ def test_no_batch_is_taken_in_vain() -> None:
     assert len(list(stream)) == 1 and len(seen) == 2
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_progress(there, monkeypatch, capsys) -> None:
-    if not there:
-        monkeypatch.setitem(sys.modules, "tqdm", None)
-    else:
-        tqdm = pytest.importorskip("tqdm")
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
     trainer().fit(batches(2), 2)
     shown = capsys.readouterr().err
-    assert ("perplexity=" in shown and "usage=" in shown and "2/2" in shown) if there else shown == ""
+    assert ("perplexity=" in shown and "usage=" in shown and "2/2" in shown) if terminal else shown == ""

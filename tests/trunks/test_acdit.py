@@ -32,9 +32,9 @@ def test_square_blocks_come_row_by_row() -> None:
 @pytest.mark.parametrize("options", [{}, VIDEO], ids=["image", "video"])
 def test_blocks_are_a_map_again(options) -> None:
     model = tiny(**options)
-    size = model.grid[1:] if model.grid[0] == 1 else model.grid
+    size = model.blocks.grid[1:] if model.blocks.grid[0] == 1 else model.blocks.grid
     latents = torch.randn(2, *size, 3)
-    assert torch.equal(model.from_blocks(model.to_blocks(latents)), latents)
+    assert torch.equal(model.blocks.join(model.blocks.split(latents)), latents)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -64,7 +64,7 @@ def test_hooks_see_what_is_computed_and_change_what_they_should() -> None:
     plain = model(clean, noised, t)
     torch.testing.assert_close(model(clean, noised, t, hooks=TrunkHooks(**readers)), plain, atol=1e-5, rtol=1e-4)
     assert seen["hidden", 0].shape == (2, 48, 24) and seen["heads", 1].shape == (2, 2, 48, 12)
-    assert torch.equal(seen["attention", 1] > 0, visible(model.table(2))[:, None].expand(-1, 2, -1, -1))
+    assert torch.equal(seen["attention", 1] > 0, visible(model.blocks.table(2))[:, None].expand(-1, 2, -1, -1))
 
     options = {"num_steps": 2, "noise": torch.randn(6, 2, 4, 3), "hooks": TrunkHooks(heads={1: lambda found: found * 0})}
     made = [model.sample(torch.tensor([1, 4]), cached=cached, **options) for cached in (True, False)]
@@ -106,10 +106,10 @@ def test_bf16_and_saving(tmp_path) -> None:
         (lambda: tiny(axis_shares=(1, 1, 1)), r"axis_shares \(1, 1, 1\); accepted: a multiple, 2 shares"),
         (lambda: tiny()(*torch.zeros(2, 1, 6, 4, 2), torch.tensor([1])), r"clean is .* accepted: \(N, 6, 4, 3\)"),
         (lambda: tiny().loss(torch.zeros(1, 6, 4, 3), t=torch.tensor([1000])), r"t lies in \[1000, 1000\]; accepted: \[0, 999\]"),
-        (lambda: tiny().loss(torch.zeros(1, 6, 4, 3), torch.tensor([6])), r"labels lies in \[6, 6\]; accepted: \[0, 5\]"),
+        (lambda: tiny().loss(torch.zeros(1, 6, 4, 3), torch.tensor([6])), r"labels lie in \[6, 6\]; accepted: \[0, 5\]"),
         (lambda: tiny().sample(torch.tensor([1]), guidance=0.5), "guidance is 0.5"),
         (lambda: tiny().sample(torch.tensor([1]), noise=torch.zeros(1, 6, 4, 3)), r"accepted: \(6, 1, 4, 3\)"),
-        (lambda: tiny().to_blocks(torch.zeros(1, 6, 4, 3)), r"the map has \(6, 4\) tokens; accepted: \(1, 4, 6\) or \(4, 6\)"),
+        (lambda: tiny().blocks.split(torch.zeros(1, 6, 4, 3)), r"the map has \(6, 4\) tokens; accepted: \(1, 4, 6\) or \(4, 6\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, message) -> None:

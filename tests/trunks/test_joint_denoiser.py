@@ -5,7 +5,8 @@ import torch
 
 from mmblocks import Block, Decoder, RoutedDecoder
 from mmblocks.layers.denoising_samplers import AncestralSampler, DiffusersSampler
-from mmblocks.layers.noise_paths import DiffusionPath, LearnedVariancePath
+from mmblocks.layers.learned_variance import LearnedVariancePath
+from mmblocks.layers.noise_paths import DiffusionPath
 from mmblocks.trunks.joint_denoiser import JointDenoiser
 
 SHAPES = {"image": (2, 3, 4), "caption": (3, 2)}

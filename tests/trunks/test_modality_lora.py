@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.trunks.modality_lora import GatedLoRA, ModalityLoRA, ModalityLoRADecoder, SlideLoRADecoder
+from mmblocks.trunks.lora_maps import GatedLoRA, ModalityLoRA
+from mmblocks.trunks.modality_lora import ModalityLoRADecoder, SlideLoRADecoder
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48, "qk_norm": True, "qkv_bias": True}

@@ -97,7 +97,7 @@ LABEL = torch.tensor([1])
         (lambda: tiny(dim=15), "dim is 15, num_heads 2"),
         (lambda: tiny(scales=()), "accepted: heads that divide dim, and a scale"),
         (lambda: tiny()(torch.tensor([0]), torch.zeros(1, 9, 4)), r"inputs is \(1, 9, 4\); accepted: \(B, 10, 4\)"),
-        (lambda: tiny()(torch.tensor([6]), torch.zeros(1, 10, 4)), r"labels lies in \[6, 6\]; accepted: \[0, 5\]"),
+        (lambda: tiny()(torch.tensor([6]), torch.zeros(1, 10, 4)), r"labels lie in \[6, 6\]; accepted: \[0, 5\]"),
         (lambda: tiny().loss(LABEL, torch.zeros(1, 10, 4), torch.full((1, 11), 10)), r"ids lie in \[10, 10\]; accepted: \[0, 9\]"),
         (lambda: tiny().loss(LABEL, torch.zeros(1, 10, 4), torch.zeros(1, 9).long()), r"ids is \(1, 9\); accepted: \(1, 11\)"),
         (lambda: image_model().generate(torch.tensor([1]), guidance=-0.5), "guidance is -0.5; accepted: 0 or more"),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from mmblocks.checks import check_range
+
 NO_WEIGHT = -1
 """In place of a weight's number, for a group that has none."""
 
@@ -58,15 +60,11 @@ def group_rows(group: Tensor, num_groups: int) -> RowGroups:
     """
     if group.ndim != 1:
         raise ValueError(f"group has shape {tuple(group.shape)}; accepted: (N,), a number for each row")
-    compiling = torch.compiler.is_compiling()
-    if not compiling and group.device.type == "cpu" and group.numel():
-        low, high = int(group.min()), int(group.max())
-        if low < 0 or high >= num_groups:
-            raise ValueError(f"group lies in [{low}, {high}]; accepted: [0, {num_groups - 1}]")
+    check_range("group", group, num_groups)
     ordered, order = torch.sort(group, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     counts = (ordered == torch.arange(num_groups, device=group.device)[:, None]).sum(dim=1)
-    return RowGroups(ordered, order, place, counts.cumsum(0), None if compiling else tuple(counts.tolist()))
+    return RowGroups(ordered, order, place, counts.cumsum(0), None if torch.compiler.is_compiling() else tuple(counts.tolist()))
 
 
 def routed_linear(

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 
 
@@ -20,21 +21,6 @@ def check_finite(features: Tensor) -> None:
     """
     if not torch.compiler.is_compiling() and not features.isfinite().all():
         raise ValueError("the features to quantise hold NaN or infinity; nothing was learned from them")
-
-
-def check_ids(ids: Tensor, num_codes: int) -> None:
-    """Refuses code numbers that do not exist (checked on CPU).
-
-    Raises:
-        TypeError: ids that are no integers.
-        ValueError: a number outside [0, num_codes).
-    """
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise TypeError(f"ids are {ids.dtype}; accepted: integers")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= num_codes:
-            raise ValueError(f"ids lie in [{low}, {high}]; accepted: [0, {num_codes - 1}]")
 
 
 class Codebook(Block):
@@ -79,7 +65,7 @@ class Codebook(Block):
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
-        check_ids(ids, len(self.codes))
+        check_range("ids", ids, len(self.codes))
         return self.rows(ids)
 
     def rows(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:

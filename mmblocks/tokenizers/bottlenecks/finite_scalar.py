@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.checks import check_range
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
 
@@ -119,7 +120,7 @@ class FiniteScalarQuantizer(Block):
             TypeError: ids that are no integers.
             ValueError: a number that does not exist (checked on CPU), or not Q of them a token.
         """
-        check_ids(ids, self.codebook_sizes[0])
+        check_range("ids", ids, self.codebook_sizes[0])
         if self.num_numbers > 1 and ids.shape[-1] != self.num_numbers:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; accepted: {self.num_numbers} numbers a token, along the last axis"

@@ -13,8 +13,9 @@ from torch.nn.functional import mse_loss, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
@@ -146,7 +147,7 @@ class LookupFreeQuantizer(Block):
         numbers = [ids] if len(self.bits) == 1 else self._unbound(ids)
         positive = []
         for number, bits in zip(numbers, self.bits, strict=True):
-            check_ids(number, 2**bits)
+            check_range("ids", number, 2**bits)
             positive.append(number[..., None] >> self._places(bits, ids.device) & 1 == 1)
         codes = self._codes(torch.cat(positive, dim=-1))
         if isinstance(self.project_out, nn.Linear):

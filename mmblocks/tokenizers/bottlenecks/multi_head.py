@@ -14,8 +14,9 @@ from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokens import Latents
 
 UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
@@ -136,7 +137,7 @@ class MultiHeadVectorQuantizer(Block):
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU), or not H of them a token.
         """
-        check_ids(ids, self.quantizer.codebook_size)
+        check_range("ids", ids, self.quantizer.codebook_size)
         if self.num_heads > 1 and ids.shape[-1] != self.num_heads:
             raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {self.num_heads} numbers a token, along the last axis")
         return self._vectors(ids)

@@ -14,9 +14,10 @@ from torch.nn.functional import embedding, interpolate, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_range
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
 from mmblocks.tokens import Latents
 
@@ -157,7 +158,7 @@ class MultiScaleQuantizer(Block):
         counts = [rows * columns for rows, columns in sizes]
         if ids.shape[1] != sum(counts):
             raise ValueError(f"there are {ids.shape[1]} ids; accepted: {sum(counts)}, for the scales {_text(sizes)}")
-        check_ids(ids, len(self.codes))
+        check_range("ids", ids, len(self.codes))
         return [part.view(-1, *size) for part, size in zip(ids.split(counts, dim=1), sizes, strict=True)]
 
     def cumulative(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Float[Tensor, "B H W D"]]:
@@ -225,7 +226,7 @@ class MultiScaleQuantizer(Block):
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
-        check_ids(ids, len(self.codes))
+        check_range("ids", ids, len(self.codes))
         return embedding(ids, self.codes)
 
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:

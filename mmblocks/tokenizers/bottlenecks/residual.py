@@ -14,8 +14,9 @@ from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.multi_head import check_options, drawn_from, reset_library_buffers
 from mmblocks.tokens import Latents
 
@@ -157,7 +158,7 @@ class ResidualQuantizer(Block):
             ValueError: a number outside [0, K) (checked on CPU), or not G Q of them a token.
         """
         dropped = any(group.quantize_dropout for group in self.groups)
-        check_ids(torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
+        check_range("ids", torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
         if ids.shape[-1] != len(self.codebook_sizes):
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; accepted: {len(self.codebook_sizes)} numbers a token, along the last axis"

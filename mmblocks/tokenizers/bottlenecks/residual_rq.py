@@ -14,8 +14,9 @@ from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokens import Latents
 
 RQ_RULES = (
@@ -212,7 +213,7 @@ class RQBottleneck(Block):
         if ids.shape[-1] != len(self.codebooks):
             raise ValueError(f"ids have {ids.shape[-1]} codes a token (last axis); accepted: {len(self.codebooks)}")
         for number, size in enumerate(self.codebook_sizes):
-            check_ids(ids[..., number], size)
+            check_range("ids", ids[..., number], size)
         return torch.stack([book.rows(ids[..., number]) for number, book in enumerate(self._books)], dim=-2)
 
     def commitment(self, features: Float[Tensor, "B H W C"], depths: Float[Tensor, "B h w Q D"]) -> Float[Tensor, ""]:

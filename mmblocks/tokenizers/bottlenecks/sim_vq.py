@@ -13,8 +13,9 @@ from torch.nn.functional import embedding, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
@@ -104,7 +105,7 @@ class SimVQ(Block):
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
-        check_ids(ids, len(self.frozen))
+        check_range("ids", ids, len(self.frozen))
         return self.transform(embedding(ids, self.frozen))
 
     def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:

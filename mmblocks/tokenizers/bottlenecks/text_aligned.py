@@ -13,8 +13,9 @@ from torch.nn.functional import embedding, linear, mse_loss, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_ids
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokens import Latents
 
 TEXT_ALIGNED_RULES = (
@@ -131,7 +132,7 @@ class TextAlignedQuantizer(Block):
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
-        check_ids(ids, len(self.anchors))
+        check_range("ids", ids, len(self.anchors))
         return self.project_out(self._scaled(self.to_codes(embedding(ids, self.anchors))))
 
     def assign(self, features: Float[Tensor, "*N C"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:

@@ -1,0 +1,45 @@
+"""Checks of the values in tensors, wherever looking at them costs nothing.
+
+On a GPU a look would wait for all that was asked of it, inside a compiled graph it would break the graph: there, nothing is
+checked, and a number out of range stops the program in the look-up itself.
+"""
+
+import torch
+from torch import Tensor
+
+
+def is_readable(values: Tensor) -> bool:
+    """Whether looking costs nothing: on the CPU, outside compiled graphs."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
+    """Refuses other numbers than 0, 1, ..., ``stop - 1``.
+
+    Args:
+        name: of the argument, for the message.
+        values: of any shape.
+        stop: see above.
+        note: said behind what is accepted.
+
+    Raises:
+        TypeError: values that are no integers.
+        ValueError: a number out of range.
+    """
+    if values.is_floating_point() or values.dtype == torch.bool:
+        raise TypeError(f"{name}: dtype {values.dtype}; accepted: integers")
+    if is_readable(values) and values.numel():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= stop:
+            lie = "lie" if name.endswith("s") else "lies"
+            raise ValueError(f"{name} {lie} in [{low}, {high}]; accepted: [0, {stop - 1}]{note}")
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    if is_readable(values) and not bool(values.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity; accepted: finite values")
