@@ -28,8 +28,9 @@ def set_memory_budget(model: nn.Module, num_bytes: int | None) -> None:
     - attention holds its map, with queries, keys and values, whatever the budget.
 
     A good budget is one map of the finest level (channels x height x width values): at Emu3's widths encoding is then 1.2 times
-    the work and decoding 1.5 times, with half of that 1.7 and 3.4 times. Weights come on top, and some ten stripes of a 128th of
-    the budget, or of a row where that is more. An image's size has no limit but time.
+    the multiplications and decoding 1.5 times, with half of that 1.7 and 3.4 times. Weights come on top, and what computing a
+    stripe takes, of a 128th of the budget, or of a row where that is more: with 4 GiB for an image of 2048 x 2048 Emu3 took
+    4.4 GiB more than its weights to encode, and 5.6 GiB to decode. An image's size has no limit but time.
 
     Args:
         model: a tokenizer, or anything else that holds a ``ConvEncoder`` or a ``ConvDecoder``.
