@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, check_pixels, normalise, pixels_of, rgb_of
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of, rgb_of, torchvision_square
 
 
 class EVACLIPVision(Block):
@@ -184,11 +184,13 @@ class EVACLIPVision(Block):
         """The image as the official evaluation has it: resized (bicubic) to the shorter side, and the middle of it.
 
         A tower for images that are no squares takes the whole image, squashed.
+
+        Source: baaivision/EVA, ``eva_clip/transform.py``.
         """
         height, width = self.tower.image_size
         image = rgb_of(image)
         if height == width:
-            return pixels_of(centre_square(image, height, PILImage.Resampling.BICUBIC))
+            return pixels_of(torchvision_square(image, height, PILImage.Resampling.BICUBIC))
         return pixels_of(image.resize((width, height), PILImage.Resampling.BICUBIC))
 
     def _normalised(self, pixels: Tensor) -> Tensor:

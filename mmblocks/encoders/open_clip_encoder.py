@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.foreign_towers import centre, fill_buffers, fitting_grid
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
+from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
 
 _BESIDE_VISUAL = (
     *("text.*", "logit_scale", "logit_bias"),
@@ -60,7 +60,7 @@ class OpenClipEncoder(Block):
         feature_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.mean, self.std, self.resizing = _ways(name, weights)
+        self.mean, self.std, self.resizing, self.interpolation = _ways(name, weights)
         self.model = _built(name, image_size)
         self.num_layers, self.dim, self.stride = _sizes(self.model, feature_layer)
         self.name = name
@@ -124,11 +124,16 @@ class OpenClipEncoder(Block):
         return embedding[0] if isinstance(embedding, tuple) else embedding
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """The image as the weights want it: its middle (CLIP) or the whole of it, squashed (SigLIP); bicubic."""
-        height, width = self.image_size
-        if self.resizing == "squash":
-            return pixels_of(rgb_of(image).resize((width, height), PILImage.Resampling.BICUBIC))
-        return centre(image, height, width)
+        """The image as the weights want it, by open_clip's own evaluation: its middle (CLIP) or all of it, squashed (SigLIP).
+
+        Raises:
+            ValueError: an image without pixels, or a mode that ``rgb_of`` refuses.
+        """
+        import open_clip
+
+        check_size(image.height, image.width)
+        ways: dict[str, Any] = {"interpolation": self.interpolation, "resize_mode": self.resizing}
+        return open_clip.image_transform(self.image_size, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **ways)(rgb_of(image))
 
     def reset_buffers(self, device: torch.device) -> None:
         """What no checkpoint holds, such as rotary tables: as a tower that is built anew has it."""
@@ -185,8 +190,8 @@ def _built(name: str, image_size: tuple[int, int] | None) -> Any:
     return model.visual
 
 
-def _ways(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """Mean, standard deviation and way of resizing of published weights."""
+def _ways(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str, str]:
+    """Mean, standard deviation, way of resizing and filter of published weights."""
     import open_clip
 
     known = open_clip.list_models()
@@ -201,11 +206,11 @@ def _ways(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[floa
     ways = {}
     for tag in (weights,) if weights is not None else tags:
         cfg = open_clip.get_pretrained_cfg(name, tag)
-        ways[tag] = (tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("resize_mode", "shortest"))
+        ways[tag] = (tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("resize_mode", "shortest"), cfg.get("interpolation", "bicubic"))
     if len(set(ways.values())) > 1:
         raise ValueError(f"weights is None, but those of {name} want their images differently; accepted: one of {', '.join(ways)}")
     if not ways:  # a tower that nobody has published: as CLIP
-        return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "shortest"
+        return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "shortest", "bicubic"
     return next(iter(ways.values()))
 
 

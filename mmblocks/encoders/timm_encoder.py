@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.foreign_towers import centre, fill_buffers, fitting_grid
-from mmblocks.layers.pixels import check_pixels, normalise
+from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
 
 _CLASSIFIERS = tuple(
     f"{name}.{kind}" for name in ("head", "head.fc", "head_dist", "fc", "classifier") for kind in ("weight", "bias")
@@ -146,10 +146,18 @@ class TimmEncoder(Block):
         return self.model(self._normalised(pixels))
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """The middle of the image, resized (bicubic): of the model's own size where any size will do."""
-        patches = getattr(self.model, "patch_embed", None)
-        size = getattr(patches, "img_size", None) or self.model.pretrained_cfg["input_size"][1:]
-        return centre(image, size[0], size[1])
+        """The image as timm's own evaluation has it, with the model's filter and crop: of its own size where any size will do.
+
+        Raises:
+            ValueError: an image without pixels, or a mode that ``rgb_of`` refuses.
+        """
+        from timm.data import create_transform
+
+        patches, cfg = getattr(self.model, "patch_embed", None), self.model.pretrained_cfg
+        size = getattr(patches, "img_size", None) or cfg["input_size"][1:]
+        ways = {name: cfg[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        check_size(image.height, image.width)
+        return create_transform((3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, **ways)(rgb_of(image))
 
     def reset_buffers(self, device: torch.device) -> None:
         """What no checkpoint holds, such as rotary tables: as a model that is built anew has it."""

@@ -1,13 +1,9 @@
-"""What adapters of other libraries' image models share: sizes, the usual preprocessing, buffers that no checkpoint holds."""
+"""What adapters of other libraries' image models share: sizes, and the buffers that no checkpoint holds."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
-from PIL import Image as PILImage
-from torch import Tensor, nn
-
-from mmblocks.layers.pixels import pixels_of, rgb_of
+from torch import nn
 
 
 def fitting_grid(height: int, width: int, stride: int, fixed: tuple[int, int] | None) -> tuple[int, int]:
@@ -28,16 +24,6 @@ def fitting_grid(height: int, width: int, stride: int, fixed: tuple[int, int] | 
         near = "x".join(str(max(round(side / stride), 1) * stride) for side in (height, width))
         raise ValueError(f"image is {height}x{width}; accepted: multiples of {stride}, such as {near}")
     return height // stride, width // stride
-
-
-def centre(image: PILImage.Image, height: int, width: int) -> Float[Tensor, "3 H W"]:
-    """The largest part in the middle of the image that has this shape, resized (bicubic)."""
-    image = rgb_of(image)
-    scale = max(height / image.height, width / image.width)
-    size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
-    image = image.resize(size, PILImage.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return pixels_of(image.crop((left, top, left + width, top + height)))
 
 
 def fill_buffers(model: nn.Module, build: Callable[[], nn.Module], device: torch.device) -> None:

@@ -81,8 +81,52 @@ def on_white(image: PILImage.Image) -> PILImage.Image:
     return PILImage.fromarray(((1 - alpha) * 255 + alpha * values[:, :, :3]).astype(np.uint8))
 
 
+def check_size(height: int, width: int) -> None:
+    """Refuses an image without pixels.
+
+    Raises:
+        ValueError: a side below one.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"image is {height}x{width}; accepted: sides of at least one pixel")
+
+
+def torchvision_square(
+    image: PILImage.Image, side: int, resampling: PILImage.Resampling, *, shorter: int | None = None
+) -> PILImage.Image:
+    """The square in the middle, as torchvision's ``Resize(shorter)`` and then ``CenterCrop(side)`` cut it.
+
+    The longer side is rounded down. See ``centre_square`` for the other rule.
+
+    Args:
+        image: in RGB.
+        side: of the square, in pixels.
+        resampling: the filter.
+        shorter: what the shorter side is resized to, in pixels: at least ``side``, and ``side`` itself for None.
+
+    Raises:
+        ValueError: an image without pixels.
+
+    Source: pytorch/vision.
+    """
+    check_size(image.height, image.width)
+    shorter, short = side if shorter is None else shorter, min(image.size)
+    image = image.resize((int(shorter * image.width / short), int(shorter * image.height / short)), resampling)
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # of two middles the even one
+    return image.crop((left, top, left + side, top + side))
+
+
 def centre_square(image: PILImage.Image, side: int, resampling: PILImage.Resampling) -> PILImage.Image:
-    """The square in the middle, behind resizing the shorter side to ``side`` pixels."""
+    """The square in the middle, behind resizing the shorter side to ``side`` pixels: Chameleon's and guided diffusion's rule.
+
+    The longer side is rounded to the nearest, and half pixels of the crop's place are rounded down.
+
+    Raises:
+        ValueError: an image without pixels.
+
+    Source: facebookresearch/chameleon, openai/guided-diffusion.
+    """
+    check_size(image.height, image.width)
     scale = side / min(image.size)
     image = image.resize((max(round(image.width * scale), side), max(round(image.height * scale), side)), resampling)
     left, top = (image.width - side) // 2, (image.height - side) // 2

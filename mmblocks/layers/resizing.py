@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
-from mmblocks.layers.pixels import rgb_of
+from mmblocks.layers.pixels import check_size, rgb_of
 
 
 def upright(image: PILImage.Image) -> PILImage.Image:
@@ -21,7 +21,7 @@ def upright(image: PILImage.Image) -> PILImage.Image:
     Raises:
         ValueError: an image without pixels.
     """
-    _check_size(image.height, image.width)
+    check_size(image.height, image.width)
     return ImageOps.exif_transpose(image)
 
 
@@ -50,7 +50,7 @@ def smart_resize(
 
     Source: Qwen2.5-VL (QwenLM/Qwen2.5-VL), taken over by NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
     """
-    _check_size(height, width)
+    check_size(height, width)
     if max(height, width) / min(height, width) > max_aspect:
         raise ValueError(f"image is {height}x{width}; accepted: a longer side of at most {max_aspect} times the shorter")
     rows, columns = (max(round(side / multiple), 1) for side in (height, width))
@@ -72,7 +72,7 @@ def fit_within(height: int, width: int, *, max_height: int, max_width: int) -> t
 
     Source: Fuyu's image processor (adept/fuyu-8b; huggingface/transformers).
     """
-    _check_size(height, width)
+    check_size(height, width)
     if height <= max_height and width <= max_width:
         return height, width
     scale = min(max_height / height, max_width / width)
@@ -87,7 +87,7 @@ def fit_area(height: int, width: int, *, multiple: int, side: int) -> tuple[int,
 
     Source: ``process_images`` of EVEv2 (arXiv 2502.06788; baaivision/EVE).
     """
-    _check_size(height, width)
+    check_size(height, width)
     scale = math.sqrt(width * height) / side
     rows, columns = (max(math.ceil(pixels / scale / multiple), 1) for pixels in (height, width))
     return rows * multiple, columns * multiple
@@ -126,7 +126,7 @@ def place_on_canvas(height: int, width: int, *, side: int, cell: int, scale: int
 
     Source: ``process_images`` of EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """
-    _check_size(height, width)
+    check_size(height, width)
     if side % cell or side <= 0 or scale < 1:
         raise ValueError(
             f"side is {side}, cell {cell}, scale {scale}; accepted: a positive multiple of the cell, a scale of 1 or more"
@@ -184,8 +184,3 @@ def valid_cells(mask: Float[Tensor, "H W"] | Bool[Tensor, "H W"], cell: int) -> 
     if any(edge % cell for edge in edges) or not bool(marked[top:bottom, left:right].all()):
         raise ValueError(f"mask marks no single rectangle of whole cells; accepted: one of cells of {cell}x{cell}")
     return Box(slice(top // cell, bottom // cell), slice(left // cell, right // cell))
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"image is {height}x{width}; accepted: sides of at least one pixel")

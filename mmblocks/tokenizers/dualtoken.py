@@ -17,7 +17,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention_projection import AttentionProjection, attention_projection_rules
 from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_silu
-from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
 from mmblocks.tokenizers.bottlenecks.residual_rq import RQ_RULES, RQBottleneck
@@ -271,5 +271,8 @@ class DualToken(VisualTokenizer):
         return state, self.encoder.rest(state.flatten(1, 2))
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """Shorter side to ``image_size`` (bicubic), then the square in the middle."""
-        return pixels_of(centre_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
+        """Shorter side to ``image_size`` (bicubic), then the square in the middle.
+
+        Source: songweii/DualToken, the transform of its evaluation.
+        """
+        return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.affine import AffineBottleneck
 from mmblocks.tokenizers.ming_tok_vit import MingTokDecoder, MingTokEncoder, MingTokSemanticDecoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
@@ -131,5 +131,7 @@ class MingTok(VisualTokenizer):
         """The square in the middle, behind bicubic resizing of the shorter side, as upstream prepares images to rebuild.
 
         For understanding, Ming-UniVision instead squeezes the whole image into 1,024 x 1,024 pixels.
+
+        Source: inclusionAI/Ming-UniVision, ``CenterCropProcessor``.
         """
-        return pixels_of(centre_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
+        return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.ops.nearest_code import Metric
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
@@ -52,8 +52,11 @@ class OneDimensionalTokenizer(VisualTokenizer):
         self.only_size = (image_size, image_size)
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """The square in the middle, behind bicubic resizing of the shorter side."""
-        return pixels_of(centre_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
+        """The square in the middle, behind bicubic resizing of the shorter side.
+
+        Source: bytedance/1d-tokenizer, the transform of its evaluation.
+        """
+        return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
 
 
 class TiTok(OneDimensionalTokenizer):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention_projection import attention_projection_rules
-from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook, unitok_codebooks
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vitamin import VITAMIN_RULES, ViTaminDecoder, ViTaminEncoder
@@ -107,8 +107,9 @@ class UniTok(VisualTokenizer):
         return self.to_text(self.text_norm(self.decoder.project(latents.z).mean(dim=(1, 2))))
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """Shorter side to 9/8 of ``image_size`` (bilinear), then the square in the middle."""
-        side = int(self.image_size * 1.125)
-        margin = (side - self.image_size) // 2
-        square = centre_square(rgb_of(image), side, PILImage.Resampling.BILINEAR)
-        return pixels_of(square.crop((margin, margin, margin + self.image_size, margin + self.image_size)))
+        """Shorter side to 9/8 of ``image_size`` (bilinear), then the square in the middle.
+
+        Source: FoundationVision/UniTok, ``inference.py``.
+        """
+        shorter = int(self.image_size * 1.125)
+        return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BILINEAR, shorter=shorter))

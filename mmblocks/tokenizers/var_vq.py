@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.conv import Conv2d
-from mmblocks.layers.pixels import centre_square, check_pixels, normalise, pixels_of, rgb_of
+from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.var_layout import NETWORK_RULES, quantizer_arguments, quantizer_rules
@@ -176,12 +176,11 @@ class VARVQ(VisualTokenizer):
         """Shorter side to 9/8 of the size of the last scale (Lanczos), then the square in the middle.
 
         A tokenizer that is not square crops at the right and below instead.
+
+        Source: FoundationVision/VAR, the transform of its evaluation.
         """
         rows, columns = self.bottleneck.scales[-1]
         if rows != columns:
             return super().preprocess(image)
         size = rows * self.downsampling[0]
-        side = round(1.125 * size)
-        margin = (side - size) // 2
-        square = centre_square(rgb_of(image), side, PILImage.Resampling.LANCZOS)
-        return pixels_of(square.crop((margin, margin, margin + size, margin + size)))
+        return pixels_of(torchvision_square(rgb_of(image), size, PILImage.Resampling.LANCZOS, shorter=round(1.125 * size)))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image as PILImage
+from torchvision import transforms
 
 from mmblocks import Block
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
@@ -93,6 +94,16 @@ def test_preprocess(size, seen) -> None:
     pixels = eva.preprocess(PILImage.new("L", (90, 50), 51))
     assert pixels.shape == (3, *seen)
     torch.testing.assert_close(pixels, torch.full_like(pixels, 0.2))
+
+
+@pytest.mark.parametrize(("size", "resized"), [((28, 28), 28), ((28, 42), (28, 42))])
+def test_preprocess_is_the_official_one(size, resized) -> None:
+    eva = vision({"image_size": size})
+    resize = transforms.Resize(resized, transforms.InterpolationMode.BICUBIC)
+    official = transforms.Compose([resize, transforms.CenterCrop(size), transforms.ToTensor()])
+    for width, height in torch.randint(1, 120, (20, 2), generator=torch.Generator().manual_seed(0)).tolist():
+        photo = transforms.functional.to_pil_image(torch.rand(3, height, width))
+        assert torch.equal(eva.preprocess(photo), official(photo)), (width, height)
 
 
 @pytest.mark.unchecked

@@ -75,6 +75,21 @@ def test_images_are_what_the_weights_want(caplog) -> None:
     assert siglip.preprocess(beside).mean() == pytest.approx(0.25, abs=0.01) and clip.preprocess(beside).mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("ViT-B-16-SigLIP", "webli"), ("ViT-B-32", "openai"), ("ViT-L-14-CLIPA", "datacomp1b"), ("MobileCLIP-B", "datacompdr")],
+)
+def test_images_are_resized_as_open_clip_does(name, weights) -> None:
+    with torch.device("meta"):
+        tower = OpenClipEncoder(name=name, weights=weights)
+    wanted = {**open_clip.get_pretrained_cfg(name, weights), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    kept = {key: value for key, value in wanted.items() if key in ("mean", "std", "interpolation", "resize_mode")}
+    published = open_clip.image_transform(tower.image_size, is_train=False, **kept)
+    for size in [(640, 427), (50, 91), (224, 224)]:
+        photo = PILImage.effect_noise(size, 90).convert("RGB")
+        assert torch.equal(tower.preprocess(photo), published(photo))
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "error", "message"),

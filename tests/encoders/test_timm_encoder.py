@@ -89,6 +89,19 @@ def test_tables_that_no_file_holds_are_made_anew(tmp_path) -> None:
     torch.testing.assert_close(Block.from_pretrained(tmp_path / "encoder")(pixels), ours(pixels))
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "convnext_atto.d2_in1k", "test_vit"])
+def test_images_are_resized_as_timm_does(name) -> None:
+    with torch.device("meta"):
+        tower = TimmEncoder(name=name)
+    wanted = timm.data.resolve_data_config(model=tower.model)
+    published = timm.data.create_transform(**{**wanted, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+    for size in [(640, 427), (50, 91), (224, 224)]:
+        photo = PILImage.effect_noise(size, 90).convert("RGB")
+        assert torch.equal(tower.preprocess(photo), published(photo))
+    with pytest.raises(ValueError, match="image is 0x5; accepted: sides of at least one pixel"):
+        tower.preprocess(PILImage.new("RGB", (5, 0)))
+
+
 def test_preprocess() -> None:
     assert encoder("vit_tiny_patch16_224.augreg_in21k").preprocess(PILImage.new("L", (90, 50), 51)).shape == (3, 32, 48)
     assert encoder("test_resnet").preprocess(PILImage.new("L", (90, 50), 51)).shape == (3, 160, 160)
