@@ -62,6 +62,7 @@ _HOME = {
     "MultiCodebook": "tokenizers.bottlenecks.multi_codebook",
     "TextAlignedQuantizer": "tokenizers.bottlenecks.text_aligned",
     "RQBottleneck": "tokenizers.bottlenecks.residual_rq",
+    "JointRQBottleneck": "tokenizers.bottlenecks.residual_rq",
     "DualBottleneck": "tokenizers.bottlenecks.dual",
     "MultiScaleQuantizer": "tokenizers.bottlenecks.multi_scale",
     "DiagonalGaussian": "tokenizers.bottlenecks.gaussian",

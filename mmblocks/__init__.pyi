@@ -118,6 +118,7 @@ from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook as Mult
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer as MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer as MultiScaleQuantizer
 from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer as ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck as JointRQBottleneck
 from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck as RQBottleneck
 from mmblocks.tokenizers.bottlenecks.scaled_latents import ScaledLatents as ScaledLatents
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ as SimVQ

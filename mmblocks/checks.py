@@ -13,6 +13,17 @@ def is_readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def as_int64(name: str, values: Tensor) -> Tensor:
+    """Integers of any dtype as int64, which every operation takes: uint16 and uint32 save space, but know few operations.
+
+    Raises:
+        TypeError: values that are no integers.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{name}: dtype {values.dtype}; accepted: integers")
+    return values.long()
+
+
 def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
     """Refuses other numbers than 0, 1, ..., ``stop - 1``.
 
@@ -26,8 +37,7 @@ def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
         TypeError: values that are no integers.
         ValueError: a number out of range.
     """
-    if values.is_floating_point() or values.dtype == torch.bool:
-        raise TypeError(f"{name}: dtype {values.dtype}; accepted: integers")
+    values = as_int64(name, values)
     if is_readable(values) and values.numel():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= stop:

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from mmblocks.checks import check_finite, check_range, is_readable
+from mmblocks.checks import as_int64, check_finite, check_range, is_readable
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64])
 def test_numbers_in_range_pass(dtype) -> None:
     check_range("ids", torch.tensor([[0, 4], [2, 3]], dtype=dtype), 5)
     check_range("ids", torch.empty(0, dtype=dtype), 5)
+    assert torch.equal(as_int64("ids", torch.tensor([200, 3], dtype=dtype)), torch.tensor([200, 3]))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 2), (0, 5)])
@@ -25,6 +26,8 @@ def test_numbers_out_of_range_are_named(low, high) -> None:
 def test_what_is_no_number_of_something_is_refused(dtype) -> None:
     with pytest.raises(TypeError, match=f"ids: dtype {dtype}; accepted: integers"):
         check_range("ids", torch.zeros(2, dtype=dtype), 5)
+    with pytest.raises(TypeError, match=f"ids: dtype {dtype}; accepted: integers"):
+        as_int64("ids", torch.zeros(2, dtype=dtype))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

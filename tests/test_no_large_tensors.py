@@ -41,7 +41,7 @@ from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
@@ -93,6 +93,7 @@ BOTTLENECKS = {
     IndexBackpropagation: lambda: IndexBackpropagation(**CODES),
     SimVQ: lambda: SimVQ(**CODES),
     RQBottleneck: lambda: RQBottleneck(**CODES, depth=2),
+    JointRQBottleneck: lambda: JointRQBottleneck(**CODES, depth=2, shared=True),
     MultiCodebook: lambda: MultiCodebook(num_codebooks=2, num_codes=MANY, code_dim=DIM // 2),
     MultiScaleQuantizer: lambda: MultiScaleQuantizer(**CODES, scales=(1, 5, SIDE)),
     MultiHeadVectorQuantizer: lambda: MultiHeadVectorQuantizer(**MULTI, num_heads=2),

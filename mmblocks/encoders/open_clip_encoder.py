@@ -129,7 +129,7 @@ class OpenClipEncoder(Block):
         Raises:
             ValueError: an image without pixels, or a mode that ``rgb_of`` refuses.
         """
-        import open_clip
+        import open_clip  # type: ignore[import-untyped]
 
         check_size(image.height, image.width)
         ways: dict[str, Any] = {"interpolation": self.interpolation, "resize_mode": self.resizing}
@@ -174,7 +174,7 @@ def _no_warning(record: logging.LogRecord) -> bool:
 
 
 def _built(name: str, image_size: tuple[int, int] | None) -> Any:
-    import open_clip  # type: ignore[import-untyped]
+    import open_clip
 
     # A ResNet knows squares alone, by one side.
     square = image_size is not None and image_size[0] == image_size[1]

@@ -151,13 +151,14 @@ class TimmEncoder(Block):
         Raises:
             ValueError: an image without pixels, or a mode that ``rgb_of`` refuses.
         """
-        from timm.data import create_transform
+        import timm.data
 
         patches, cfg = getattr(self.model, "patch_embed", None), self.model.pretrained_cfg
         size = getattr(patches, "img_size", None) or cfg["input_size"][1:]
         ways = {name: cfg[name] for name in ("interpolation", "crop_pct", "crop_mode")}
         check_size(image.height, image.width)
-        return create_transform((3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, **ways)(rgb_of(image))
+        library: Any = timm.data  # of which type checkers see little
+        return library.create_transform((3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, **ways)(rgb_of(image))
 
     def reset_buffers(self, device: torch.device) -> None:
         """What no checkpoint holds, such as rotary tables: as a model that is built anew has it."""

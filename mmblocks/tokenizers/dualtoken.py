@@ -20,7 +20,7 @@ from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQ_RULES, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual_rq import RQ_RULES, JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder
 from mmblocks.tokenizers.taming_layout import half_rules, levels_at
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
@@ -39,6 +39,7 @@ _RULES = (
     Rule("post_quant_conv.nin_shortcut.*", "decoder.widen.shortcut.*"),
     *half_rules("decoder", "decoder.network", "up"),
 )
+_BOTTLENECKS = {"rq": RQBottleneck, "rq_ema": JointRQBottleneck}
 _TEXT_SIDE = ("siglip_model.text_model.*", "siglip_model.logit_scale", "siglip_model.logit_bias")
 
 
@@ -50,7 +51,9 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config.get("rqvaesiglip", config)
     pixel, semantic, network = config["vq_pix"], config["vq_sem"], config["ddconfig"]
-    if any(pixel[name] != semantic[name] for name in ("n_embed", "embed_dim", "code_shape")) or not pixel["shared_codebook"]:
+    both = (pixel, semantic)
+    sizes = [[options[name] for name in ("n_embed", "embed_dim", "code_shape")] for options in both]
+    if sizes[0] != sizes[1] or not all(options["shared_codebook"] for options in both):
         raise ValueError(f"vq_pix is {pixel}, vq_sem {semantic}; accepted: equal sizes and shared codebooks")
     multipliers = tuple(network["ch_mult"])
     return {
@@ -62,6 +65,9 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_codes": pixel["n_embed"],
         "code_dim": pixel["embed_dim"],
         "depth": pixel["code_shape"][-1],
+        "bottleneck_types": tuple(options["bottleneck_type"] for options in both),
+        "decays": tuple(options.get("decay", 0.99) for options in both),
+        "restart_unused": tuple(options.get("restart_unused_codes", True) for options in both),
         "channels": network["ch"],
         "multipliers": multipliers,
         "num_blocks": network["num_res_blocks"],
@@ -195,12 +201,18 @@ class DualToken(VisualTokenizer):
     A token has ``2 * depth`` codes, first those for pixels. Vectors of both kinds are side by side likewise.
 
     Args:
-        num_codes, code_dim, depth: of either ``RQBottleneck``; all depths of one share a codebook.
+        num_codes, code_dim, depth: of either bottleneck; all depths of one share a codebook.
+        bottleneck_types: how the codes for pixels and those for meaning learn: "rq" as ``RQBottleneck``, "rq_ema" as
+            ``JointRQBottleneck``.
+        decays, restart_unused: of the bottleneck for pixels and of that for meaning; see ``AveragingCodebook``.
         image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         pixel_layer, shortcut_layer, semantic_layer, shortcut_weight: see ``DualTokenEncoder``.
         channels, multipliers, num_blocks, attention_levels, latent_channels, latent_size: see ``DualTokenDecoder``.
 
     The defaults are those of the model for 384 pixels.
+
+    Raises:
+        ValueError: a bottleneck type that does not exist.
 
     Source: DualToken (arXiv 2503.14324; songweii/DualToken).
     """
@@ -215,6 +227,9 @@ class DualToken(VisualTokenizer):
         num_codes: int = 16384,
         code_dim: int = 32,
         depth: int = 8,
+        bottleneck_types: tuple[str, str] = ("rq", "rq_ema"),
+        decays: tuple[float, float] = (0.99, 0.99),
+        restart_unused: tuple[bool, bool] = (True, True),
         image_size: int = 384,
         patch_size: int = 14,
         dim: int = 1152,
@@ -232,7 +247,10 @@ class DualToken(VisualTokenizer):
         latent_channels: int = 1024,
         latent_size: tuple[int, int] = (24, 24),
     ) -> None:
-        quantizer: dict[str, Any] = {"num_codes": num_codes, "dim": code_dim, "depth": depth, "shared": True}
+        pixel, semantic = (
+            _bottleneck(kind, num_codes=num_codes, dim=code_dim, depth=depth, shared=True, decay=decay, restart_unused=restarts)
+            for kind, decay, restarts in zip(bottleneck_types, decays, restart_unused, strict=True)
+        )
         super().__init__(
             encoder=DualTokenEncoder(
                 image_size=image_size,
@@ -247,7 +265,7 @@ class DualToken(VisualTokenizer):
                 shortcut_weight=shortcut_weight,
                 code_dim=code_dim,
             ),
-            bottleneck=DualBottleneck(pixel=RQBottleneck(**quantizer), semantic=RQBottleneck(**quantizer)),
+            bottleneck=DualBottleneck(pixel=pixel, semantic=semantic),
             decoder=DualTokenDecoder(
                 dim=dim,
                 code_dim=code_dim,
@@ -276,3 +294,9 @@ class DualToken(VisualTokenizer):
         Source: songweii/DualToken, the transform of its evaluation.
         """
         return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
+
+
+def _bottleneck(kind: str, **options: Any) -> RQBottleneck:
+    if kind not in _BOTTLENECKS:
+        raise ValueError(f"bottleneck_types hold {kind!r}; accepted: {', '.join(_BOTTLENECKS)}")
+    return _BOTTLENECKS[kind](**options)

@@ -3,15 +3,16 @@ import torch
 from PIL import Image
 
 from mmblocks import Block
+from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.dualtoken import DualToken
 
 
-def tokenizer() -> DualToken:
+def tokenizer(**options) -> DualToken:
     torch.manual_seed(0)
     return DualToken(
         num_codes=30, code_dim=8, depth=2, image_size=30, patch_size=10, dim=32, num_layers=3, num_heads=2, mlp_dim=32,
         pixel_layer=1, shortcut_layer=0, semantic_layer=2, channels=32, multipliers=(1, 1), num_blocks=1, attention_levels=(1,),
-        latent_channels=32, latent_size=(4, 4),
+        latent_channels=32, latent_size=(4, 4), **options,
     )  # fmt: skip
 
 
@@ -92,3 +93,24 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_preprocess_gives_what_encode_takes() -> None:
     assert tokenizer().preprocess(Image.new("RGB", (90, 50))).shape == (3, 30, 30)
+
+
+def test_how_codes_learn_is_read_from_the_config() -> None:
+    options = {"n_embed": 30, "embed_dim": 8, "code_shape": [3, 3, 2], "shared_codebook": True}
+    config = {
+        "vq_pix": {**options, "bottleneck_type": "rq", "decay": 0.9, "restart_unused_codes": False},
+        "vq_sem": {**options, "bottleneck_type": "rq_ema", "decay": 0.8, "restart_unused_codes": True},
+        "pretrained_model": "siglip2-so400m-patch14-384", "layer_recon": 6, "layer_sem": 26, "layer_shortcut": 4,
+        "weight_shortcut": 0.6, "decoder_latent_shape": [4, 4],
+        "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "resolution": 8,
+                     "decoder_in_channels": 32},
+    }  # fmt: skip
+    arguments = DualToken.layouts[0].arguments(config)
+    read = {name: arguments[name] for name in ("bottleneck_types", "decays", "restart_unused")}
+    assert read == {"bottleneck_types": ("rq", "rq_ema"), "decays": (0.9, 0.8), "restart_unused": (False, True)}
+    bottleneck = tokenizer(**read).bottleneck
+    assert (type(bottleneck.pixel), type(bottleneck.semantic)) == (RQBottleneck, JointRQBottleneck)
+    assert bottleneck.pixel.codebooks[0].decay == 0.9 and not bottleneck.pixel.codebooks[0].restart_unused
+    assert bottleneck.semantic.codebooks[0].decay == 0.8 and bottleneck.semantic.codebooks[0].restart_unused
+    with pytest.raises(ValueError, match="bottleneck_types hold 'vq'; accepted: rq, rq_ema"):
+        tokenizer(bottleneck_types=("rq", "vq"))

@@ -3,16 +3,19 @@
 Shapes: B images, K codes, D width of a code.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
 
 
-class ClusteringVectorQuantizer(VectorQuantizer):
+class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):
     """``VectorQuantizer`` whose unused codes, while training, are pulled to the feature of the batch that is nearest to them.
 
     Each process sees its own batch alone: under data parallelism the caller keeps ``codes`` and ``usage`` equal.
@@ -22,10 +25,12 @@ class ClusteringVectorQuantizer(VectorQuantizer):
         decay: of the running share of features that choose a code.
 
     Attributes:
-        usage: (K,) that share.
+        usage: (K,) that share; float32 whatever the module is cast to.
 
     Source: CVQ-VAE (arXiv 2307.15139), as in TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
     """
+
+    averages: ClassVar[tuple[str, ...]] = ("usage",)
 
     usage: Tensor
 
@@ -48,9 +53,14 @@ class ClusteringVectorQuantizer(VectorQuantizer):
 
     @torch.no_grad()
     def _move(self, features: Tensor, ids: Tensor) -> None:
+        """Features that are not finite, which only a compiled graph lets through, move nothing; a warning says so."""
+        finite = finite_or_warned(features)
         chosen = torch.bincount(ids, minlength=len(self.codes)) / len(ids)
-        self.usage.mul_(self.decay).add_(chosen, alpha=1 - self.decay)
+        usage = torch.lerp(self.usage, chosen, 1 - self.decay)
         nearest = features[nearest_code(self.codes, features, self.metric)]
         # A code of the average share moves by exp(-1000), one that nothing chooses nearly all the way.
-        pull = torch.exp(-10 * len(self.codes) * self.usage / (1 - self.decay) - 1e-3)
-        self.codes.lerp_(nearest.to(self.codes.dtype), pull[:, None].to(self.codes.dtype))
+        pull = torch.exp(-10 * len(self.codes) * usage / (1 - self.decay) - 1e-3)
+        wide = torch.promote_types(self.codes.dtype, torch.float32)
+        codes = torch.lerp(self.codes.to(wide), nearest.to(wide), pull[:, None].to(wide))
+        self.usage.copy_(torch.where(finite, usage, self.usage))
+        self.codes.copy_(torch.where(finite, codes, self.codes))

@@ -4,17 +4,20 @@ Shapes: K codes, D width, any leading axes where "*".
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 
 
 def check_finite(features: Tensor) -> None:
-    """Refuses NaN and infinity: they would spoil a codebook for good. Not checked inside a compiled graph.
+    """Refuses NaN and infinity: they would spoil a codebook for good.
+
+    Not checked inside a compiled graph, where running averages leave them out with a warning (``finite_or_warned``).
 
     Raises:
         ValueError: a value that is not finite.
@@ -58,13 +61,14 @@ class Codebook(Block):
         check_finite(features)
         return nearest_code(features.flatten(0, -2), self.codes, self.metric).view(features.shape[:-1])
 
-    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+    def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Codes by number.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
+        ids = as_int64("ids", ids)
         check_range("ids", ids, len(self.codes))
         return self.rows(ids)
 
@@ -73,6 +77,7 @@ class Codebook(Block):
         chosen = embedding(ids, self.codes)
         return normalize(chosen, dim=-1) if self.metric == "cosine" else chosen
 
+    @without_autocast
     def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
         """How near each code is: the negative squared distance, or the dot product. Gradients flow to features and codes."""
         if self.metric == "cosine":
@@ -86,6 +91,7 @@ class Codebook(Block):
         """A soft choice of codes, with weights that sum to one: the softmax of ``scores``, harder at smaller temperatures."""
         return (self.scores(features) / temperature).softmax(dim=-1)
 
+    @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights."""
         return weights @ self.vectors
@@ -94,13 +100,21 @@ class Codebook(Block):
     def fit(self, features: Float[Tensor, "N D"], *, num_iterations: int = 10, generator: Generator | None = None) -> None:
         """Moves all codes to the centres of clusters of ``features``, by k-means; an empty cluster takes a feature instead.
 
+        It begins at features drawn at random without repetition or, if there are fewer than codes, with repetition, as
+        vector-quantize-pytorch does; some codes are equal then.
+
         Raises:
-            ValueError: if there are fewer features than codes, or a value is not finite.
+            ValueError: if there is no feature, or a value is not finite.
         """
-        count = len(self.codes)
-        if len(features) < count or not features.isfinite().all():
-            raise ValueError(f"features holds {len(features)} vectors; accepted: at least {count}, all finite")
-        self.codes.copy_(features[torch.randperm(len(features), generator=generator, device=features.device)[:count]])
+        count, found = len(self.codes), len(features)
+        if not found:
+            raise ValueError("features holds no vector; accepted: at least one")
+        check_finite(features)
+        if found < count:
+            drawn = torch.randint(found, (count,), generator=generator, device=features.device)
+        else:
+            drawn = torch.randperm(found, generator=generator, device=features.device)[:count]
+        self.codes.copy_(features[drawn])
         for _ in range(num_iterations):
             ids = self.nearest(features)
             used = torch.bincount(ids, minlength=count)
@@ -116,7 +130,11 @@ class Codebook(Block):
             features: as the encoder makes them now.
             used: how often each code was chosen of late.
             generator: source of randomness.
+
+        Raises:
+            ValueError: if a value is not finite; nothing is moved then.
         """
+        check_finite(features)
         unused = (used == 0).nonzero().flatten()
         drawn = torch.randint(len(features), (len(unused),), generator=generator, device=features.device)
         self.codes[unused] = features[drawn].to(self.codes.dtype)

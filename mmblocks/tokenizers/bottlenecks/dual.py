@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mmblocks.block import Block
@@ -64,7 +64,7 @@ class DualBottleneck(Block):
             loss=_named("pixel", pixel.loss) | _named("semantic", semantic.loss) if self.training else None,
         )
 
-    def lookup(self, ids: Int[Tensor, "B *grid Q"]) -> Float[Tensor, "B *grid2 D"]:
+    def lookup(self, ids: Integer[Tensor, "B *grid Q"]) -> Float[Tensor, "B *grid2 D"]:
         """The vectors of both, side by side.
 
         Raises:

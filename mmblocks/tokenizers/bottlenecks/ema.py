@@ -16,10 +16,11 @@ from mmblocks.ops.nearest_code import code_stats
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokens import Latents
 
 _IGNORED = ("commitment_weight", "channel_last", "accept_image_fmap", "accept_3d_fmap", "kmeans_iters", "sync_kmeans")
-_DEFAULTS = {"heads": 1, "ema_update": True, "learnable_codebook": False}
+_DEFAULTS = {"ema_update": True, "learnable_codebook": False}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,11 +40,11 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "kmeans_init": options.pop("kmeans_init", False),
         "estimator": "rotation" if (dim > 1 if rotation is None else rotation) else "straight_through",
     }
-    refuse_unknown(options, "VectorQuantize")
+    refuse_unknown(options, "VectorQuantize", "; MultiHeadVectorQuantizer takes all that the library does")
     return arguments
 
 
-class EMAVectorQuantizer(Codebook):
+class EMAVectorQuantizer(RunningAverages, Codebook):
     """Replaces each feature by the nearest code; each code follows the mean of the features that chose it.
 
     While training, a forward moves the codes, after it has used them. The loss, unweighted: ``commitment`` pulls features to
@@ -56,7 +57,7 @@ class EMAVectorQuantizer(Codebook):
         decay: share of the averages that stays at each step.
         eps: added to each code's share of the features, so that a code without any stays finite.
         dead_below: codes that fewer features than this have chosen, on average, are moved to features of the batch.
-        kmeans_init: whether the first training batch places the codes, by k-means.
+        kmeans_init: whether the first training batch places the codes, by k-means. It may hold fewer features than codes.
         estimator: how gradients pass to the features.
 
     Source: VQ-VAE (arXiv 1711.00937, appendix), dead codes as in SoundStream (arXiv 2107.03312); lucidrains'
@@ -75,6 +76,8 @@ class EMAVectorQuantizer(Codebook):
             config=_config,
         ),
     )
+
+    averages: ClassVar[tuple[str, ...]] = ("sums", "usage")
 
     sums: Tensor
     usage: Tensor
@@ -118,7 +121,7 @@ class EMAVectorQuantizer(Codebook):
             generator: source of randomness, for k-means and for dead codes while training.
 
         Raises:
-            ValueError: if a value is not finite; nothing is learned then. (In a compiled graph, only the latter.)
+            ValueError: if a value is not finite; nothing is learned then. A compiled graph warns instead.
         """
         x = self._unit(features)
         flat = x.detach().flatten(0, -2).float()
@@ -127,9 +130,10 @@ class EMAVectorQuantizer(Codebook):
         ids = super().nearest(x)
         chosen = self.rows(ids).to(x.dtype)
         if not self.training:
-            return Latents(z=chosen, ids=ids)
+            return Latents(z=chosen.to(features.dtype), ids=ids)
         self._learn(flat, ids.flatten(), generator)
-        return Latents(z=pass_gradients(x, chosen, self.estimator), ids=ids, loss={"commitment": mse_loss(x, chosen)})
+        z = pass_gradients(x, chosen, self.estimator).to(features.dtype)
+        return Latents(z=z, ids=ids, loss={"commitment": mse_loss(x, chosen)})
 
     def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
         """As ``Codebook.nearest``; features of any length with metric "cosine"."""
@@ -144,7 +148,7 @@ class EMAVectorQuantizer(Codebook):
         """Moves all codes to the centres of clusters of ``features``, and starts the averages anew.
 
         Raises:
-            ValueError: if there are fewer features than codes, or a value is not finite.
+            ValueError: if there is no feature, or a value is not finite.
         """
         features = self._unit(features)
         super().fit(features, num_iterations=num_iterations, generator=generator)
@@ -165,27 +169,31 @@ class EMAVectorQuantizer(Codebook):
         return count
 
     def _unit(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors, dim=-1, eps=1e-6) if self.unit else vectors
+        """Brought to length one in float32 or better, for a length rounded to half precision would choose other codes."""
+        if not self.unit:
+            return vectors
+        return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1, eps=1e-6)
 
     @torch.no_grad()
     def _learn(self, x: Tensor, ids: Tensor, generator: Generator | None) -> None:
-        """One step of the averages. In a compiled graph, where nothing can be raised, features that are not finite change none."""
+        """One step of the averages. Features that are not finite, which only a compiled graph lets through, change nothing."""
         count, sums = code_stats(x, ids, len(self.codes))
         if _several_processes():
             distributed.all_reduce(count)
             distributed.all_reduce(sums)
-        weight = (1 - self.decay) * sums.isfinite().all()
+        finite = finite_or_warned(sums)
+        weight = (1 - self.decay) * finite
         self.usage.lerp_(count, weight)
         self.sums.lerp_(sums.nan_to_num(0, 0, 0), weight)
         total = self.usage.sum()
         smoothed = (self.usage + self.eps) / (total + len(self.usage) * self.eps) * total
         self.codes.copy_(self._unit(self.sums / smoothed[:, None]))
         if self.dead_below:
-            self._revive(x, generator)
+            self._revive(x, finite, generator)
 
-    def _revive(self, x: Tensor, generator: Generator | None) -> None:
+    def _revive(self, x: Tensor, finite: Tensor, generator: Generator | None) -> None:
         """Moves dead codes to features, each to another; those beyond the number of features wait for the next step."""
-        dead = self.usage < self.dead_below
+        dead = (self.usage < self.dead_below) & finite
         place = dead.cumsum(0) - 1  # of a dead code among them
         drawn = torch.randperm(len(x), generator=generator, device=x.device)
         moved = (dead & (place < len(x)))[:, None]
@@ -200,20 +208,6 @@ class EMAVectorQuantizer(Codebook):
         if _several_processes():
             for tensor in (self.codes, self.sums, self.usage):
                 distributed.broadcast(tensor, 0)
-
-    def reset_buffers(self, device: torch.device) -> None:
-        """The averages in float32, whatever dtype the module was loaded in."""
-        self.sums, self.usage = self.sums.to(device, torch.float32), self.usage.to(device, torch.float32)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves, but never casts, the averages: in half precision they would stand still."""
-        before = {name: self._buffers[name] for name in ("sums", "usage")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in before.items():
-            now = self._buffers[name]
-            if tensor is not None and now is not None and now.dtype != tensor.dtype:
-                self._buffers[name] = now.to(tensor.dtype) if tensor.is_meta else tensor.to(now.device)
-        return self
 
 
 def _several_processes() -> bool:

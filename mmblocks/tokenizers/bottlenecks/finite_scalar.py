@@ -10,31 +10,32 @@ from operator import mul
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
 
 _IGNORED = ("keep_num_codebooks_dim", "channel_first", "return_indices", "allowed_dtypes")
-_DEFAULTS = {"projection_has_bias": True, "force_quantization_f32": True}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``FSQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED, defaults=_DEFAULTS)
+    options = published_options(config, ignored=_IGNORED)
     arguments = {
         "levels": tuple(options.pop("levels")),
         "dim": options.pop("dim", None),
         "num_numbers": options.pop("num_codebooks", 1),
         "symmetric": options.pop("preserve_symmetry", False),
         "clamp": options.pop("bound_hard_clamp", False),
+        "projection_bias": options.pop("projection_has_bias", True),
     }
     refuse_unknown(options, "FSQ")
     return arguments
@@ -52,6 +53,7 @@ class FiniteScalarQuantizer(Block):
         num_numbers: Q, numbers a token; each has its own entries and the same levels.
         symmetric: levels symmetric about zero for even L too, which also allows for L = 2 (arXiv 2411.19842).
         clamp: features are cut off at -1 and 1, rather than squashed by a tanh.
+        projection_bias: whether the linear layers have a bias.
 
     Raises:
         ValueError: no levels, fewer than two of an entry (three unless ``symmetric``), or a product of 2^63 or more.
@@ -75,6 +77,7 @@ class FiniteScalarQuantizer(Block):
         num_numbers: int = 1,
         symmetric: bool = False,
         clamp: bool = False,
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
         least = 2 if symmetric else 3
@@ -87,14 +90,15 @@ class FiniteScalarQuantizer(Block):
         total = len(levels) * num_numbers
         self.dim = total if dim is None else dim
         straight = self.dim == total
-        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total)
-        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim)
+        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total, bias=projection_bias)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim, bias=projection_bias)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The product of the levels, for each number of a token."""
         return (math.prod(self.levels),) * self.num_numbers
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
         """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
 
@@ -113,19 +117,21 @@ class FiniteScalarQuantizer(Block):
         ids = ids if self.num_numbers > 1 else ids.squeeze(-1)
         return Latents(z=self.project_out(z), ids=ids, loss={} if self.training else None)
 
-    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
         """Codes by number, in float32 where nothing is projected.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number that does not exist (checked on CPU), or not Q of them a token.
         """
+        ids = as_int64("ids", ids)
         check_range("ids", ids, self.codebook_sizes[0])
         if self.num_numbers > 1 and ids.shape[-1] != self.num_numbers:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; accepted: {self.num_numbers} numbers a token, along the last axis"
             )
-        ids = ids.long()[..., None] if self.num_numbers == 1 else ids.long()
+        ids = ids[..., None] if self.num_numbers == 1 else ids
         levels = self._levels(ids)
         digits = ids[..., None] // self._basis(ids) % levels
         codes = self._between((digits if self.symmetric else digits - levels // 2).float()).flatten(-2)

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss, one_hot
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.entropy import choice_entropies
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
 
@@ -41,6 +42,7 @@ class IndexBackpropagation(Codebook):
         super().__init__(num_codes=num_codes, dim=dim, metric="dot")
         self.entropy_temperature = entropy_temperature
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
         """Quantises the last axis.
 

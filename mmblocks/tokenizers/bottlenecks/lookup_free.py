@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
 
@@ -24,7 +25,6 @@ FirstBit = Literal["least", "most"]
 """Whether the first entry of a feature is the least or the most significant bit of its number."""
 
 _IGNORED = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma", "keep_num_codebooks_dim", "channel_first")
-_DEFAULTS = {"frac_per_sample_entropy": 1.0, "projection_has_bias": True, "force_quantization_f32": True}
 _CONVENTIONS = {"first_bit": "most", "joint_entropy": False, "floor": "clamp"}
 
 
@@ -32,12 +32,14 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``LFQ``; its temperature is an argument of the forward there."""
     if not config:  # the arguments are given to from_pretrained then
         return dict(_CONVENTIONS)
-    options = published_options(config, ignored=_IGNORED, defaults=_DEFAULTS)
+    options = published_options(config, ignored=_IGNORED)
     dim, size = options.pop("dim", None), options.pop("codebook_size", None)
     bits = dim if size is None else size.bit_length() - 1
     if bits is None:
         raise KeyError("codebook_size")
     numbers = options.pop("num_codebooks", 1)
+    if options.get("has_projections") is (dim not in (None, bits * numbers)):  # as the sizes say anyway
+        del options["has_projections"]
     arguments = {
         "bits": (bits,) * numbers,
         "dim": dim,
@@ -45,6 +47,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "scale": options.pop("codebook_scale", 1.0),
         "spherical": options.pop("spherical", False),
         "soft_clamp": options.pop("soft_clamp_input_value", None),
+        "projection_bias": options.pop("projection_has_bias", True),
     }
     refuse_unknown(options, "LFQ")
     return arguments
@@ -68,6 +71,7 @@ class LookupFreeQuantizer(Block):
         scale: size of a code's entries; with ``spherical``, length of a code.
         spherical: features are brought to the length of the codes first (binary spherical quantization).
         soft_clamp: features are squashed by a tanh to this size first.
+        projection_bias: whether the linear layers have a bias.
 
     Raises:
         ValueError: no bits, or more than 62 in a number; an unknown ``first_bit``.
@@ -97,6 +101,7 @@ class LookupFreeQuantizer(Block):
         scale: float = 1.0,
         spherical: bool = False,
         soft_clamp: float | None = None,
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
         if not bits or min(bits) < 1 or max(bits) > 62:
@@ -114,14 +119,15 @@ class LookupFreeQuantizer(Block):
         total = sum(bits)
         self.dim = total if dim is None else dim
         straight = self.dim == total
-        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total)
-        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim)
+        self.project_in = nn.Identity() if straight else nn.Linear(self.dim, total, bias=projection_bias)
+        self.project_out = nn.Identity() if straight else nn.Linear(total, self.dim, bias=projection_bias)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """2^b for each number of a token."""
         return tuple(2**bits for bits in self.bits)
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
         """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, Q) for several numbers a token.
 
@@ -137,13 +143,15 @@ class LookupFreeQuantizer(Block):
         z = pass_gradients(x, signs).to(features.dtype) if self.training else signs.to(features.dtype)
         return Latents(z=self.project_out(z), ids=self._ids(positive), loss=self._losses(x, signs) if self.training else None)
 
-    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
         """Codes by number, in float32 where nothing is projected.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number that does not exist (checked on CPU), or not Q of them a token.
         """
+        ids = as_int64("ids", ids)
         numbers = [ids] if len(self.bits) == 1 else self._unbound(ids)
         positive = []
         for number, bits in zip(numbers, self.bits, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mmblocks.block import Block
@@ -101,7 +101,7 @@ class MultiCodebook(Block):
             loss=self._losses(parts, slices) if self.training else None,
         )
 
-    def lookup(self, ids: Int[Tensor, "*N Q"]) -> Float[Tensor, "*N QD"]:
+    def lookup(self, ids: Integer[Tensor, "*N Q"]) -> Float[Tensor, "*N QD"]:
         """The codes of all codebooks, side by side.
 
         Raises:

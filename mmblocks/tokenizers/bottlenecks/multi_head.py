@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Generator, Tensor
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
 UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
@@ -104,6 +105,7 @@ class MultiHeadVectorQuantizer(Block):
         """K for each head."""
         return (self.quantizer.codebook_size,) * self.num_heads
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
         """Quantises the last axis. ``ids`` are (B, *grid), or (B, *grid, H) with several heads.
 
@@ -116,10 +118,35 @@ class MultiHeadVectorQuantizer(Block):
         """
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
+        if self.training:
+            return self._learned(features, generator)
         check_finite(features)
-        if not self.training:
-            ids = self._nearest(features)
-            return Latents(z=self._vectors(ids).to(features.dtype), ids=ids)
+        ids = self._nearest(features)
+        return Latents(z=self._vectors(ids).to(features.dtype), ids=ids)
+
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """Codes by number: of all heads, joined and projected back.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: a number outside [0, K) (checked on CPU), or not H of them a token.
+        """
+        ids = as_int64("ids", ids)
+        check_range("ids", ids, self.quantizer.codebook_size)
+        if self.num_heads > 1 and ids.shape[-1] != self.num_heads:
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {self.num_heads} numbers a token, along the last axis")
+        return self._vectors(ids)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """The library's constant zeros."""
+        reset_library_buffers(self.quantizer, device)
+
+    # The library breaks graphs anyway, and inside one nothing could be refused.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
+        """A training step of the library, which moves the codes."""
+        check_finite(features)
         tokens = features.reshape(len(features), -1, features.shape[-1])
         with drawn_from(generator):
             z, ids, _, terms = self.quantizer(tokens, return_loss_breakdown=True)
@@ -130,24 +157,8 @@ class MultiHeadVectorQuantizer(Block):
             losses["orthogonality"] = terms.orthogonal_reg
         return Latents(z=z.view(features.shape), ids=ids.reshape(*features.shape[:-1], *ids.shape[2:]), loss=losses)
 
-    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
-        """Codes by number: of all heads, joined and projected back.
-
-        Raises:
-            TypeError: ids that are no integers.
-            ValueError: a number outside [0, K) (checked on CPU), or not H of them a token.
-        """
-        check_range("ids", ids, self.quantizer.codebook_size)
-        if self.num_heads > 1 and ids.shape[-1] != self.num_heads:
-            raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {self.num_heads} numbers a token, along the last axis")
-        return self._vectors(ids)
-
-    def reset_buffers(self, device: torch.device) -> None:
-        """The library's constant zeros."""
-        reset_library_buffers(self.quantizer, device)
-
     def _nearest(self, features: Tensor) -> Tensor:
-        pieces = self.quantizer.project_in(features).unflatten(-1, (self.num_heads, -1)).flatten(0, -3)
+        pieces = self.quantizer.project_in(features).float().unflatten(-1, (self.num_heads, -1)).flatten(0, -3)
         pieces = self.quantizer._codebook.transform_input(pieces)  # of length one with metric "cosine", as the codes are
         metric: Metric = "dot" if self.metric == "cosine" else "l2"
         ids = [nearest_code(pieces[:, head], codes, metric) for head, codes in enumerate(self._codebooks())]

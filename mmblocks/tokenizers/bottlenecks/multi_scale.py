@@ -8,16 +8,17 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn.functional import embedding, interpolate, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
 from mmblocks.tokens import Latents
 
@@ -114,6 +115,7 @@ class MultiScaleQuantizer(Block):
         """L."""
         return sum(rows * columns for rows, columns in self.scales)
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B H W D"], *, scales: Sequence[Scale] | None = None) -> Latents:
         """Quantises a map; ids are (B, L).
 
@@ -139,7 +141,7 @@ class MultiScaleQuantizer(Block):
         z = channels_last(maps + (total - maps).detach()).to(features.dtype)
         return Latents(z=z, ids=torch.cat(ids, dim=1), loss=_losses(maps, totals) if self.training else None)
 
-    def lookup(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> Float[Tensor, "B H W D"]:
+    def lookup(self, ids: Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> Float[Tensor, "B H W D"]:
         """The map that the codes of all scales add up to.
 
         Raises:
@@ -147,7 +149,7 @@ class MultiScaleQuantizer(Block):
         """
         return self.cumulative(ids, scales=scales)[-1]
 
-    def split(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Int[Tensor, "B _ _"]]:
+    def split(self, ids: Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Int[Tensor, "B _ _"]]:
         """The ids (B, h, w) of each scale.
 
         Raises:
@@ -158,10 +160,12 @@ class MultiScaleQuantizer(Block):
         counts = [rows * columns for rows, columns in sizes]
         if ids.shape[1] != sum(counts):
             raise ValueError(f"there are {ids.shape[1]} ids; accepted: {sum(counts)}, for the scales {_text(sizes)}")
+        ids = as_int64("ids", ids)
         check_range("ids", ids, len(self.codes))
         return [part.view(-1, *size) for part, size in zip(ids.split(counts, dim=1), sizes, strict=True)]
 
-    def cumulative(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Float[Tensor, "B H W D"]]:
+    @without_autocast
+    def cumulative(self, ids: Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Float[Tensor, "B H W D"]]:
         """The map as it is after each scale: coarse first, each to be decoded.
 
         Raises:
@@ -174,7 +178,7 @@ class MultiScaleQuantizer(Block):
             totals.append(totals[-1] + added if totals else added)
         return [channels_last(total).to(self.codes.dtype) for total in totals]
 
-    def next_scale_inputs(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> Float[Tensor, "B L2 D"]:
+    def next_scale_inputs(self, ids: Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> Float[Tensor, "B L2 D"]:
         """What a model that predicts scale by scale reads: for every scale but the first, the map so far at that scale.
 
         L2 is L without the tokens of the first scale.
@@ -188,6 +192,7 @@ class MultiScaleQuantizer(Block):
         nothing = self.codes.new_zeros(len(ids), 0, self.codes.shape[1])
         return torch.cat([nothing, *(part.flatten(2).transpose(1, 2) for part in shrunk)], dim=1)
 
+    @without_autocast
     def add_scale(
         self,
         total: Float[Tensor, "B H W D"] | None,
@@ -219,16 +224,18 @@ class MultiScaleQuantizer(Block):
             return total, total
         return total, channels_last(interpolate(channels_first(total), size=sizes[number + 1], mode="area"))
 
-    def vectors(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+    def vectors(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Codes by number, for ``add_scale``.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
+        ids = as_int64("ids", ids)
         check_range("ids", ids, len(self.codes))
         return embedding(ids, self.codes)
 
+    @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights, for ``add_scale``."""
         return weights @ self.codes

@@ -1,6 +1,7 @@
 """Reading the constructor arguments of a published class: nothing that changes the numbers is passed over in silence."""
 
 from collections.abc import Collection, Mapping
+from inspect import signature
 from typing import Any
 
 
@@ -20,12 +21,21 @@ def published_options(
     }
 
 
-def refuse_unknown(left: Mapping[str, Any], published: str) -> None:
-    """Refuses what is left over, except what is switched off.
+def refuse_unknown(left: Mapping[str, Any], published: str, note: str = "") -> None:
+    """Refuses what is left over, except what says what vector-quantize-pytorch does by default anyway.
+
+    Args:
+        left: argument name -> value.
+        published: name of the library's class.
+        note: said behind what is refused.
 
     Raises:
         ValueError: an argument that nothing here stands for.
     """
-    unknown = {name: value for name, value in left.items() if value not in (None, False, 0)}
+    import vector_quantize_pytorch  # type: ignore[import-untyped]
+
+    parameters = signature(getattr(vector_quantize_pytorch, published)).parameters
+    unknown = {name: value for name, value in left.items() if name not in parameters or value != parameters[name].default}
     if unknown:
-        raise ValueError(f"{published} with {', '.join(f'{name}={value!r}' for name, value in unknown.items())} is not known here")
+        named = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        raise ValueError(f"{published} with {named} is not known here{note}")

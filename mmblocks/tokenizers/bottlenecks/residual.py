@@ -3,20 +3,21 @@
 Shapes: B images, D width of a feature, G groups, Q quantizers a group, K codes, N tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Generator, Tensor
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.multi_head import check_options, drawn_from, reset_library_buffers
 from mmblocks.tokens import Latents
 
@@ -124,6 +125,7 @@ class ResidualQuantizer(Block):
         """K for each quantizer of each group."""
         return (self.num_codes,) * (self.num_quantizers * len(self.groups))
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
         """Quantises the last axis. An id of -1 is a quantizer that was dropped while training (``quantize_dropout``).
 
@@ -136,27 +138,22 @@ class ResidualQuantizer(Block):
         """
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
+        if self.training:
+            return self._learned(features, generator)
         check_finite(features)
-        tokens = features.reshape(len(features), -1, features.shape[-1])
-        pieces = tokens.chunk(len(self.groups), dim=-1)
-        with drawn_from(generator if self.training else None):
-            # Groups drop the same quantizers.
-            seed = int(torch.randint(2**31, ())) if self.training else None
-            results = [self._quantise(group, piece, seed) for group, piece in zip(self.groups, pieces, strict=True)]
-        z, ids, losses = zip(*results, strict=True)
-        return Latents(
-            z=torch.cat(z, dim=-1).to(features.dtype).view(features.shape),
-            ids=torch.cat(ids, dim=-1).view(*features.shape[:-1], -1),
-            loss={"commitment": torch.stack(losses).mean()} if self.training else None,
-        )
+        results = [self._quantise(group, piece) for group, piece in self._pairs(features)]
+        z, ids = zip(*results, strict=True)
+        return _joined(features, z, ids)
 
-    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
         """The sums of codes by number. Fewer quantizers than there are, if ``quantize_dropout`` is on: -1 for those left out.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU), or not G Q of them a token.
         """
+        ids = as_int64("ids", ids)
         dropped = any(group.quantize_dropout for group in self.groups)
         check_range("ids", torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
         if ids.shape[-1] != len(self.codebook_sizes):
@@ -177,16 +174,28 @@ class ResidualQuantizer(Block):
             weights = (self.config["options"] or {}).get("beam_score_quantizer_weights") or [1.0] * self.num_quantizers
             group.beam_score_weights = torch.tensor(weights, device=device)
 
-    def _quantise(self, group: Any, tokens: Tensor, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        if self.training:
-            return group(tokens, rand_quantize_dropout_fixed_seed=seed)
+    # The library breaks graphs anyway, and inside one nothing could be refused.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
+        """A training step of the library, which moves the codes."""
+        check_finite(features)
+        with drawn_from(generator):
+            seed = int(torch.randint(2**31, ()))  # groups drop the same quantizers
+            results = [group(piece, rand_quantize_dropout_fixed_seed=seed) for group, piece in self._pairs(features)]
+        z, ids, losses = zip(*results, strict=True)
+        return _joined(features, z, ids, {"commitment": torch.stack(losses).mean()})
+
+    def _pairs(self, features: Tensor) -> list[tuple[Any, Tensor]]:
+        """Each group with its entries of the features, (B, N, D / G)."""
+        pieces = features.reshape(len(features), -1, features.shape[-1]).chunk(len(self.groups), dim=-1)
+        return list(zip(self.groups, pieces, strict=True))
+
+    def _quantise(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:
             flat = tokens.flatten(0, 1)[:, None]
             pieces, numbers, _ = zip(*(group(piece) for piece in flat.split(PIECE)), strict=True)
-            z, ids = torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], -1)
-        else:
-            z, ids = self._nearest(group, tokens)
-        return z, ids, z.new_zeros(self.num_quantizers)
+            return torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], -1)
+        return self._nearest(group, tokens)
 
     def _nearest(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         left = group.project_in(tokens).flatten(0, 1).float()
@@ -199,3 +208,12 @@ class ResidualQuantizer(Block):
             left, total = left - chosen, total + chosen
         z = group.project_out(total.to(tokens.dtype))
         return z.view(*tokens.shape[:2], -1), torch.stack(ids, dim=-1).view(*tokens.shape[:2], -1)
+
+
+def _joined(features: Tensor, z: Sequence[Tensor], ids: Sequence[Tensor], loss: dict[str, Tensor] | None = None) -> Latents:
+    """What the groups made of their entries, side by side."""
+    return Latents(
+        z=torch.cat([*z], dim=-1).to(features.dtype).view(features.shape),
+        ids=torch.cat([*ids], dim=-1).view(*features.shape[:-1], -1),
+        loss=loss,
+    )

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
-from torch import Generator, Tensor, distributed, nn
-from torch.nn.functional import embedding
+from jaxtyping import Float, Integer
+from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
-from mmblocks.ops.nearest_code import nearest_code
+from mmblocks.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokens import Latents
 
@@ -41,86 +40,12 @@ def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class AveragingCodebook(Block):
-    """K codes that move with the average of what chose them, and a row of padding, which nothing chooses.
-
-    Args:
-        num_codes: K.
-        dim: D.
-        decay: how much of the running averages stays at each step.
-        restart_unused: whether codes that less than one feature chose of late move to features of the batch.
-
-    Attributes:
-        codes: (K + 1, D); without gradients. The last row is the padding of published files.
-        sizes: (K,), the running average of how many features chose a code.
-        sums: (K, D), the running average of their sum.
-    """
-
-    sizes: Tensor
-    sums: Tensor
-
-    def __init__(self, *, num_codes: int, dim: int, decay: float = 0.99, restart_unused: bool = True) -> None:
-        super().__init__()
-        self.decay = decay
-        self.restart_unused = restart_unused
-        codes = torch.empty(num_codes + 1, dim).normal_()
-        codes[-1] = 0
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("sizes", torch.zeros(num_codes))
-        self.register_buffer("sums", codes[:-1].clone())
-
-    def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
-        """The number of the nearest code; the lowest of equals."""
-        return nearest_code(features.flatten(0, -2), self.codes[:-1]).view(features.shape[:-1])
-
-    def rows(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
-        """Codes by number."""
-        return embedding(ids, self.codes)
-
-    @torch.no_grad()
-    def learn(self, features: Float[Tensor, "N D"], ids: Int[Tensor, " N"], generator: Generator | None = None) -> None:
-        """One step of the running averages; with several processes, over the features of all.
-
-        Args:
-            features: what was quantised.
-            ids: what each chose.
-            generator: source of randomness for the features that unused codes move to.
-        """
-        features = features.to(self.sums.dtype)
-        sizes = torch.bincount(ids, minlength=len(self.sizes)).to(self.sizes.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, ids, features)
-        in_parallel = distributed.is_available() and distributed.is_initialized()
-        if in_parallel:
-            distributed.all_reduce(sums)
-            distributed.all_reduce(sizes)
-        self.sizes.mul_(self.decay).add_(sizes, alpha=1 - self.decay)
-        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        if self.restart_unused:
-            substitutes = self._substitutes(features, generator)
-            if in_parallel:
-                distributed.broadcast(substitutes, 0)
-            unused = self.sizes < 1
-            self.sums.copy_(torch.where(unused[:, None], substitutes, self.sums))
-            self.sizes.masked_fill_(unused, 1)
-        total = self.sizes.sum()
-        smoothed = total * (self.sizes + 1e-5) / (total + len(self.sizes) * 1e-5)
-        self.codes[:-1] = self.sums / smoothed[:, None]
-
-    def _substitutes(self, features: Tensor, generator: Generator | None) -> Tensor:
-        """A feature for every code, drawn without repetition; too few features are repeated with a little noise."""
-        count, dim = self.sums.shape
-        if len(features) < count:
-            features = features.repeat(-(-count // len(features)), 1)
-            noise = torch.rand(features.shape, dtype=features.dtype, device=features.device, generator=generator)
-            features = features + noise * (0.01 / dim**0.5)
-        return features[torch.randperm(len(features), device=features.device, generator=generator)[:count]]
-
-
 class RQBottleneck(Block):
     """Quantises features, then what is left of them, and so on: the codes of all depths add up to the feature.
 
     Codes learn by running averages while training. The only loss, unweighted, is ``commitment``: the mean over depths of the
-    squared distance from the features to the sum of the codes so far.
+    squared distance from the features to the sum of the codes so far. What is left over, and the sums, are float32 in between,
+    whatever the features are.
 
     Args:
         num_codes: K; or one number for each depth.
@@ -159,6 +84,7 @@ class RQBottleneck(Block):
             raise ValueError(f"num_codes is {num_codes}, decay {decay}; accepted with shared: one number each")
         self.dim = dim
         self.merge = merge
+        self.shared = shared
         width = dim * merge[0] * merge[1]
         books = [
             AveragingCodebook(num_codes=size, dim=width, decay=rate, restart_unused=restart_unused)
@@ -182,28 +108,23 @@ class RQBottleneck(Block):
             ValueError: a size that ``merge`` does not divide, or a value that is not finite.
         """
         check_finite(features)
-        tokens = self._merged(features)
-        rest, ids, vectors = tokens.detach(), [], []
-        for book in self._books:
-            ids.append(book.nearest(rest))
-            vectors.append(book.rows(ids[-1]))
-            if self.training:
-                book.learn(rest.flatten(0, -2), ids[-1].flatten(), generator)
-            rest = rest - vectors[-1]
+        wide = features.float()
+        ids, vectors = self._search(self._merged(wide).detach(), generator)
         depths = torch.stack(vectors, dim=-2)
-        z = features + (self._split(depths.sum(dim=-2)) - features).detach()
+        z = wide + (self._split(depths.sum(dim=-2)) - wide).detach()
         loss = {"commitment": self.commitment(features, depths)} if self.training else None
-        return Latents(z=z, ids=torch.stack(ids, dim=-1), loss=loss)
+        return Latents(z=z.to(features.dtype), ids=torch.stack(ids, dim=-1), loss=loss)
 
-    def lookup(self, ids: Int[Tensor, "B h w Q"]) -> Float[Tensor, "B H W C"]:
+    def lookup(self, ids: Integer[Tensor, "B h w Q"]) -> Float[Tensor, "B H W C"]:
         """The sum of the codes of all depths.
 
         Raises:
             TypeError, ValueError: as ``depths``.
         """
-        return self._split(self.depths(ids).sum(dim=-2))
+        codes = self.depths(ids)
+        return self._split(codes.float().sum(dim=-2).to(codes.dtype))
 
-    def depths(self, ids: Int[Tensor, "*N Q"]) -> Float[Tensor, "*N Q D"]:
+    def depths(self, ids: Integer[Tensor, "*N Q"]) -> Float[Tensor, "*N Q D"]:
         """The code of each depth.
 
         Raises:
@@ -212,13 +133,26 @@ class RQBottleneck(Block):
         """
         if ids.shape[-1] != len(self.codebooks):
             raise ValueError(f"ids have {ids.shape[-1]} codes a token (last axis); accepted: {len(self.codebooks)}")
+        ids = as_int64("ids", ids)
         for number, size in enumerate(self.codebook_sizes):
             check_range("ids", ids[..., number], size)
         return torch.stack([book.rows(ids[..., number]) for number, book in enumerate(self._books)], dim=-2)
 
     def commitment(self, features: Float[Tensor, "B H W C"], depths: Float[Tensor, "B h w Q D"]) -> Float[Tensor, ""]:
         """The mean over depths of the squared distance from the features to the sum of the codes so far."""
-        return (self._merged(features)[..., None, :] - depths.cumsum(dim=-2).detach()).square().mean()
+        so_far = depths.float().cumsum(dim=-2).detach()
+        return (self._merged(features).float()[..., None, :] - so_far).square().mean()
+
+    def _search(self, tokens: Tensor, generator: Generator | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Numbers and codes of each depth, for float32 tokens (B, h, w, D); learns on the way while training."""
+        rest, ids, vectors = tokens, [], []
+        for book in self._books:
+            ids.append(book.nearest(rest))
+            vectors.append(book.rows(ids[-1]).float())
+            if self.training:
+                book.learn(rest.flatten(0, -2), ids[-1].flatten(), generator)
+            rest = rest - vectors[-1]
+        return ids, vectors
 
     @property
     def _books(self) -> list[AveragingCodebook]:
@@ -234,3 +168,32 @@ class RQBottleneck(Block):
     def _split(self, tokens: Tensor) -> Tensor:
         rows, columns = self.merge
         return rearrange(tokens, "b h w (r s c) -> b (h r) (w s) c", r=rows, s=columns)
+
+
+class JointRQBottleneck(RQBottleneck):
+    """``RQBottleneck`` whose depths have all searched before any codebook learns; a shared one learns from all depths at once.
+
+    Evaluation is the same. Called ``RQBottleneck_ema`` in the official code, which keeps views of what is left over and then
+    changes it in place, so that each depth learns from what all depths left; here each learns from what it saw.
+
+    Args:
+        num_codes, dim, depth, merge, shared, decay, restart_unused: see ``RQBottleneck``.
+
+    Source: DualToken (arXiv 2503.14324; songweii/DualToken).
+    """
+
+    def _search(self, tokens: Tensor, generator: Generator | None) -> tuple[list[Tensor], list[Tensor]]:
+        rests, ids, vectors = [tokens], [], []
+        for book in self._books:
+            ids.append(book.nearest(rests[-1]))
+            vectors.append(book.rows(ids[-1]).float())
+            rests.append(rests[-1] - vectors[-1])
+        if self.training:
+            seen = [rest.flatten(0, -2) for rest in rests[:-1]]
+            chosen = [numbers.flatten() for numbers in ids]
+            if self.shared:
+                self._books[0].learn(torch.cat(seen), torch.cat(chosen), generator)
+            else:
+                for book, features, numbers in zip(self._books, seen, chosen, strict=True):
+                    book.learn(features, numbers, generator)
+        return ids, vectors

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn.functional import embedding, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
 
@@ -83,6 +84,7 @@ class SimVQ(Block):
         """The codes as they are now."""
         return self.transform(self.frozen)
 
+    @without_autocast
     def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
         """Quantises the last axis.
 
@@ -98,16 +100,19 @@ class SimVQ(Block):
         losses = {"codebook": mse_loss(chosen, features.detach()), "commitment": mse_loss(features, chosen.detach())}
         return Latents(z=pass_gradients(features, chosen, self.estimator), ids=ids, loss=losses)
 
-    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Codes by number.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
+        ids = as_int64("ids", ids)
         check_range("ids", ids, len(self.frozen))
         return self.transform(embedding(ids, self.frozen))
 
+    @without_autocast
     def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
         """How near each code is: the negative squared distance. Gradients flow to features and codes."""
         codes = self.vectors
@@ -117,6 +122,7 @@ class SimVQ(Block):
         """A soft choice of codes, with weights that sum to one; harder at smaller temperatures."""
         return (self.scores(features) / temperature).softmax(dim=-1)
 
+    @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights."""
         return weights @ self.vectors

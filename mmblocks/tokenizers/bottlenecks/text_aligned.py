@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding, linear, mse_loss, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
 TEXT_ALIGNED_RULES = (
@@ -96,6 +97,7 @@ class TextAlignedQuantizer(Block):
         """The codes: of length one with metric "cosine"."""
         return self._scaled(self.to_codes(self.anchors))
 
+    @without_autocast
     def forward(
         self,
         features: Float[Tensor, "B *grid C"],
@@ -125,16 +127,19 @@ class TextAlignedQuantizer(Block):
         z = self.project_out(narrow + (chosen - narrow).detach())
         return Latents(z=z, ids=ids, features=narrow, loss=self._losses(narrow, chosen) if self.training else None)
 
-    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N O"]:
+    @without_autocast
+    def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N O"]:
         """Codes by number, mapped to the width that comes out.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: a number outside [0, K) (checked on CPU).
         """
+        ids = as_int64("ids", ids)
         check_range("ids", ids, len(self.anchors))
         return self.project_out(self._scaled(self.to_codes(embedding(ids, self.anchors))))
 
+    @without_autocast
     def assign(self, features: Float[Tensor, "*N C"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
         """A soft choice of codes: the softmax of cosines, or of negative squared distances."""
         narrow, codes = self._scaled(self.project_in(features)), self.vectors
@@ -143,6 +148,7 @@ class TextAlignedQuantizer(Block):
             products = 2 * products - narrow.square().sum(-1, keepdim=True) - codes.square().sum(-1)
         return (products / temperature).softmax(dim=-1)
 
+    @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N O"]:
         """The mixture of codes with these weights, mapped to the width that comes out."""
         return self.project_out(weights @ self.vectors)

@@ -48,3 +48,25 @@ def test_evaluation_moves_nothing(tmp_path) -> None:
     moving.save_pretrained(tmp_path / "codes")
     again = Block.from_pretrained(tmp_path / "codes")
     assert torch.equal(again.codes, codes) and torch.equal(again.usage, usage) and again.config == moving.config
+
+
+def test_usage_stays_float32_when_the_module_is_cast() -> None:
+    half = quantizer().bfloat16()
+    half(torch.randn(2, 4, 3).bfloat16())
+    assert half.usage.dtype == torch.float32 and half.codes.dtype == torch.bfloat16 and half.codes.isfinite().all()
+
+
+@pytest.mark.unchecked
+def test_a_compiled_step_moves_nothing_to_what_is_not_finite() -> None:
+    moving = quantizer()
+    step = torch.compile(moving, backend="aot_eager")
+    step(torch.randn(2, 4, 3))
+    codes, usage = moving.codes.detach().clone(), moving.usage.clone()
+    with pytest.warns(UserWarning, match="nothing was learned"):
+        step(torch.full((2, 4, 3), torch.inf))
+    assert torch.equal(moving.codes, codes) and torch.equal(moving.usage, usage)
+
+
+def test_replaced_codes_are_finite() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        quantizer().replace_unused(torch.full((3, 3), torch.nan), torch.zeros(16, dtype=torch.long))

@@ -96,3 +96,19 @@ def test_compiles_to_one_graph() -> None:
     quantizer, x = FiniteScalarQuantizer(levels=(8, 5)), features(2, 5, 2)
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")(x)
     assert torch.equal(compiled.ids, quantizer(x).ids)
+
+
+def test_options_of_the_library_are_taken_or_refused() -> None:
+    from vector_quantize_pytorch import FSQ
+
+    arguments = FiniteScalarQuantizer.layouts[0].arguments
+    plain = {"levels": [8, 5], "dim": 6}
+    assert arguments({**plain, "noise_dropout": 0.0, "scale": None, "force_quantization_f32": True}) == arguments(plain)
+    with pytest.raises(ValueError, match="force_quantization_f32=False is not known here"):
+        arguments({**plain, "force_quantization_f32": False})
+
+    theirs = FSQ(**plain, projection_has_bias=False).eval()
+    ours = FiniteScalarQuantizer(**arguments({**plain, "projection_has_bias": False})).eval()
+    ours.load_state_dict(dict(ours.layouts[0].convert(theirs.state_dict(), ours.config)))
+    x = features(2, 9, 6)
+    torch.testing.assert_close(ours(x).z, theirs(x)[0])

@@ -94,3 +94,21 @@ def test_compiles_to_one_graph() -> None:
     quantizer, x = LookupFreeQuantizer(bits=(6,)), features(2, 5, 6)
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(compiled.loss, quantizer(x).loss)
+
+
+def test_options_of_the_library_are_taken_or_refused() -> None:
+    from vector_quantize_pytorch import LFQ
+
+    arguments = LookupFreeQuantizer.layouts[0].arguments
+    plain = {"dim": 8, "codebook_size": 64}
+    defaults = {"entropy_loss_offset": 5.0, "frac_per_sample_entropy": 1.0, "has_projections": True, "force_quantization_f32": True}
+    assert arguments({**plain, **defaults}) == arguments(plain)
+    for option in ({"frac_per_sample_entropy": 0.5}, {"force_quantization_f32": False}, {"has_projections": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}=.* is not known here"):
+            arguments({**plain, **option})
+
+    theirs = LFQ(**plain, projection_has_bias=False).eval()
+    ours = LookupFreeQuantizer(**arguments({**plain, "projection_has_bias": False})).eval()
+    ours.load_state_dict(dict(ours.layouts[0].convert(theirs.state_dict(), ours.config)))
+    x = torch.randn(2, 9, 8)
+    torch.testing.assert_close(ours(x).z, theirs(x)[0])

@@ -71,3 +71,14 @@ def test_bad_input_is_refused() -> None:
         quantizer.lookup(torch.tensor([[1, 2, 20]]))
     with pytest.raises(ValueError, match="options hold affine_param"):
         MultiHeadVectorQuantizer(dim=4, num_codes=8, options={"affine_param": True})
+
+
+@pytest.mark.unchecked
+def test_a_compiled_module_refuses_what_is_not_finite() -> None:
+    quantizer = MultiHeadVectorQuantizer(**HEADS).train()
+    step = torch.compile(quantizer, backend="eager")
+    step(features(1, 6, 12))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    with pytest.raises(ValueError, match="NaN"):
+        step(torch.full((1, 6, 12), torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())

@@ -98,3 +98,14 @@ def test_bad_input_is_refused() -> None:
         quantizer.lookup(torch.tensor([[[1, 3, -1]]]))
     with pytest.raises(ValueError, match="multiples of 3, the number of groups"):
         ResidualQuantizer(**PLAIN, num_groups=3)
+
+
+@pytest.mark.unchecked
+def test_a_compiled_module_refuses_what_is_not_finite() -> None:
+    quantizer = ResidualQuantizer(**PLAIN).train()
+    step = torch.compile(quantizer, backend="eager")
+    step(features(1, 6, 8))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    with pytest.raises(ValueError, match="NaN"):
+        step(torch.full((1, 6, 8), torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())

@@ -1,9 +1,12 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
 from mmblocks import Block
+from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
-from mmblocks.tokenizers.bottlenecks.residual_rq import AveragingCodebook, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
 
 
 def bottleneck(**options) -> RQBottleneck:
@@ -73,6 +76,55 @@ def test_unused_codes_restart_from_few_features_by_the_generator() -> None:
         results.append(codebook.codes[:-1])
     torch.testing.assert_close(results[0], torch.full((8, 2), 5.0), atol=0.1, rtol=0)
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_joint_depths_search_before_any_learns(shared) -> None:
+    torch.manual_seed(0)
+    joint = JointRQBottleneck(num_codes=30, dim=6, depth=3, shared=shared, restart_unused=False).train()
+    before, features = deepcopy(joint).eval(), torch.randn(2, 4, 4, 6)
+    ids = joint(features).ids
+    assert torch.equal(ids, before(features).ids)  # the codes are those of before the step for every depth
+    rests = [features, *(features[..., None, :] - before.depths(ids).cumsum(dim=-2)).unbind(dim=-2)[:-1]]
+    pairs = [(rest.flatten(0, 2), ids[..., depth].flatten()) for depth, rest in enumerate(rests)]
+    if shared:
+        pairs = [tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))]
+    for number, (seen, chosen) in enumerate(pairs):
+        before.codebooks[number].learn(seen, chosen)
+    for learned, wanted in zip(joint.codebooks, before.codebooks, strict=True):
+        torch.testing.assert_close(learned.state_dict(), wanted.state_dict())
+
+
+def test_averages_and_what_is_left_over_are_float32_in_half_precision() -> None:
+    torch.manual_seed(0)
+    quantizer = RQBottleneck(num_codes=2, dim=1, depth=1, restart_unused=False).bfloat16()
+    book = quantizer.codebooks[0]
+    assert book.sizes.dtype == book.sums.dtype == torch.float32
+    start = torch.tensor([[-1.0], [1.0]])
+    book.load_state_dict({"codes": torch.cat([start, torch.zeros(1, 1)]), "sums": start, "sizes": torch.ones(2)})
+    features = torch.tensor([-5.0, 5.0]).repeat(4).view(1, 2, 4, 1).bfloat16()
+    for _ in range(800):
+        quantizer.train()(features)
+    assert book.codes[:2].flatten().tolist() == [-5.0, 5.0]
+
+    deep = bottleneck(num_codes=200, dim=16, depth=6).eval().bfloat16()
+    features = torch.randn(2, 8, 8, 16).bfloat16()
+    wide = deepcopy(deep).float()
+    assert torch.equal(deep(features).ids, wide(features.float()).ids)
+    assert torch.equal(deep.lookup(deep(features).ids), wide(features.float()).z.bfloat16())
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("restart_unused", [True, False])
+def test_a_compiled_step_learns_nothing_from_what_is_not_finite(restart_unused) -> None:
+    quantizer = bottleneck(restart_unused=restart_unused).train()
+    step = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    features = torch.randn(2, 5, 4, 6)
+    step(features)
+    before = deepcopy(quantizer.state_dict())
+    with pytest.warns(UserWarning, match="nothing was learned"):
+        step(features.index_fill(2, torch.tensor([1]), torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -1,0 +1,78 @@
+"""What holds for all bottlenecks with codes."""
+
+import pytest
+import torch
+
+from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
+from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
+from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
+from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
+from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
+from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
+from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
+from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
+from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
+from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
+
+BOTTLENECKS = {
+    "vector": lambda: VectorQuantizer(num_codes=300, dim=16),
+    "ema": lambda: EMAVectorQuantizer(num_codes=300, dim=16, metric="cosine"),
+    "ibq": lambda: IndexBackpropagation(num_codes=300, dim=16),
+    "sim": lambda: SimVQ(num_codes=300, dim=16),
+    "tar": lambda: TextAlignedQuantizer(num_codes=300, code_dim=16, in_dim=16, out_dim=16),
+    "heads": lambda: MultiHeadVectorQuantizer(dim=16, num_codes=300, num_heads=2, code_dim=8),
+    "residual": lambda: ResidualQuantizer(dim=16, num_codes=300, num_quantizers=3, code_dim=8),
+    "rq": lambda: RQBottleneck(num_codes=300, dim=16, depth=3),
+    "dual": lambda: DualBottleneck(
+        pixel=RQBottleneck(num_codes=300, dim=8, depth=2), semantic=RQBottleneck(num_codes=300, dim=8, depth=1)
+    ),
+    "multi": lambda: MultiCodebook(num_codebooks=2, num_codes=300, code_dim=8),
+    "var": lambda: MultiScaleQuantizer(num_codes=300, dim=16, scales=(1, 2, 4, 8)),
+    "fsq": lambda: FiniteScalarQuantizer(levels=(8, 8, 5), dim=16),
+    "lfq": lambda: LookupFreeQuantizer(bits=(10,), dim=16),
+}
+
+
+@pytest.fixture(params=BOTTLENECKS)
+def bottleneck(request):
+    torch.manual_seed(0)
+    return BOTTLENECKS[request.param]().eval()
+
+
+def test_autocast_changes_no_code(bottleneck) -> None:
+    features = torch.randn(2, 8, 8, 16)
+    wanted = bottleneck(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = bottleneck(features)
+        vectors = bottleneck.lookup(latents.ids)
+        from_half = bottleneck(features.bfloat16()).z
+    assert torch.equal(latents.ids, wanted.ids)
+    torch.testing.assert_close(latents.z, wanted.z, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vectors, wanted.z, atol=1e-5, rtol=1e-5)
+    assert from_half.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint16])
+def test_ids_are_integers_of_any_dtype(bottleneck, dtype) -> None:
+    ids = bottleneck(torch.randn(2, 8, 8, 16)).ids
+    assert torch.equal(bottleneck.lookup(ids.to(dtype)), bottleneck.lookup(ids))
+    with pytest.raises(ValueError, match=r"ids lie in \[\d+, 30000\]; accepted: \[0, "):
+        bottleneck.lookup(torch.full_like(ids, 30000).to(dtype))
+
+
+@pytest.mark.unchecked
+def test_ids_that_are_no_integers_are_refused(bottleneck) -> None:
+    ids = bottleneck(torch.randn(2, 8, 8, 16)).ids
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(TypeError, match=f"ids: dtype {dtype}; accepted: integers"):
+            bottleneck.lookup(ids.to(dtype))
+
+
+@pytest.mark.unchecked
+def test_evaluation_compiles_to_one_graph(bottleneck) -> None:
+    features = torch.randn(1, 8, 8, 16)
+    compiled = torch.compile(bottleneck, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(features).ids, bottleneck(features).ids)
