@@ -46,6 +46,7 @@ _HOME = {
     "Emu2Latents": "tokenizers.emu2_latents",
     "TiTok": "tokenizers.titok",
     "OneStageTiTok": "tokenizers.titok",
+    "FirstStageTiTok": "tokenizers.titok_first_stage",
     "TATiTok": "tokenizers.titok",
     "MaskGITVQGAN": "tokenizers.maskgit_vqgan",
     "MingTok": "tokenizers.ming_tok",

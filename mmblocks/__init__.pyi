@@ -144,6 +144,7 @@ from mmblocks.tokenizers.tar import TATok as TATok
 from mmblocks.tokenizers.titok import OneStageTiTok as OneStageTiTok
 from mmblocks.tokenizers.titok import TATiTok as TATiTok
 from mmblocks.tokenizers.titok import TiTok as TiTok
+from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok as FirstStageTiTok
 from mmblocks.tokenizers.unitok import UniTok as UniTok
 from mmblocks.tokenizers.var_vq import VARVQ as VARVQ
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer as VisualTokenizer

@@ -45,6 +45,23 @@ def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
             raise ValueError(f"{name} {lie} in [{low}, {high}]; accepted: [0, {stop - 1}]{note}")
 
 
+def check_shape(name: str, values: Tensor, *accepted: str | int) -> None:
+    """Refuses another number of axes, and other sizes where one is told.
+
+    Args:
+        name: of the argument, for the message.
+        values: of any dtype.
+        accepted: one for each axis: the size it must have, or a letter where it may have any.
+
+    Raises:
+        ValueError: another shape.
+    """
+    sizes = zip(values.shape, accepted, strict=False)
+    if values.ndim != len(accepted) or any(size != told for size, told in sizes if not isinstance(told, str)):
+        have = "have" if name.endswith("s") else "has"
+        raise ValueError(f"{name} {have} shape {tuple(values.shape)}; accepted: ({', '.join(map(str, accepted))})")
+
+
 def check_finite(name: str, values: Tensor) -> None:
     """Refuses NaN and infinity.
 

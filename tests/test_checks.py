@@ -1,9 +1,11 @@
 """Values are looked at where that costs nothing, and refused by the argument's name."""
 
+import re
+
 import pytest
 import torch
 
-from mmblocks.checks import as_int64, check_finite, check_range, is_readable
+from mmblocks.checks import as_int64, check_finite, check_range, check_shape, is_readable
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64])
@@ -28,6 +30,14 @@ def test_what_is_no_number_of_something_is_refused(dtype) -> None:
         check_range("ids", torch.zeros(2, dtype=dtype), 5)
     with pytest.raises(TypeError, match=f"ids: dtype {dtype}; accepted: integers"):
         as_int64("ids", torch.zeros(2, dtype=dtype))
+
+
+def test_shapes_are_compared_axis_by_axis() -> None:
+    check_shape("ids", torch.zeros(2, 3, 4), "B", "h", 4)
+    check_shape("value", torch.tensor(1.0))
+    for shape in ((3, 4), (2, 3, 5), (1, 2, 3, 4)):
+        with pytest.raises(ValueError, match=re.escape(f"ids have shape {shape}; accepted: (B, h, 4)")):
+            check_shape("ids", torch.zeros(shape), "B", "h", 4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checks import check_shape
 from mmblocks.layers.conv import (
     Conv2d,
     Downsample,
@@ -138,6 +139,7 @@ class ConvDecoder(Block):
         super().__init__()
         norm: Norm = GroupNorm if condition_dim is None else partial(SpatialNorm, condition_dim=condition_dim)
         self.deepest_first = deepest_first
+        self.in_dim = latent_channels if code_dim is None else code_dim
         widths = decoder_widths(channels, multipliers, num_blocks)
         self.project = nn.Identity() if code_dim is None else Conv2d(code_dim, latent_channels, 1)
         self.conv_in = Conv2d(latent_channels, widths[-1][0], 3, padding=1)
@@ -150,7 +152,12 @@ class ConvDecoder(Block):
         self.conv_out = Conv2d(widths[0][-1], out_channels, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "B h w D"], *condition: Tensor) -> Float[Tensor, "B 3 H W"]:
-        """Features to pixels, normalised. ``condition``, a map (B, C, *, *), goes to the norms where they take one."""
+        """Features to pixels, normalised. ``condition``, a map (B, C, *, *), goes to the norms where they take one.
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        check_shape("features", features, "B", "h", "w", self.in_dim)
         maps = self.project(channels_first(features))
         if self.memory_budget is not None:
             return self._in_stripes(maps, self.memory_budget, *condition)

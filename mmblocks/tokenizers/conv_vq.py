@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
 from mmblocks.block import Block
+from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
@@ -60,13 +61,19 @@ class StridedDecoder(Block):
 
     def __init__(self, *, channels: tuple[int, ...], code_dim: int) -> None:
         super().__init__()
+        self.code_dim = code_dim
         stages: list[nn.Module] = [nn.Conv2d(code_dim, channels[-1], 3, padding=1), SmallResidualBlock(channels[-1])]
         for after, before in reversed(_pairs(3, channels)):
             stages += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
         self.net = nn.Sequential(*stages)
 
     def forward(self, features: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
-        """Features to pixels, normalised."""
+        """Features to pixels, normalised.
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        check_shape("features", features, "B", "h", "w", self.code_dim)
         return self.net(channels_first(features))
 
 

@@ -96,6 +96,7 @@ class Emu3Decoder(Block):
         temporal_factor: int = 4,
     ) -> None:
         super().__init__()
+        self.code_dim = code_dim
         self.downsampling = 2 ** (len(multipliers) - 1)
         self.project = CausalConv3d(code_dim, code_dim, (3, 1, 1))
         self.look_back = nn.ModuleList(TemporalResidualBlock(code_dim) for _ in range(num_blocks))
@@ -114,10 +115,11 @@ class Emu3Decoder(Block):
         """Codes (B, h, w, D) or (B, t, h, w, D) to pixels, normalised.
 
         Raises:
-            ValueError: features with other axes.
+            ValueError: features of another shape.
         """
-        if features.ndim not in (4, 5):
-            raise ValueError(f"features have shape {tuple(features.shape)}; accepted: (B, h, w, D), or (B, t, h, w, D) for clips")
+        if features.ndim not in (4, 5) or features.shape[-1] != self.code_dim:
+            accepted = f"(B, h, w, {self.code_dim}), or (B, t, h, w, {self.code_dim}) for clips"
+            raise ValueError(f"features have shape {tuple(features.shape)}; accepted: {accepted}")
         is_image = features.ndim == 4
         vectors = (features[:, None] if is_image else features).movedim(-1, 1)
         maps, condition = self.maps(vectors)

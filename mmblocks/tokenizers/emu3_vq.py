@@ -74,6 +74,7 @@ class Emu3VQ(VisualTokenizer):
             decoder=Emu3Decoder(**network),
             downsampling=(temporal_factor, step, step),
         )
+        self.grids = ("hw", "thw")
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
 

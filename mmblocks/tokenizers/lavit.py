@@ -101,6 +101,7 @@ class LaVITTokenizer(TowerTokenizer):
             else decoder,
             downsampling=(patch_size, patch_size),
         )
+        self.grids = ("L",)
         self.llm_projection = nn.Linear(dim, llm_dim)
 
     def decode(self, latents: Latents | Int[Tensor, "B L"]) -> Tensor:
@@ -108,11 +109,11 @@ class LaVITTokenizer(TowerTokenizer):
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: ids that do not exist; or there is no decoder.
+            ValueError: ids that do not exist; ids or latents of another shape; or there is no decoder.
         """
-        if isinstance(latents, Latents):
-            return self.decoder(latents.z, latents.lengths)
-        return self.decoder(self.lookup(latents), (latents != PADDING).sum(dim=1))
+        z = self.decoder_input(latents)
+        lengths = latents.lengths if isinstance(latents, Latents) else (latents != PADDING).sum(dim=1)
+        return self.decoder(z, lengths)
 
     def training_losses(self, latents: Latents, features: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, ""]]:
         """All terms of the training, unweighted; the weights of the codebook's are not published.

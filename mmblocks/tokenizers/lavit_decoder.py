@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checks import check_shape
 from mmblocks.layers.cross_attention import CrossAttentionLayer
 from mmblocks.tokenizers.lavit_layout import DECODER_RULES
 
@@ -60,8 +61,9 @@ class LaVITDecoder(Block):
         """Features of all patches; codes are numbered in their order, and those from ``lengths`` on are not seen.
 
         Raises:
-            ValueError: more codes than patches.
+            ValueError: codes of another width, or more of them than patches.
         """
+        check_shape("z", z, "B", "L", self.project_in.in_features)
         count, limit = z.shape[1], self.positions.shape[1]
         if count > limit:
             raise ValueError(f"z has {count} codes an image; accepted: at most {limit}")

@@ -6,7 +6,7 @@ Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -17,6 +17,7 @@ from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
+from mmblocks.tokens import Latents
 
 _MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
 _SIDES = (("encoder", "down"), ("decoder", "up"))
@@ -48,14 +49,14 @@ def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """LlamaGen names its model ("VQ-16"); Janus, and options of either, spell it out."""
     config = config.get("ModelArgs") or config
     multipliers = config.get("ch_mult") or config.get("encoder_ch_mult") or _MULTIPLIERS[config["model"]]
-    if tuple(config.get("decoder_ch_mult", multipliers)) != tuple(multipliers):
-        raise ValueError(f"decoder_ch_mult is {config['decoder_ch_mult']}; accepted: that of the encoder, {multipliers}")
+    decoder_multipliers = tuple(config.get("decoder_ch_mult") or multipliers)
     optional = {"channels": config.get("ch"), "num_blocks": config.get("num_res_blocks")}
     return {
         "num_codes": config["codebook_size"],
         "code_dim": config["codebook_embed_dim"],
         "latent_channels": config.get("z_channels", 256),
         "multipliers": tuple(multipliers),
+        "decoder_multipliers": None if decoder_multipliers == tuple(multipliers) else decoder_multipliers,
         "search": "cosine" if config.get("codebook_l2_norm", True) else "l2",
         **{name: value for name, value in optional.items() if value is not None},
     }
@@ -84,11 +85,28 @@ def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PlainSearchQuantizer(VectorQuantizer):
-    """Searches features and codes as they are, yet hands codes of length one to the decoder: what transformers' Janus does."""
+    """Searches features and codes as they are, yet hands codes of length one to the decoder: what transformers' Janus does.
 
-    def lookup(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+    Losses are of the codes as they are.
+    """
+
+    def forward(self, features: Float[Tensor, "B *grid D"]) -> Latents:
+        """Quantises the last axis.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        latents = super().forward(features)
+        ids: Any = latents.ids
+        return latents._replace(z=features + (normalize(self.rows(ids), dim=-1) - features).detach())
+
+    def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Codes by number, scaled to length one; raises as ``Codebook.lookup``."""
         return normalize(super().lookup(ids), dim=-1)
+
+    def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
+        """The mixture of codes of length one with these weights."""
+        return weights @ normalize(self.codes, dim=-1)
 
 
 class LlamaGenVQ(VisualTokenizer):
@@ -98,10 +116,14 @@ class LlamaGenVQ(VisualTokenizer):
         num_codes: size of the codebook.
         code_dim: width of a code.
         channels, multipliers, num_blocks, latent_channels: see ``ConvEncoder``.
+        decoder_multipliers: of the decoder's levels, from the finest; None for those of the encoder.
         search: "cosine" as published; "l2" for a model trained so; "l2-as-transformers" to get the ids of transformers' port of
             Janus, which searches without scaling codes to length one, but decodes with codes of length one.
         entropy_temperature: also return entropies while training, see ``VectorQuantizer`` (0.01 in LlamaGen).
         image_size: sides, in pixels, of what ``preprocess`` gives.
+
+    Raises:
+        ValueError: another number of ``decoder_multipliers`` than of ``multipliers``.
 
     The defaults are VQ-16, which Janus and Janus-Pro use too. Files hold ``quantize.codebook_used``, a statistic of training,
     which is dropped.
@@ -124,12 +146,16 @@ class LlamaGenVQ(VisualTokenizer):
         code_dim: int = 8,
         channels: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        decoder_multipliers: tuple[int, ...] | None = None,
         num_blocks: int = 2,
         latent_channels: int = 256,
         search: Literal["cosine", "l2", "l2-as-transformers"] = "cosine",
         entropy_temperature: float | None = None,
         image_size: int = 256,
     ) -> None:
+        decoder_multipliers = multipliers if decoder_multipliers is None else decoder_multipliers
+        if len(decoder_multipliers) != len(multipliers):
+            raise ValueError(f"decoder_multipliers is {decoder_multipliers}; accepted: as many as multipliers, {len(multipliers)}")
         network: dict[str, Any] = {
             "channels": channels,
             "multipliers": multipliers,
@@ -148,7 +174,7 @@ class LlamaGenVQ(VisualTokenizer):
                 metric="cosine" if search == "cosine" else "l2",
                 entropy_temperature=entropy_temperature,
             ),
-            decoder=ConvDecoder(**network, deepest_first=True),
+            decoder=ConvDecoder(**network | {"multipliers": decoder_multipliers}, deepest_first=True),
             downsampling=(step, step),
         )
         self.image_size = image_size

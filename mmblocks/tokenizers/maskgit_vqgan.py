@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_shape
 from mmblocks.layers.conv import Conv2d, GroupNorm, ResidualBlock, Upsample, channels_first, channels_last, norm_silu
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import decoder_widths, encoder_widths
@@ -133,6 +134,7 @@ class MaskGITDecoder(Block):
         code_dim: int = 256,
     ) -> None:
         super().__init__()
+        self.code_dim = code_dim
         widths = decoder_widths(channels, multipliers, num_blocks - 1)
         self.conv_in = Conv2d(code_dim, widths[-1][0], 3, padding=1)
         self.middle = _middle(widths[-1][0], num_blocks)
@@ -141,7 +143,12 @@ class MaskGITDecoder(Block):
         self.conv_out = Conv2d(widths[0][-1], 3, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
-        """Codes to pixels, about in [0, 1]."""
+        """Codes to pixels, about in [0, 1].
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        check_shape("features", features, "B", "h", "w", self.code_dim)
         x = self.middle(self.conv_in(channels_first(features)))
         for level in reversed(self.levels):
             x = level(x)

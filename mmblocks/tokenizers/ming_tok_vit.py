@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 from mmblocks.block import Block
+from mmblocks.checks import check_shape
 from mmblocks.layers.vit import causal_bias, init_truncated, vit_blocks
 
 HEAD_DIM = 64
@@ -133,7 +134,7 @@ class MingTokDecoder(Block):
     def __init__(
         self,
         *,
-        semantic: Block,
+        semantic: MingTokSemanticDecoder,
         semantic_dim: int = 1024,
         patch_size: int = 32,
         pixel_patch_size: int = 16,
@@ -158,10 +159,9 @@ class MingTokDecoder(Block):
         """Normalised latents to pixels, about in [-1, 1].
 
         Raises:
-            ValueError: latents in a row, of which nobody knows how wide the image is.
+            ValueError: latents of another shape: of those in a row nobody knows how wide the image is.
         """
-        if z.ndim != 4:
-            raise ValueError(f"latents have shape {tuple(z.shape)}; accepted: (B, h, w, D), the image's rows and columns apart")
+        check_shape("latents", z, "B", "h", "w", self.semantic.project.in_features)
         return self.paint(self.semantic(z))
 
     def paint(self, features: Float[Tensor, "B h w F"]) -> Float[Tensor, "B 3 H W"]:

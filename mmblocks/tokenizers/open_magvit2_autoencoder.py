@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checks import check_shape
 from mmblocks.layers.conv import GroupNorm, norm_silu
 from mmblocks.layers.magvit2 import CausalConvolution, Conv, DepthToSpace, FlatConvolution, Residual, StatisticsNorm
 
@@ -105,6 +106,7 @@ class OpenMAGVIT2Decoder(Block):
         temporal_levels: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        self.shape = (*("hw" if temporal_levels is None else "thw"), code_dim)
         conv = _conv(temporal_levels)
         upsample = partial(DepthToSpace, conv=conv)
         ends = [channels * multiplier for multiplier in multipliers]
@@ -125,8 +127,9 @@ class OpenMAGVIT2Decoder(Block):
         """Codes, of any dtype, to pixels, normalised.
 
         Raises:
-            ValueError: a single place, which has no spread to condition the norms.
+            ValueError: features of another shape, or of a single place, which has no spread to condition the norms.
         """
+        check_shape("features", features, "B", *self.shape)
         if features[0, ..., 0].numel() < 2:
             raise ValueError(f"features have shape {tuple(features.shape)}; accepted: two places or more")
         # Contiguous with channels last, so that latents and ids go through the same kernels, which are those of official code too.

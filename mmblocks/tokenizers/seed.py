@@ -6,7 +6,7 @@ Shapes: B images, H and W pixels, Q tokens, d width of a code, E width of an ima
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
@@ -142,15 +142,16 @@ class SEEDTokenizer(TowerTokenizer):
             ),
             downsampling=image_size,  # every token is of the whole image
         )
+        self.grids = ("Q",)
 
-    def decode(self, latents: Latents | Int[Tensor, "B Q"]) -> Float[Tensor, "B E"]:
+    def decode(self, latents: Latents | Integer[Tensor, "B Q"]) -> Float[Tensor, "B E"]:
         """Latents, or ids alone, to CLIP image embeddings: pixels take a diffusion model that is conditioned on these.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: ids that do not exist, or another number of tokens than Q.
         """
-        return self.decoder(latents.z if isinstance(latents, Latents) else self.lookup(latents))
+        return self.decoder(self.decoder_input(latents))
 
     def training_losses(self, latents: Latents, image_embeds: Float[Tensor, "B E"]) -> dict[str, Float[Tensor, ""]]:
         """All terms of the published training, unweighted: the bottleneck's, and two of what the codes still tell.

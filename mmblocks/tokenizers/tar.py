@@ -4,17 +4,18 @@ Shapes: B images, H and W pixels, h and w tokens, C width of the features, D wid
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
 from mmblocks.layers.siglip import SiglipLayer, SiglipPooling, SiglipVision, siglip_rules, siglip_sizes
@@ -53,7 +54,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         **sizes,
-        **{name: quantizer[name] for name in ("num_codes", "code_dim", "temperature")},
+        **{name: quantizer[name] for name in ("num_codes", "code_dim", "metric", "temperature")},
         "image_size": config.get("input_size", sizes["image_size"]),
         "state": config.get("select_layer_id", -2),
         "pool_scale": config.get("pool_scale", 1),
@@ -132,7 +133,12 @@ class TATokDecoder(Block):
         self.task = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
 
     def forward(self, z: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w C"]:
-        """Any grid."""
+        """Any grid.
+
+        Raises:
+            ValueError: codes of another shape.
+        """
+        check_shape("z", z, "B", "h", "w", self.patch.in_features)
         table = rearrange(self.positions, "(h w) c -> 1 c h w", h=self.num_positions)
         size = z.shape[1:3]
         # Half precision cannot be stretched on a CPU.
@@ -154,9 +160,9 @@ class TATok(VisualTokenizer):
         image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         state, pool_scale: see ``TATokEncoder``.
         decoder_layers, decoder_heads, decoder_mlp_dim, decoder_positions: see ``TATokDecoder``.
-        temperature: see ``TextAlignedQuantizer``.
+        metric, temperature: see ``TextAlignedQuantizer``.
 
-    Published: ``ta_tok.pth``, whose own arguments tell ``code_dim`` and ``temperature``.
+    Published: ``ta_tok.pth``, whose own arguments tell ``code_dim``, ``metric`` and ``temperature``.
 
     Source: Tar (arXiv 2506.18898; csuhan/Tar).
     """
@@ -188,6 +194,7 @@ class TATok(VisualTokenizer):
         decoder_heads: int = 12,
         decoder_mlp_dim: int = 3072,
         decoder_positions: int = 16,
+        metric: Literal["cosine", "l2"] = "cosine",
         temperature: float | None = None,
     ) -> None:
         super().__init__(
@@ -202,7 +209,7 @@ class TATok(VisualTokenizer):
                 pool_scale=pool_scale,
             ),
             bottleneck=TextAlignedQuantizer(
-                num_codes=num_codes, code_dim=code_dim, in_dim=dim, out_dim=code_dim, temperature=temperature
+                num_codes=num_codes, code_dim=code_dim, in_dim=dim, out_dim=code_dim, metric=metric, temperature=temperature
             ),
             decoder=TATokDecoder(
                 code_dim=code_dim,
@@ -239,14 +246,14 @@ class TATok(VisualTokenizer):
         """
         return self.bottleneck(self.features(pixels, pool_scale), **draws)
 
-    def decode(self, latents: Latents | Int[Tensor, "B h w"]) -> Float[Tensor, "B h w C"]:
+    def decode(self, latents: Latents | Integer[Tensor, "B h w"]) -> Float[Tensor, "B h w C"]:
         """Latents, or ids alone, to SigLIP 2's features, not to pixels.
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: ids that do not exist.
+            ValueError: ids that do not exist; ids or latents of another shape.
         """
-        return self.decoder(latents.z if isinstance(latents, Latents) else self.lookup(latents))
+        return self.decoder(self.decoder_input(latents))
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, stretched to ``image_size`` along both sides."""

@@ -5,7 +5,7 @@ Shapes: B images, H and W pixels, K tokens, D width of a token.
 
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
@@ -50,6 +50,7 @@ class OneDimensionalTokenizer(VisualTokenizer):
         )
         self.image_size = image_size
         self.only_size = (image_size, image_size)
+        self.grids = ("K",)
 
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The square in the middle, behind bicubic resizing of the shorter side.
@@ -64,6 +65,7 @@ class TiTok(OneDimensionalTokenizer):
 
     The defaults are TiTok-L-32. Training has two stages: cross-entropy between ``decoder.logits(z)`` and the ids of a
     ``MaskGITVQGAN``; then pixel losses, with encoder and bottleneck frozen and the VQGAN's codes and decoder learning too.
+    ``FirstStageTiTok`` reads checkpoints of the first stage, which hold no VQGAN.
 
     Args:
         num_tokens: K.
@@ -109,12 +111,12 @@ class TiTok(OneDimensionalTokenizer):
         super().__init__(
             image_size=image_size,
             patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, patch_size=patch_size, **_transformer(encoder_size), scrambled=True),
+            encoder=TiTokEncoder(**shared, patch_size=patch_size, **transformer_arguments(encoder_size), scrambled=True),
             bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim, metric=metric),
             decoder=TiTokCodeDecoder(
                 **shared,
                 patch_size=decoder_patch_size,
-                **_transformer(decoder_size),
+                **transformer_arguments(decoder_size),
                 codebook=Codebook(num_codes=num_pixel_codes, dim=pixel_code_dim),
                 pixel_decoder=pixel_decoder,
             ),
@@ -156,9 +158,9 @@ class OneStageTiTok(OneDimensionalTokenizer):
         super().__init__(
             image_size=image_size,
             patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **_transformer(encoder_size)),
+            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **transformer_arguments(encoder_size)),
             bottleneck=_bottleneck(num_codes, code_dim, metric, VectorQuantizer),
-            decoder=TiTokDecoder(**shared, code_dim=code_dim, patch_size=decoder_patch_size, **_transformer(decoder_size)),
+            decoder=TiTokDecoder(**shared, code_dim=code_dim, patch_size=decoder_patch_size, **transformer_arguments(decoder_size)),
         )
 
 
@@ -203,19 +205,21 @@ class TATiTok(OneDimensionalTokenizer):
         super().__init__(
             image_size=image_size,
             patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **_transformer(encoder_size)),
+            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **transformer_arguments(encoder_size)),
             bottleneck=_bottleneck(num_codes, code_dim, metric, quantizer),
             decoder=TiTokDecoder(
                 **shared,
                 code_dim=code_dim,
                 patch_size=decoder_patch_size,
-                **_transformer(decoder_size),
+                **transformer_arguments(decoder_size),
                 text_dim=text_dim,
                 text_length=text_length,
             ),
         )
 
-    def decode(self, latents: Latents | Int[Tensor, "B K"], text: Float[Tensor, "B L T"] | None = None) -> Float[Tensor, "B 3 H W"]:
+    def decode(
+        self, latents: Latents | Integer[Tensor, "B K"], text: Float[Tensor, "B L T"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
         """Latents, or ids alone, to pixels in [0, 1]; not clamped while training.
 
         Args:
@@ -225,16 +229,16 @@ class TATiTok(OneDimensionalTokenizer):
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: ids that do not exist; no text, or one of another shape.
+            ValueError: ids that do not exist; no text; latents, ids or a text of another shape.
         """
         if text is None:
             raise ValueError("text is missing; accepted: embeddings (B, text_length, text_dim), of the empty text at least")
-        z = latents.z if isinstance(latents, Latents) else self.lookup(latents)
-        pixels = self.decoder(z, text)
+        pixels = self.decoder(self.decoder_input(latents), text)
         return pixels if self.training else pixels.clamp(0, 1)
 
 
-def _transformer(size: tuple[int, int, int]) -> dict[str, Any]:
+def transformer_arguments(size: tuple[int, int, int]) -> dict[str, Any]:
+    """Width, layers and heads as arguments."""
     return dict(zip(("dim", "num_layers", "num_heads"), size, strict=True))
 
 

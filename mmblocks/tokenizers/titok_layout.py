@@ -9,6 +9,9 @@ from mmblocks.tokenizers.titok_vit import BASE, LARGE, SMALL
 
 _SIZES = {"small": SMALL, "base": BASE, "large": LARGE}
 
+_KINDS = {"TiTok": (True, True), "FirstStageTiTok": (True, False), "OneStageTiTok": (False, False)}
+"""Whether the model tells codes of a VQGAN (``is_legacy``), and whether it holds that VQGAN's decoder (``finetune_decoder``)."""
+
 _TRANSFORMER = (
     ("class_embedding", "class_token"),
     ("positional_embedding", "positions"),
@@ -42,9 +45,10 @@ _SHARED = (
     Rule("quantize.embedding.weight", "bottleneck.codes"),
 )
 
+FIRST_STAGE_RULES = (*_SHARED, *_pointwise("decoder.ffn.{}", "decoder.to_logits.{}"))
+
 TWO_STAGE_RULES = (
-    *_SHARED,
-    *_pointwise("decoder.ffn.{}", "decoder.to_logits.{}"),
+    *FIRST_STAGE_RULES,
     Rule("pixel_quantize.embedding.weight", "decoder.codebook.codes"),
     *maskgit_half_rules("pixel_decoder", "decoder.pixel_decoder", "up"),
 )
@@ -67,25 +71,33 @@ def two_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``TiTok``.
 
     Raises:
-        ValueError: the config of a model that decodes straight to pixels, or of one whose second stage is still to come.
+        ValueError: the config of another kind of model.
     """
-    model = _model(config)
-    for name in ("is_legacy", "finetune_decoder"):
-        if not model.get(name, True):
-            raise ValueError(f"{name} is false; accepted: true (OneStageTiTok reads models that decode straight to pixels)")
-    return _network(config) | _codebook(model)
+    _check_kind(config, "TiTok")
+    return _network(config) | _codebook(_model(config))
+
+
+def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``FirstStageTiTok``.
+
+    Raises:
+        ValueError: the config of another kind of model, or of one with a Gaussian, which upstream cannot train so.
+    """
+    _check_kind(config, "FirstStageTiTok")
+    mode = _model(config).get("quantize_mode", "vq")
+    if mode != "vq":
+        raise ValueError(f"quantize_mode is {mode!r}; accepted: 'vq'")
+    return _network(config) | _codebook(_model(config))
 
 
 def one_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``OneStageTiTok``.
 
     Raises:
-        ValueError: the config of a model that decodes to codes of a VQGAN.
+        ValueError: the config of another kind of model.
     """
+    _check_kind(config, "OneStageTiTok")
     model = _model(config)
-    for name in ("is_legacy", "finetune_decoder"):
-        if model.get(name, True):
-            raise ValueError(f"{name} is true; accepted: false (TiTok reads models that decode to codes of a VQGAN)")
     mode = model.get("quantize_mode", "vq")
     if mode not in ("vq", "vae"):
         raise ValueError(f"quantize_mode is {mode!r}; accepted: 'vq', 'vae'")
@@ -106,6 +118,19 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tokenizer's part of a whole config, or that part alone."""
     return config["model"]["vq_model"] if "model" in config else config
+
+
+def _check_kind(config: Mapping[str, Any], wanted: str) -> None:
+    """Refuses the config of another kind of model, and says which class reads it, where one does."""
+    model = _model(config)
+    names = ("is_legacy", "finetune_decoder")
+    flags = tuple(bool(model.get(name, True)) for name in names)
+    if flags != _KINDS[wanted]:
+        given, accepted = (
+            " and ".join(f"{name}={value}" for name, value in zip(names, values, strict=True)) for values in (flags, _KINDS[wanted])
+        )
+        reader = next((f" ({kind} reads this one)" for kind, of_kind in _KINDS.items() if of_kind == flags), "")
+        raise ValueError(f"config has {given}; accepted: {accepted}{reader}")
 
 
 def _network(config: Mapping[str, Any]) -> dict[str, Any]:

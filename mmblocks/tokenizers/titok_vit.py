@@ -193,14 +193,50 @@ class TiTokDecoder(Block):
         return self.conv_out(rearrange(patches, "b h w (p q c) -> b c (h p) (w q)", **size))
 
 
-class TiTokCodeDecoder(Block):
+class TiTokLogitDecoder(Block):
+    """Tokens to logits of the codes of another tokenizer.
+
+    Args:
+        num_pixel_codes: C, how many codes the other tokenizer has.
+        image_size: h and w of the other tokenizer's grid times ``patch_size``.
+        patch_size, num_tokens, dim, num_layers, num_heads: see ``TiTokEncoder``.
+        code_dim: D.
+
+    Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_pixel_codes: int = 1024,
+        image_size: int = 256,
+        patch_size: int = 16,
+        num_tokens: int = 32,
+        code_dim: int = 12,
+        dim: int = 1024,
+        num_layers: int = 24,
+        num_heads: int = 16,
+    ) -> None:
+        super().__init__()
+        self.patches = PatchesOfTokens(image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads)
+        self.to_logits = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Tanh(), nn.Linear(2 * dim, num_pixel_codes))
+        self.to_logits.apply(init_truncated)
+
+    def forward(self, z: Float[Tensor, "B K D"]) -> Float[Tensor, "B h w C"]:
+        """One logit for each code of the other tokenizer.
+
+        Raises:
+            ValueError: tokens of another number or width.
+        """
+        return self.to_logits(self.patches(z))
+
+
+class TiTokCodeDecoder(TiTokLogitDecoder):
     """Tokens to the codes of another tokenizer, and on to pixels with its decoder.
 
     Args:
         codebook, pixel_decoder: of the other tokenizer: ``VQGAN().bottleneck`` and ``VQGAN().decoder``, say.
-        image_size: h and w of the other tokenizer's grid times ``patch_size``.
-        patch_size, num_tokens, dim, num_layers, num_heads: see ``TiTokEncoder``.
-        code_dim: D.
+        image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads: see ``TiTokLogitDecoder``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
@@ -218,13 +254,19 @@ class TiTokCodeDecoder(Block):
         num_layers: int = 24,
         num_heads: int = 16,
     ) -> None:
-        super().__init__()
-        self.patches = PatchesOfTokens(image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads)
-        (num_codes,) = codebook.codebook_sizes
-        self.to_logits = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Tanh(), nn.Linear(2 * dim, num_codes))
+        (num_pixel_codes,) = codebook.codebook_sizes
+        super().__init__(
+            num_pixel_codes=num_pixel_codes,
+            image_size=image_size,
+            patch_size=patch_size,
+            num_tokens=num_tokens,
+            code_dim=code_dim,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+        )
         self.codebook = codebook
         self.pixel_decoder = pixel_decoder
-        self.to_logits.apply(init_truncated)
 
     def logits(self, z: Float[Tensor, "B K D"]) -> Float[Tensor, "B h w C"]:
         """One logit for each code of the other tokenizer: the first stage of training compares them with its ids.
@@ -232,7 +274,7 @@ class TiTokCodeDecoder(Block):
         Raises:
             ValueError: tokens of another number or width.
         """
-        return self.to_logits(self.patches(z))
+        return super().forward(z)
 
     def forward(self, z: Float[Tensor, "B K D"]) -> Float[Tensor, "B 3 H W"]:
         """Tokens to pixels, of a mixture of codes at each place, so that the second stage of training has gradients.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -149,7 +149,9 @@ class VARVQ(VisualTokenizer):
         self.bottleneck.sizes(scales, [side // step for side in pixels.shape[2:]])  # refused before any work
         return self.bottleneck(self.encoder(normalise(pixels, self.mean, self.std)), scales=scales, **draws)
 
-    def decode(self, latents: Latents | Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> Float[Tensor, "B 3 H W"]:
+    def decode(
+        self, latents: Latents | Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
         """Latents, or ids alone, to pixels in [0, 1]; not clamped while training.
 
         Args:
@@ -158,13 +160,13 @@ class VARVQ(VisualTokenizer):
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: ids that do not exist, or another number of them than the scales have.
+            ValueError: ids that do not exist, or another number of them than the scales have; latents of another shape.
         """
         if not isinstance(latents, Latents):
             latents = Latents(z=self.bottleneck.lookup(latents, scales=scales), ids=latents)
         return super().decode(latents)
 
-    def stages(self, ids: Int[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Float[Tensor, "B 3 H W"]]:
+    def stages(self, ids: Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None) -> list[Float[Tensor, "B 3 H W"]]:
         """The image as it looks after each scale, from coarse to fine.
 
         Raises:

@@ -5,7 +5,7 @@ Shapes: B images, H and W pixels (T frames), a grid of tokens, D width of a toke
 
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
@@ -58,6 +58,8 @@ class VisualTokenizer(Block):
         self.std = std
         self.only_size: tuple[int, ...] | None = None
         """The one size, in pixels, that a subclass with learned positions takes."""
+        self.grids: tuple[str, ...] = ("thw"[-len(downsampling) :],)
+        """The axes of a grid of tokens, a letter each; several kinds where a subclass takes images and clips."""
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -88,20 +90,43 @@ class VisualTokenizer(Block):
         """
         return self.bottleneck(self.features(pixels), **draws)
 
-    def decode(self, latents: Latents | Int[Tensor, "B *grid"]) -> Float[Tensor, "B 3 *size"]:
+    def decode(self, latents: Latents | Integer[Tensor, "B *grid"]) -> Float[Tensor, "B 3 *size"]:
         """Latents, or ids alone, to pixels in [0, 1]; not clamped while training.
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: ids that do not exist.
+            ValueError: ids that do not exist; ids or latents of another shape than the method's.
         """
-        z = latents.z if isinstance(latents, Latents) else self.lookup(latents)
-        # The vectors of codes that are computed rather than stored are float32 whatever the decoder is.
-        dtype = next((parameter.dtype for parameter in self.decoder.parameters()), z.dtype)
-        pixels = denormalise(self.decoder(z.to(dtype)), self.mean, self.std)
+        pixels = denormalise(self.decoder(self.decoder_input(latents)), self.mean, self.std)
         return pixels if self.training else pixels.clamp(0, 1)
 
-    def lookup(self, ids: Int[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+    def decoder_input(self, latents: Latents | Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
+        """The vectors that ``decode`` hands to the decoder, in its dtype; raises as ``decode``."""
+        if isinstance(latents, Latents):
+            z = latents.z
+            self._check_axes("latents", z, z.ndim, "D")
+        elif latents.ndim < 2 or len(self.codebook_sizes) > 1:
+            self._check_axes("ids", latents, latents.ndim, *self._codes_axis())
+            z = self.lookup(latents)
+        else:
+            # A bottleneck may lay its ids out in another way than on the grid: what they stand for tells.
+            z = self.lookup(latents)
+            self._check_axes("ids", latents, z.ndim - 1)
+        # The vectors of codes that are computed rather than stored are float32 whatever the decoder is.
+        return z.to(next((parameter.dtype for parameter in self.decoder.parameters()), z.dtype))
+
+    def _codes_axis(self) -> tuple[str, ...]:
+        """The last axis of ids, where a token has several."""
+        count = len(self.codebook_sizes)
+        return (str(count),) if count > 1 else ()
+
+    def _check_axes(self, name: str, given: Tensor, num_axes: int, *last: str) -> None:
+        """Refuses what has another number of axes than a batch of grids, with ``last`` behind them."""
+        if num_axes not in [1 + len(grid) + len(last) for grid in self.grids]:
+            accepted = " or ".join(f"({', '.join(('B', *grid, *last))})" for grid in self.grids)
+            raise ValueError(f"{name} have shape {tuple(given.shape)}; accepted: {accepted}")
+
+    def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
         """The vectors of codes: what the decoder reads, and a language model may.
 
         Raises:

@@ -12,6 +12,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Rule
+from mmblocks.checks import check_shape
 from mmblocks.layers.attention_projection import AttentionProjection, GatedGELU
 from mmblocks.layers.conv import channels_first, channels_last
 
@@ -200,6 +201,7 @@ class ViTaminDecoder(Block):
     ) -> None:
         super().__init__()
         last, wider = widths
+        self.in_dim = dim if code_dim is None else code_dim
         self.project = _projection(code_dim, dim)
         self.layers = nn.Sequential(*(ViTaminLayer(dim, num_heads=num_heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -211,7 +213,12 @@ class ViTaminDecoder(Block):
         self.stem = nn.Sequential(*_enlarging(last, last), ChannelNorm(last), nn.GELU(), nn.Conv2d(last, 3, 3, padding=1))
 
     def forward(self, z: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
-        """Codes to pixels, normalised."""
+        """Codes to pixels, normalised.
+
+        Raises:
+            ValueError: codes of another shape.
+        """
+        check_shape("z", z, "B", "h", "w", self.in_dim)
         tokens = self.project(z)
         x = self.norm(self.layers(tokens.flatten(1, 2))).view(tokens.shape)
         x = self.pool(channels_first(x))

@@ -20,7 +20,8 @@ def run(case: Case) -> None:
     case.check("loss.quant", loss)
     total = ramp_mean(quantized) + loss
     if uses_entropy:
-        entropy = losses["sample_entropy"] - losses["codebook_entropy"]
+        surer, wider = (case.config.get(name, 1.0) for name in ("sample_minimization_weight", "batch_maximization_weight"))
+        entropy = surer * losses["sample_entropy"] - wider * losses["codebook_entropy"]
         for name, value in (
             ("loss.entropy", entropy),
             ("out.sample_entropy", losses["sample_entropy"]),

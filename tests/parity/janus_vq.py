@@ -17,7 +17,7 @@ def run(case: Case) -> None:
 
 
 def check_port(case: Case) -> None:
-    """The port searches codes by plain distance; its loss has beta at the codebook term."""
+    """The port searches codes by plain distance, but decodes them at length one; its loss has beta at the codebook term."""
     tokenizer = case.load(LlamaGenVQ, layout="janus-transformers", search="l2-as-transformers").train()
     features = tokenizer.encoder(case.io["in.x"])
     latents = tokenizer.bottleneck(features)
@@ -26,7 +26,8 @@ def check_port(case: Case) -> None:
     tokenizer.encoder.project.register_forward_pre_hook(lambda module, given: states.append(given[0]))
     tokenizer.encoder(case.io["in.x"])
     case.check("out.last_hidden_state", states[0])
-    case.check("out.quant", channels_first(latents.z))
+    case.check("out.quant", channels_first(tokenizer.bottleneck.rows(latents.ids)))
     case.check("out.indices", latents.ids.flatten(1))
     case.check("out.emb_loss", latents.loss["commitment"] + 0.25 * latents.loss["codebook"])
     case.check("out.dec", tokenizer.decoder(tokenizer.lookup(latents.ids)))
+    case.check("out.dec", tokenizer.decoder(latents.z))

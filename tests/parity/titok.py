@@ -9,6 +9,7 @@ from torch import Tensor
 from mmblocks import Latents
 from mmblocks.tokenizers.bottlenecks.gaussian import divergence
 from mmblocks.tokenizers.titok import OneDimensionalTokenizer, OneStageTiTok, TATiTok, TiTok
+from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {
@@ -66,6 +67,9 @@ def load(case: Case) -> OneDimensionalTokenizer:
     if model.get("finetune_decoder", True):
         cls = TiTok
         options |= pixel_decoder_options(words)
+    elif model.get("is_legacy", True):
+        cls = FirstStageTiTok
+        options |= {name: value for name, value in pixel_decoder_options(words).items() if name == "num_pixel_codes"}
     return case.load(cls, **options)
 
 
@@ -94,7 +98,8 @@ def text(case: Case) -> list[Tensor]:
 
 
 def decode(case: Case, tokenizer: OneDimensionalTokenizer, z: Tensor) -> Tensor:
-    return tokenizer.decoder(z, *text(case))
+    decoded = tokenizer.decoder(z, *text(case))
+    return decoded.permute(0, 3, 1, 2) if isinstance(tokenizer, FirstStageTiTok) else decoded
 
 
 def gaussian_results(case: Case, tokenizer: OneDimensionalTokenizer, latents: Latents) -> dict[str, Tensor]:

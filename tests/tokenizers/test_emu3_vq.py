@@ -125,7 +125,7 @@ def test_pixels_that_do_not_fit_are_refused(pixels, error, message) -> None:
 def test_ids_and_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"accepted: \[0, 63\]"):
         tokenizer().decode(torch.tensor([[[64]]]))
-    with pytest.raises(ValueError, match=r"\(B, h, w, D\), or \(B, t, h, w, D\) for clips"):
+    with pytest.raises(ValueError, match=r"ids have shape \(1, 1\); accepted: \(B, h, w\) or \(B, t, h, w\)"):
         tokenizer().decode(torch.tensor([[1]]))
     with pytest.raises(ValueError, match="temporal_factor is 3; accepted: a power of two"):
         tokenizer(temporal_factor=3)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from mmblocks import Block
 from mmblocks.tokenizers.tar import TATok
@@ -46,6 +47,28 @@ def test_published_options_are_the_defaults() -> None:
         assert TATok(**layout.arguments(options)).config == TATok().config
     with pytest.raises(ValueError, match="the vision model is 'openai/clip'"):
         layout.arguments({**options, "teacher": "openai/clip"})
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "wanted"),
+    [
+        ({}, {"metric": "l2", "temperature": None}),  # as in the official class
+        ({"l2_normalized": True}, {"metric": "cosine", "temperature": None}),
+        ({"l2_normalized": True, "stochastic": True}, {"metric": "cosine", "temperature": 1.0}),
+        ({"l2_normalized": True, "stochastic": True, "stochastic_temperature": 0.07}, {"metric": "cosine", "temperature": 0.07}),
+    ],
+)
+def test_the_search_is_that_of_the_config(regularizer, wanted) -> None:
+    bottleneck = {"bottleneck_dim": 8, "regularizer": {"name": "simvq", "args": {"codebook_size": 40, **regularizer}}}
+    (layout,) = TATok.layouts
+    arguments = layout.arguments({"bottleneck": {"args": bottleneck}})
+    assert {name: arguments[name] for name in wanted} == wanted
+    tok = tokenizer(**wanted).eval()
+    pixels = torch.rand(1, 3, 70, 70)
+    narrow, codes = tok.bottleneck.project_in(tok.features(pixels)), tok.bottleneck.to_codes(tok.bottleneck.anchors)
+    if wanted["metric"] == "cosine":
+        narrow, codes = normalize(narrow, dim=-1), normalize(codes, dim=-1)
+    assert torch.equal(tok.encode(pixels).ids, torch.cdist(narrow.flatten(0, 2), codes).argmin(1).view(1, 5, 5))
 
 
 def test_saved_loaded_and_in_bfloat16(tmp_path) -> None:

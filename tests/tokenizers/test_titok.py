@@ -1,11 +1,15 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from mmblocks import Block
 from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from mmblocks.tokenizers.titok import OneStageTiTok, TATiTok, TiTok
+from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok
 
 SIZES = {
     "image_size": 16,
@@ -62,13 +66,90 @@ def test_gradients_reach_every_parameter(tokenizer) -> None:
     assert not without
 
 
+def first_stage() -> FirstStageTiTok:
+    torch.manual_seed(0)
+    return FirstStageTiTok(**SIZES, num_codes=20, num_pixel_codes=9)
+
+
+def teacher() -> MaskGITVQGAN:
+    return MaskGITVQGAN(num_codes=9, code_dim=8, channels=32, multipliers=(1, 2, 1), num_blocks=1).eval()
+
+
 def test_the_first_stage_learns_codes_of_another_tokenizer() -> None:
     tokenizer = TiTok(**SIZES, **PIXELS, num_codes=20).train()
-    teacher = MaskGITVQGAN(num_codes=9, code_dim=8, channels=32, multipliers=(1, 2, 1), num_blocks=1)
     pixels = torch.rand(2, 3, 16, 16)
     logits = tokenizer.decoder.logits(tokenizer.encode(pixels).z)
-    cross_entropy(logits.flatten(0, 2), teacher.encode(pixels).ids.flatten()).backward()
+    cross_entropy(logits.flatten(0, 2), teacher().encode(pixels).ids.flatten()).backward()
     assert tokenizer.encoder.tokens.grad.any() and tokenizer.decoder.pixel_decoder.conv_in.weight.grad is None
+
+
+def test_the_first_stage_alone() -> None:
+    first, pixels = first_stage(), torch.rand(2, 3, 16, 16)
+    wanted = teacher().encode(pixels).ids
+    losses = first.training_losses(first.encode(pixels), wanted)
+    assert set(losses) == set(first.loss_weights)
+    torch.testing.assert_close(losses["pixel_codes"], cross_entropy(first.decode(first.encode(pixels)).movedim(-1, 1), wanted))
+    sum(losses.values()).backward()
+    assert not [name for name, parameter in first.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+
+    latents = first.eval().encode(pixels)
+    told = first.pixel_codes(latents.ids)
+    assert torch.equal(told, first.decode(latents).argmax(-1)) and teacher().decode(told).shape == pixels.shape
+    with pytest.raises(ValueError, match="latents hold no losses"):
+        first.training_losses(latents, wanted)
+    with pytest.raises(ValueError, match=r"pixel_codes have shape \(2, 2, 4\); accepted: \(2, 4, 4\)"):
+        first.training_losses(first.train().encode(pixels), wanted[:, :2])
+
+
+def test_the_second_stage_goes_on_from_the_first() -> None:
+    first, second = first_stage().eval(), TiTok(**SIZES, **PIXELS, num_codes=20).eval()
+    missing, unexpected = second.load_state_dict(first.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith(("decoder.codebook", "decoder.pixel_decoder")) for name in missing)
+    latents = first.encode(torch.rand(1, 3, 16, 16))
+    assert torch.equal(second.decoder.logits(latents.z), first.decode(latents))
+
+
+CONFIG = {
+    "codebook_size": 20,
+    "token_size": 6,
+    "use_l2_norm": True,
+    "num_latent_tokens": 5,
+    "vit_enc_model_size": "base",
+    "vit_dec_model_size": "base",
+    "vit_enc_patch_size": 8,
+    "vit_dec_patch_size": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags"),
+    [
+        (TiTok, {}),
+        (FirstStageTiTok, {"finetune_decoder": False}),
+        (OneStageTiTok, {"finetune_decoder": False, "is_legacy": False}),
+    ],
+)
+def test_which_class_reads_a_config(cls, flags) -> None:
+    for other in (TiTok, FirstStageTiTok, OneStageTiTok):
+        (layout,) = other.layouts
+        if other is cls:
+            assert layout.arguments({"model": {"vq_model": CONFIG | flags}})["num_tokens"] == 5
+        else:
+            with pytest.raises(ValueError, match=rf"accepted: is_legacy=.*\({cls.__name__} reads this one\)"):
+                layout.arguments({"model": {"vq_model": CONFIG | flags}})
+
+
+def test_a_checkpoint_of_the_first_stage_is_read(tmp_path) -> None:
+    first = first_stage().eval()
+    first.to_upstream(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert {"decoder.ffn.2.weight", "quantize.embedding.weight"} <= names and not any(name.startswith("pixel") for name in names)
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"vq_model": CONFIG | {"finetune_decoder": False}}}))
+    again = FirstStageTiTok.from_pretrained(
+        tmp_path, image_size=16, encoder_size=SIZES["encoder_size"], decoder_size=SIZES["decoder_size"], num_pixel_codes=9
+    )
+    pixels = torch.rand(1, 3, 16, 16)
+    assert torch.equal(again.decode(again.encode(pixels)), first.decode(first.encode(pixels)))
 
 
 def test_a_gaussian_draws_what_it_is_told_to() -> None:

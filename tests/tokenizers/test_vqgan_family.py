@@ -1,9 +1,12 @@
 """The VQGAN family against transformers and diffusers, with the same random weights."""
 
+import json
+
 import pytest
 import torch
 from diffusers import VQModel
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from transformers import ChameleonVQVAEConfig, JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
@@ -95,8 +98,28 @@ def test_transformers_janus(tmp_path) -> None:
     pixels = torch.rand(2, 3, 16, 16)
     ids = theirs.encode(pixels * 2 - 1).image_tokens.view(2, 8, 8)
     assert torch.equal(ours.encode(pixels).ids, ids)
-    decoded = theirs.decode(ids.flatten(1))
-    close(ours.decode(ids), (decoded / 2 + 0.5).clamp(0, 1))
+    decoded = (theirs.decode(ids.flatten(1)) / 2 + 0.5).clamp(0, 1)
+    close(ours.decode(ids), decoded)
+    latents = ours.encode(pixels)
+    close(ours.decode(latents), decoded)
+    close(ours.bottleneck.mix(one_hot(latents.ids, 16).float()), latents.z)
+    assert theirs.quantize.embedding.weight.norm(dim=-1).std() > 0.1  # so that length matters
+
+
+@torch.no_grad()
+def test_a_decoder_of_other_widths(tmp_path) -> None:
+    tokenizer = randomised(LlamaGenVQ(**SMALL, decoder_multipliers=(2, 3)))
+    tokenizer.to_upstream(tmp_path, layout="llamagen")
+    sizes = {"ch": 32, "num_res_blocks": 1, "z_channels": 8, "codebook_size": 16, "codebook_embed_dim": 4}
+    options = {"encoder_ch_mult": [1, 2], "decoder_ch_mult": [2, 3]}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | options))
+    loaded = LlamaGenVQ.from_pretrained(tmp_path)
+    pixels = torch.rand(1, 3, 8, 12)
+    assert loaded.config == tokenizer.config
+    assert torch.equal(loaded.decode(loaded.encode(pixels)), tokenizer.decode(tokenizer.encode(pixels)))
+    assert (loaded.encoder.norm_out.num_channels, loaded.decoder.norm_out.num_channels) == (64, 64)
+    with pytest.raises(ValueError, match=r"decoder_multipliers is \(1,\); accepted: as many as multipliers, 2"):
+        LlamaGenVQ(**SMALL, decoder_multipliers=(1,))
 
 
 def test_published_janus_searches_by_angle() -> None:
@@ -156,6 +179,14 @@ def test_wrong_pixels(pixels, error, message) -> None:
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_any_integers_mean_the_same(kind, dtype) -> None:
+    tokenizer = kind(**SMALL).eval()
+    ids = torch.randint(16, (1, 2, 3))
+    assert torch.equal(tokenizer.decode(ids.to(dtype)), tokenizer.decode(ids))
+
+
 def test_wrong_ids() -> None:
     tokenizer = VQGAN(**SMALL)
     with pytest.raises(ValueError, match=r"ids lie in \[0, 16\]; accepted: \[0, 15\]"):

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, interpolate, mse_loss
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checks import as_int64, check_range
+from mmblocks.checks import as_int64, check_range, check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
@@ -154,8 +154,9 @@ class MultiScaleQuantizer(Block):
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: another number of ids than the scales have, or one that does not exist (checked on CPU).
+            ValueError: other axes, another number of ids than the scales have, or one that does not exist (checked on CPU).
         """
+        check_shape("ids", ids, "B", "L")
         sizes = self.sizes(scales)
         counts = [rows * columns for rows, columns in sizes]
         if ids.shape[1] != sum(counts):
