@@ -17,6 +17,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.computed_codes import ComputedCodes
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
@@ -41,7 +42,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-class FiniteScalarQuantizer(Block):
+class FiniteScalarQuantizer(ComputedCodes, Block):
     """Rounds each entry of a feature to one of L levels between -1 and 1; the number of a code is written in these levels.
 
     There is no codebook, hence nothing of its size in memory, and there are no losses. The first entry is the least significant
@@ -108,12 +109,11 @@ class FiniteScalarQuantizer(Block):
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
-        x = self.project_in(features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
-        scaled = self._symmetric_bound(x) if self.symmetric else self._bound(x)
+        scaled = self._squashed(features)
         nearest = (scaled + 0.5).floor().detach() if self.symmetric else scaled.round().detach()
         z = self._between(scaled + (nearest - scaled).detach()).flatten(-2).to(features.dtype)
-        digits = nearest.long() + (0 if self.symmetric else self._levels(x) // 2)
-        ids = (digits * self._basis(x)).sum(dim=-1)
+        digits = nearest.long() + (0 if self.symmetric else self._levels(scaled) // 2)
+        ids = (digits * self._basis(scaled)).sum(dim=-1)
         ids = ids if self.num_numbers > 1 else ids.squeeze(-1)
         return Latents(z=self.project_out(z), ids=ids, loss={} if self.training else None)
 
@@ -132,12 +132,26 @@ class FiniteScalarQuantizer(Block):
                 f"ids have shape {tuple(ids.shape)}; accepted: {self.num_numbers} numbers a token, along the last axis"
             )
         ids = ids[..., None] if self.num_numbers == 1 else ids
+        return self._projected(self._codes(ids).flatten(-2))
+
+    def _compared(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self._between(self._squashed(features)).unbind(dim=-2)
+
+    def _tables(self, device: torch.device) -> list[Tensor]:
+        return [self._codes(torch.arange(self.codebook_sizes[0], device=device))] * self.num_numbers
+
+    def _projected(self, codes: Tensor) -> Tensor:
+        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
+
+    def _codes(self, ids: Tensor) -> Tensor:
         levels = self._levels(ids)
         digits = ids[..., None] // self._basis(ids) % levels
-        codes = self._between((digits if self.symmetric else digits - levels // 2).float()).flatten(-2)
-        if isinstance(self.project_out, nn.Linear):
-            codes = codes.to(self.project_out.weight.dtype)
-        return self.project_out(codes)
+        return self._between((digits if self.symmetric else digits - levels // 2).float())
+
+    def _squashed(self, features: Tensor) -> Tensor:
+        """In levels, before they are rounded: (*N, Q, d)."""
+        x = self.project_in(features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
+        return self._symmetric_bound(x) if self.symmetric else self._bound(x)
 
     def _bound(self, x: Tensor) -> Tensor:
         """To within half a level of the lowest and the highest level, which are -(L // 2) and (L - 1) // 2."""

@@ -16,6 +16,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.computed_codes import ComputedCodes
 from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
@@ -53,7 +54,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-class LookupFreeQuantizer(Block):
+class LookupFreeQuantizer(ComputedCodes, Block):
     """Replaces each entry of a feature by its sign; the number of a code is its bits read as a number.
 
     Losses while training, unweighted: ``commitment`` (between features and signs), ``sample_entropy`` (of one feature's soft
@@ -153,14 +154,20 @@ class LookupFreeQuantizer(Block):
         """
         ids = as_int64("ids", ids)
         numbers = [ids] if len(self.bits) == 1 else self._unbound(ids)
-        positive = []
-        for number, bits in zip(numbers, self.bits, strict=True):
-            check_range("ids", number, 2**bits)
-            positive.append(number[..., None] >> self._places(bits, ids.device) & 1 == 1)
-        codes = self._codes(torch.cat(positive, dim=-1))
-        if isinstance(self.project_out, nn.Linear):
-            codes = codes.to(self.project_out.weight.dtype)
-        return self.project_out(codes)
+        for number, size in zip(numbers, self.codebook_sizes, strict=True):
+            check_range("ids", number, size)
+        positive = [self._bits(number, bits) for number, bits in zip(numbers, self.bits, strict=True)]
+        return self._projected(self._codes(torch.cat(positive, dim=-1)))
+
+    def _compared(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self._prepared(self.project_in(features).float()).split(self.bits, dim=-1)
+
+    def _tables(self, device: torch.device) -> list[Tensor]:
+        every = [self._bits(torch.arange(2**bits, device=device), bits) for bits in self.bits]
+        return [torch.where(positive, size, -size) for positive, size in zip(every, self._sizes, strict=True)]
+
+    def _projected(self, codes: Tensor) -> Tensor:
+        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
 
     def _prepared(self, x: Tensor) -> Tensor:
         if self.soft_clamp is not None:
@@ -171,9 +178,16 @@ class LookupFreeQuantizer(Block):
         return torch.cat([normalize(part, dim=-1) * self.scale for part in x.split(self.bits, dim=-1)], dim=-1)
 
     def _codes(self, positive: Tensor) -> Tensor:
-        sizes = [self.scale / bits**0.5 if self.spherical else self.scale for bits in self.bits for _ in range(bits)]
-        size = torch.tensor(sizes, device=positive.device)
-        return torch.where(positive, size, -size)
+        parts = zip(positive.split(self.bits, dim=-1), self._sizes, strict=True)
+        return torch.cat([torch.where(part, size, -size) for part, size in parts], dim=-1)
+
+    @property
+    def _sizes(self) -> list[float]:
+        """Of the entries of each number's codes."""
+        return [self.scale / bits**0.5 if self.spherical else self.scale for bits in self.bits]
+
+    def _bits(self, number: Tensor, bits: int) -> Tensor:
+        return number[..., None] >> self._places(bits, number.device) & 1 == 1
 
     def _places(self, bits: int, device: torch.device) -> Tensor:
         """Which bit of the number each entry is."""

@@ -16,6 +16,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
 RQ_RULES = (
@@ -137,6 +138,41 @@ class RQBottleneck(Block):
         for number, size in enumerate(self.codebook_sizes):
             check_range("ids", ids[..., number], size)
         return torch.stack([book.rows(ids[..., number]) for number, book in enumerate(self._books)], dim=-2)
+
+    @without_autocast
+    def assign(self, features: Float[Tensor, "B H W C"], temperature: float = 1.0) -> Float[Tensor, "B h w Q K"]:
+        """A soft choice of codes at each depth, for what the nearest codes of the depths before left over.
+
+        The softmax of negated squared distances over the temperature, in float32.
+
+        Raises:
+            ValueError: codebooks of different sizes, whose weights have no common shape; a size that ``merge`` does not divide.
+        """
+        self._check_one_size()
+        rest, weights = self._merged(features.float()), []
+        for book in self._books:
+            codes = book.codes[:-1].float()
+            weights.append(((2 * rest @ codes.T - codes.square().sum(dim=-1)) / temperature).softmax(dim=-1))
+            rest = rest - book.rows(book.nearest(rest.detach())).float()
+        return torch.stack(weights, dim=-2)
+
+    @without_autocast
+    def mix(self, weights: Float[Tensor, "B h w Q K"]) -> Float[Tensor, "B H W C"]:
+        """The sum over depths of the mixtures of codes with these weights.
+
+        Raises:
+            ValueError: codebooks of different sizes, or weights for others.
+        """
+        self._check_one_size()
+        wanted = (len(self.codebooks), self.codebook_sizes[0])
+        if tuple(weights.shape[-2:]) != wanted:
+            raise ValueError(f"weights have shape {tuple(weights.shape)}; accepted: (B, h, w, {wanted[0]}, {wanted[1]})")
+        parts = zip(weights.unbind(dim=-2), self._books, strict=True)
+        return self._split(torch.stack([part.float() @ book.codes[:-1].float() for part, book in parts]).sum(dim=0))
+
+    def _check_one_size(self) -> None:
+        if len(set(self.codebook_sizes)) > 1:
+            raise ValueError(f"the codebooks have {self.codebook_sizes} codes; accepted for soft choices: as many each")
 
     def commitment(self, features: Float[Tensor, "B H W C"], depths: Float[Tensor, "B h w Q D"]) -> Float[Tensor, ""]:
         """The mean over depths of the squared distance from the features to the sum of the codes so far."""
