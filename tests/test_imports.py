@@ -55,6 +55,13 @@ def test_public_name_is_there(name: str):
     assert name in dir(mmblocks)
 
 
+def test_every_public_name_is_documented():
+    pages = [line.split() for page in (PACKAGE.parent / "docs").glob("*.md") for line in page.read_text().splitlines()]
+    documented = [words[1] for words in pages if words and words[0] == ":::"]
+    homes = {f"mmblocks.{home}" for home in mmblocks._HOME.values()}
+    assert sorted(home for home in homes if not any(f"{one}.".startswith(f"{home}.") for one in documented)) == []
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no_such_name"):
         mmblocks.no_such_name  # noqa: B018
