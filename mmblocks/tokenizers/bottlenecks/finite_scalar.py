@@ -17,9 +17,9 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
-from mmblocks.tokenizers.bottlenecks.computed_codes import ComputedCodes
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
 _IGNORED = ("keep_num_codebooks_dim", "channel_first", "return_indices", "allowed_dtypes")
@@ -42,7 +42,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-class FiniteScalarQuantizer(ComputedCodes, Block):
+class FiniteScalarQuantizer(Block):
     """Rounds each entry of a feature to one of L levels between -1 and 1; the number of a code is written in these levels.
 
     There is no codebook, hence nothing of its size in memory, and there are no losses. The first entry is the least significant
@@ -134,8 +134,22 @@ class FiniteScalarQuantizer(ComputedCodes, Block):
         ids = ids[..., None] if self.num_numbers == 1 else ids
         return self._projected(self._codes(ids).flatten(-2))
 
-    def _compared(self, features: Tensor) -> tuple[Tensor, ...]:
-        return self._between(self._squashed(features)).unbind(dim=-2)
+    @without_autocast
+    def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*Q K"]:
+        """A soft choice of codes, (*N, K) or (*N, Q, K), with weights that sum to one, in float32; see ``soft_choices``.
+
+        All K codes are written out for it: meant for a few thousand of them.
+        """
+        return soft_choices(self._between(self._squashed(features)).unbind(dim=-2), self._tables(features.device), temperature)
+
+    @without_autocast
+    def mix(self, weights: Float[Tensor, "*Q K"]) -> Float[Tensor, "*N D"]:
+        """The mixture of codes with these weights, which are as ``assign`` gives them.
+
+        Raises:
+            ValueError: weights of another shape.
+        """
+        return self._projected(mixtures(weights, self._tables(weights.device)))
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         return [self._codes(torch.arange(self.codebook_sizes[0], device=device))] * self.num_numbers

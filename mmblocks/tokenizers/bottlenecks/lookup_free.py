@@ -16,10 +16,10 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
-from mmblocks.tokenizers.bottlenecks.computed_codes import ComputedCodes
 from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
 FirstBit = Literal["least", "most"]
@@ -54,7 +54,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-class LookupFreeQuantizer(ComputedCodes, Block):
+class LookupFreeQuantizer(Block):
     """Replaces each entry of a feature by its sign; the number of a code is its bits read as a number.
 
     Losses while training, unweighted: ``commitment`` (between features and signs), ``sample_entropy`` (of one feature's soft
@@ -159,8 +159,27 @@ class LookupFreeQuantizer(ComputedCodes, Block):
         positive = [self._bits(number, bits) for number, bits in zip(numbers, self.bits, strict=True)]
         return self._projected(self._codes(torch.cat(positive, dim=-1)))
 
-    def _compared(self, features: Tensor) -> tuple[Tensor, ...]:
-        return self._prepared(self.project_in(features).float()).split(self.bits, dim=-1)
+    @without_autocast
+    def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*Q K"]:
+        """A soft choice of codes, (*N, K) or (*N, Q, K), with weights that sum to one, in float32; see ``soft_choices``.
+
+        All K codes are written out for it: meant for a few thousand of them.
+
+        Raises:
+            ValueError: numbers of different sizes, whose weights have no common shape.
+        """
+        return soft_choices(
+            self._prepared(self.project_in(features).float()).split(self.bits, dim=-1), self._tables(features.device), temperature
+        )
+
+    @without_autocast
+    def mix(self, weights: Float[Tensor, "*Q K"]) -> Float[Tensor, "*N D"]:
+        """The mixture of codes with these weights, which are as ``assign`` gives them.
+
+        Raises:
+            ValueError: weights of another shape.
+        """
+        return self._projected(mixtures(weights, self._tables(weights.device)))
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         every = [self._bits(torch.arange(2**bits, device=device), bits) for bits in self.bits]

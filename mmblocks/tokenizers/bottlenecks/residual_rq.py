@@ -17,6 +17,7 @@ from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.soft_choices import soft_choice
 from mmblocks.tokens import Latents
 
 RQ_RULES = (
@@ -143,7 +144,7 @@ class RQBottleneck(Block):
     def assign(self, features: Float[Tensor, "B H W C"], temperature: float = 1.0) -> Float[Tensor, "B h w Q K"]:
         """A soft choice of codes at each depth, for what the nearest codes of the depths before left over.
 
-        The softmax of negated squared distances over the temperature, in float32.
+        Weights sum to one, in float32; see ``soft_choice``.
 
         Raises:
             ValueError: codebooks of different sizes, whose weights have no common shape; a size that ``merge`` does not divide.
@@ -151,8 +152,7 @@ class RQBottleneck(Block):
         self._check_one_size()
         rest, weights = self._merged(features.float()), []
         for book in self._books:
-            codes = book.codes[:-1].float()
-            weights.append(((2 * rest @ codes.T - codes.square().sum(dim=-1)) / temperature).softmax(dim=-1))
+            weights.append(soft_choice(rest, book.codes[:-1].float(), temperature))
             rest = rest - book.rows(book.nearest(rest.detach())).float()
         return torch.stack(weights, dim=-2)
 
