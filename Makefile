@@ -1,64 +1,102 @@
 # make demo    create .venv, install, train and use two small multimodal models (pictures and figures land in demo/)
 # make test    create .venv, install the test extra, run every check
 # make lint | typecheck | imports | unit | unchecked | kernels | docs    one check each
+# make test-newest    the same checks in .venv-newest, with the newest libraries the index has
+# make test-oldest    the same checks in .venv-oldest, with the lowest versions that pyproject.toml allows
+# make lock    resolve pyproject.toml anew into requirements/locked.txt and requirements/oldest.txt
 # make bench-table  docs/benchmarks.md from the records in benchmarks/records
-# make clean   remove everything that was made here, .venv included
+# make clean   remove everything that was made here, environments included
 
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# The versions to install: locked, newest or oldest.
+STACK ?= locked
+VENV := $(if $(filter locked,$(STACK)),.venv,.venv-$(STACK))
+BIN := $(VENV)/bin
+LOCK := $(if $(filter newest,$(STACK)),,requirements/$(STACK).txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+VERSIONS := $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 # pytest processes; each computes on one thread.
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --stack $(STACK)
 
-.PHONY: demo test lint typecheck imports unit unchecked kernels docs bench-table clean
+.PHONY: demo test test-newest test-oldest lint typecheck imports unit unchecked kernels docs lock bench-table clean
 
-demo: .venv/demo.stamp
+demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/emu3_like.py
 	$(BIN)/python examples/eve_like.py
 
 test: lint typecheck imports unit unchecked kernels docs
 
-lint: .venv/test.stamp
+# What was newest last time may no longer be: pip looks again.
+test-newest:
+	rm -f .venv-newest/test.stamp
+	$(MAKE) --keep-going test STACK=newest
+
+test-oldest:
+	$(MAKE) --keep-going test STACK=oldest
+
+lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: .venv/test.stamp
-	$(BIN)/mypy
+# An ignored error that one version of a library needs may be none in another.
+typecheck: $(VENV)/test.stamp
+	$(BIN)/mypy $(if $(filter locked,$(STACK)),,--no-warn-unused-ignores)
 
-imports: .venv/test.stamp
+imports: $(VENV)/test.stamp
 	$(BIN)/lint-imports
 
-unit: .venv/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS)
+unit: $(VENV)/test.stamp
+	$(PYTEST) -n $(WORKERS)
 
 # The tests marked so: torch.compile must not meet the wrappers that check shapes, nor may they hide messages of our own.
-unchecked: .venv/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) --no-shape-checks
+unchecked: $(VENV)/test.stamp
+	$(PYTEST) -n $(WORKERS) --no-shape-checks
 
-docs: .venv/test.stamp
+docs: $(VENV)/test.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Triton's interpreter must be asked for before kernels are defined: a process of its own.
-kernels: .venv/test.stamp
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --no-shape-checks tests/kernels
+kernels: $(VENV)/test.stamp
+	TRITON_INTERPRET=1 $(PYTEST) --no-shape-checks tests/kernels
 
-bench-table: .venv/test.stamp
+bench-table: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.table
 
+# Each file holds for Python 3.11 and newer on every platform; the loop sees to it that wheels exist where people install.
+COMPILE := .venv-lock/bin/uv pip compile --quiet --all-extras --no-annotate --upgrade pyproject.toml
+ANYWHERE := --universal --python-version 3.11 --custom-compile-command 'make lock'
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(COMPILE) $(ANYWHERE) --output-file requirements/locked.txt
+	$(COMPILE) $(ANYWHERE) --resolution lowest-direct --output-file requirements/oldest.txt
+	for lock in locked oldest; do for python in 3.11 3.12 3.13; do \
+	for platform in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin; do \
+	  echo "$$lock: wheels for Python $$python on $$platform"; \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --constraint requirements/$$lock.txt --no-build \
+	    --python-platform $$platform --python-version $$python >/dev/null || exit 1; \
+	done; done; done
+
 clean:
-	rm -rf .venv build dist site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv installs: a half-made environment is made again.
 $(BIN)/pip:
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv --clear $(VENV)
 
-.venv/demo.stamp: pyproject.toml | $(BIN)/pip
-	@echo "Installing mmblocks[demo] into .venv; the first time this takes minutes."
-	@$(INSTALL) '.[demo]'
+# $(1): the extra. What builds the package comes from the lock too, so pip may not fetch its own.
+define install
+	@echo "Installing mmblocks[$(1)] into $(VENV); the first time this takes minutes."
+	@$(PIP) $(VERSIONS) hatchling editables
+	@$(PIP) $(VERSIONS) --no-build-isolation --editable '.[$(1)]'
 	@touch $@
+endef
 
-.venv/test.stamp: pyproject.toml | $(BIN)/pip
-	@echo "Installing mmblocks[test] into .venv; the first time this takes minutes."
-	@$(INSTALL) '.[test]'
-	@touch $@ .venv/demo.stamp
+$(VENV)/demo.stamp: pyproject.toml $(LOCK) | $(BIN)/pip
+	$(call install,demo)
+
+$(VENV)/test.stamp: pyproject.toml $(LOCK) | $(BIN)/pip
+	$(call install,test)
+	@touch $(VENV)/demo.stamp

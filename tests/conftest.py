@@ -8,6 +8,9 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 
+OURS = "mmblocks|tests|benchmarks|examples"
+"""How the names of our modules begin."""
+
 # jaxtyping evaluates this wherever mmblocks is imported. An int will do where a float is asked for, as PEP 484 has it; ``Self``
 # passes unchecked, since beartype knows it in whole classes only and is shown one method at a time.
 TYPE_CHECKER = (
@@ -28,11 +31,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of golden cases for tests/parity; default: $MMBLOCKS_GOLDEN, else ../shared/golden beside the checkout",
     )
+    group.addoption(
+        "--stack",
+        choices=("locked", "newest", "oldest"),
+        help="the libraries that are installed: those of requirements/locked.txt, the newest, or those of requirements/oldest.txt",
+    )
     group.addoption("--component", metavar="A,B", help="run only these components of the golden cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unchecked: runs without the checks of shapes and types in signatures")
+    if config.option.stack in ("newest", "oldest"):
+        # A library's own warnings are its authors' to mend; what our code does to be warned of still fails.
+        config.addinivalue_line("filterwarnings", f"default:::(?!({OURS})\\b)")
     # From here on the option is the folder in use, or None where there is none.
     config.option.golden = _golden_folder(config.option.golden)
     # Tests are small and run side by side: more threads than free cores would wait for each other, for minutes.

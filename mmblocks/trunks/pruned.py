@@ -3,6 +3,7 @@
 Shapes: B rows, L new tokens, M of them that are left, S tokens a stage has read in all, D width.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.block import Block
 from mmblocks.layers.attention import prepare
+from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
 from mmblocks.masks import Dense, Mask, MaskRule, densify, find_mask, visible
 from mmblocks.positions import rotate_half_split
@@ -36,7 +37,7 @@ class Stage(NamedTuple):
 
 
 class FlopsSaved(NamedTuple):
-    """Floating-point operations of one forward pass, as torch's counter has them."""
+    """Floating-point operations of one forward pass, as ``layers.flop_count`` has them."""
 
     full: int
     pruned: int
@@ -161,12 +162,8 @@ class PrunedDecoder(Block):
     @torch.no_grad()
     def flops_saved(self, embeds: Float[Tensor, "B L D"], table: TokenTable, mask: Mask | None = None) -> FlopsSaved:
         """Runs these tokens through the trunk with and without pruning, and counts."""
-        counted = []
-        for run in (self.trunk, self):
-            with FlopCounterMode(display=False) as counter:
-                run(embeds, table, mask=mask)
-            counted.append(counter.get_total_flops())
-        return FlopsSaved(*counted)
+        full, pruned = (count_flops(partial(run, embeds, table, mask=mask)) for run in (self.trunk, self))
+        return FlopsSaved(full, pruned)
 
     def _through(self, row: Row, stage: Stage, held: Held | None, mask: Mask, hooks: TrunkHooks) -> Row:
         """The layers of one stage."""

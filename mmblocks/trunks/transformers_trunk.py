@@ -16,6 +16,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.masks import Causal, Dense, Mask, MaskRule, densify, find_mask
 from mmblocks.positions import PositionScheme, sequential
+from mmblocks.renamed import TRANSFORMERS_CACHE, parameter_name
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
@@ -122,7 +123,7 @@ class TransformersTrunk(Block):
         ``around`` needs ``model.set_attn_implementation("mmblocks")`` first, which is sdpa wherever no hook looks.
 
         Raises:
-            TypeError: a cache of another kind than ``new_cache`` makes.
+            TypeError: a cache of another kind than ``new_cache`` makes, or a model that takes none.
             ValueError: shapes that do not fit each other, a full cache, hooks of layers that are not there, or hooks for attention
                 in a model that does not let it be seen.
         """
@@ -138,13 +139,14 @@ class TransformersTrunk(Block):
         mask = find_mask(mask, table, keys)
         if asked.attention:
             mask = Dense(densify(mask, length, keys.shape[1], embeds.device))
+        held = {} if cache is None else {parameter_name(type(self.model).forward, TRANSFORMERS_CACHE): cache.past}
         with watched(self.model, asked, taps) if hooks is not None or taps else nullcontext():
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=_four_axes(mask, length, keys.shape[1], embeds),
                 position_ids=(self.positions or sequential)(keys)[:, -length:],
-                past_key_values=None if cache is None else cache.past,
                 use_cache=cache is not None,
+                **held,
             )
         state: Tensor = output.last_hidden_state
         if taps is not None and self.model.config.num_hidden_layers in taps:

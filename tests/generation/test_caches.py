@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -137,15 +138,30 @@ def tensors_of(values) -> list[torch.Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
+class OnOneDevice(TorchDispatchMode):
+    """Refuses copies between host and device, which wait for each other. A single number from the host travels with a launch."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        given, made = tensors_of((args, kwargs)), tensors_of(result)
+        sources, results = {tensor.device.type for tensor in given}, {tensor.device.type for tensor in made}
+        from_host = [tensor for tensor in given if tensor.device.type == "cpu"]
+        if len(sources) > 1:
+            copied = operation is torch.ops.aten.copy_.default or any(tensor.ndim for tensor in from_host)
+        else:
+            copied = bool(sources) and bool(results - sources)
+        assert not copied, operation
+        return result
+
+
 class Tape(TorchDispatchMode):
-    """What a CUDA graph keeps: each operation on the very tensors it was called with. Nobody may ask the device for values."""
+    """What a CUDA graph keeps: each operation on the very tensors it was called with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert operation not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default), operation
         result = operation(*args, **(kwargs or {}))
         memory = {tensor.untyped_storage().data_ptr() for tensor in tensors_of((args, kwargs))}
         is_view = all(tensor.untyped_storage().data_ptr() in memory for tensor in tensors_of(result))
@@ -167,8 +183,47 @@ class Tape(TorchDispatchMode):
         return tape.replay, result
 
 
+def static_step(cls, **options):
+    """A function that takes one step on a pretended CUDA device, which knows shapes and no values."""
+    trunk = cls(**SIZES, **options).eval()
+    cache = StaticCache(trunk.new_cache(2, 30))
+    for length in (3, 1):
+        table, embeds = TokenTable.text(2, length).to("cuda"), torch.randn(2, length, WIDTH)
+        mask = cache.see(table)
+        if length > 1:
+            trunk(embeds, table, cache, mask=mask)
+    return lambda: trunk(embeds, table, cache, mask=mask)
+
+
 @pytest.mark.parametrize("name", TRUNKS)
-def test_a_step_asks_for_no_values_and_can_be_replayed(name, monkeypatch) -> None:
+def test_a_step_never_waits_for_the_device(name) -> None:
+    cls, options = TRUNKS[name]
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        step = static_step(cls, **options)
+        with OnOneDevice():
+            step()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda device: torch.tensor([1.0, 2.0], device=device),
+        lambda device: torch.tensor(1.0, device=device),
+        lambda device: torch.zeros(2, device=device).copy_(torch.tensor(1.0)),
+        lambda device: torch.zeros(2, device=device).cpu(),
+        lambda device: torch.zeros(2, device=device).sum().to("cpu"),
+        lambda device: torch.zeros(2, device=device) + torch.zeros(2),
+        lambda device: int(torch.zeros(1, device=device)),
+    ],
+)
+def test_what_waits_for_the_device_is_noticed(wait) -> None:
+    refused = (AssertionError, DataDependentOutputException, FakeTensorDeviceMismatchError)
+    with FakeTensorMode(), pytest.raises(refused), OnOneDevice():
+        wait(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_step_can_be_replayed(name, monkeypatch) -> None:
     cls, options = TRUNKS[name]
     torch.manual_seed(0)
     model = tiny_model(trunk=cls(**SIZES, **options)).eval()
