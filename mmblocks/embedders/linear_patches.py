@@ -120,6 +120,7 @@ class LinearPatchEmbedding(Block):
             embeds = embeds + self.positions(grids).to(embeds)
         return pack(layouts, embeds)
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
