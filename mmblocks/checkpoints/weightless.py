@@ -1,7 +1,7 @@
 """A module's methods for other processes, without the module's weights.
 
-pickle writes a bound method together with all of its object, so that a layout rule or a ``preprocess`` would carry gigabytes which it
-never reads. Here the object is written with its structure and settings, and without the values of its weights.
+pickle writes a bound method together with all of its object, so that a layout rule or a ``preprocess`` would carry gigabytes
+which it never reads. Here the object is written with its structure and settings, and without the values of its weights.
 """
 
 import pickle
@@ -33,15 +33,16 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
         pool.map(weightless(my_module.layout), heights, widths)
 
-    In a class it is a decorator: the method then pickles so wherever it is handed. Every ``layout`` and ``preprocess`` of the library is decorated.
+    In a class it is a decorator: the method then pickles so wherever it is handed. ``layout`` and ``preprocess`` of all parts are
+    decorated.
 
         class MyEncoder(nn.Module):
             @weightless
             def preprocess(self, image): ...
 
-    In its own process it is the callable itself. What another process gets is a copy of the module as it is when it is pickled: of the
-    same class, with the same attributes and parts. Its parameters, and other tensors of more than ``KEPT_BYTES``, are on the meta
-    device there, with shapes and without values; smaller tensors keep theirs, on the CPU. Hooks are left out, and so is what
+    In its own process it is the callable itself. What another process gets is a copy of the module as it is when it is pickled: of
+    the same class, with the same attributes and parts. Its parameters, and other tensors of more than ``KEPT_BYTES``, are on the
+    meta device there, with shapes and without values; smaller tensors keep theirs, on the CPU. Hooks are left out, and so is what
     ``torch.compile`` and accelerate put around ``forward``.
 
     Args:
