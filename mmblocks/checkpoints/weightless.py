@@ -41,16 +41,16 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
             def preprocess(self, image): ...
 
     In its own process it is the callable itself. What another process gets is a copy of the module as it is when it is pickled: of
-    the same class, with the same attributes and parts. Its parameters, and other tensors of more than ``KEPT_BYTES``, are on the
-    meta device there, with shapes and without values; smaller tensors keep theirs, on the CPU. Hooks are left out, and so is what
-    ``torch.compile`` and accelerate put around ``forward``.
+    the same class, with the same attributes and parts. Its parameters, and other tensors of more than ``KEPT_BYTES``, have shape,
+    dtype and a device there, the CPU, but reading their values is an error; smaller tensors keep theirs. Hooks are left out, and so
+    is what ``torch.compile`` and accelerate put around ``forward``.
 
     Args:
         call: the callable. pickle has to find its class, or itself, by name.
 
     Raises:
         TypeError: when it is pickled: something in it cannot be.
-        ValueError: when another process calls it: its result is made of weights, which are not there.
+        ValueError: when another process calls it: it reads the values of weights, which are not there.
     """
 
     def __init__(self, call: Callable[P, R]) -> None:
@@ -82,30 +82,24 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
         return hash(self.__wrapped__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (_name(self.__wrapped__), _pickled(self.__wrapped__))
+        return _unpickled, (_pickled(self.__wrapped__),)
 
 
-class _Elsewhere(weightless[P, R]):
-    """What another process has: modules in it have no weights."""
+class _Absent(Tensor):
+    """A tensor that was left behind: it has shape, dtype and a device, and no values."""
 
-    def __init__(self, call: Callable[P, R], name: str, content: bytes) -> None:
-        super().__init__(call)
-        self._content = name, content
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, is_parameter: bool) -> "_Absent":
+        self: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, requires_grad=requires_grad, device=torch.device("cpu"))
+        self._is_param = is_parameter  # what isinstance(..., nn.Parameter) looks at
+        return self
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        name, _ = self._content
-        advice = f"{name} went to another process without weights; accepted: what reads none, on an explicit device such as 'cpu'"
-        try:
-            made = super().__call__(*args, **kwargs)
-        except RuntimeError as error:
-            error.add_note(advice)
-            raise
-        if _is_meta(made):
-            raise ValueError(f"a result has no values: {advice}")
-        return made
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:  # type: ignore[override]  # arguments are of no matter
+        raise ValueError(f"{function} reads a weight, and weights do not go to other processes; accepted: shape, dtype and device")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, self._content
+    def __repr__(self) -> str:  # type: ignore[override]  # as object has it
+        return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype})"
 
 
 class _Pickler(pickle.Pickler):
@@ -132,10 +126,10 @@ def _pickled(call: Any) -> bytes:
     return file.getvalue()
 
 
-def _unpickled(name: str, content: bytes) -> Any:
+def _unpickled(content: bytes) -> Any:
     call = pickle.loads(content)
-    # A decorated method is one again when it is looked up in its object.
-    return _Elsewhere(call.__wrapped__ if isinstance(call, weightless) else call, name, content)
+    # A decorated method is decorated again when it is looked up in its object.
+    return call if isinstance(call, weightless) else weightless(call)
 
 
 def _module(module: nn.Module) -> Any:
@@ -188,20 +182,7 @@ def _is_found(cls: type) -> bool:
 def _tensor(tensor: Tensor) -> Any:
     """How a tensor is written."""
     is_parameter = isinstance(tensor, nn.Parameter)
-    if is_parameter or tensor.numel() * tensor.element_size() > KEPT_BYTES:
-        return _without_values, (tuple(tensor.shape), tensor.dtype, is_parameter, tensor.requires_grad)
+    if is_parameter or tensor.numel() * tensor.element_size() > KEPT_BYTES or isinstance(tensor, _Absent) or tensor.is_meta:
+        return _Absent, (tuple(tensor.shape), tensor.dtype, tensor.requires_grad, is_parameter)
     # A copy, since a view would be written with all that it is a view of.
     return tensor.detach().to("cpu", copy=True).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-
-
-def _without_values(shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool, requires_grad: bool) -> Tensor:
-    values = torch.empty(shape, dtype=dtype, device="meta")
-    return nn.Parameter(values, requires_grad) if is_parameter else values
-
-
-def _is_meta(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_meta
-    if isinstance(value, dict):
-        return any(_is_meta(one) for one in value.values())
-    return isinstance(value, list | tuple) and any(_is_meta(one) for one in value)
