@@ -1,20 +1,14 @@
 """What the workers of a ``DataLoader`` read and use, in a module that each of them can import."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmblocks import (
-    ByteTokenizer,
     Decoder,
     EVE2PatchEmbedding,
     LMHead,
     MultimodalModel,
-    StructuredEmbedder,
     TextEmbedding,
     VisionTokens,
 )

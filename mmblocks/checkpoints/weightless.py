@@ -95,7 +95,7 @@ class _Absent(Tensor):
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:  # type: ignore[override]  # arguments are of no matter
+    def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:
         raise ValueError(f"{function} reads a weight, and weights do not go to other processes; accepted: shape, dtype and device")
 
     def __repr__(self) -> str:  # type: ignore[override]  # as object has it
@@ -165,11 +165,9 @@ def _replaces_method(name: str) -> bool:
 
 
 def _importable(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class, or the one from which a library made a class of its own at run time, as ``fully_shard`` does."""
-    for one in cls.__mro__:
-        if issubclass(one, nn.Module) and ("<locals>" in one.__qualname__ or _is_found(one)):
-            return one
-    return cls
+    """The class, or the one from which torch made a class of its own at run time, as ``fully_shard`` and parametrizations do."""
+    made = (one for one in cls.__mro__ if issubclass(one, nn.Module))
+    return next(one for one in made if one.__module__.partition(".")[0] != "torch" or _is_found(one))
 
 
 def _is_found(cls: type) -> bool:

@@ -135,6 +135,8 @@ def test_hooks_and_wrappers_stay(part: Part) -> None:
     part.compile(backend="eager")
     part.hidden[0] = torch.compile(part.hidden[0], backend="eager")
     part.hidden += [nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))]  # of a class of its own, that refuses pickle
+    # fully_shard makes a class likewise, and needs a process group.
+    part.hidden[0].__class__ = type("FSDPLinear", (nn.Linear,), {"__module__": "torch.distributed.fsdp"})
     there = travelled(weightless(part.described))
     assert there(1)[0] == [3, 4, 5]
     module = there.__wrapped__.__self__
@@ -151,9 +153,10 @@ def test_what_pickle_cannot_write_is_refused_when_it_is_pickled(part: Part) -> N
         pass
 
     part.odd = lambda: 0
-    for refused in (weightless(part.described), weightless(Local().described), weightless(lambda: 0)):
+    unknown = type("Unknown", (Part,), {"__module__": "nowhere"})()
+    for refused in (part.described, Local().described, unknown.described, lambda: 0):
         with pytest.raises(TypeError, match=r"cannot go to another process: .*; accepted: what pickle can write"):
-            pickle.dumps(refused)
+            pickle.dumps(weightless(refused))
     assert weightless(part.described)(1)[0] == [3, 4, 5]
 
 
