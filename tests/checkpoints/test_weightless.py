@@ -136,7 +136,7 @@ def test_hooks_and_wrappers_stay(part: Part) -> None:
     part.hidden[0] = torch.compile(part.hidden[0], backend="eager")
     part.hidden += [nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))]  # of a class of its own, that refuses pickle
     # fully_shard makes a class likewise, and needs a process group.
-    part.hidden[0].__class__ = type("FSDPLinear", (nn.Linear,), {"__module__": "torch.distributed.fsdp"})
+    part.inner.__class__ = type("FSDPLinear", (nn.Linear,), {"__module__": "torch.distributed.fsdp"})
     there = travelled(weightless(part.described))
     assert there(1)[0] == [3, 4, 5]
     module = there.__wrapped__.__self__
