@@ -8,6 +8,7 @@ from mmblocks.checkpoints.catalogue import list_pretrained as list_pretrained
 from mmblocks.checkpoints.golden import compare_golden as compare_golden
 from mmblocks.checkpoints.golden import write_golden as write_golden
 from mmblocks.checkpoints.origin import Origin as Origin
+from mmblocks.checkpoints.weightless import weightless as weightless
 from mmblocks.code_ids import CodeIds as CodeIds
 from mmblocks.compose import MultimodalModel as MultimodalModel
 from mmblocks.connectors.average_pool import AdaptivePool as AdaptivePool

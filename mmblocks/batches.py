@@ -11,14 +11,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.masks import Mask, lower
 from mmblocks.roles import ImageLayoutRule
 from mmblocks.segments import NO_ID, Image, Piece, Segment
 from mmblocks.text_tokenizers import TextTokenizer
-from mmblocks.tokens import NO_HEAD, NO_SPAN, TokenTable
+from mmblocks.tokens import NO_HEAD, NO_SPAN, ImageLayout, TokenTable
 
 Sample = Sequence[Segment]
 """One document: segments in reading order."""
+
+NUM_REMEMBERED = 128
+"""Sizes of images of which a builder remembers the layouts."""
 
 
 class Placed(NamedTuple):
@@ -74,6 +78,11 @@ class BatchBuilder:
         tokenizer: turns strings into ids; not needed where samples hold ids only.
         inputs: the model's embedders by name; those that read images are asked for their ``layout``.
         heads: the names of the model's heads, in the model's order.
+
+    A builder may be handed to other processes, the workers of a ``DataLoader`` among them, however they are started: it is written
+    with its embedders' layout rules, without weights; see ``weightless``.
+
+        DataLoader(samples, batch_size=8, collate_fn=model.batch_builder(tokenizer), num_workers=4)
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class BatchBuilder:
         self.input_names = None if inputs is None else tuple(inputs)
         embedders = {name: inputs[name] for name in inputs or ()}
         self.layouts: dict[str, ImageLayoutRule] = {
-            name: lru_cache(embedder.layout) for name, embedder in embedders.items() if hasattr(embedder, "layout")
+            name: _Remembered(embedder.layout) for name, embedder in embedders.items() if hasattr(embedder, "layout")
         }
 
     def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:
@@ -133,6 +142,20 @@ class BatchBuilder:
         target = getattr(segment, "target", None)
         if target is not None and target not in self.heads:
             raise ValueError(f"sample {number} has target {target!r}; the model's heads: {list(self.heads)}")
+
+
+class _Remembered:
+    """A layout rule that remembers the layouts of the last sizes, each process for itself."""
+
+    def __init__(self, rule: ImageLayoutRule) -> None:
+        self._rule = weightless(rule)
+        self._remember = lru_cache(NUM_REMEMBERED)(rule)
+
+    def __call__(self, height: int, width: int) -> ImageLayout:
+        return self._remember(height, width)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Remembered, (self._rule,)
 
 
 class _Laid(NamedTuple):

@@ -1,7 +1,7 @@
 """What other libraries have called differently over time, under all its names.
 
-A library that renames an argument warns of the old name for some releases and then refuses it, while the lower bound in pyproject.toml
-knows no other. Which name to use is read off the function at hand, never off a version number.
+A library that renames an argument warns of the old name for some releases and then refuses it, while its oldest release that
+pyproject.toml allows knows no other. The name to use is read off the function at hand, never off a version number.
 """
 
 import inspect

@@ -29,6 +29,8 @@ def blocks(page: str) -> list[str]:
 WITH_CODE = [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
 
 
+# Python warns of a fork beside other threads, such as torch's, from 3.12 on; 3.14 no longer forks by itself.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

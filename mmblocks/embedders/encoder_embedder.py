@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, pack, sizes
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
 
@@ -70,6 +71,7 @@ class EncoderEmbedder(Block):
                 tokens[number] = one
         return pack([layouts[size] for size in sizes(images)], torch.cat(tokens))
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
@@ -84,6 +86,7 @@ class EncoderEmbedder(Block):
         places = torch.cartesian_prod(*(torch.arange(side) for side in (1,) * (3 - len(grid)) + tuple(grid)))
         return ImageLayout(grid=places, kind=torch.full((len(places),), int(TokenKind.PATCH)))
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the encoder wants it.
 

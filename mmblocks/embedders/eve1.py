@@ -17,6 +17,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
@@ -189,6 +190,7 @@ class EVE1PatchEmbedding(Block):
         class_tokens = self.global_attention(self.class_token, patch_tokens, lengths)
         return pack(layouts, patch_tokens, newline=self.split_token, classes=class_tokens)
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
@@ -197,6 +199,7 @@ class EVE1PatchEmbedding(Block):
         """
         return grid_layout(*grid_of(height, width, self.token_size), class_token=True, newline=True)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes the longer side to ``image_size``, and the shorter to whole cells of the teacher.
 
@@ -209,6 +212,7 @@ class EVE1PatchEmbedding(Block):
         placement = self._placement(image)
         return pixels_of(image.resize((placement.width, placement.height)))
 
+    @weightless
     def preprocess_canvas(self, image: PILImage.Image) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
         """The image as ``preprocess`` gives it, in the middle of a square canvas, and the canvas's mask; see ``forward``.
 

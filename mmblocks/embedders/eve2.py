@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import fit_area, upright_rgb
@@ -97,6 +98,7 @@ class EVE2PatchEmbedding(Block):
         classes = self.class_token.expand(len(images), -1)
         return pack(layouts, self._patch_tokens(images), newline=self.split_token, classes=classes)
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
@@ -105,6 +107,7 @@ class EVE2PatchEmbedding(Block):
         """
         return grid_layout(*grid_of(height, width, self.token_size), class_token=True, newline=True)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes to an area of about ``max_size`` squared, each side rounded up to a multiple of ``token_size``.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise, pixels_of
 from mmblocks.layers.resizing import fit_within, upright_rgb
@@ -87,6 +88,7 @@ class FuyuPatchEmbedding(Block):
         patches = torch.cat([rearrange(image, "c (h p) (w q) -> (h w) (p q c)", **sides) for image in values])
         return pack(layouts, self.linear(patches.to(self.linear.weight)), newline=newline)
 
+    @weightless
     def layout(self, height: int, width: int, *, newline: bool = False) -> ImageLayout:
         """The tokens of an image of this size, with or without those that close its rows.
 
@@ -95,6 +97,7 @@ class FuyuPatchEmbedding(Block):
         """
         return grid_layout(*grid_of(height, width, self.patch_size), newline=newline)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Shrinks (bilinear) to fit into ``max_height`` x ``max_width``, and fills up to whole patches at the right and the bottom.
 

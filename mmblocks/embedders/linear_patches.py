@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise
@@ -120,6 +121,7 @@ class LinearPatchEmbedding(Block):
             embeds = embeds + self.positions(grids).to(embeds)
         return pack(layouts, embeds)
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 

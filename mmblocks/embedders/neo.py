@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, positions, sizes
 from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright
@@ -121,6 +122,7 @@ class NEOPatchEmbedding(Block):
         kernel = rearrange(self.merge.weight, "d e m n -> d (m n e)")
         return pack(layouts, linear(windows, kernel, self.merge.bias))
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
@@ -129,6 +131,7 @@ class NEOPatchEmbedding(Block):
         """
         return grid_layout(*grid_of(height, width, self.token_size))
 
+    @weightless
     def preprocess(self, image: PILImage.Image, *, num_images: int = 1) -> Float[Tensor, "3 H W"]:
         """Resizes to multiples of ``token_size`` within the two areas; see ``smart_resize``. Transparency shows white.
 

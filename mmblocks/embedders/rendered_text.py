@@ -16,6 +16,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, pack, sizes
 from mmblocks.layers.pixels import normalise, on_white, pixels_of
 from mmblocks.layers.resizing import upright
@@ -86,6 +87,7 @@ class RenderedTextEmbedding(Block):
         patches = torch.cat([rearrange(strip, "c h (n w) -> n (c h w)", w=self.token_width) for strip in values])
         return pack(layouts, self.linear(patches.to(self.linear.weight)))
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of a strip of this size.
 
@@ -98,6 +100,7 @@ class RenderedTextEmbedding(Block):
             )
         return grid_layout(1, width // self.token_width)
 
+    @weightless
     def render(self, text: str) -> Float[Tensor, "3 S W"]:
         """Draws one line, black on white, filled up to whole tokens, with a black patch behind it. White space becomes blanks.
 
@@ -119,6 +122,7 @@ class RenderedTextEmbedding(Block):
         values[:, width:] = np.where(np.arange(self.token_width) < self.patch_size, 0, 255)
         return torch.from_numpy(values).float().div(255).expand(3, -1, -1).clone()
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 S W"]:
         """A picture of a line of text as a strip: brought to the height S, and filled up with white to whole tokens.
 

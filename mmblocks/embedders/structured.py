@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import sizes
 from mmblocks.layers.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
 from mmblocks.tokens import ImageLayout, VisionTokens
@@ -77,6 +78,7 @@ class StructuredEmbedder(Block):
             kind=torch.cat([one.layout.kind for one in structured]).to(device),
         )
 
+    @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size.
 
@@ -86,6 +88,7 @@ class StructuredEmbedder(Block):
         own: Any = self.embedder
         return self._structured(own.layout(height, width)).layout
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the embedder wants it; raises what its ``preprocess`` raises."""
         own: Any = self.embedder

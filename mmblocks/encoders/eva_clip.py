@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.encoders.eva_clip_layouts import clip_layouts
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
@@ -100,6 +101,7 @@ class EVACLIP(Block):
         ids = texts if isinstance(texts, Tensor) else self.text.tokenize(texts)
         return normalize(self.text(ids), dim=-1)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the image tower wants it; see ``EVACLIPVision.preprocess``."""
         return self.vision.preprocess(image)

@@ -4,7 +4,7 @@ Shapes: B texts, L places of a text, W width, E width of the embedding that imag
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_range
 from mmblocks.encoders.eva_clip_layouts import text_layouts
 
@@ -79,6 +80,7 @@ class EVACLIPText(Block):
         """The states of all places behind the final norm, not projected. Errors as for ``forward``."""
         return self.model(self._checked(ids))[1]
 
+    @weightless
     def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Int[Tensor, "B L"]:
         """Texts to ids: a token that begins, the text in lower case, a token that ends, zeros.
 
@@ -89,33 +91,26 @@ class EVACLIPText(Block):
         Raises:
             ValueError: no text, an empty one, one that is too long, or a tower with a vocabulary of its own.
         """
-        if self.vocab_size != self._tokenizer.vocab_size:
+        if self.vocab_size != _tokenizer().vocab_size:
             raise ValueError(f"vocab_size is {self.vocab_size}, so the tower has a tokenizer of its own; accepted: ids from it")
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(text.strip() for text in texts):
             raise ValueError(f"texts are {texts!r}; accepted: at least one, and none that is empty")
         for text in () if truncate else texts:
-            length = len(self._tokenizer.encode(text)) + 2
+            length = len(_tokenizer().encode(text)) + 2
             if length > self.context_length:
                 shown = text if len(text) <= 40 else f"{text[:40]}..."
                 raise ValueError(
                     f"{shown!r} has {length} tokens, its begin and end among them; accepted: up to {self.context_length},"
                     " or truncate=True, which drops the rest"
                 )
-        return self._tokenizer(texts, context_length=self.context_length).to(self.model.positional_embedding.device)
+        return _tokenizer()(texts, context_length=self.context_length).to(self.model.positional_embedding.device)
 
     def reset_buffers(self, device: torch.device) -> None:
         """The causal mask, which no checkpoint holds."""
         if self.model.attn_mask is not None:
             with torch.device(device):
                 self.model.attn_mask = self.model.build_causal_mask()
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        # here, since open_clip takes seconds to import
-        from open_clip.tokenizer import SimpleTokenizer  # type: ignore[import-untyped]
-
-        return SimpleTokenizer()
 
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != self.context_length:
@@ -128,3 +123,12 @@ def _open_clip_text(**sizes: Any) -> Any:
     from open_clip.transformer import TextTransformer  # type: ignore[import-untyped]
 
     return TextTransformer(**sizes, output_tokens=True)
+
+
+@cache
+def _tokenizer() -> Any:
+    """One for all towers, which no tower carries to other processes."""
+    # here, since open_clip takes seconds to import
+    from open_clip.tokenizer import SimpleTokenizer  # type: ignore[import-untyped]
+
+    return SimpleTokenizer()

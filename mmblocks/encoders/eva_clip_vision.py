@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of, rgb_of, torchvision_square
@@ -180,6 +181,7 @@ class EVACLIPVision(Block):
         tensors.update({f"tower.{name}": tensor for name, tensor in tower.state_dict(keep_vars=True).items()})
         return rebuilt(self, tensors, tower=tower.config)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the official evaluation has it: resized (bicubic) to the shorter side, and the middle of it.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright_rgb
 
@@ -154,6 +155,7 @@ class TiledEncoder(Block):
             raise ValueError(f"features are of {features.shape[1]} tiles; accepted: {rows}x{columns} of them")
         return rearrange(features[:, : rows * columns], "b (r s) h w d -> b (r h) (s w) d", r=rows)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image resized (bicubic) to the tiles that ``choose_tiles`` finds; upright, as its EXIF data has it."""
         image = upright_rgb(image)
@@ -211,6 +213,7 @@ class NativeResolution(Block):
         part: Any = self.encoder
         return part.tokens(pixels)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image resized (bicubic) to multiples of ``multiple`` and an area within bounds, with about the same aspect.
 

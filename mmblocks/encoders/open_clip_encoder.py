@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
 from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
 
@@ -123,6 +124,7 @@ class OpenClipEncoder(Block):
         embedding = self.model(self._normalised(pixels))
         return embedding[0] if isinstance(embedding, tuple) else embedding
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the weights want it, by open_clip's own evaluation: its middle (CLIP) or all of it, squashed (SigLIP).
 

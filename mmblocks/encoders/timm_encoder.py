@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
 from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
 
@@ -145,6 +146,7 @@ class TimmEncoder(Block):
         """One vector for each image: what the model hands its classifier. Errors as for ``forward``."""
         return self.model(self._normalised(pixels))
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as timm's own evaluation has it, with the model's filter and crop: of its own size where any size will do.
 

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.attention_projection import AttentionProjection, attention_projection_rules
 from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_silu
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
@@ -288,6 +289,7 @@ class DualToken(VisualTokenizer):
         state = self.from_semantic(latents.z[..., self.code_dim :])
         return state, self.encoder.rest(state.flatten(1, 2))
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Shorter side to ``image_size`` (bicubic), then the square in the middle.
 

@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.emu3_autoencoder import Emu3Decoder, Emu3Encoder
@@ -109,6 +110,7 @@ class Emu3VQ(VisualTokenizer):
                 f"pixels are {height}x{width}; accepted: multiples of {steps[0]}x{steps[1]}, such as {near_height}x{near_width}"
             )
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes (bicubic) to multiples of a token's sides with about the same aspect, within the two areas.
 

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
@@ -103,6 +104,7 @@ class IBQ(VisualTokenizer):
         )
         self.image_area = image_area
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Resizes (bicubic) to about ``image_area`` with the same aspect, each side to the nearest multiple of a token's.
 

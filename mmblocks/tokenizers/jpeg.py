@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_range
 from mmblocks.layers.pixels import check_pixels, pixels_of
 from mmblocks.tokens import Latents
@@ -155,6 +156,7 @@ class JPEGTokenizer(Block):
         """
         raise ValueError("a byte of a file has no vector; accepted: decode(ids), or an embedding of your own")
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB: any size will do."""
         return pixels_of(image)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
@@ -179,6 +180,7 @@ class LlamaGenVQ(VisualTokenizer):
         )
         self.image_size = image_size
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Halved (box filter) while both sides stay above twice ``image_size``, then bicubic, then the square in the middle."""
         image = rgb_of(image)

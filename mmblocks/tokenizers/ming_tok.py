@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.affine import AffineBottleneck
 from mmblocks.tokenizers.ming_tok_vit import MingTokDecoder, MingTokEncoder, MingTokSemanticDecoder
@@ -127,6 +128,7 @@ class MingTok(VisualTokenizer):
         semantic: Any = self.decoder.semantic
         return semantic(latents.z if isinstance(latents, Latents) else latents)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The square in the middle, behind bicubic resizing of the shorter side, as upstream prepares images to rebuild.
 

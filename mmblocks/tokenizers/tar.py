@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
@@ -255,6 +256,7 @@ class TATok(VisualTokenizer):
         """
         return self.decoder(self.decoder_input(latents))
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, stretched to ``image_size`` along both sides."""
         size = (self.image_size, self.image_size)

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.ops.nearest_code import Metric
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
@@ -52,6 +53,7 @@ class OneDimensionalTokenizer(VisualTokenizer):
         self.only_size = (image_size, image_size)
         self.grids = ("K",)
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The square in the middle, behind bicubic resizing of the shorter side.
 

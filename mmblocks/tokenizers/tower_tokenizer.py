@@ -4,6 +4,7 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, pixels_of, rgb_of
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
@@ -44,6 +45,7 @@ class TowerTokenizer(VisualTokenizer):
         self.image_size = image_size
         self.only_size = image_size
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, squashed (bicubic) to ``image_size`` whatever its aspect, as these methods were trained."""
         height, width = self.image_size

@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.attention_projection import attention_projection_rules
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook, unitok_codebooks
@@ -106,6 +107,7 @@ class UniTok(VisualTokenizer):
         """One vector an image, to be compared with a text's by angle: the mean of its tokens, as the decoder reads them."""
         return self.to_text(self.text_norm(self.decoder.project(latents.z).mean(dim=(1, 2))))
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Shorter side to 9/8 of ``image_size`` (bilinear), then the square in the middle.
 

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.conv import Conv2d
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of, torchvision_square
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
@@ -174,6 +175,7 @@ class VARVQ(VisualTokenizer):
         """
         return [self.decode(Latents(z=total)) for total in self.bottleneck.cumulative(ids, scales=scales)]
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """Shorter side to 9/8 of the size of the last scale (Lanczos), then the square in the middle.
 

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, denormalise, normalise, pixels_of
 from mmblocks.tokens import Latents
 
@@ -152,6 +153,7 @@ class VisualTokenizer(Block):
             steps = "x".join(map(str, self.downsampling))
             raise ValueError(f"pixels are {'x'.join(map(str, size))}; accepted: multiples of {steps}, such as {near}")
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image in RGB, cropped at the right and below to a size the method takes."""
         width, height = (side - side % step for side, step in zip(image.size, self.downsampling[:-3:-1], strict=True))

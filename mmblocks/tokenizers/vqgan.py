@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import centre_square, on_white, pixels_of
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
@@ -182,6 +183,7 @@ class ChameleonVQ(VQGAN):
         )
         self.image_size = image_size
 
+    @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """On white where it is transparent; shorter side to ``image_size`` (Lanczos), then the square in the middle."""
         return pixels_of(centre_square(on_white(image), self.image_size, PILImage.Resampling.LANCZOS))
