@@ -185,7 +185,7 @@ _HOME = {
     "list_pretrained": "checkpoints.catalogue",
     "Pretrained": "checkpoints.catalogue",
     "Origin": "checkpoints.origin",
-    "weightless": "checkpoints.weightless",
+    "weightless": "pickling",
     "write_golden": "checkpoints.golden",
     "compare_golden": "checkpoints.golden",
     "ConditionalUNet": "pixels.conditional_unet",

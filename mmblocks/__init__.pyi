@@ -8,7 +8,6 @@ from mmblocks.checkpoints.catalogue import list_pretrained as list_pretrained
 from mmblocks.checkpoints.golden import compare_golden as compare_golden
 from mmblocks.checkpoints.golden import write_golden as write_golden
 from mmblocks.checkpoints.origin import Origin as Origin
-from mmblocks.checkpoints.weightless import weightless as weightless
 from mmblocks.code_ids import CodeIds as CodeIds
 from mmblocks.compose import MultimodalModel as MultimodalModel
 from mmblocks.connectors.average_pool import AdaptivePool as AdaptivePool
@@ -99,6 +98,7 @@ from mmblocks.models.neo import NEO as NEO
 from mmblocks.models.omnigen import OmniGen as OmniGen
 from mmblocks.models.orthus import Orthus as Orthus
 from mmblocks.models.var import VARImageModel as VARImageModel
+from mmblocks.pickling import weightless as weightless
 from mmblocks.pixels.conditional_unet import ConditionalUNet as ConditionalUNet
 from mmblocks.pixels.diffusion_decoder import DiffusionDecoder as DiffusionDecoder
 from mmblocks.segments import codes as codes

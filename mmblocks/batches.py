@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.masks import Mask, lower
+from mmblocks.pickling import weightless
 from mmblocks.roles import ImageLayoutRule
 from mmblocks.segments import NO_ID, Image, Piece, Segment
 from mmblocks.text_tokenizers import TextTokenizer

@@ -61,8 +61,8 @@ from mmblocks import (
     text,
 )
 from mmblocks.batches import Batch, Placed
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.masks import Causal, Dense, Intervals, visible
+from mmblocks.pickling import weightless
 from tests import loading
 from tests.tiny import TOKENIZER
 

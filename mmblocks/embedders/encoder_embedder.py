@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, pack, sizes
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
 
 

@@ -17,10 +17,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 Mask = Float[Tensor, "_ _"] | Bool[Tensor, "_ _"]

@@ -16,10 +16,10 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import fit_area, upright_rgb
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 

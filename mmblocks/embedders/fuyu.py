@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise, pixels_of
 from mmblocks.layers.resizing import fit_within, upright_rgb
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 _HALF = (0.5, 0.5, 0.5)

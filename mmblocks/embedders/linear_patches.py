@@ -14,10 +14,10 @@ from torch.nn.functional import linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 

@@ -15,10 +15,10 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, positions, sizes
 from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright
+from mmblocks.pickling import weightless
 from mmblocks.positions import rotary_table, rotate_interleaved
 from mmblocks.tokens import ImageLayout, VisionTokens
 

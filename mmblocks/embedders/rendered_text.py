@@ -16,10 +16,10 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import check_images, grid_layout, pack, sizes
 from mmblocks.layers.pixels import normalise, on_white, pixels_of
 from mmblocks.layers.resizing import upright
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 _HALF = (0.5, 0.5, 0.5)

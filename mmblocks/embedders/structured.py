@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.image_tokens import sizes
 from mmblocks.layers.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
+from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
 

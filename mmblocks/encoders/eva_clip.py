@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.encoders.eva_clip_layouts import clip_layouts
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
 from mmblocks.layers.eva import rebuilt
+from mmblocks.pickling import weightless
 
 PHOTO = ("a photo of a {}.",)
 """The plainest template of a class's description."""

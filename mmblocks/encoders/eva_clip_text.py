@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_range
 from mmblocks.encoders.eva_clip_layouts import text_layouts
+from mmblocks.pickling import weightless
 
 
 class EVACLIPText(Block):

@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of, rgb_of, torchvision_square
+from mmblocks.pickling import weightless
 
 
 class EVACLIPVision(Block):

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright_rgb
+from mmblocks.pickling import weightless
 
 
 def choose_tiles(height: int, width: int, *, tile: tuple[int, int], max_tiles: int, min_tiles: int = 1) -> tuple[int, int]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
 from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
+from mmblocks.pickling import weightless
 
 _CLASSIFIERS = tuple(
     f"{name}.{kind}" for name in ("head", "head.fc", "head_dist", "fc", "classifier") for kind in ("weight", "bias")

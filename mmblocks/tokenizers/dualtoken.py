@@ -15,11 +15,11 @@ from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.attention_projection import AttentionProjection, attention_projection_rules
 from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_silu
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
 from mmblocks.tokenizers.bottlenecks.residual_rq import RQ_RULES, JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder

@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.emu3_autoencoder import Emu3Decoder, Emu3Encoder
 from mmblocks.tokenizers.emu3_layout import EMU3_LAYOUTS

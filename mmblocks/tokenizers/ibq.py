@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, TRAINING_MODULES, averaged, taming_network

@@ -17,9 +17,9 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_range
 from mmblocks.layers.pixels import check_pixels, pixels_of
+from mmblocks.pickling import weightless
 from mmblocks.tokens import Latents
 
 START, END = b"\xff\xd8", b"\xff\xd9"

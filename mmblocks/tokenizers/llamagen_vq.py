@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules

@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.affine import AffineBottleneck
 from mmblocks.tokenizers.ming_tok_vit import MingTokDecoder, MingTokEncoder, MingTokSemanticDecoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer

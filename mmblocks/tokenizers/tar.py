@@ -15,11 +15,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
 from mmblocks.layers.siglip import SiglipLayer, SiglipPooling, SiglipVision, siglip_rules, siglip_sizes
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.text_aligned import (
     TEXT_ALIGNED_RULES,
     UNTRAINED,

@@ -10,9 +10,9 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.ops.nearest_code import Metric
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
 from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian

@@ -4,8 +4,8 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, pixels_of, rgb_of
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 

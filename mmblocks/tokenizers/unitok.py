@@ -11,9 +11,9 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.attention_projection import attention_projection_rules
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook, unitok_codebooks
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vitamin import VITAMIN_RULES, ViTaminDecoder, ViTaminEncoder

@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.conv import Conv2d
 from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of, torchvision_square
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.var_layout import NETWORK_RULES, quantizer_arguments, quantizer_rules

@@ -10,8 +10,8 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import check_pixels, denormalise, normalise, pixels_of
+from mmblocks.pickling import weightless
 from mmblocks.tokens import Latents
 
 

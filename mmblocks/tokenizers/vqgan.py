@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.weightless import weightless
 from mmblocks.layers.pixels import centre_square, on_white, pixels_of
+from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.taming_layout import DIFFUSERS_RULES, TAMING_RULES, TRAINING_MODULES, at, levels_at, taming_network

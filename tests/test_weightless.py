@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.weightless import KEPT_BYTES, weightless
+from mmblocks.pickling import KEPT_BYTES, weightless
 
 MEGABYTE = 2**20
 
