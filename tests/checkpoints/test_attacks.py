@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import building
+from mmblocks.checkpoints import building, load  # noqa: F401  load: its own libraries are opened before anybody looks
 from mmblocks.checkpoints.files import open_own, open_published
 from mmblocks.checkpoints.layouts import Layout, Rule
 

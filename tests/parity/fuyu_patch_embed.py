@@ -52,7 +52,8 @@ def language_model(case: Case) -> Any:
         "partial_rotary_factor": text.pop("partial_rotary_factor"),
         "rope_type": "default",
     }
-    config = FuyuConfig(text_config=text, **{name: case.config[name] for name in own})
+    # Older releases read the width from the whole model's config, newer ones from that of its text.
+    config = FuyuConfig(text_config=text, hidden_size=text["hidden_size"], **{name: case.config[name] for name in own})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = FuyuForCausalLM(config).eval()

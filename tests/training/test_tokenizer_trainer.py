@@ -456,6 +456,7 @@ def test_no_batch_is_taken_in_vain() -> None:
 def test_progress(terminal, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    monkeypatch.setenv("COLUMNS", "200")
     trainer().fit(batches(2), 2)
     shown = capsys.readouterr().err
     assert ("perplexity=" in shown and "usage=" in shown and "2/2" in shown) if terminal else shown == ""
