@@ -39,9 +39,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# An ignored error that one version of a library needs may be none in another.
+# Releases of a library differ in what they annotate: an ignored error may be none, a call may have no types.
 typecheck: $(VENV)/test.stamp
-	$(BIN)/mypy $(if $(filter locked,$(STACK)),,--no-warn-unused-ignores)
+	$(BIN)/mypy $(if $(filter locked,$(STACK)),,--no-warn-unused-ignores --allow-untyped-calls)
 
 imports: $(VENV)/test.stamp
 	$(BIN)/lint-imports

@@ -42,7 +42,7 @@ def check_autocast(wanted: bool, device: torch.device) -> None:
     Raises:
         ValueError: autocast on a device without bfloat16.
     """
-    able = torch.amp.is_autocast_available(device.type) and (device.type != "cuda" or torch.cuda.is_bf16_supported())
+    able = torch.amp.autocast_mode.is_autocast_available(device.type) and (device.type != "cuda" or torch.cuda.is_bf16_supported())
     if wanted and not able:
         raise ValueError(f"autocast is true; accepted: false on {device.type}, which has no bfloat16")
 
