@@ -76,6 +76,8 @@ _HOME = {
     "LookupFreeQuantizer": "tokenizers.bottlenecks.lookup_free",
     "FiniteScalarQuantizer": "tokenizers.bottlenecks.finite_scalar",
     "ResidualQuantizer": "tokenizers.bottlenecks.residual",
+    "ResidualFiniteScalarQuantizer": "tokenizers.bottlenecks.residual_finite_scalar",
+    "ResidualLookupFreeQuantizer": "tokenizers.bottlenecks.residual_lookup_free",
     "TextEmbedding": "embedders.text",
     "EVE2PatchEmbedding": "embedders.eve2",
     "EVE1PatchEmbedding": "embedders.eve1",

@@ -119,6 +119,10 @@ from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook as Mult
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer as MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer as MultiScaleQuantizer
 from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer as ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import (
+    ResidualFiniteScalarQuantizer as ResidualFiniteScalarQuantizer,
+)
+from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer as ResidualLookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck as JointRQBottleneck
 from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck as RQBottleneck
 from mmblocks.tokenizers.bottlenecks.scaled_latents import ScaledLatents as ScaledLatents

@@ -7,6 +7,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from mmblocks.layers.attention import attend, interval_block_mask, interval_spans, prepare
 from mmblocks.masks import Causal, Dense, Intervals, densify, intervals, lower, visible
 from mmblocks.tokens import TokenTable
+from tests.parity.mmgeneric_masks import order_of
 from tests.random_tables import random_table
 
 SEEDS = range(12)
@@ -138,3 +139,18 @@ def test_value_width_and_scale_may_differ_from_the_keys() -> None:
     got = attend(query, key, value, Causal(), scale=0.5)
     scores = (query @ key.transpose(-1, -2) * 0.5).masked_fill(~torch.ones(5, 5).tril().bool(), float("-inf"))
     torch.testing.assert_close(got, scores.softmax(-1) @ value)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_segments_with_flags_are_orders(seed: int) -> None:
+    """URSA's formula, (q >= k) or (segment of q, times its flag, is that of k), with flags of -1, 0 and 1; see its parity case."""
+    draws = generator(seed)
+    sizes = torch.randint(0, 6, (5,), generator=draws).clamp(min=torch.tensor([1, 0, 0, 0, 1])).tolist()
+    flags = (torch.randint(-1, 2, (5,), generator=draws)).tolist()
+    segment = torch.arange(5).repeat_interleave(torch.tensor(sizes))
+    place = torch.arange(len(segment))
+    wanted = (place[:, None] >= place) | ((segment * torch.tensor(flags)[segment])[:, None] == segment)
+    order = torch.tensor([order_of(sizes, flags)])
+    table = TokenTable.text(*order.shape)._replace(order=order)
+    assert torch.equal(visible(table)[0], wanted)
+    assert torch.equal(densify(lower(table), len(place), len(place), "cpu")[0], wanted)

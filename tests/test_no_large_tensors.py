@@ -41,6 +41,8 @@ from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
@@ -100,6 +102,8 @@ BOTTLENECKS = {
     ResidualQuantizer: lambda: ResidualQuantizer(**MULTI, num_quantizers=2),
     TextAlignedQuantizer: lambda: TextAlignedQuantizer(num_codes=MANY, code_dim=DIM, in_dim=DIM, out_dim=DIM),
     LookupFreeQuantizer: lambda: LookupFreeQuantizer(bits=(10,), dim=DIM),
+    ResidualFiniteScalarQuantizer: lambda: ResidualFiniteScalarQuantizer(levels=(8, 8, 10), num_quantizers=2, dim=DIM),
+    ResidualLookupFreeQuantizer: lambda: ResidualLookupFreeQuantizer(bits=10, num_quantizers=2, dim=DIM),
     FiniteScalarQuantizer: lambda: FiniteScalarQuantizer(levels=(8, 8, 10), dim=DIM),
     DualBottleneck: lambda: DualBottleneck(
         pixel=RQBottleneck(num_codes=MANY, dim=DIM // 2, depth=1), semantic=RQBottleneck(num_codes=MANY, dim=DIM // 2, depth=1)
@@ -123,7 +127,7 @@ def defined_in(package: Any) -> set[type]:
 
 def test_every_head_with_a_vocabulary_and_every_bottleneck_with_codes_is_here() -> None:
     assert {head for head in defined_in(mmblocks.heads) if issubclass(head, LMHead)} == set(HEADS)
-    without_codes = {"AffineBottleneck", "AveragingCodebook", "Codebook", "DiagonalGaussian", "ScaledLatents"}
+    without_codes = {"AffineBottleneck", "AveragingCodebook", "Codebook", "DiagonalGaussian", "ResidualScales", "ScaledLatents"}
     names = {part.__name__ for part in defined_in(mmblocks.tokenizers.bottlenecks)}
     assert names == {part.__name__ for part in BOTTLENECKS} | without_codes
 

@@ -132,7 +132,8 @@ def _open(file: Path, unwrap: str | None, needed: Callable[[str], bool]) -> dict
 
 
 def _open_index(index: Path, unwrap: str | None, needed: Callable[[str], bool]) -> dict[str, Entry]:
-    wanted = {key: name for key, name in places(index).items() if needed(key)}
+    everything = places(index)
+    wanted = {key: name for key, name in everything.items() if needed(key)}
     files = {}
     for name in sorted(set(wanted.values())):
         if not (index.parent / name).is_file():
@@ -142,7 +143,8 @@ def _open_index(index: Path, unwrap: str | None, needed: Callable[[str], bool]) 
     for key, name in wanted.items():
         if key not in files[name]:
             raise ValueError(f"{index} says that {key} is in {name}, but it is not")
-    return {key: files[name][key] for key, name in wanted.items()}
+    # What lies beside them in the same files is there too, as it is where there is one file.
+    return {key: files[name][key] for key, name in everything.items() if name in files and key in files[name]}
 
 
 def _inside(folder: Path, file: Path) -> Path:

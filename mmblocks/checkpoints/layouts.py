@@ -27,7 +27,7 @@ from mmblocks.checkpoints.difference import Difference, Shape, compare
 from mmblocks.checkpoints.rules import Arguments, Rule, Side, Source, Split
 from mmblocks.checkpoints.tensors import slots
 
-__all__ = ["Layout", "Rule", "Split"]
+__all__ = ["Derived", "Layout", "Rule", "Split"]
 
 
 class _Found(NamedTuple):
@@ -40,6 +40,41 @@ class _Found(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A published tensor that follows from the arguments, such as a table of positions: it is compared, not read.
+
+    Attributes:
+        theirs: its name, or a pattern.
+        difference: the tensor and the Block's arguments -> the largest difference from what the Block computes. It raises
+            ``ValueError`` where the two cannot be compared.
+        tolerance: the largest difference that counts as none, beside the rounding of the published tensor's dtype.
+    """
+
+    theirs: str
+    difference: Callable[[Tensor, Arguments], float]
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        patterns.placeholders(self.theirs)
+
+    def matches(self, key: str) -> bool:
+        """Whether this is the tensor of that published name."""
+        return patterns.match(self.theirs, key) is not None
+
+    def check(self, key: str, tensor: Tensor, arguments: Arguments) -> None:
+        """Raises ``ValueError`` where the tensor is another one than follows from the arguments."""
+        try:
+            difference = self.difference(tensor, arguments)
+        except ValueError as error:
+            raise ValueError(f"{key} is not what follows from the config: {error}") from error
+        if not difference <= self.tolerance + torch.finfo(tensor.dtype).eps:
+            raise ValueError(
+                f"{key} differs by up to {difference:.3g} from what follows from the config; accepted: {self.tolerance:g} and"
+                " rounding. The file was made with other arguments than its config names"
+            )
+
+
+@dataclass(frozen=True)
 class Layout:
     """What a published checkpoint looks like, and how it becomes a Block and back.
 
@@ -48,6 +83,8 @@ class Layout:
         rules: the table; the first rule that fits a name is used.
         ignored: published names that are dropped: other parts' tensors, or derived ones. Where a rule fits too, the pattern
             that spells out more of the name wins, so that ``model.*`` may be ignored all around ``model.visual.*``.
+        derived: published tensors that are dropped too, but must equal what the arguments lead to, where they lie in a file that is
+            read for others.
         config: published config (``{}`` where there is none) -> constructor arguments. It raises ``ValueError`` or
             ``KeyError`` for the config of another model. None: the arguments are given to ``from_pretrained``.
         published_config: the way back, from the Block's arguments to the published config.
@@ -62,10 +99,22 @@ class Layout:
     config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     published_config: Callable[[Arguments], dict[str, Any]] | None = None
     unwrap: str | None = None
+    derived: tuple[Derived, ...] = ()
 
     def __post_init__(self) -> None:
         for pattern in self.ignored:
             patterns.placeholders(pattern)
+
+    def derives(self, key: str) -> bool:
+        """Whether a published tensor is one of those that are compared alone."""
+        return any(derived.matches(key) for derived in self.derived)
+
+    def check_derived(self, tensors: Mapping[str, Tensor], arguments: Arguments) -> None:
+        """Raises ``ValueError`` where a published tensor is not what follows from a Block's arguments."""
+        for key in tensors:
+            for derived in self.derived:
+                if derived.matches(key):
+                    derived.check(key, tensors[key], arguments)
 
     def to_ours(self, key: str) -> tuple[str, ...] | None:
         """Our names for a published one: one, several for a split, none if it is ignored. None if nothing fits."""
@@ -171,6 +220,8 @@ class Layout:
         return None
 
     def _ignores(self, key: str, found: _Found | None) -> bool:
+        if self.derives(key):
+            return True
         for pattern in self.ignored:
             values = patterns.match(pattern, key)
             if values is None:

@@ -1,7 +1,7 @@
 """Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,20 @@ def build_published(
     layout, stored, block = built[0]
     title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
     sources = layout.sources(stored, block.config)
-    return block, layout, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))]
+    job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
+    return block, layout, [job._replace(check=_derived_check(title, layout, stored, block)) if layout.derived else job]
+
+
+def _derived_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
+    """The comparison of what the arguments lead to; it leaves the memory of what it read to the system."""
+
+    def check(forgetting: bool) -> None:
+        try:
+            layout.check_derived(stored, block.config)
+        except ValueError as error:
+            raise ValueError(f"{title}: {error}") from error
+
+    return check
 
 
 def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: str | None) -> list[tuple[Layout, files.Stored]]:

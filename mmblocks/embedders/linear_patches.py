@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise
@@ -22,25 +22,34 @@ from mmblocks.tokens import ImageLayout, VisionTokens
 
 
 def _omnigen_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of OmniGen's own files, whose config is the language model's, or of diffusers'."""
-    dim = config["phi3"]["hidden_size"] if "phi3" in config else config["hidden_size"]
+    """Of OmniGen's own files, whose config is the language model's, alone or beside its own arguments, or of diffusers'."""
+    dim = config.get("phi3", config)["hidden_size"]
+    own = config.get("omnigen", config)
+    table = {"table_size": own.get("pos_embed_max_size", 192), "interpolation": own.get("pe_interpolation", 1.0)}
     return {
         "dim": dim,
-        "patch_size": config.get("patch_size", 2),
-        "channels": config.get("in_channels", 4),
-        "positions": SinCosPositions(dim=dim, table_size=config.get("pos_embed_max_size", 192), base_size=64),
+        "patch_size": own.get("patch_size", 2),
+        "channels": own.get("in_channels", 4),
+        "positions": SinCosPositions(dim=dim, base_size=64, **table),
     }
 
 
-def _omnigen(name: str, theirs: str, ignored: tuple[str, ...]) -> Layout:
-    return Layout(name, (Rule(f"{theirs}.*", "patch.*"),), ignored=ignored, config=_omnigen_config)
+def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
+    """Of the table of positions in a file from what ``positions`` computes, where it computes something."""
+    positions = arguments["positions"]
+    return positions.difference(table) if isinstance(positions, SinCosPositions) else 0.0
 
 
-_OMNIGEN_REST = ("pos_embed", "time_token.*", "t_embedder.*", "final_layer.*", "llm.*")
-_DIFFUSERS_REST = (
-    "patch_embedding.pos_embed",
-    *(f"{part}.*" for part in ("time_token", "t_embedder", "layers", "norm", "norm_out", "proj_out", "embed_tokens")),
+def _omnigen(name: str, theirs: str, table: str, ignored: tuple[str, ...]) -> Layout:
+    derived = (Derived(table, _table_difference),)
+    return Layout(name, (Rule(f"{theirs}.*", "patch.*"),), ignored=ignored, config=_omnigen_config, derived=derived)
+
+
+_OMNIGEN_REST = ("time_token.*", "t_embedder.*", "final_layer.*", "llm.*")
+_DIFFUSERS_REST = tuple(
+    f"{part}.*" for part in ("time_token", "t_embedder", "layers", "norm", "norm_out", "proj_out", "embed_tokens")
 )
+_DIFFUSERS_TABLE = "patch_embedding.pos_embed"
 
 
 class LinearPatchEmbedding(Block):
@@ -65,14 +74,18 @@ class LinearPatchEmbedding(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        _omnigen("omnigen", "x_embedder.proj", ("input_x_embedder.*", *_OMNIGEN_REST)),
-        _omnigen("omnigen-input", "input_x_embedder.proj", ("x_embedder.*", *_OMNIGEN_REST)),
+        _omnigen("omnigen", "x_embedder.proj", "pos_embed", ("input_x_embedder.*", *_OMNIGEN_REST)),
+        _omnigen("omnigen-input", "input_x_embedder.proj", "pos_embed", ("x_embedder.*", *_OMNIGEN_REST)),
         _omnigen(
-            "omnigen-diffusers", "patch_embedding.output_image_proj", ("patch_embedding.input_image_proj.*", *_DIFFUSERS_REST)
+            "omnigen-diffusers",
+            "patch_embedding.output_image_proj",
+            _DIFFUSERS_TABLE,
+            ("patch_embedding.input_image_proj.*", *_DIFFUSERS_REST),
         ),
         _omnigen(
             "omnigen-diffusers-input",
             "patch_embedding.input_image_proj",
+            _DIFFUSERS_TABLE,
             ("patch_embedding.output_image_proj.*", *_DIFFUSERS_REST),
         ),
     )

@@ -113,6 +113,8 @@ def text_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
     if not published:
         return {}
     text = published["text_cfg"]
+    if published.get("quick_gelu"):
+        raise ValueError("quick_gelu is true; accepted: false, as in all of EVA-CLIP: the exact GELU")
     if text.get("hf_model_name"):
         raise ValueError(f"hf_model_name is {text['hf_model_name']!r}; accepted: none, for the text tower of EVA-CLIP itself")
     return {
@@ -237,10 +239,18 @@ def vision_layouts() -> tuple[Layout, ...]:
 
 def text_layouts() -> tuple[Layout, ...]:
     """Of the text tower, alone or as a part of both."""
-    beside = ("visual.*", "logit_scale")
     return (
-        Layout("text", text_rules("", ""), ignored=beside, config=text_arguments, unwrap=WRAPPERS),
-        Layout("eva-clip", text_rules("text.", ""), ignored=beside, config=text_arguments, unwrap=WRAPPERS),
+        *(
+            Layout(
+                f"{name}{ddp}",
+                text_rules(f"{prefix}{text}", ""),
+                ignored=(f"{prefix}visual.*", f"{prefix}logit_scale"),
+                config=text_arguments,
+                unwrap=WRAPPERS,
+            )
+            for ddp, prefix in (("", ""), ("-ddp", "module."))
+            for name, text in (("text", ""), ("eva-clip", "text."))
+        ),
         Layout(
             "eva-clip-hub",
             text_hub_rules(""),

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from mmblocks.generation.grammar import Described, GridGrammar, IdRange, SizeRule, State
+from mmblocks.generation.guidance import ClassifierFree, Guidance, ThreeWay
 from mmblocks.grid_format import EMU3, EMU35, GridFormat
 
 
@@ -68,24 +71,73 @@ class Emu3PrefixGrammar(GridGrammar):
         return state._replace(offset=state.offset + 1)
 
 
-def emu35_published_grammar(
-    *,
-    size: SizeRule = "first",
-    num_images: int = 1000,
-    stop: tuple[int, ...] = (151850,),
-    format: GridFormat = EMU35,
-) -> GridGrammar:
+class Emu35PublishedGrammar(GridGrammar):
     """As Emu3.5's code constrains itself.
 
-    Sizes that the model writes have exactly two digits each, every later image takes the first one's size (that of the last
-    reference image, if the prompt holds one), and text may hold the ids of rows and closings.
+    Sizes that the model writes have exactly two digits each, every later image takes the first one's size, and text may hold the
+    ids of rows and closings. Where the prompt without the condition holds reference images, the last one's size is forced.
 
     Args:
-        size: a fixed (height, width), or "first" as upstream has it.
+        size: a fixed (height, width); None leaves it to the references, or to the model.
+        unconditional: ids of the prompt without the condition, which upstream searches for references; None: the prompt itself.
+        same_size: upstream's ``force_same_image_size``, which its script turns off for several references: without it the last
+            reference's size goes before ``size``.
         num_images: more than there is room for, by default.
         stop: ``<|extra_204|>``.
         format: ids and order of the codes.
 
-    Source: baaivision/Emu3.5.
+    Raises:
+        ValueError: as ``GridGrammar``.
+
+    Source: baaivision/Emu3.5, ``UnbatchedClassifierFreeGuidanceLogitsForVisualTokenProcessor``.
     """
-    return GridGrammar(format, size=size, num_images=num_images, stop=stop, size_digits=(2, 2), structure_in_text=True)
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        unconditional: Sequence[int] | None = None,
+        same_size: bool = True,
+        num_images: int = 1000,
+        stop: tuple[int, ...] = (151850,),
+        format: GridFormat = EMU35,
+    ) -> None:
+        rule: SizeRule = "first" if size is None else size
+        super().__init__(format, size=rule, num_images=num_images, stop=stop, size_digits=(2, 2), structure_in_text=True)
+        references = None if unconditional is None else _images(unconditional, format)
+        self.prompt_counts = references is None
+        if references and (size is None or not same_size):
+            self.size = (references[-1].shape[0], references[-1].shape[1])
+
+    def start(self, prompt: Sequence[int] = ()) -> State:
+        """Where a prompt ends; its images count for the size only where no prompt without the condition was given."""
+        state = super().start(prompt)
+        return state if self.prompt_counts or state.in_image else state._replace(height=0, width=0)
+
+
+def _images(ids: Sequence[int], format: GridFormat) -> list[Tensor]:
+    return [piece for piece in format.read(list(ids)) if isinstance(piece, Tensor)]
+
+
+def emu35_published_guidance(
+    unconditional_type: str, *, scale: float, image_scale: float = 1.0, differential: bool = True
+) -> Guidance:
+    """The guidance of an Emu3.5 config.
+
+    Args:
+        unconditional_type: "no_text", or "no_text_img_cfg" for three streams.
+        scale: ``classifier_free_guidance``.
+        image_scale: ``image_cfg_scale``.
+        differential: as in the class that upstream's scripts use, ``...WithDifferentialTopKProcessor``. It takes
+            ``image_cfg_scale`` and does not hand it on, so that it counts as 1. False: the class that it builds on.
+
+    Raises:
+        ValueError: any other type, for which upstream has no formula either.
+    """
+    match unconditional_type:
+        case "no_text":
+            return ClassifierFree(scale=scale, images_only=True)
+        case "no_text_img_cfg":
+            return ThreeWay(scale=scale, image_scale=1.0 if differential else image_scale)
+        case _:
+            raise ValueError(f"unconditional_type is {unconditional_type!r}; accepted: 'no_text', 'no_text_img_cfg'")

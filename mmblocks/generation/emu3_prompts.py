@@ -7,7 +7,7 @@ prompt = fill_template(emu35_template("t2i"), question="a shiba inu", format=EMU
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
@@ -75,28 +75,45 @@ class Emu35Task(NamedTuple):
 
 _TEXT, _TEXT_OF_GUIDES = Sampling(top_k=1024, top_p=0.9), Sampling(temperature=0.7, top_k=200, top_p=0.8)
 _LARGE, _INTERLEAVED = Sampling(top_k=5120, top_p=1.0), Sampling(top_k=10240, top_p=1.0)
+_GENERAL = Emu35Task(3.0, 518400, ModalSampling(text=_TEXT, image=_INTERLEAVED), 32768)
 
 
 EMU35_TASKS = {
     "t2i": Emu35Task(5.0, 1048576, ModalSampling(text=_TEXT, image=_LARGE), 5120),
     "x2i": Emu35Task(3.0, 1048576, ModalSampling(text=_TEXT, image=_LARGE), 5120),
-    "story": Emu35Task(3.0, 518400, ModalSampling(text=_TEXT, image=_INTERLEAVED), 32768),
     "howto": Emu35Task(3.0, 518400, ModalSampling(text=_TEXT_OF_GUIDES, image=_INTERLEAVED), 32768),
+    "story": _GENERAL,
+    "explore": _GENERAL,
+    "vla": _GENERAL,
 }
-"""Emu3.5's tasks: text to image, images to image, stories, and how-to guides."""
+"""Emu3.5's tasks: text to image, images to image, how-to guides, stories, exploring a world, and acting in it.
+
+The last two have no config file of their own; their settings are those of the general one."""
+
+Emu35Config = Literal["config", "t2i", "x2i", "howto", "story"]
+"""Emu3.5's config files: ``config.py``, which is for any task, and the examples for one."""
 
 
-def emu35_template(task: str) -> str:
-    """Emu3.5's prompt for a task, with ``<|IMAGE|>`` where reference images stand.
+def emu35_template(task: str, *, config: Emu35Config | None = None) -> str:
+    """Emu3.5's prompt for a task, with ``<|IMAGE|>`` where reference images stand; without any the place stays empty.
+
+    Args:
+        task: one of ``EMU35_TASKS``, in letters of either case.
+        config: the config file whose template it is. The example for images to image puts the images before the question, that for
+            guides adds a sentence where the task is its own; the others are alike. None: the task's own file.
 
     Raises:
-        ValueError: for an unknown task.
+        ValueError: for an unknown task or config file.
     """
-    if task not in EMU35_TASKS:
+    name = task.lower()
+    if name not in EMU35_TASKS:
         raise ValueError(f"task is {task!r}; accepted: {', '.join(EMU35_TASKS)}")
-    more = " Please generate a response with interleaved text and images." if task == "howto" else ""
-    content = "<|IMAGE|>{question}" if task == "x2i" else "{question}<|IMAGE|>"
-    return f"<|extra_203|>You are a helpful assistant for {task} task.{more} USER: {content} ASSISTANT: <|extra_100|>"
+    if config is not None and config not in get_args(Emu35Config):
+        raise ValueError(f"config is {config!r}; accepted: None, {', '.join(get_args(Emu35Config))}")
+    file = config or name
+    more = " Please generate a response with interleaved text and images." if name == file == "howto" else ""
+    content = "<|IMAGE|>{question}" if file == "x2i" else "{question}<|IMAGE|>"
+    return f"<|extra_203|>You are a helpful assistant for {name} task.{more} USER: {content} ASSISTANT: <|extra_100|>"
 
 
 def emu3_size(width: int, height: int, *, area: int = 518400, downsampling: int = 8) -> tuple[int, int]:
@@ -183,27 +200,33 @@ def spell(segments: Sequence[Segment], format: GridFormat = EMU3) -> str:
     return spelled
 
 
-_IMAGE = r"<\|image start\|>.*?<\|image end\|>"
-_PLAN, _REASON = r"<\|extra_60\|>.*?<\|extra_61\|>", r"<\|extra_50\|>.*?<\|extra_51\|>"
-_PIECES = re.compile(f"({_IMAGE}|{_PLAN}|{_REASON})", re.DOTALL)
+_AROUND_IMAGE = ("<|image start|>", "<|image end|>")
+_THOUGHTS = {"global_cot": ("<|extra_60|>", "<|extra_61|>"), "image_cot": ("<|extra_50|>", "<|extra_51|>")}
+_PIECES = re.compile(
+    "(" + "|".join(f"{re.escape(begin)}.*?{re.escape(end)}" for begin, end in (*_THOUGHTS.values(), _AROUND_IMAGE)) + ")", re.DOTALL
+)
 
 
 def read_document(document: str) -> list[tuple[str, str | Int[Tensor, "H W"]]]:
     """What a model wrote, as a string, in pieces of several kinds.
 
     ("text", string), ("image", codes), and of Emu3.5 ("global_cot", string) for its plan and ("image_cot", string) for its
-    thoughts on an image. An image that is broken off, blank text, and the ids that end an answer are left out.
+    thoughts on an image. Left out, as upstream leaves them out: blank text, the ids that end an answer, an image without codes or
+    with rows of several lengths, and what lies between the piece before and the end of one that holds an image that is broken off.
     """
     pieces: list[tuple[str, str | Tensor]] = []
     for piece in _PIECES.split(document.replace("<|extra_101|>", "").replace("<|extra_204|>", "")):
-        if piece.startswith("<|image start|>") and piece.endswith("<|image end|>"):
+        if all(mark in piece for mark in _AROUND_IMAGE):  # within thoughts too, whose text is lost then
             rows = [re.findall(r"<\|visual token (\d+)\|>", row) for row in piece.split("<|extra_200|>")]
-            pieces.append(("image", torch.tensor([[int(code) for code in row] for row in rows if row])))
-        elif piece.startswith("<|extra_60|>"):
-            pieces.append(("global_cot", _SPECIAL.sub("", piece)))
-        elif piece.startswith("<|extra_50|>"):
-            pieces.append(("image_cot", _SPECIAL.sub("", piece)))
-        elif piece.strip() and "<|image start|>" not in piece:
+            codes_by_row = [[int(code) for code in row] for row in rows if row]
+            if len({len(row) for row in codes_by_row}) == 1:
+                pieces.append(("image", torch.tensor(codes_by_row)))
+            continue
+        thoughts = [kind for kind, marks in _THOUGHTS.items() if all(mark in piece for mark in marks)]
+        if thoughts:
+            begin, end = _THOUGHTS[thoughts[0]]
+            pieces.append((thoughts[0], piece.replace(begin, "").replace(end, "")))
+        elif piece.strip() and _AROUND_IMAGE[0] not in piece:
             pieces.append(("text", piece))
     return pieces
 

@@ -54,7 +54,7 @@ def eva_rules(theirs: str, ours: str, *, swiglu: bool = False) -> tuple[Rule | S
 
 
 def eva_tower_arguments(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EvaTower`` from the ``vision_cfg`` of an EVA-CLIP model.
+    """Arguments of an ``EvaTower`` from the ``vision_cfg`` of an EVA-CLIP model, with the authors' defaults.
 
     Raises:
         KeyError: the config of another kind of tower.
@@ -65,15 +65,16 @@ def eva_tower_arguments(vision: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("the config is of a tower of another kind; accepted: an EVA tower, which has an eva_model_name")
     if gated != normed:
         raise ValueError(f"naiveswiglu is {gated} and subln {normed}; accepted: both or neither")
-    height, width = _pair(vision["image_size"])
+    height, width = _pair(vision.get("image_size", 224))
+    dim = vision.get("width", 768)
     grid = vision.get("pt_hw_seq_len", 16) if vision.get("rope") and vision.get("intp_freq") else None
     return {
         "image_size": (height, width),
-        "patch_size": vision["patch_size"],
-        "dim": vision["width"],
-        "num_layers": vision["layers"],
-        "num_heads": vision["width"] // vision["head_width"],
-        "mlp_dim": int(vision["width"] * vision["mlp_ratio"]),
+        "patch_size": vision.get("patch_size", 16),
+        "dim": dim,
+        "num_layers": vision.get("layers", 12),
+        "num_heads": dim // vision.get("head_width", 64),
+        "mlp_dim": int(dim * vision.get("mlp_ratio", 4.0)),
         "norm": "rms" if vision.get("use_rms_norm") else "layer",
         "post_norm": bool(vision.get("postnorm")),
         "qkv_bias": vision.get("qkv_bias", True),

@@ -21,23 +21,34 @@ class SinCosPositions(Block):
         theta: base of the angles.
         table_size: rows and columns of a table in the middle of which each grid lies; None counts from the first row and column.
         base_size: steps into which the table is stretched or shrunk; None for ``table_size``.
+        interpolation: divides all steps again: above 1 the places of a table are closer together (OmniGen's ``pe_interpolation``).
 
     Raises:
-        ValueError: a ``dim`` that is no multiple of four, or a ``base_size`` without a table.
+        ValueError: a ``dim`` that is no multiple of four, a ``base_size`` without a table, or an ``interpolation`` of 0 or less.
 
     Source: MAE (arXiv 2111.06377); with a table of 192 and a base of 64 in OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
     """
 
-    def __init__(self, *, dim: int, theta: float = 10000.0, table_size: int | None = None, base_size: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        theta: float = 10000.0,
+        table_size: int | None = None,
+        base_size: int | None = None,
+        interpolation: float = 1.0,
+    ) -> None:
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim is {dim}; accepted: multiples of 4")
         if base_size is not None and table_size is None:
             raise ValueError(f"base_size is {base_size}, table_size None; accepted: a base for a table")
+        if not interpolation > 0:
+            raise ValueError(f"interpolation is {interpolation}; accepted: above 0")
         self.dim = dim
         self.theta = theta
         self.table_size = table_size
-        self.step = 1.0 if table_size is None or base_size is None else table_size / base_size
+        self.step = interpolation * (1.0 if table_size is None or base_size is None else table_size / base_size)
 
     def forward(self, grids: Sequence[tuple[int, int]]) -> Float[Tensor, "P D"]:
         """For each place of the grids (h, w), packed, in float32 on the CPU.
@@ -46,6 +57,24 @@ class SinCosPositions(Block):
             ValueError: a grid larger than the table.
         """
         return torch.cat([self._of_grid(*grid) for grid in grids]).float()
+
+    def difference(self, table: Float[Tensor, "..."]) -> float:
+        """The largest difference between these positions and a published table (1, P, D) of all places, row by row.
+
+        Raises:
+            ValueError: positions without a table, or a table of another shape.
+        """
+        size = self.table_size or 0
+        if tuple(table.shape) != (1, size * size, self.dim) or not size:
+            raise ValueError(f"the table has shape {tuple(table.shape)}; accepted: {(1, size * size, self.dim)}")
+        line = self._of_line(size).to(table.device)
+        by_column, by_row = table[0].unflatten(0, (size, size)).tensor_split(2, dim=-1)
+        # A row at a time: published tables have a hundred million numbers.
+        largest = [
+            torch.maximum((columns.double() - line).abs().max(), (rows.double() - line[at]).abs().max())
+            for at, (columns, rows) in enumerate(zip(by_column, by_row, strict=True))
+        ]
+        return float(torch.stack(largest).max())
 
     def _of_grid(self, rows: int, columns: int) -> Tensor:
         by_row, by_column = self._of_line(rows), self._of_line(columns)

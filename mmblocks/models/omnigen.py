@@ -55,7 +55,7 @@ class OmniGen(Block):
         vocab_size: text ids.
         dim, num_layers, num_heads, num_kv_heads, mlp_dim, norm_eps, rope_theta, rope_scaling: see ``Decoder``.
         patch_size, channels: latents a side of a patch, and channels of a latent.
-        table_size, base_size: see ``SinCosPositions``.
+        table_size, base_size, interpolation: see ``SinCosPositions``.
 
     Source: OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
     """
@@ -78,6 +78,7 @@ class OmniGen(Block):
         channels: int = 4,
         table_size: int = 192,
         base_size: int = 64,
+        interpolation: float = 1.0,
     ) -> None:
         super().__init__()
         self.patch_size, self.channels = patch_size, channels
@@ -87,7 +88,7 @@ class OmniGen(Block):
                 dim=dim,
                 patch_size=patch_size,
                 channels=channels,
-                positions=SinCosPositions(dim=dim, table_size=table_size, base_size=base_size),
+                positions=SinCosPositions(dim=dim, table_size=table_size, base_size=base_size, interpolation=interpolation),
             )
             for _ in range(2)
         )

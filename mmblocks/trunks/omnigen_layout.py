@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
+from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.trunks.omnigen import phi3_config
 
 
@@ -11,17 +14,21 @@ def _own(config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's config, alone or beside OmniGen's own arguments."""
     language = config.get("phi3", config)
     own = config.get("omnigen", config)
-    interpolation = own.get("pe_interpolation", 1.0)
-    if 64 % interpolation:
-        raise ValueError(f"pe_interpolation is {interpolation}; accepted: divisors of 64")
     return {
         **phi3_config(language),
         "vocab_size": language["vocab_size"],
         "patch_size": own.get("patch_size", 2),
         "channels": own.get("in_channels", 4),
         "table_size": own.get("pos_embed_max_size", 192),
-        "base_size": int(64 * interpolation),
+        "base_size": 64,
+        "interpolation": own.get("pe_interpolation", 1.0),
     }
+
+
+def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
+    """Of the table of positions in a file from what ``OmniGen`` computes."""
+    names = ("dim", "table_size", "base_size", "interpolation")
+    return SinCosPositions(**{name: arguments[name] for name in names}).difference(table)
 
 
 def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ OMNIGEN_LAYOUTS = (
             Split("llm.layers.{}.self_attn.qkv_proj.weight", _PARTS, sizes=_qkv_rows),
             Rule("llm.layers.{}.self_attn.o_proj.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        ignored=("pos_embed",),
+        derived=(Derived("pos_embed", _table_difference),),
         config=_own,
     ),
     Layout(
@@ -85,7 +92,7 @@ OMNIGEN_LAYOUTS = (
             ),
             Rule("layers.{}.self_attn.to_out.0.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        ignored=("patch_embedding.pos_embed",),
+        derived=(Derived("patch_embedding.pos_embed", _table_difference),),
         config=_diffusers,
     ),
 )

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
 from mmblocks.checkpoints.transforms import Transform, transforms
 
 
@@ -424,3 +424,54 @@ def test_shared_tensor_with_two_values(tmp_path):
     write(tmp_path, {"embed": torch.ones(2), "head": torch.zeros(2)}, None)
     with pytest.raises(ValueError, match="head shares its tensor with another name, but the files hold two different ones"):
         Tied.from_pretrained(tmp_path)
+
+
+class Ramp(Block):
+    """A scale, next to which its published files hold the ramp that is scaled."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "ramp",
+            (Rule("model.scale", "scale"),),
+            derived=(Derived("model.ramp.{}", lambda table, arguments: _ramp_difference(table, arguments["size"])),),
+            config=lambda published: {"size": published["size"]},
+        ),
+    )
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def _ramp_difference(table: torch.Tensor, size: int) -> float:
+    if len(table) != size:
+        raise ValueError(f"{len(table)} numbers; accepted: {size}")
+    return float((table - torch.arange(size)).abs().max())
+
+
+def test_tensors_that_follow_from_the_config_are_compared(tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"size": 4}))
+
+    def load(ramp: torch.Tensor) -> Ramp:
+        save_file({"model.scale": torch.tensor(2.0), "model.ramp.0": ramp}, tmp_path / "model.safetensors")
+        return Ramp.from_pretrained(tmp_path)
+
+    assert load(torch.arange(4.0)).scale == 2 and load(torch.arange(4.0) + 5e-5).scale == 2
+    assert load((torch.arange(4.0) * 1.0001).half()).scale == 2
+    with pytest.raises(ValueError, match=r"model.ramp.0 differs by up to 0.3 from what follows from the config"):
+        load(torch.arange(4.0) * 1.1)
+    with pytest.raises(ValueError, match=r"model\.ramp\.0 is not what follows from the config: 3 numbers; accepted: 4"):
+        load(torch.arange(3.0))
+    with pytest.raises(ValueError, match="differs by up to nan"):
+        load(torch.tensor([0.0, torch.nan, 2.0, 3.0]))
+
+
+def test_in_shards_what_follows_is_compared_where_a_file_is_read_anyway(tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"size": 4}))
+    shards = {"model.scale": "a.safetensors", "model.ramp.0": "a.safetensors", "model.ramp.1": "b.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    save_file({"model.scale": torch.tensor(2.0), "model.ramp.0": torch.arange(4.0)}, tmp_path / "a.safetensors")
+    assert Ramp.from_pretrained(tmp_path).scale == 2  # the other shard need not be there
+    save_file({"model.scale": torch.tensor(2.0), "model.ramp.0": torch.zeros(4)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"model.ramp.0 differs by up to 3"):
+        Ramp.from_pretrained(tmp_path)

@@ -51,10 +51,10 @@ def test_files_of_the_authors(kind, tower, root, ddp, tmp_path) -> None:
     pixels = torch.rand(1, 3, 28, 28)
     alone = EVACLIPVision.from_pretrained(tmp_path / "file.pt", **ours.config["vision"])
     torch.testing.assert_close(alone.embed(pixels), again.vision.embed(pixels))
+    text = EVACLIPText.from_pretrained(tmp_path / "file.pt", **TEXT)
+    ids = torch.randint(50, (2, 9))
+    torch.testing.assert_close(text(ids), again.text(ids))
     if not ddp:
-        text = EVACLIPText.from_pretrained(tmp_path / "file.pt", **TEXT)
-        ids = torch.randint(50, (2, 9))
-        torch.testing.assert_close(text(ids), again.text(ids))
         tower_alone = EvaTower.from_pretrained(tmp_path / "file.pt", **ours.config["vision"]["tower"])
         torch.testing.assert_close(tower_alone(pixels), again.vision.tower(pixels))
 
@@ -127,3 +127,11 @@ def test_other_files_are_refused(tmp_path) -> None:
     torch.save(written(ours, "eva-clip"), tmp_path / "file.pt")
     with pytest.raises(ValueError, match="missing argument 'vision', 'text'"):
         EVACLIP.from_pretrained(tmp_path / "file.pt")
+
+
+def test_another_gelu_is_refused() -> None:
+    (layout,) = (layout for layout in EVACLIPText.layouts if layout.name == "text")
+    published = {"embed_dim": 10, "text_cfg": {"width": 24}}
+    assert layout.arguments(published)["dim"] == 24
+    with pytest.raises(ValueError, match="quick_gelu is true; accepted: false"):
+        layout.arguments({**published, "quick_gelu": True})

@@ -10,7 +10,7 @@ from mmblocks import EMU3, EMU35, GREEDY, GridFormat, GridGrammar, TextGrammar, 
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.continuous import VectorBlock, VectorGrammar
-from mmblocks.generation.emu3 import Emu3PrefixGrammar, emu35_published_grammar
+from mmblocks.generation.emu3 import Emu3PrefixGrammar, Emu35PublishedGrammar
 from mmblocks.generation.emu3_prompts import fill_template, read_document, spell, token_id, token_name
 from mmblocks.generation.interleaved import segments_of
 from mmblocks.grid_format import chameleon_format, raster_format
@@ -73,7 +73,7 @@ def test_emu3s_own_rule_at_width_one_and_two() -> None:
 
 
 def test_emu35s_own_rule_writes_sizes_of_two_digits() -> None:
-    grammar = emu35_published_grammar()
+    grammar = Emu35PublishedGrammar()
     state = grammar.start([EMU35.begin])
     spelled = []
     while state.mode == "size":

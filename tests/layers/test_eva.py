@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from mmblocks import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.eva_layouts import eva_rules
+from mmblocks.layers.eva_layouts import eva_rules, eva_tower_arguments
 
 KINDS = {
     "g": {},
@@ -51,6 +52,18 @@ def test_published_names_and_back(kind) -> None:
     again = dict(layout.convert(theirs, eva.config))
     assert again.keys() == eva.state_dict().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in eva.state_dict().items())
+
+
+def test_configs_with_the_authors_defaults() -> None:
+    plain = eva_tower_arguments({"eva_model_name": "eva-clip-b-16"})
+    sizes = {"image_size": (224, 224), "patch_size": 16, "dim": 768, "num_layers": 12, "num_heads": 12, "mlp_dim": 3072}
+    assert sizes.items() <= plain.items() and plain["norm"] == "layer" and plain["qkv_bias"] and not plain["rope"]
+    for config, message in (
+        ({"eva_model_name": "x", "subln": True}, "naiveswiglu is False and subln True"),
+        ({"timm_model_name": "x"}, "accepted: an EVA tower"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            eva_tower_arguments(config)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
@@ -119,6 +132,30 @@ def test_resized_towers_share_all_but_their_positions() -> None:
     assert finer.vit.patch_embed.proj.weight.shape == (24, 3, 7, 7) and finer(pixels).shape == (1, 25, 24)
     with pytest.raises(ValueError, match="accepted: multiples of patch_size, 14"):
         eva.resized((28, 30))
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "image_size"), [(14, (28, 42)), (16, (48, 80)), (9, (27, 45)), (7, (14, 42)), (20, (40, 60))]
+)
+def test_any_patches_and_any_grid_to_any_other(patch_size, image_size) -> None:
+    """As the official loader has it: bicubic, corners not aligned, no antialiasing, for positions and for the patches' kernel."""
+    eva = tower(**{**KINDS["L"], "rope_grid": (5, 5)})
+    resized = eva.resized(image_size, patch_size=patch_size)
+    rows, columns = (side // patch_size for side in image_size)
+    positions, kernel = eva.vit.pos_embed.detach(), eva.vit.patch_embed.proj.weight.detach()
+    maps = positions[0, 1:].T.reshape(1, 24, 2, 3)
+    maps = interpolate(maps, size=(rows, columns), mode="bicubic", align_corners=False).reshape(24, -1).T
+    torch.testing.assert_close(resized.vit.pos_embed[0], torch.cat([positions[0, :1], maps]), atol=1e-6, rtol=1e-6)
+    wanted = interpolate(kernel, size=(patch_size,) * 2, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(resized.vit.patch_embed.proj.weight.detach(), wanted, atol=1e-6, rtol=1e-6)
+
+    # Places are spread over the grid of pretraining: angle of a row or column times 10000 ** (-2 i / width of half a head).
+    frequencies = 10000.0 ** -(torch.arange(0, 6, 2) / 6)
+    row, column = torch.arange(rows) / rows * 5, torch.arange(columns) / columns * 5
+    angles = torch.cat([row[:, None, None].expand(-1, columns, 1), column[None, :, None].expand(rows, -1, 1)], dim=-1)
+    angles = (angles[..., None] * frequencies).flatten(2).repeat_interleave(2, dim=-1).flatten(0, 1)
+    torch.testing.assert_close(resized.vit.rope.get_embed(), torch.cat([angles.sin(), angles.cos()], dim=-1), atol=1e-5, rtol=1e-5)
+    assert resized(torch.randn(1, 3, *image_size)).shape == (1, 1 + rows * columns, 24)
 
 
 def test_checkpointed_blocks_have_the_same_gradients() -> None:

@@ -1,6 +1,7 @@
 """A golden case: inputs, outputs and weights of official code, and how closely ours must follow."""
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmblocks import Block
+from mmblocks.checkpoints.layouts import Layout
 
 
 def ramp_mean(values: Tensor) -> Tensor:
@@ -43,6 +45,16 @@ class Case:
         """The state dict in the official key layout."""
         return load_file(self.folder / "weights.safetensors")
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a state dict with something in it."""
+        return (self.folder / "weights.safetensors").is_file() and bool(self.weights)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the notes say that the official module was in training mode."""
+        return bool(re.search(r"\btrain(ing)?\b(\(\))? mode|\.?train\(\)", self.description.get("notes", "")))
+
     def named(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, under the rest of their names."""
         return {name.removeprefix(prefix): value for name, value in self.io.items() if name.startswith(prefix)}
@@ -65,10 +77,7 @@ class Case:
 
     def _check_written_back(self, block: Block, layout: str | None) -> None:
         """In the published layout, every tensor that is not dropped has its name and its bytes again."""
-        shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
-        tables = [table for table in block.layouts if table.name == layout or (layout is None and not table.check(shapes, block))]
-        assert tables
-        for table in tables:
+        for table in self.layouts(block, layout):
             written = dict(table.convert(block.state_dict(), block.config, to="theirs"))
             for name, value in self.weights.items():
                 if table.to_ours(name) != ():
@@ -77,11 +86,16 @@ class Case:
     def check(self, name: str, got: Tensor, where: Tensor | None = None) -> None:
         """Asserts that a tensor equals the stored one within the case's tolerance; exactly for integers and booleans.
 
+        Nothing where the case stores none of that name: which results there are differs from case to case, and ``unseen`` finds
+        those that nothing was compared with.
+
         Args:
             name: of the stored tensor, such as ``out.logits``.
             got: ours.
             where: True at entries that count.
         """
+        if name not in self.io:
+            return
         wanted = self.io[name]
         self.seen.add(name)
         assert got.shape == wanted.shape, f"{name}: {tuple(got.shape)} instead of {tuple(wanted.shape)}"
@@ -95,9 +109,16 @@ class Case:
         atol = per_output.get(name, per_output.get(short, tolerance["atol"]))
         torch.testing.assert_close(got.float(), wanted.float(), atol=atol, rtol=tolerance["rtol"], msg=lambda m: f"{name}: {m}")
 
-    def check_gradients(self, block: Block, layout: str, **inputs: Tensor) -> None:
-        """Compares every stored gradient: of inputs by name, else of parameters in the published layout."""
-        (table,) = (known for known in block.layouts if known.name == layout)
+    def layouts(self, block: Block, layout: str | None = None) -> list[Layout]:
+        """The layout of that name, or all that the case's weights fit in every name and shape; at least one."""
+        shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
+        tables = [table for table in block.layouts if table.name == layout or (layout is None and not table.check(shapes, block))]
+        assert tables
+        return tables
+
+    def check_gradients(self, block: Block, layout: str | None = None, **inputs: Tensor) -> None:
+        """Compares every stored gradient: of inputs by name, else of parameters in the published layout, or that of the weights."""
+        table = self.layouts(block, layout)[0]
         ours = {name: parameter.grad for name, parameter in block.named_parameters() if parameter.grad is not None}
         theirs = dict(table.convert(ours, block.config, to="theirs"))
         for name in self.named("grad."):

@@ -87,6 +87,7 @@ def keep_grown_angles(model: Emu3, length: int) -> None:
 def check_cached_steps(case: Case, model: Emu3, ids: Tensor, table: TokenTable) -> None:
     batch, length = ids.shape
     wanted = case.io["out.cached_logits"]
+    # Whether the module that took these steps had read the whole row before is told by nothing but the numbers.
     prefill = length - wanted.shape[1] + 1
     if "out.logits" in case.io and torch.allclose(case.io["out.logits"][:, prefill - 1 :], wanted, atol=1e-3, rtol=1e-3):
         keep_grown_angles(model, length)

@@ -1,5 +1,6 @@
 """Prompts and grids as token ids, which ids may stand where, guided and truncated logits step by step, and resizing."""
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -12,7 +13,7 @@ from mmblocks import EMU3, EMU35, IBQ, Emu3VQ, GridFormat, Sampling, text
 from mmblocks.batches import Batch, BatchBuilder
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling, Scores
-from mmblocks.generation.emu3 import Emu3PrefixGrammar, emu35_published_grammar
+from mmblocks.generation.emu3 import Emu3PrefixGrammar, Emu35PublishedGrammar, emu35_published_guidance
 from mmblocks.generation.emu3_prompts import (
     EMU3_GENERATION,
     EMU3_UNDERSTANDING,
@@ -27,7 +28,7 @@ from mmblocks.generation.emu3_prompts import (
     spell,
     token_name,
 )
-from mmblocks.generation.guidance import ClassifierFree, Guidance, ThreeWay, classifier_free
+from mmblocks.generation.guidance import Guidance, classifier_free
 from mmblocks.grid_format import ANY_CODE, FINISHED
 from mmblocks.layers.categorical import GREEDY, truncate
 from mmblocks.layers.pixels import image_of, normalise
@@ -107,16 +108,15 @@ def check_emu35_text(case: Case) -> None:
         assert spell(fill_template("<|IMAGE|>", images=[grid], format=EMU35), EMU35) == string
     for prompt in data["prompts"]:
         images = grids if prompt["with_image"] else []
-        conditional = fill_template(emu35_template(prompt["task"]), question=data["question"], images=images, format=EMU35)
+        template = emu35_template(prompt["task"], config=prompt.get("config_file"))
+        conditional = fill_template(template, question=data["question"], images=images, format=EMU35)
         unconditional = fill_template(EMU35_UNCONDITIONAL, images=images, format=EMU35)
         assert spell(conditional, EMU35) == prompt["prompt"]
         assert spell(unconditional, EMU35) == prompt["unc_prompt"]
         assert_same_specials(conditional, prompt["prompt_ids"], EMU35)
         assert_same_specials(unconditional, prompt["unc_ids"], EMU35)
     for document in data["decode"]:
-        pieces = read_document(document["doc"])
-        assert [kind for kind, _ in pieces] == [kind for kind, _ in document["chunks"]]
-        assert_same_pieces([piece for _, piece in pieces], [piece for _, piece in document["chunks"]])
+        check_document(document["doc"], document["chunks"])
     for sizes in data["smart_resize"]:
         image = Image.new("RGB", (sizes["width"], sizes["height"]))
         resized = IBQ(**TINY, image_area=sizes["area"]).preprocess(image)
@@ -128,8 +128,28 @@ def check_emu35_text(case: Case) -> None:
     assert {name: token_name(number) for name, number in data["special_token_ids"].items()} == spelled
     sizes_by_aspect = {name: size and f"{size[0]}*{size[1]}" for name, size in EMU35_SIZES.items()}
     assert sizes_by_aspect == data["t2i_aspect_ratios_hxw_tokens"]
-    for name, wanted in data["defaults"].items():
-        assert_same_settings(EMU35_TASKS["story" if name == "config" else name], wanted)
+    for name, wanted in data["defaults"].items():  # ``config`` is the file for tasks without one of their own
+        assert_same_settings(EMU35_TASKS["explore" if name == "config" else name], wanted)
+
+
+def check_document(doc: str, chunks: list[list[Any]]) -> None:
+    """Kinds, texts and codes. What stood for the tokenizer when the cases were made noted the last image that it was given, so that
+    all images of a document may have the codes of the last: the others' are read here once more."""
+    pieces = read_document(doc)
+    assert [kind for kind, _ in pieces] == [kind for kind, _ in chunks]
+    spelled = [image for image in re.findall(r"<\|image start\|>.*?<\|image end\|>", doc, re.DOTALL) if "visual token" in image]
+    read = [
+        torch.tensor([[int(n) for n in re.findall(r"token (\d+)", row)] for row in image.split("<|extra_200|>")])
+        for image in spelled
+    ]
+    images = iter(read)
+    for (kind, ours), (_, theirs) in zip(pieces, chunks, strict=True):
+        if kind != "image":
+            assert ours == theirs
+            continue
+        assert torch.equal(ours, next(images))
+        codes = torch.tensor(theirs["codes"])
+        assert any(torch.equal(codes.view(codes.shape[-2:]), wanted) for wanted in (ours, read[-1]))
 
 
 def assert_same_settings(task: Any, wanted: dict[str, Any]) -> None:
@@ -264,58 +284,47 @@ def check_emu3_chain(case: Case) -> None:
 
 
 def emu35_guidance(case: Case) -> tuple[Guidance, list[str]]:
+    """What the class makes of its arguments, and the streams that it reads."""
     config = case.config
-    if config["unconditional_type"] == "no_text_img_cfg":
-        scale = config.get("image_cfg_scale", config.get("img_cfg_scale", 1.0))
-        return ThreeWay(scale=config["guidance_scale"], image_scale=scale), [
-            "in.scores",
-            "in.uncond_scores",
-            "in.full_uncond_scores",
-        ]
-    return ClassifierFree(scale=config["guidance_scale"], images_only=True), ["in.scores", "in.uncond_scores"]
-
-
-def published_image_scale(case: Case, streams: list[str]) -> float:
-    """As configured, or 1: some versions of upstream's class take the scale and do not hand it on. The scores show which."""
-    config = case.config
-    configured = float(config.get("image_cfg_scale", config.get("img_cfg_scale", 1.0)))
-    steps = [n for n, entry in enumerate(case.data["steps"]) if entry["in_visual"] and entry["n_allowed"] > 1]
-    wanted = case.io["out.scores"][steps]
-    kept = wanted > float("-inf")
-    temperature = config["image_temperature"] if config["use_differential_sampling"] else 1.0
-    logits = torch.stack([case.io[name][steps] for name in streams])
-
-    def distance(scale: float) -> float:
-        got = ThreeWay(scale=config["guidance_scale"], image_scale=scale).combine(logits, 0) / temperature
-        return float((got - wanted)[kept].abs().max())
-
-    return min((configured, 1.0), key=distance)
+    guidance = emu35_published_guidance(
+        config.get("unconditional_type", "no_text"),
+        scale=config["guidance_scale"],
+        image_scale=config.get("image_cfg_scale", 1.0),
+        differential="Differential" in case.description["upstream_class"],
+    )
+    return guidance, ["in.scores", "in.uncond_scores", "in.full_uncond_scores"][: guidance.num_streams]
 
 
 def emu35_sampling(config: dict[str, Any]) -> ModalSampling:
-    """Upstream counts 0 as "all" in top-k."""
-    if not config["use_differential_sampling"]:
+    """Upstream counts 0 as "all" in top-k; what a config leaves out has the class's defaults."""
+    if not config.get("use_differential_sampling", False):
         return ModalSampling(text=Sampling(), image=Sampling())
 
-    def of(kind: str) -> Sampling:
-        top_k, top_p = config[f"{kind}_top_k"], config[f"{kind}_top_p"]
-        return Sampling(temperature=config[f"{kind}_temperature"], top_k=top_k or None, top_p=top_p if top_p < 1 else None)
+    def of(kind: str, all_k: int, all_p: float) -> Sampling:
+        top_k, top_p = config.get(f"{kind}_top_k", all_k), config.get(f"{kind}_top_p", all_p)
+        temperature = config.get(f"{kind}_temperature", 1.0)
+        return Sampling(temperature=temperature, top_k=top_k if top_k > 0 else None, top_p=top_p if top_p < 1 else None)
 
-    return ModalSampling(text=of("text"), image=of("image"))
+    return ModalSampling(text=of("text", 1024, 0.9), image=of("image", 10240, 1.0))
 
 
-def emu35_grammar(case: Case) -> Any:
+def emu35_grammar(case: Case, stop: tuple[int, ...] = ()) -> Emu35PublishedGrammar:
     config = case.config
-    size = (config["target_height"], config["target_width"]) if "target_height" in config else "first"
-    if config.get("force_same_image_size") is False and "target_height" not in config:
-        size = None
-    grammar = emu35_published_grammar(size=size or "first", stop=(config["ids"]["EOS"],), format=tiny_format(case, EMU35))
-    grammar.size = size
-    return grammar
+    height, width = config.get("target_height"), config.get("target_width")
+    return Emu35PublishedGrammar(
+        size=None if height is None or width is None else (height, width),
+        unconditional=case.data["unconditional_ids"],
+        same_size=config.get("force_same_image_size", True),
+        stop=stop,
+        format=tiny_format(case, EMU35),
+    )
 
 
 def check_emu35_processor(case: Case) -> None:
-    """Scores of all steps, id by id: guidance at codes alone, the grammar, then each modality's own truncation."""
+    """Scores of all steps, id by id: guidance at codes alone, the grammar, then each modality's own truncation.
+
+    The class knows no id that stops: what generates looks for it.
+    """
     io, config = case.io, case.config
     guidance, streams = emu35_guidance(case)
     grammar, sampling = emu35_grammar(case), emu35_sampling(config)
@@ -361,7 +370,7 @@ def check_emu35_loop(case: Case) -> None:
         generate_ids(
             model,
             prompt_of(*prompts),
-            emu35_grammar(case),
+            emu35_grammar(case, stop=(case.config["ids"]["EOS"],)),
             max_tokens=len(tokens),
             sampling=sampling,
             guidance=guidance,
@@ -370,8 +379,16 @@ def check_emu35_loop(case: Case) -> None:
     )
     assert [int(step.ids) for step in steps] == tokens[: len(steps)]
     for step, entry in zip(range(len(steps)), data["steps"], strict=False):
-        if entry["uncond_calls"]:
-            assert model.contexts[step][1] in entry["uncond_calls"]
+        states = [steps[number].before[0] for number in (step, max(step - 1, 0))]
+        if tokens[step - 1] == case.config["ids"]["EOI"] and not states[1].in_image and step:
+            break  # its other streams read the id that ends an image wherever text holds it; ours read no text
+        if not entry["uncond_calls"] or not any(state.in_image for state in states):
+            continue
+        for stream, read in enumerate(model.contexts[step][1:]):
+            if stream == 1 and states[1].num_images:
+                continue  # upstream's third stream forgets the image before; see ``ThreeWay``
+            calls = entry["uncond_calls"]
+            assert any(read == call or (len(call) == 1 and read[-1:] == call) for call in calls), step  # one id with a cache
 
 
 def prompt_of(*rows: list[int]) -> Batch:

@@ -13,7 +13,8 @@ MANIFESTS = {name: [(EVACLIP, layout)] for layout, names in (("eva-clip", EVA), 
 def run(case: Case) -> None:
     clip = case.load(EVACLIP)
     # The images are normalised already, so that they go to the tower.
-    image = normalize(clip.vision.pool(clip.vision.tower(case.io["in.image"])), dim=-1)
+    pixels = case.io["in.image"].requires_grad_()
+    image = normalize(clip.vision.pool(clip.vision.tower(pixels)), dim=-1)
     text = clip.encode_text(case.io["in.input_ids"])
     image.retain_grad()
     text.retain_grad()
@@ -32,5 +33,5 @@ def run(case: Case) -> None:
         if name.startswith(("out.", "loss.")):
             case.check(name, results[name])
     loss.backward()
-    layout = "eva02-clip" if case.config["vision_cfg"].get("subln") else "eva-clip"
-    case.check_gradients(clip, layout, **{"@image_features": image, "@text_features": text})
+    inputs = {"@image_features": image, "@text_features": text, "@image": pixels, "image": pixels}
+    case.check_gradients(clip, **inputs)

@@ -25,13 +25,16 @@ MANIFESTS["EVA02_CLIP_B_psz16_s8B"].append((EvaTower, "eva02-clip"))
 
 def run(case: Case) -> None:
     wanted = case.config["vision_cfg"]
-    config = {"embed_dim": case.config["embed_dim"], "vision_cfg": case.config.get("vision_cfg_checkpoint", wanted)}
-    vision = case.load(EVACLIPVision, config)
-    if "vision_cfg_checkpoint" in case.config:
-        vision = vision.resized(pair(wanted["image_size"]), patch_size=wanted["patch_size"])
-    vision.train("patch_indices_keep" in case.named("in."))  # nothing else is drawn
+    given = case.config.get("vision_cfg_checkpoint", wanted)
+    vision = case.load(EVACLIPVision, {**case.config, "vision_cfg": given})
+    resized = vision
+    if given != wanted:
+        changed = {name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)}
+        assert changed <= {"image_size", "patch_size"}, "upstream's loader resizes; nothing else of a checkpoint can change"
+        resized = vision.resized(pair(wanted["image_size"]), patch_size=wanted["patch_size"])
+    resized.train("patch_indices_keep" in case.named("in."))  # nothing else is drawn
     image = case.io["in.image"].requires_grad_()
-    results = outputs(vision, image, case.io.get("in.patch_indices_keep"))
+    results = outputs(resized, image, case.io.get("in.patch_indices_keep"))
     for name in case.named("out."):
         case.check(f"out.{name}", results[name])
     losses = {"mean_square": results["features"].square().mean()}
@@ -39,7 +42,8 @@ def run(case: Case) -> None:
         case.check(f"loss.{name}", losses[name])
     if case.named("grad."):
         losses["mean_square"].backward()
-        case.check_gradients(vision, layout_name(case), image=image, **{"@image": image})
+        # Names depend on the layout alone, which the sizes of the file decide.
+        case.check_gradients(resized, case.layouts(vision)[0].name, image=image, **{"@image": image})
 
 
 def outputs(vision: EVACLIPVision, image: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
@@ -48,15 +52,10 @@ def outputs(vision: EVACLIPVision, image: Tensor, keep: Tensor | None) -> dict[s
     results = {f"block_{number}": state for number, state in enumerate(states)}
     tokens = vision.tower(image, keep=keep)
     results |= {"tokens": tokens, "tokens_normed": vision.norm(tokens), "features": vision.pool(tokens)}
-    results["pos_embed"] = vision.tower.vit.pos_embed
+    results |= {"pos_embed": vision.tower.vit.pos_embed, "patch_embed_weight": vision.tower.vit.patch_embed.proj.weight}
     if vision.tower.vit.rope is not None:
         results["rope_sin"], results["rope_cos"] = vision.tower.vit.rope.get_embed().chunk(2, dim=-1)
     return results
-
-
-def layout_name(case: Case) -> str:
-    prefixed = any(name.startswith("visual.") for name in case.weights)
-    return ("eva02" if case.config["vision_cfg"].get("subln") else "eva") + ("-clip" if prefixed else "")
 
 
 def pair(size: Any) -> tuple[int, int]:

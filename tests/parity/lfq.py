@@ -1,27 +1,21 @@
 """Lookup-free quantization, by vector-quantize-pytorch and by Open-MAGVIT2."""
 
-import re
-
 import torch
 
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from tests.parity.cases import Case, ramp_mean
-from tests.parity.vq import channels_last, check_outputs, check_step, tokens
+from tests.parity.fsq import built, run_residual
+from tests.parity.vq import channels_last, check_outputs, check_step, inverse_temperature, tokens
 
 
 def run(case: Case) -> None:
     if "MAGVIT2" in case.description["upstream_class"]:
         run_open_magvit2(case)
         return
-    # The temperature is an argument of the official forward, which the notes tell.
-    given = re.search(r"inv_temperature\s*=\s*([0-9.]+[0-9])", case.description["notes"])
-    temperature = 1 / float(given[1]) if given else 0.01
-    projected = any(name.startswith("project_") for name in case.weights)
-    if projected:
-        bottleneck = case.load(LookupFreeQuantizer, temperature=temperature)
-    else:
-        arguments = LookupFreeQuantizer.layouts[0].arguments(case.config)
-        bottleneck = LookupFreeQuantizer(**arguments, temperature=temperature)
+    if "Residual" in case.description["upstream_class"]:
+        run_residual(case)
+        return
+    bottleneck = built(case, LookupFreeQuantizer, temperature=1 / inverse_temperature(case))
     last = channels_last(case)
     latents = check_outputs(case, bottleneck, last)
     names = ("sample_entropy", "codebook_entropy", "commitment")
@@ -41,7 +35,7 @@ def run_open_magvit2(case: Case) -> None:
     config = case.config
     bits = config["codebook_size"].bit_length() - 1
     factorized = tuple(config.get("factorized_bits", (9, 9))) if config.get("token_factorization") else (bits,)
-    bottleneck = LookupFreeQuantizer(bits=factorized).train("train mode" in case.description["notes"])
+    bottleneck = LookupFreeQuantizer(bits=factorized).train(case.is_training)
     x = case.io["in.x"].requires_grad_()
     latents = bottleneck(tokens(case, last=False))
     quantized = latents.z.movedim(-1, 1)

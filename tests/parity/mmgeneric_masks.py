@@ -40,19 +40,31 @@ def check_transfusion(case: Case) -> None:
                 begins_step[row, offset + 1 : offset + size] = False
         table = table_with(begins_step.long().cumsum(1) - 1)
         check_mask(case, f"out.mask{number}", table, 3)
-        case.check(f"out.rotary_pos{number}", by_order(table))
+        if f"out.rotary_pos{number}" in case.io:
+            case.check(f"out.rotary_pos{number}", by_order(table))
 
 
 def check_segments(case: Case) -> None:
-    """Segments that are one step or causal. Upstream's segment 0 is always one step: 0 * -1 == 0."""
+    """Segments that are one step or causal. Upstream's segment 0 is always one step: 0 * -1 == 0.
+
+    Without flags all are one step; of several, a missing one is -1, causal.
+    """
     for number, segment in enumerate(case.config["segments"]):
-        flags = segment["flags"] or [1] * len(segment["lens"])
-        order: list[int] = []
-        for index, (size, flag) in enumerate(zip(segment["lens"], flags, strict=True)):
-            first = order[-1] + 1 if order else 0
-            one_step = flag == 1 or index == 0
-            order += [first] * size if one_step else list(range(first, first + size))
-        check_mask(case, f"out.mask{number}", table_with(torch.tensor([order])), 2)
+        sizes, flags = segment["lens"], segment.get("flags")
+        sizes = sizes[1:] if sizes[0] == 0 else sizes  # upstream takes a leading 0 for the first boundary
+        flags = [1] * len(sizes) if flags is None else [*flags, *[-1] * (len(sizes) - len(flags))]
+        check_mask(case, f"out.mask{number}", table_with(torch.tensor([order_of(sizes, flags)])), 2)
+
+
+def order_of(sizes: list[int], flags: list[int]) -> list[int]:
+    """One number for all tokens of a segment that is one step, one for each token of one that is causal (-1, or 0)."""
+    assert set(flags) <= {-1, 0, 1}, "upstream multiplies a segment's number by its flag: others make it see a later segment"
+    order: list[int] = []
+    for index, (size, flag) in enumerate(zip(sizes, flags, strict=True)):
+        first = order[-1] + 1 if order else 0
+        one_step = flag == 1 or index == 0
+        order += [first] * size if one_step else list(range(first, first + size))
+    return order
 
 
 def check_scales(case: Case) -> None:

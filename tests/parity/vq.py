@@ -1,5 +1,7 @@
 """vector-quantize-pytorch's VectorQuantize and SimVQ; what its other quantizers have in common with them."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -44,8 +46,8 @@ def run_sim_vq(case: Case) -> None:
 def channels_last(case: Case) -> bool:
     """Whether the case's tensors have their channels last."""
     x = case.io["in.x"]
-    maps = case.config.get("accept_image_fmap") or case.config.get("accept_3d_fmap")
-    return not (maps or case.config.get("channel_first") or not case.config.get("channel_last", True) or x.ndim > 3)
+    maps = any(case.config.get(name) for name in ("accept_image_fmap", "accept_3d_fmap", "channel_first", "is_channel_first"))
+    return not (maps or not case.config.get("channel_last", True) or x.ndim > 3)
 
 
 def tokens(case: Case, last: bool = True) -> Tensor:
@@ -54,13 +56,19 @@ def tokens(case: Case, last: bool = True) -> Tensor:
     return x if last else x.movedim(1, -1)
 
 
+def inverse_temperature(case: Case) -> float:
+    """Of the soft choices in LFQ's entropies: an argument of the official forward, which the config or the notes tell."""
+    noted = re.search(r"inv_temperature\s*=\s*([0-9.]*[0-9])", case.description["notes"])
+    return float(case.config.get("inv_temperature", noted[1] if noted else 100.0))
+
+
 def check_outputs(case: Case, bottleneck: Block, last: bool) -> Latents:
     """In the mode of the case: codes, vectors, and vectors looked up again."""
-    bottleneck.train("train mode" in case.description["notes"])
+    bottleneck.train(case.is_training)
     case.io["in.x"].requires_grad_()
     latents = bottleneck(tokens(case, last))
-    ids = latents.ids.reshape(case.io["out.indices"].shape)
-    case.check("out.indices", ids)
+    if "out.indices" in case.io:
+        case.check("out.indices", latents.ids.reshape(case.io["out.indices"].shape))
     case.check("out.quant", latents.z if last else latents.z.movedim(-1, 1))
     if "out.from_ids" in case.io:
         vectors = bottleneck.lookup(latents.ids)
@@ -75,7 +83,8 @@ def check_step(case: Case, bottleneck: Block, latents: Latents, aux: Tensor, las
     if "loss.total" in case.io:
         total = ramp_mean(latents.z if last else latents.z.movedim(-1, 1)) + aux.sum()
         case.check("loss.total", total)
-        total.backward()
+        if case.named("grad."):
+            total.backward()
     case.check_gradients(bottleneck, LAYOUT, x=case.io["in.x"])
     (table,) = (known for known in bottleneck.layouts if known.name == LAYOUT)
     after = dict(table.convert(bottleneck.state_dict(), bottleneck.config, to="theirs"))

@@ -1,13 +1,18 @@
 """OmniGen: rows of any size, guidance, the cache; against diffusers."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from mmblocks.embedders.linear_patches import LinearPatchEmbedding
+from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.masks import visible
 from mmblocks.models.omnigen import OmniGen
+from mmblocks.trunks.omnigen import phi3_config
 from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
 
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
@@ -187,3 +192,95 @@ def test_what_does_not_fit_is_refused(build, message) -> None:
 def test_ids_of_two_axes_are_refused() -> None:
     with pytest.raises(TypeError, match=r"a prompt has torch.int64 of shape \(1, 3\)"):
         tiny()([[TEXT[None]]], ONE, torch.tensor([0.5]))
+
+
+def published_table(size: int, dim: int, interpolation: float) -> np.ndarray:
+    """The table as the official code writes it down: the column first, sines before cosines, in float32 steps."""
+    line = np.arange(size, dtype=np.float32) / (size / 64) / interpolation
+    frequencies = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4.0))
+    rows = []
+    for row in range(size):
+        for column in range(size):
+            by_column, by_row = line[column] * frequencies, line[row] * frequencies
+            rows.append(np.concatenate([np.sin(by_column), np.cos(by_column), np.sin(by_row), np.cos(by_row)]))
+    return np.stack(rows).astype(np.float32)[None]
+
+
+def own_folder(folder: Path, model: OmniGen, table: np.ndarray, **own: float) -> Path:
+    """A folder as the official code would have written it."""
+    phi3 = {
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "vocab_size": 20,
+        "max_position_embeddings": 384,
+        "original_max_position_embeddings": 12,
+        "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0]},
+    }
+    sizes = {"in_channels": 2, "pos_embed_max_size": model.config["table_size"], "patch_size": model.patch_size, **own}
+    (folder / "config.json").write_text(json.dumps({"phi3": phi3, "omnigen": sizes}))
+    (layout,) = (layout for layout in OmniGen.layouts if layout.name == "omnigen")
+    theirs = dict(layout.convert(model.state_dict(), model.config, to="theirs"))
+    save_file({**theirs, "pos_embed": torch.from_numpy(table)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("size", "interpolation", "patch_size"), [(7, 1.0, 2), (8, 2.0, 1), (9, 1.5, 3), (5, 0.5, 2)])
+def test_the_table_of_positions_follows_the_config_and_is_that_of_the_file(tmp_path, size, interpolation, patch_size) -> None:
+    model = tiny(table_size=size, patch_size=patch_size)
+    table = published_table(size, 16, interpolation)
+    ours = OmniGen.from_pretrained(own_folder(tmp_path, model, table, pe_interpolation=interpolation))
+    positions = ours.output_patches.positions
+    for rows, columns in ((size, size), (2, 5), (3, 1)):
+        top, left = (size - rows) // 2, (size - columns) // 2
+        wanted = table.reshape(size, size, 16)[top : top + rows, left : left + columns].reshape(-1, 16)
+        torch.testing.assert_close(positions([(rows, columns)]), torch.from_numpy(wanted), atol=2e-5, rtol=0)
+    (made,) = ours([[TEXT]], [torch.ones(2, 2 * patch_size, 3 * patch_size)], torch.tensor([0.5]))
+    assert made.shape == (2, 2 * patch_size, 3 * patch_size)
+
+
+def test_a_file_with_another_table_of_positions_is_refused(tmp_path) -> None:
+    folder = own_folder(tmp_path, tiny(), published_table(8, 16, 1.0), pe_interpolation=1.25)
+    with pytest.raises(ValueError, match=r"pos_embed differs by up to .* from what follows from the config"):
+        OmniGen.from_pretrained(folder)
+    folder = own_folder(tmp_path, tiny(), published_table(7, 16, 1.0))
+    with pytest.raises(ValueError, match=r"the table has shape \(1, 49, 16\); accepted: \(1, 64, 16\)"):
+        OmniGen.from_pretrained(folder)
+    broken = published_table(8, 16, 1.0)
+    broken[0, 63, 15] = np.nan
+    with pytest.raises(ValueError, match="pos_embed differs by up to nan"):
+        OmniGen.from_pretrained(own_folder(tmp_path, tiny(), broken))
+    half = published_table(8, 16, 1.0)
+    folder = own_folder(tmp_path, tiny(), half)
+    save_file({**load_file(folder / "model.safetensors"), "pos_embed": torch.from_numpy(half).half()}, folder / "model.safetensors")
+    OmniGen.from_pretrained(folder)
+    for layout in ("omnigen", "omnigen-input"):
+        embedding = LinearPatchEmbedding.from_pretrained(folder, layout=layout)
+        assert embedding.config["positions"].config["interpolation"] == 1.0
+        with pytest.raises(ValueError, match="pos_embed differs"):
+            LinearPatchEmbedding.from_pretrained(
+                own_folder(tmp_path, tiny(), published_table(8, 16, 2.0)),
+                layout=layout,
+                positions=SinCosPositions(dim=16, table_size=8),
+            )
+        folder = own_folder(tmp_path, tiny(), half)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling has type 'linear'"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0, 2.0]}}, "1 numbers as short_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; accepted: 'silu'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ],
+)
+def test_what_phi3_does_not_do_here_is_refused(changes, message) -> None:
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
+    with pytest.raises(ValueError, match=message):
+        phi3_config({**config, **changes})
+    arguments = phi3_config({**config, "rope_scaling": {"type": "yarn", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}})
+    assert arguments["rope_scaling"]["type"] == "longrope" and arguments["rope_scaling"]["factor"] == 32.0
+    assert phi3_config(config)["rope_scaling"] is None

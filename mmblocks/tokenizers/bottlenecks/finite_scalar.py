@@ -110,7 +110,9 @@ class FiniteScalarQuantizer(Block):
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         check_finite(features)
         scaled = self._squashed(features)
-        nearest = (scaled + 0.5).floor().detach() if self.symmetric else scaled.round().detach()
+        if self.symmetric:  # in the library's order of steps, whose rounding is what later quantizers of a residual code see
+            scaled = scaled + 0.5
+        nearest = (scaled.floor() if self.symmetric else scaled.round()).detach()
         z = self._between(scaled + (nearest - scaled).detach()).flatten(-2).to(features.dtype)
         digits = nearest.long() + (0 if self.symmetric else self._levels(scaled) // 2)
         ids = (digits * self._basis(scaled)).sum(dim=-1)
@@ -178,12 +180,12 @@ class FiniteScalarQuantizer(Block):
 
     def _symmetric_bound(self, x: Tensor) -> Tensor:
         """To between the levels 0 and L - 1."""
-        return ((x.clamp(-1, 1) if self.clamp else x.tanh()) + 1) / 2 * (self._levels(x) - 1)
+        return (self._levels(x) - 1) * ((x.clamp(-1, 1) if self.clamp else x.tanh()) + 1) / 2
 
     def _between(self, levels: Tensor) -> Tensor:
         """Levels to numbers between -1 and 1."""
         if self.symmetric:
-            return levels * 2 / (self._levels(levels) - 1) - 1
+            return levels * (2 / (self._levels(levels) - 1)) - 1
         return levels / (self._levels(levels) // 2)
 
     def _levels(self, like: Tensor) -> Tensor:

@@ -21,20 +21,26 @@ def published_options(
     }
 
 
-def refuse_unknown(left: Mapping[str, Any], published: str, note: str = "") -> None:
+def refuse_unknown(left: Mapping[str, Any], published: str, note: str = "", *, inside: str | None = None) -> None:
     """Refuses what is left over, except what says what vector-quantize-pytorch does by default anyway.
 
     Args:
         left: argument name -> value.
         published: name of the library's class.
         note: said behind what is refused.
+        inside: name of another class of the library, which that one hands further arguments on to.
 
     Raises:
         ValueError: an argument that nothing here stands for.
     """
     import vector_quantize_pytorch  # type: ignore[import-untyped]
 
-    parameters = signature(getattr(vector_quantize_pytorch, published)).parameters
+    classes = [name for name in (inside, published) if name is not None]
+    parameters = {
+        name: parameter
+        for one in classes
+        for name, parameter in signature(getattr(vector_quantize_pytorch, one)).parameters.items()
+    }
     unknown = {name: value for name, value in left.items() if name not in parameters or value != parameters[name].default}
     if unknown:
         named = ", ".join(f"{name}={value!r}" for name, value in unknown.items())

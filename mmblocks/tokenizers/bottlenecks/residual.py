@@ -126,12 +126,16 @@ class ResidualQuantizer(Block):
         return (self.num_codes,) * (self.num_quantizers * len(self.groups))
 
     @without_autocast
-    def forward(self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None) -> Latents:
+    def forward(
+        self, features: Float[Tensor, "B *grid D"], *, generator: Generator | None = None, dropout_seed: int | None = None
+    ) -> Latents:
         """Quantises the last axis. An id of -1 is a quantizer that was dropped while training (``quantize_dropout``).
 
         Args:
             features: what to quantise.
             generator: source of randomness while training; None is torch's own.
+            dropout_seed: what decides which quantizers are dropped, in place of a draw: the library's
+                ``rand_quantize_dropout_fixed_seed``.
 
         Raises:
             ValueError: if the width is not D, or a value is not finite; nothing is learned then.
@@ -139,7 +143,7 @@ class ResidualQuantizer(Block):
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if self.training:
-            return self._learned(features, generator)
+            return self._learned(features, generator, dropout_seed)
         check_finite(features)
         results = [self._quantise(group, piece) for group, piece in self._pairs(features)]
         z, ids = zip(*results, strict=True)
@@ -176,11 +180,12 @@ class ResidualQuantizer(Block):
 
     # The library breaks graphs anyway, and inside one nothing could be refused.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
+    def _learned(self, features: Tensor, generator: Generator | None, dropout_seed: int | None) -> Latents:
         """A training step of the library, which moves the codes."""
         check_finite(features)
         with drawn_from(generator):
-            seed = int(torch.randint(2**31, ()))  # groups drop the same quantizers
+            drawn = int(torch.randint(2**31, ()))  # groups drop the same quantizers
+            seed = drawn if dropout_seed is None else dropout_seed
             results = [group(piece, rand_quantize_dropout_fixed_seed=seed) for group, piece in self._pairs(features)]
         z, ids, losses = zip(*results, strict=True)
         return _joined(features, z, ids, {"commitment": torch.stack(losses).mean()})

@@ -12,6 +12,8 @@ from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
@@ -25,6 +27,8 @@ BOTTLENECKS = {
     "tar": lambda: TextAlignedQuantizer(num_codes=300, code_dim=16, in_dim=16, out_dim=16),
     "heads": lambda: MultiHeadVectorQuantizer(dim=16, num_codes=300, num_heads=2, code_dim=8),
     "residual": lambda: ResidualQuantizer(dim=16, num_codes=300, num_quantizers=3, code_dim=8),
+    "residual fsq": lambda: ResidualFiniteScalarQuantizer(levels=(8, 8, 5), num_quantizers=3, dim=16),
+    "residual lfq": lambda: ResidualLookupFreeQuantizer(bits=10, num_quantizers=3, dim=16),
     "rq": lambda: RQBottleneck(num_codes=300, dim=16, depth=3),
     "dual": lambda: DualBottleneck(
         pixel=RQBottleneck(num_codes=300, dim=8, depth=2), semantic=RQBottleneck(num_codes=300, dim=8, depth=1)

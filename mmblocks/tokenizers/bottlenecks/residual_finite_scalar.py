@@ -1,0 +1,127 @@
+"""Residual finite scalar quantization: levels, then levels between them, and so on.
+
+Shapes: B images, N tokens, d levels a number.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.residual_scales import (
+    CHANNELS,
+    Level,
+    Published,
+    ResidualScales,
+    residual_arguments,
+    residual_layouts,
+)
+
+_IGNORED = (*CHANNELS, "return_indices", "allowed_dtypes")
+
+
+def _config(config: Published) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``ResidualFSQ`` or ``GroupedResidualFSQ``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = published_options(config, ignored=_IGNORED)
+    clamp = options.pop("soft_clamp_input_value", None)
+    arguments = {
+        "levels": tuple(options.pop("levels")),
+        "dim": options.pop("dim", None),
+        "hard_clamp": options.pop("bound_hard_clamp", True),
+        "soft_clamp": tuple(clamp) if isinstance(clamp, list | tuple) else clamp,
+        **residual_arguments(options),
+    }
+    options.pop("projection_has_bias", None)  # of the quantizers inside, which project nothing
+    refuse_unknown(options, "ResidualFSQ", inside="FSQ")
+    return arguments
+
+
+class ResidualFiniteScalarQuantizer(ResidualScales):
+    """Sums Q codes of symmetric levels for each feature, the second on a scale L times finer than the first, and so on.
+
+    There is no codebook, hence nothing of its size in memory, and there are no losses. For ids and groups see ``ResidualScales``.
+
+    Args:
+        levels: L of each entry of a code, such as (5, 5, 3); at least 2.
+        num_quantizers: Q.
+        dim: D; where it is not the number of entries, linear layers lead there and back. None: the number of entries of all groups.
+        num_groups: G.
+        hard_clamp: what is left over is cut off at -1 and 1, and features are squashed to just beyond that first; False squashes
+            what is left over by a tanh.
+        soft_clamp: without ``hard_clamp``: features are squashed by a tanh to this size first, one for all entries or one each.
+        dropout, dropout_first, dropout_multiple: see ``ResidualScales``.
+
+    Raises:
+        ValueError: fewer than two levels, ``soft_clamp`` with ``hard_clamp``, or as for ``ResidualScales``.
+
+    Source: SoundStream's residual codes (arXiv 2107.03312) of FSQ (arXiv 2309.15505), symmetric as in arXiv 2411.19842; lucidrains'
+    vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config)
+
+    def __init__(
+        self,
+        *,
+        levels: tuple[int, ...],
+        num_quantizers: int,
+        dim: int | None = None,
+        num_groups: int = 1,
+        hard_clamp: bool = True,
+        soft_clamp: float | tuple[float, ...] | None = None,
+        dropout: bool = False,
+        dropout_first: int = 0,
+        dropout_multiple: int = 1,
+    ) -> None:
+        scalar = FiniteScalarQuantizer(levels=levels, symmetric=True, clamp=hard_clamp)
+        super().__init__(
+            dim=len(levels) * num_groups if dim is None else dim,
+            code_dim=len(levels),
+            num_quantizers=num_quantizers,
+            num_groups=num_groups,
+            dropout=dropout,
+            dropout_first=dropout_first,
+            dropout_multiple=dropout_multiple,
+        )
+        if hard_clamp and soft_clamp is not None:
+            raise ValueError(
+                f"soft_clamp is {soft_clamp} with hard_clamp; accepted: None, as the size follows from the levels then"
+            )
+        sizes = soft_clamp if isinstance(soft_clamp, tuple) else None if soft_clamp is None else (soft_clamp,)
+        if sizes is not None and (len(sizes) not in (1, len(levels)) or min(sizes) <= 0):
+            raise ValueError(f"soft_clamp is {soft_clamp}; accepted: a number above 0, or {len(levels)} of them")
+        self.scalar = scalar
+        self.levels = levels
+        self.limits = tuple(1 + 1 / (count - 1) for count in levels) if hard_clamp else sizes
+
+    @property
+    def num_codes(self) -> int:
+        """The product of the levels."""
+        return self.scalar.codebook_sizes[0]
+
+    def prepared(self, x: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+        """Squashed to the range of what the quantizers can reach together."""
+        if self.limits is None:
+            return x
+        limits = torch.tensor(self.limits, device=x.device)
+        return (x / limits).tanh() * limits
+
+    def quantise(self, left: Float[Tensor, "B N d"], number: int) -> Level:
+        """Rounds on the scale of that quantizer."""
+        scale = self._scale(left, number)
+        latents = self.scalar(left / scale)
+        return Level(latents.z * scale, latents.ids, {})
+
+    def codes(self, ids: Integer[Tensor, "B N"], number: int) -> Float[Tensor, "B N d"]:
+        """Levels between -1 and 1, on the scale of that quantizer."""
+        codes = self.scalar.lookup(ids)
+        return codes * self._scale(codes, number)
+
+    def _scale(self, like: Tensor, number: int) -> Tensor:
+        return torch.tensor(self.levels, device=like.device).float() ** -number

@@ -1,0 +1,123 @@
+"""Residual lookup-free quantization: signs, then signs of what they leave over at half the size, and so on.
+
+Shapes: B images, N tokens, d bits a number.
+"""
+
+from typing import Any, ClassVar, cast
+
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.tokenizers.bottlenecks.lookup_free import FirstBit, LookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.residual_scales import (
+    CHANNELS,
+    Level,
+    Published,
+    ResidualScales,
+    residual_arguments,
+    residual_layouts,
+)
+
+_WEIGHTS = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma")
+
+
+def _config(config: Published) -> dict[str, Any]:
+    """From the arguments of vector-quantize-pytorch's ``ResidualLFQ`` or ``GroupedResidualLFQ``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    options = published_options(config, ignored=(*CHANNELS, *_WEIGHTS))
+    size = options.pop("codebook_size")
+    if size < 2 or size & (size - 1):
+        raise ValueError(f"codebook_size is {size}; accepted: powers of two")
+    arguments = {
+        "bits": size.bit_length() - 1,
+        "dim": options.pop("dim"),
+        "spherical": options.pop("spherical", False),
+        "soft_clamp": options.pop("soft_clamp_input_value", None),
+        **residual_arguments(options),
+    }
+    options.pop("projection_has_bias", None)  # of the quantizers inside, which project nothing
+    refuse_unknown(options, "ResidualLFQ", inside="LFQ")
+    return arguments
+
+
+class ResidualLookupFreeQuantizer(ResidualScales):
+    """Sums Q sign vectors for each feature, each half as large as the one before. For ids and groups see ``ResidualScales``.
+
+    Losses while training, unweighted, each the mean over all quantizers: those of ``LookupFreeQuantizer``. ``lookup`` gives what
+    was quantised to; upstream's own leaves out the length of spherical codes.
+
+    Args:
+        bits: d, of each number.
+        num_quantizers: Q.
+        dim: D; where it is not d for each group, linear layers lead there and back. None: d for each group.
+        num_groups: G.
+        temperature: of the soft choices in the entropies; one over vector-quantize-pytorch's ``inv_temperature``.
+        spherical: features, and what is left over, are brought to the length of the codes first.
+        soft_clamp: features are squashed by a tanh to this size, what is left over to half of it, and so on.
+        first_bit: "most" as in vector-quantize-pytorch, or "least".
+        dropout, dropout_first, dropout_multiple: see ``ResidualScales``.
+
+    Raises:
+        ValueError: a ``soft_clamp`` below 1, the size of the first codes, or as for the two classes named.
+
+    Source: SoundStream's residual codes (arXiv 2107.03312) of MAGVIT-v2's (arXiv 2310.05737); lucidrains' vector-quantize-pytorch.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config)
+
+    def __init__(
+        self,
+        *,
+        bits: int,
+        num_quantizers: int,
+        dim: int | None = None,
+        num_groups: int = 1,
+        temperature: float = 0.01,
+        spherical: bool = False,
+        soft_clamp: float | None = None,
+        first_bit: FirstBit = "most",
+        dropout: bool = False,
+        dropout_first: int = 0,
+        dropout_multiple: int = 1,
+    ) -> None:
+        super().__init__(
+            dim=bits * num_groups if dim is None else dim,
+            code_dim=bits,
+            num_quantizers=num_quantizers,
+            num_groups=num_groups,
+            dropout=dropout,
+            dropout_first=dropout_first,
+            dropout_multiple=dropout_multiple,
+        )
+        if soft_clamp is not None and soft_clamp < 1:
+            raise ValueError(f"soft_clamp is {soft_clamp}; accepted: 1 or more, the size of the first codes")
+        self.signs = nn.ModuleList(
+            LookupFreeQuantizer(
+                bits=(bits,),
+                first_bit=first_bit,
+                joint_entropy=False,
+                temperature=temperature,
+                floor="clamp",
+                scale=2.0**-number,
+                spherical=spherical,
+                soft_clamp=None if soft_clamp is None else soft_clamp * 2.0**-number,
+            )
+            for number in range(num_quantizers)
+        )
+
+    @property
+    def num_codes(self) -> int:
+        """2^d."""
+        return 2**self.code_dim
+
+    def quantise(self, left: Float[Tensor, "B N d"], number: int) -> Level:
+        """Signs, at the size of that quantizer."""
+        latents = self.signs[number](left)
+        return Level(latents.z, latents.ids, latents.loss or {})
+
+    def codes(self, ids: Integer[Tensor, "B N"], number: int) -> Float[Tensor, "B N d"]:
+        """Signs, at the size of that quantizer."""
+        return cast("LookupFreeQuantizer", self.signs[number]).lookup(ids)
