@@ -7,6 +7,7 @@ which it never reads. Here the object is written with its structure and settings
 import pickle
 import sys
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from operator import attrgetter
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -73,7 +74,11 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
     def __get__(self, instance: object, owner: type) -> Any:
         """Binds it as a function of a class is bound."""
         function: Any = self.__wrapped__
-        return function if instance is None else weightless(function.__get__(instance, owner))
+        if instance is None:
+            return function
+        if torch.compiler.is_compiling():  # a graph is not pickled, and not every release of torch traces the lines below
+            return partial(function, instance)
+        return weightless(function.__get__(instance, owner))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, weightless) and self.__wrapped__ == other.__wrapped__
