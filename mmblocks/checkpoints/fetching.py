@@ -25,7 +25,7 @@ def fetch(cls: type[Block], repository: Repository, path: str, layout: str | Non
         FileNotFoundError: there is no such folder, or no weights in it.
         ValueError: an index leads out of the repository, or no layout of the class fits.
     """
-    if path in repository.checksums:
+    if path in repository.files:
         return _fetch_file(cls, repository, path, layout)
     names = repository.folder(path)
     if not names:

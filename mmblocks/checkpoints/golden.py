@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from torch import Tensor
 from mmblocks import tokens
 from mmblocks.block import Block
 from mmblocks.checkpoints.safetensors_files import open_safetensors
+
+LARGEST_NUMBER = 2**20
+"""Integers among the arguments of a call."""
 
 _CALLS = "golden"
 _TENSOR, _RECORD = "_tensor", "_record"
@@ -56,7 +60,7 @@ def write_golden(
 
     Raises:
         TypeError: an argument of another kind, or a method that gives no tensors.
-        ValueError: no such method, or one that gives something else each time.
+        ValueError: no such method, one that gives something else each time, or an integer above ``LARGEST_NUMBER``.
     """
     file = Path(file)
     found: dict[str, Tensor] = {}
@@ -138,7 +142,7 @@ def _encoded(value: Any, path: str, found: dict[str, Tensor]) -> Any:
         found[path] = value
         return {_TENSOR: path}
     if value is None or type(value) in (bool, int, float):
-        return value
+        return _checked_number(value)
     if type(value) in _RECORDS.values():
         return {_RECORD: type(value).__name__, **_encoded(value._asdict(), path, found)}
     if isinstance(value, Mapping):
@@ -163,6 +167,13 @@ def _decoded(value: Any, stored: Mapping[str, Tensor]) -> Any:
         return [_decoded(item, stored) for item in value]
     if isinstance(value, str):  # could be the name of a file
         raise ValueError(f"text such as {value!r} is no tensor or number")
+    return _checked_number(value)
+
+
+def _checked_number(value: float | None) -> float | None:
+    """A number may be how often a method does something: a file must not make it run without end."""
+    if type(value) is int and abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"the number {value} is too large; accepted: integers of at most {LARGEST_NUMBER}")
     return value
 
 
@@ -172,7 +183,8 @@ def _described(file: Path) -> tuple[float, float, dict[str, dict[str, Any]]]:
     try:
         described = json.loads(text)
         atol, rtol, calls = float(described["atol"]), float(described["rtol"]), described["calls"]
-        sound = min(atol, rtol) >= 0 and all(isinstance(arguments, dict) for arguments in calls.values())
+        sound = all(math.isfinite(limit) and limit >= 0 for limit in (atol, rtol))
+        sound = sound and all(isinstance(arguments, dict) for arguments in calls.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:

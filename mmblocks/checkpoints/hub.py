@@ -2,7 +2,7 @@
 
 Downloads go through huggingface_hub and its cache. What it leaves open is done here: every file is compared with the checksum
 that the Hub states, and what a commit holds is noted beside the cache, so that loading a pinned revision again needs no
-network at all.
+network at all. Whatever a server says is checked before it is used: see ``answers`` and ``listing``.
 """
 
 import hashlib
@@ -18,12 +18,10 @@ from urllib.parse import quote
 from huggingface_hub import HfApi, cached_assets_path, constants, errors, hf_hub_download, try_to_load_from_cache
 from torch import Tensor
 
-from mmblocks.checkpoints.safetensors_files import meta_tensor
+from mmblocks.checkpoints import answers, json_files, listing
+from mmblocks.checkpoints.listing import Listed
+from mmblocks.checkpoints.safetensors_files import LARGEST_HEADER, meta_tensor
 
-_TRANSPORT: type[Exception] = vars(errors)["HTTPError"]
-"""What the HTTP client in use raises; which client that is differs between versions of huggingface_hub."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = r"[\w-][\w.-]*"
 _ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^\\:]+))?")
 
@@ -34,26 +32,27 @@ class Repository(NamedTuple):
     Attributes:
         name: ``organisation/name``.
         commit: the commit's hash.
-        checksums: path -> ``"sha256:..."``, or ``"git:..."`` for files that git keeps itself; empty where the Hub said none.
+        files: by path.
     """
 
     name: str
     commit: str
-    checksums: dict[str, str]
+    files: dict[str, Listed]
 
     def get(self, path: str) -> Path:
         """A file of it, downloaded unless the cache has it.
 
         Raises:
             FileNotFoundError, PermissionError, ConnectionError: it cannot be had.
-            ValueError: what came is not what the Hub's checksum says.
+            ValueError: what came is not what the Hub's checksum or size says, or the name is not that of one file on every system.
         """
+        listing.check_wanted(path, self.files, self.name)
         known = try_to_load_from_cache(self.name, path, revision=self.commit)
         if isinstance(known, str):
             return Path(known)
-        with _readable_errors(self.name, self.commit):
+        expected, size = self.files.get(path, Listed("", None))
+        with _readable_errors(self.name, self.commit), answers.checked(f"{path} of {self.name}", commit=self.commit, size=size):
             file = Path(hf_hub_download(self.name, path, revision=self.commit))
-        expected = self.checksums.get(path, "")
         if expected and expected != _checksum(file, expected.partition(":")[0]):
             file.resolve().unlink(missing_ok=True)
             file.unlink(missing_ok=True)
@@ -67,17 +66,19 @@ class Repository(NamedTuple):
             ConnectionError: the Hub does not give it.
             ValueError: it is no such file.
         """
-        with _readable_errors(self.name, self.commit):
+        title = f"{path} of {self.name}"
+        with _readable_errors(self.name, self.commit), answers.checked(title, commit=self.commit, largest=LARGEST_HEADER):
             try:
                 found = HfApi().parse_safetensors_file_metadata(self.name, path, revision=self.commit)
-            except errors.SafetensorsParsingError as error:
-                raise ValueError(f"{path} of {self.name} is no valid safetensors file: {_first_line(error)}") from error
+            # What huggingface_hub does not look for: a header that is no object, or is nested without end.
+            except (errors.SafetensorsParsingError, RecursionError, TypeError, AttributeError, KeyError, IndexError) as error:
+                raise ValueError(f"{title} is no valid safetensors file: {_first_line(error)}") from error
         return {key: meta_tensor(f"{path}: {key}", entry.shape, entry.dtype) for key, entry in found.tensors.items()}
 
     def folder(self, path: str = "") -> list[str]:
         """Names of the files in a folder, without those in folders inside."""
         prefix = f"{path}/" if path else ""
-        names = [name.removeprefix(prefix) for name in self.checksums if name.startswith(prefix)]
+        names = [name.removeprefix(prefix) for name in self.files if name.startswith(prefix)]
         return [name for name in names if "/" not in name]
 
 
@@ -96,27 +97,29 @@ def find(repo: str, revision: str | None) -> Repository:
         FileNotFoundError: there is no such repository or revision.
         PermissionError: it is not for everyone.
         ConnectionError: there is no network, and it is not known from before.
+        TypeError, ValueError: no name of a revision, or an answer that is not sound.
     """
     wanted = revision or constants.DEFAULT_REVISION
-    notes = cached_assets_path("mmblocks", namespace=repo, subfolder="listings")
-    if _COMMIT.fullmatch(wanted):
+    listing.check_revision(wanted)
+    notes = cached_assets_path("mmblocks", namespace=repo, subfolder="listings", assets_dir=constants.HF_ASSETS_CACHE)
+    if answers.COMMIT.fullmatch(wanted):
         known = _known(repo, wanted, notes)
         if known is not None:
             return known
+    title = f"{repo} on {constants.ENDPOINT}"
     try:
-        with _readable_errors(repo, revision):
+        with _readable_errors(repo, revision), answers.checked(title, largest=answers.LARGEST_LISTING):
             info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except ConnectionError:
         known = _known(repo, wanted, notes) or _in_cache(repo, wanted)
         if known is None:
             raise
         return known
-    checksums = {}
-    for file in info.siblings or []:
-        git = f"git:{file.blob_id}" if file.blob_id else ""
-        checksums[file.rfilename] = f"sha256:{file.lfs.sha256}" if file.lfs else git
-    found = Repository(repo, info.sha or wanted, checksums)
-    _note(notes / f"{found.commit}.json", checksums)
+    # What huggingface_hub takes apart without looking at it.
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{title}: the server's listing makes no sense: {type(error).__name__}: {_first_line(error)}") from error
+    found = Repository(repo, listing.checked_commit(info.sha, title, wanted), listing.files(info, title))
+    _note(notes / f"{found.commit}.json", listing.to_note(found.files))
     _note(notes / f"{quote(wanted, safe='')}.ref.json", found.commit)
     return found
 
@@ -148,15 +151,15 @@ def push(folder: Path, repo: str, *, private: bool | None, message: str, revisio
 
 
 def _known(repo: str, revision: str, notes: Path) -> Repository | None:
-    """What was noted about a revision, if anything."""
+    """What was noted about a revision, if anything. A note that is not sound is none: it is written anew."""
     try:
         commit = revision
-        if not _COMMIT.fullmatch(revision):
-            commit = json.loads((notes / f"{quote(revision, safe='')}.ref.json").read_bytes())
-        checksums = json.loads((notes / f"{commit}.json").read_bytes())
+        if not answers.COMMIT.fullmatch(revision):
+            commit = listing.checked_commit(json_files.read(notes / f"{quote(revision, safe='')}.ref.json"), repo, revision)
+        file = notes / f"{commit}.json"
+        return Repository(repo, commit, listing.from_note(json_files.read(file, unique=True), str(file)))
     except (OSError, ValueError):
         return None
-    return Repository(repo, commit, checksums) if isinstance(checksums, dict) else None
 
 
 def _in_cache(repo: str, revision: str) -> Repository | None:
@@ -165,8 +168,10 @@ def _in_cache(repo: str, revision: str) -> Repository | None:
     if not isinstance(config, str):
         return None
     snapshot = Path(config).parent
+    if not answers.COMMIT.fullmatch(snapshot.name):
+        return None
     files = (file for file in snapshot.rglob("*") if file.is_file())
-    return Repository(repo, snapshot.name, {file.relative_to(snapshot).as_posix(): "" for file in files})
+    return Repository(repo, snapshot.name, {file.relative_to(snapshot).as_posix(): Listed("", None) for file in files})
 
 
 def _note(file: Path, content: object) -> None:
@@ -212,8 +217,10 @@ def _readable_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise ConnectionError(f"{where} answers with an error: {_first_line(error)}") from error
     except errors.HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository: {_first_line(error)}") from error
-    except (_TRANSPORT, errors.FileMetadataError) as error:
+    except (answers.TRANSPORT, errors.FileMetadataError) as error:
         raise ConnectionError(f"{where} cannot be reached: {_first_line(error)}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} answers with what is no JSON, or nested without end: {_first_line(error)}") from error
     except (FileNotFoundError, PermissionError, ConnectionError):
         raise
     except (OSError, RuntimeError) as error:  # bodies of the wrong length, and uploads that fail

@@ -16,6 +16,9 @@ from mmblocks.checkpoints.own import build_own
 from mmblocks.checkpoints.placement import Placement, Where
 from mmblocks.checkpoints.published import build_published
 
+LARGEST_BUFFERS = 2**33
+"""Bytes of all that a constructor computes and no file holds; published models have some megabytes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,7 @@ def load(
     placement = None if device_map is None else Placement(block, device_map, dtype, given)
     left = filling.fill(jobs, given, dtype, (lambda _: device) if placement is None else placement.destination)
     handed_in = {module for part in parts(overrides) for module in part.modules()}
+    _check_buffers(block, handed_in)
     for name, module in block.named_modules():
         if module not in handed_in:
             _create_buffers(module, device if placement is None else placement.computing(name))
@@ -42,6 +46,17 @@ def load(
     if placement is not None:
         placement.dispatch(block, left)
     return block.eval()
+
+
+def _check_buffers(block: Block, handed_in: set[nn.Module]) -> None:
+    """Of weights there is as much as the files hold; of these as much as arguments from a file ask for."""
+    modules = [module for module in block.modules() if module not in handed_in]
+    buffers = [module._buffers.get(name) for module in modules for name in module._non_persistent_buffers_set]
+    sizes = [buffer.nbytes for buffer in buffers if buffer is not None]
+    if sum(sizes) > LARGEST_BUFFERS:
+        raise ValueError(
+            f"{type(block).__name__} asks for {sum(sizes)} bytes of buffers that are in no checkpoint; accepted: {LARGEST_BUFFERS}"
+        )
 
 
 def _check_values(block: Block, placement: Placement | None) -> None:

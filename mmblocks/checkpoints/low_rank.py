@@ -16,10 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmblocks.checkpoints import patterns, write
+from mmblocks.checkpoints import inside, json_files, patterns, write
+from mmblocks.checkpoints.safetensors_files import open_safetensors
 from mmblocks.checkpoints.surgery import Report
 
 WEIGHTS = "adapter_model.safetensors"
@@ -30,6 +31,9 @@ _PREFIX = "base_model.model."
 
 _ADAPTER = "default"
 """peft's name for an adapter that was given none."""
+
+_CODE = ("megatron_config", "layer_replication", "eva_config", "corda_config", "loftq_config", "lora_ga_config", "arrow_config")
+"""Settings that make peft import a module, copy layers, or want data that no file holds."""
 
 _BASE = ".base_layer."
 """Where peft keeps the layer itself."""
@@ -105,12 +109,11 @@ def load_lora(module: nn.Module, folder: str | Path) -> Report:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; accepted: a folder that save_lora or peft wrote")
+    stored = _stored(folder)
+    _check_config(folder, max((tensor.shape[0] for name, tensor in stored.items() if ".lora_A." in name), default=0))
     config = peft.PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != "LORA":
-        raise ValueError(f"{folder} holds {config.peft_type}; accepted: LORA")
     config.inference_mode = False  # which would freeze the adapters too
     _check_plain(module)
-    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     report = _inject(module, config)
     wanted, found = ({name: tensor.shape for name, tensor in state.items()} for state in (_state(module), stored))
@@ -137,6 +140,33 @@ def merge_lora(module: nn.Module) -> Report:
     copied = {name: origins[name] for name in after if name not in merged}
     dropped = tuple(name for name in before if name not in copied.values())
     return Report(copied, {}, {}, tuple(name for name in after if name in merged), dropped, (after, before))
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    file = inside.checked(folder, folder / WEIGHTS, f"{folder} holds {WEIGHTS!r}")
+    return {name.removeprefix(_PREFIX): entry.read() for name, entry in open_safetensors(file).items()}
+
+
+def _check_config(folder: Path, rank: int) -> None:
+    """A config is data from elsewhere: it must not choose code, nor make peft build more than the file of weights holds.
+
+    Args:
+        folder: that holds it.
+        rank: the largest in the file of weights.
+    """
+    file = inside.checked(folder, folder / CONFIG, f"{folder} holds {CONFIG!r}")
+    content = json_files.read(file, unique=True)
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        kind = content.get("peft_type") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{folder} holds {kind!r:.200}; accepted: LORA")
+    for name in _CODE:
+        if content.get(name):
+            raise ValueError(f"{file}: {name} is {content[name]!r:.200}; accepted: none, for it has peft run or import other code")
+    given = content.get("rank_pattern") or {}
+    ranks = [content.get("r"), *(given.values() if isinstance(given, dict) else [given])]
+    for number in ranks:
+        if type(number) is not int or not 1 <= number <= rank:
+            raise ValueError(f"{file}: a rank is {number!r:.200}; accepted: 1 to {rank}, the largest in {WEIGHTS}")
 
 
 def _check_plain(module: nn.Module) -> None:

@@ -45,14 +45,16 @@ def open_safetensors(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def meta_tensor(title: str, shape: list[int], dtype: str) -> torch.Tensor:
+def meta_tensor(title: str, shape: object, dtype: object) -> torch.Tensor:
     """A tensor as a header describes it, without values.
 
     Raises:
         ValueError: an unknown dtype, or a shape that cannot be.
     """
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{title} has the unknown dtype {dtype}")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{title} has the impossible shape {shape!r:.200}")
     if math.prod(max(size, 1) for size in shape) > MOST_ELEMENTS:
         raise ValueError(f"{title} has the impossible shape {tuple(shape)}")
     return torch.empty(shape, dtype=_DTYPES[dtype], device="meta")

@@ -1,21 +1,20 @@
 """Replacing a folder in one step, so that whoever reads it sees the old content or the new, and a crash loses neither.
 
 Everything is written to a folder beside the target, called ``.<target>.saving-<process>-<random>``, which then takes the target's
-place. A process that is killed leaves such a folder behind; it may be deleted once that process is gone.
+place. A process that is killed leaves such a folder behind, which the next save to the same target removes; see ``leftovers``.
 """
 
 import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmblocks.checkpoints import config
+from mmblocks.checkpoints import config, leftovers
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 """The weights that a Block writes."""
@@ -40,13 +39,12 @@ def replacing(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"cannot save to {target}: it is not a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.saving-{os.getpid()}-{secrets.token_hex(4)}")
-    temporary.mkdir()
-    try:
+    if target.exists():  # else one of them may hold what was there before
+        leftovers.remove(target)
+    with leftovers.own_folder(target) as temporary:
         yield temporary
-        put(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # by now the old content, if there was any
+        put(temporary, target)  # by now ``temporary`` is the old content, if there was any
+    leftovers.remove(target)
 
 
 def put(folder: Path, target: Path, stale: re.Pattern[str] | None = None) -> None:

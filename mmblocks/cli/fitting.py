@@ -53,9 +53,9 @@ def golden_beside(name: str, revision: str | None, subfolder: str | None) -> Pat
         file = (path if path.is_dir() else path.parent) / files.GOLDEN
         return file if file.is_file() else None
     repository, inside = _on_the_hub(name, revision, subfolder)
-    folder = inside.rpartition("/")[0] if inside in repository.checksums else inside
+    folder = inside.rpartition("/")[0] if inside in repository.files else inside
     remote = "/".join(filter(None, (folder, files.GOLDEN)))
-    return repository.get(remote) if remote in repository.checksums else None
+    return repository.get(remote) if remote in repository.files else None
 
 
 def _on_the_hub(name: str, revision: str | None, subfolder: str | None) -> tuple[hub.Repository, str]:
@@ -123,7 +123,7 @@ def choose(path: Path, name: str | None) -> type[Block]:
 
 
 def _remote(repository: hub.Repository, path: str) -> Contents:
-    if path in repository.checksums:
+    if path in repository.files:
         found = _remote_file(repository, path)
         return Contents({}, lambda unwrap: found)
     names = repository.folder(path)

@@ -5,7 +5,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from PIL import Image, ImageSequence
 
@@ -14,6 +14,9 @@ from mmblocks.cli import pictures
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MOVING = (".gif", ".webp")
 """Images that may move: each is a clip then."""
+
+MOST_PIXELS = 2**31
+"""Of all frames of an image that moves; a few kilobytes can hold thousands of empty ones."""
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -98,13 +101,40 @@ def _files(path: Path) -> Iterator[_File]:
 
 def _members(tar: Path, root: Path) -> Iterator[_File]:
     try:
-        with tarfile.open(tar, "r:") as archive:  # not compressed, so that members can be read where they are
-            members = [member for member in archive if member.isreg() and not member.issparse()]
-    except tarfile.TarError as error:
+        with tarfile.open(tar, "r:", tarinfo=_Header) as archive:  # not compressed, so that members can be read where they are
+            members = list(_forward(archive, tar.stat().st_size))
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise ValueError(f"{tar} cannot be read as a .tar file: {error}") from error
     for member in members:
         if member.name.lower().endswith(IMAGES):
             yield _File(f"{tar.relative_to(root).as_posix()}/{member.name}", tar, member.size, member.offset_data)
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses a negative size, which leads back to where it was read, and so for ever."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """A member from its header; see ``tarfile``."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise ValueError(f"{header.name!r:.200} is said to have {header.size} bytes")
+        return header
+
+
+def _forward(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """The files in an archive of ``size`` bytes. Sizes are checked once more, for an extended header may give others."""
+    behind = 0
+    for member in archive:
+        if member.offset < behind or member.size < 0 or member.offset_data + (member.size if member.isreg() else 0) > size:
+            raise ValueError(f"{member.name!r:.200} is said to have {member.size} bytes, which are not there")
+        behind = member.offset_data
+        if member.isreg() and not member.issparse():
+            yield member
+    with open(str(archive.name), "rb") as content:  # tarfile takes a broken header for the end, which is a block of zeros
+        content.seek(archive.offset)
+        if content.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise ValueError(f"what stands at byte {archive.offset} is no header")
 
 
 def _clip_of(file: _File) -> str:
@@ -127,8 +157,12 @@ def _moves(file: _File) -> bool:
 
 
 def _frames(file: _File, size: int | None) -> Iterator[Image.Image]:
+    num_pixels = 0
     with pictures.readable(file.name), Image.open(file.read()) as image:
         for frame in ImageSequence.Iterator(image):
+            num_pixels += frame.width * frame.height
+            if num_pixels > MOST_PIXELS:
+                raise ValueError(f"its frames have more than {MOST_PIXELS} pixels in all")
             yield pictures.fitted(frame, size)
 
 

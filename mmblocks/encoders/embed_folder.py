@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.safetensors_files import open_safetensors
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Names of files that are taken for images end like this, in capitals too."""
@@ -84,11 +85,17 @@ def read_embeddings(file: str | Path) -> FolderEmbeddings:
         FileNotFoundError: no such file.
         ValueError: a file that ``embed_folder`` has not written.
     """
-    with safe_open(file, framework="pt") as content:
-        metadata = content.metadata() or {}
-        if "files" not in metadata or "embeddings" not in content.keys():  # noqa: SIM118
-            raise ValueError(f"{file} holds no embeddings of a folder; accepted: a file that embed_folder has written")
-        return FolderEmbeddings(json.loads(metadata["files"]), content.get_tensor("embeddings"))
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    embeddings, names = _kept(Path(file), "files")
+    try:
+        files = json.loads(names or "")
+    except (ValueError, RecursionError):
+        files = None
+    fits = isinstance(files, list) and embeddings is not None and embeddings.ndim == 2 and len(files) == len(embeddings)
+    if embeddings is None or not fits or not all(map(_is_inside, files)):
+        raise ValueError(f"{file} holds no embeddings of a folder; accepted: a file that embed_folder has written")
+    return FolderEmbeddings(files, embeddings)
 
 
 def _all_parts(encoder: Block, folder: Path, names: list[str], parts: Path, batch_size: int, progress: bool) -> list[Tensor]:
@@ -101,10 +108,11 @@ def _all_parts(encoder: Block, folder: Path, names: list[str], parts: Path, batc
             batch = names[start : start + batch_size]
             kept = parts / f"{start:09d}-{batch_size}.safetensors"
             seen = json.dumps([_state(folder / name, name) for name in batch])
-            rows = _read_part(kept, seen)
+            rows = _read_part(kept, seen, len(batch))
             if start == 0:
                 before, rows = rows, _embedded(encoder, folder, batch)
-                if before is None or not torch.allclose(rows, before, atol=1e-4):  # of another model, or other images
+                is_same = before is not None and before.shape == rows.shape and torch.allclose(rows, before, atol=1e-4)
+                if not is_same:  # of another model, or other images
                     for part in parts.iterdir():
                         part.unlink()
                 _write(kept, {"embeddings": rows}, {"seen": seen})
@@ -138,19 +146,39 @@ def _embedded(encoder: Any, folder: Path, names: Sequence[str]) -> Tensor:
         try:
             with PILImage.open(folder / name) as image:
                 pixels.append(encoder.preprocess(image))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, ValueError) as error:
             raise ValueError(f"{folder / name} cannot be read as an image: {error}") from error
     device = next(encoder.parameters()).device
     embed = encoder.encode_image if hasattr(encoder, "encode_image") else encoder.embed
     return embed(torch.stack(pixels).to(device)).float().cpu()
 
 
-def _read_part(file: Path, seen: str) -> Tensor | None:
-    """What is kept of the same images; None where there is nothing."""
+def _read_part(file: Path, seen: str, num_rows: int) -> Tensor | None:
+    """What is kept of the same images; None where there is nothing, or nothing sound."""
     if not file.is_file():
         return None
+    try:
+        rows, mark = _kept(file, "seen")
+    except ValueError:  # a broken file: its batch is computed again
+        return None
+    return rows if rows is not None and mark == seen and rows.ndim == 2 and len(rows) == num_rows else None
+
+
+def _kept(file: Path, mark: str) -> tuple[Tensor | None, str | None]:
+    """The embeddings in a file, and an entry of its metadata.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    entry = open_safetensors(file).get("embeddings")
     with safe_open(file, framework="pt") as content:
-        return content.get_tensor("embeddings") if (content.metadata() or {}).get("seen") == seen else None
+        found = (content.metadata() or {}).get(mark)
+    return None if entry is None else entry.read(), found
+
+
+def _is_inside(name: object) -> bool:
+    """Whether it is the path of a file inside the folder: whoever reads it joins the two."""
+    return isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

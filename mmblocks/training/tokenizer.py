@@ -189,6 +189,8 @@ class TokenizerTrainer:
     def save(self, folder: str | Path) -> None:
         """Writes all that resuming needs, in one step: a process that is killed leaves the old content whole.
 
+        What it leaves beside the folder is removed by the next save.
+
         The subfolder ``tokenizer`` is one that ``Block.from_pretrained`` reads.
         """
         tokenizer_state.save(self, Path(folder))
@@ -197,6 +199,7 @@ class TokenizerTrainer:
     def resume(cls, folder: str | Path, *, perceptual: Perceptual | None = None, device: torch.device | str | None = None) -> Self:
         """The trainer as it was saved; on a CPU it goes on, bit by bit, as if it had never stopped.
 
+        Every file is compared with its checksum first; what an earlier version saved, which noted none, is taken as it is.
         Sets the state of torch's global generators too. Batches are no part of what is saved: hand in those that follow.
 
         Args:
@@ -209,9 +212,9 @@ class TokenizerTrainer:
             ValueError: the perceptual loss is missing, or a file is not what was saved.
         """
         saved = tokenizer_state.read(Path(folder), torch.get_default_device() if device is None else torch.device(device))
-        if saved.notes["perceptual"] and perceptual is None:
+        if saved.notes.perceptual and perceptual is None:
             raise ValueError(f"{folder} was trained with a perceptual loss; hand it in again: resume(..., perceptual=...)")
-        trainer = cls(saved.tokenizer, recipe=saved.recipe, discriminator=saved.discriminator, perceptual=perceptual)
+        trainer = cls(saved.tokenizer, recipe=saved.notes.recipe, discriminator=saved.discriminator, perceptual=perceptual)
         tokenizer_state.restore(trainer, saved)
         return trainer
 

@@ -1,8 +1,10 @@
 """What a visual tokenizer is trained with, as plain numbers: they are saved beside the weights."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class TokenizerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(vars(self))
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in ("decay_steps", "revive_every") else 0
@@ -73,3 +76,32 @@ class TokenizerRecipe:
             return share
         cosine = 0.5 + 0.5 * math.cos(math.pi * min(step / self.decay_steps, 1.0))
         return share * (self.final_share + (1 - self.final_share) * cosine)
+
+
+def check_types(values: Mapping[str, Any]) -> None:
+    """Refuses settings of a recipe that are of another type than its attributes.
+
+    Raises:
+        TypeError: one is; the message names it.
+    """
+    for field in fields(TokenizerRecipe):
+        if field.name in values and not _fits(values[field.name], field.type):
+            kind = field.type.__name__ if isinstance(field.type, type) and get_origin(field.type) is None else field.type
+            raise TypeError(f"{field.name} is {values[field.name]!r:.200}; accepted: {kind}")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of the type of a field; a number without a fraction is an integer, a bool is no number."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is Any:
+        return True
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, str) and _fits(v, get_args(kind)[1]) for k, v in value.items())
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (kind is float or not isinstance(value, float) or not value % 1)
+    return isinstance(value, kind)

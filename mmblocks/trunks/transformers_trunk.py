@@ -201,7 +201,8 @@ def _build(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"{config['model_type']} has layers that see a window; accepted: models in which every layer sees all")
     register()
     auto: Any = AutoModel  # its methods have no types
-    model = auto.from_config(described, attn_implementation="sdpa")
+    # Code that a config names is never run, and nobody is asked whether it may be.
+    model = auto.from_config(described, attn_implementation="sdpa", trust_remote_code=False)
     if model._supports_attention_backend:
         model.set_attn_implementation(ATTENTION)
     return model

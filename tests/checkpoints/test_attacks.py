@@ -132,6 +132,25 @@ def test_config(folder, monkeypatch, changes, match, kind):
     refused(folder, match, kind)
 
 
+class Tabled(Block):
+    """Holds a table that no file does."""
+
+    def __init__(self, *, length: int):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(length, 64), persistent=False)
+
+    def reset_buffers(self, device):
+        self.table = torch.zeros(self.config["length"], 64, device=device)
+
+
+@pytest.mark.parametrize("length", [2**40, 2**26])
+def test_buffers_that_no_file_holds(tmp_path, length):
+    Tabled(length=2).save_pretrained(tmp_path / "folder")
+    edit(tmp_path / "folder", length=length)
+    with pytest.raises(ValueError, match=r"asks for \d+ bytes of buffers that are in no checkpoint; accepted: 8589934592"):
+        Tabled.from_pretrained(tmp_path / "folder")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

@@ -124,6 +124,10 @@ def test_what_cannot_be_written(coder, tmp_path, calls, error, match):
         ({"atol": -1}, "holds no golden numbers"),
         ({"atol": "nan"}, "holds no golden numbers"),
         ({"atol": None}, "holds no golden numbers"),
+        ({"rtol": "inf"}, "holds no golden numbers"),
+        ({"rtol": float("nan")}, "holds no golden numbers"),
+        ({"calls": {"encode": {"images": 10**12}}}, "the number 1000000000000 is too large"),
+        ({"calls": {"encode": {"images": [-(10**12)]}}}, "the number -1000000000000 is too large"),
     ],
     ids=str,
 )

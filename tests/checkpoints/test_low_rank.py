@@ -1,5 +1,6 @@
 """LoRA through peft: nothing changes until it has learned, it alone learns, and merged it is part of the weights."""
 
+import json
 import sys
 
 import pytest
@@ -158,3 +159,58 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'mmblocks\[train\]'"):
         attach_lora(plain, LAYERS, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "harm.core"}, "megatron_config is .*; accepted: none"),
+        ({"layer_replication": [[0, 10**9]]}, "layer_replication is .*; accepted: none"),
+        ({"eva_config": {"rho": 2.0}}, "eva_config is .*; accepted: none"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is .*; accepted: none"),
+        ({"r": 10**9}, "a rank is 1000000000; accepted: 1 to 2"),
+        ({"r": "2"}, "a rank is '2'"),
+        ({"r": True}, "a rank is True"),
+        ({"r": 0}, "a rank is 0"),
+        ({"r": None}, "a rank is None"),
+        ({"rank_pattern": {".*": 10**9}}, "a rank is 1000000000"),
+        ({"rank_pattern": [10**9]}, "a rank is "),
+        ({"peft_type": "IA3"}, "holds 'IA3'; accepted: LORA"),
+        ({"peft_type": None}, "holds None; accepted: LORA"),
+    ],
+    ids=str,
+)
+def test_configs_that_mean_harm(tmp_path, changes, match) -> None:
+    adapted = decoder()
+    attach_lora(adapted, LAYERS, rank=2)
+    save_lora(adapted, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    plain = decoder()
+    with pytest.raises(ValueError, match=match):
+        load_lora(plain, tmp_path / "adapter")
+    assert lora_names(plain) == []
+
+
+def test_adapter_files_that_are_none(tmp_path) -> None:
+    adapted = decoder()
+    attach_lora(adapted, LAYERS, rank=2)
+    for name, content, match in (
+        ("adapter_config.json", b"[" * 100_000, "is not JSON"),
+        ("adapter_config.json", b"[]", "accepted: LORA"),
+        ("adapter_model.safetensors", b"x" * 20, "is no valid safetensors file"),
+    ):
+        save_lora(adapted, tmp_path / "adapter")
+        (tmp_path / "adapter" / name).write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            load_lora(decoder(), tmp_path / "adapter")
+    save_lora(adapted, tmp_path / "adapter")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / "adapter" / name).read_bytes())
+        (tmp_path / "adapter" / name).unlink()
+        (tmp_path / "adapter" / name).symlink_to(tmp_path / name)
+        with pytest.raises(ValueError, match="a link that leads out of the folder"):
+            load_lora(decoder(), tmp_path / "adapter")
+        (tmp_path / "adapter" / name).unlink()
+        (tmp_path / "adapter" / name).write_bytes((tmp_path / name).read_bytes())
+    load_lora(decoder(), tmp_path / "adapter")

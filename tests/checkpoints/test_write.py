@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.checkpoints import write
+from mmblocks.checkpoints import leftovers, write
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -87,6 +87,70 @@ def test_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
     assert after > 0  # ... and after it, while the old version is removed
     assert nothing > 20  # the same where there was no old version
     assert complete > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")
+def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path):
+    script = "import os, sys; from pathlib import Path; from mmblocks.checkpoints import write\n"
+    script += "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('half'); os.kill(os.getpid(), 9)"
+    for target in (tmp_path / "model", tmp_path / "model.old"):
+        subprocess.run([sys.executable, "-c", script, str(target)], cwd=REPOSITORY)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 4  # a folder and a lock for each
+    with write.replacing(tmp_path / "model") as folder:
+        fill(folder, a="new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*(name for name in left if "old" in name), "model"])
+
+
+def test_a_running_save_is_left_alone(tmp_path):
+    """In this process, which holds two locks, and in another."""
+    target = tmp_path / "model"
+    script = "import sys; from pathlib import Path; from mmblocks.checkpoints import write\n"
+    script += (
+        "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('other'); print('ready', flush=True)"
+    )
+    script += "; input()"
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as other:
+        assert other.stdout.readline() == "ready\n"
+        with write.replacing(target) as first:
+            fill(first, a="first")
+            with write.replacing(target) as second:
+                fill(second, a="second")
+            assert (first / "a").read_text() == "first" and (target / "a").read_text() == "second"
+        assert (target / "a").read_text() == "first"
+        assert len(list(tmp_path.iterdir())) == 3  # the target, and the other's folder and lock
+        other.communicate("\n")
+        assert other.returncode == 0
+    assert (target / "a").read_text() == "other"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_without_a_lock(tmp_path):
+    """Of an earlier version, which locked nothing: the process in the name tells."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    names = [f".model.saving-{gone.pid}-01234567", f".model.replaced-{gone.pid}-01234567"]
+    kept = [f".model.saving-{os.getpid()}-01234567", ".model.saving-notes", f".models.saving-{gone.pid}-01234567"]
+    for name in names + kept:
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, a="")
+    (tmp_path / f".model.saving-{gone.pid}-89abcdef").symlink_to(tmp_path / kept[2])
+    with write.replacing(tmp_path / "model"):
+        assert (tmp_path / names[1]).exists()  # perhaps all that there is, until something new is in place
+    left = {path.name for path in tmp_path.iterdir() if not path.is_symlink()}
+    assert left == {*kept, "model"}
+    assert (tmp_path / kept[2] / "a").exists()
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(leftovers.FileLock, "acquire", refuse)
+    with write.replacing(tmp_path / "model") as folder:
+        fill(folder, a="new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
 def fill(folder: Path, **files: str) -> None:

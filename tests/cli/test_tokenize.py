@@ -148,6 +148,49 @@ def test_compressed_tar(tmp_path):
         samples.images(tmp_path)
 
 
+def member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that claims ``size`` bytes."""
+    header = tarfile.TarInfo(name)
+    header.size, header.type = size, kind
+    return header.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        member("a.png", -512),
+        member("a.png", -1024) + bytes(1024),
+        member("a.png", -1),
+        member("a.png", 10**12),
+        member("x", -512, tarfile.XHDTYPE),
+        member("x", -1024, tarfile.GNUTYPE_LONGNAME) + bytes(1024),
+        b"x" * 512 + member("a.png", 512) + bytes(512),
+        member("x", 14, tarfile.XHDTYPE) + b"14 size=-1024\n" + bytes(498) + member("a.png", 512) + bytes(512),
+    ],
+    ids=range(8),
+)
+def test_sizes_in_a_tar_file(tmp_path, content):
+    """Python's own reader, up to 3.11.13, follows a negative size back for ever."""
+    (tmp_path / "a.tar").write_bytes(member("good.png", 512) + bytes(512) + content + bytes(1024))
+    with pytest.raises(ValueError, match=r"a\.tar cannot be read as a \.tar file"):
+        samples.images(tmp_path)
+
+
+def test_a_tar_file_without_its_end(tmp_path):
+    """As one that is still being written, between two members."""
+    (tmp_path / "a.tar").write_bytes(member("good.png", 512) + bytes(512))
+    assert [sample.name for sample in samples.images(tmp_path)] == ["a.tar/good.png"]
+
+
+def test_images_that_claim_too_much(tokenizer, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "MOST_PIXELS", 3 * 16)  # two.gif has four frames of 4 x 4
+    message = run("tokenize", tokenizer, clips, tmp_path / "tokens", "--clips", code=1)
+    assert "two.gif cannot be read as an image: its frames have more than 48 pixels in all" in message
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 7)  # Pillow refuses twice as many
+    message = run("tokenize", tokenizer, clips / "deep", tmp_path / "tokens", code=1)
+    assert "frame10.png cannot be read as an image: Image size (16 pixels) exceeds limit of 14 pixels" in message
+
+
 def test_a_file_is_no_target(tokenizer, clips, tmp_path):
     (tmp_path / "tokens").write_text("mine")
     assert "it is not a folder" in run("tokenize", tokenizer, clips, tmp_path / "tokens", "--clips", code=1)

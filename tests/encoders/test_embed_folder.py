@@ -1,6 +1,8 @@
 import pytest
 import torch
 from PIL import Image as PILImage
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mmblocks.encoders import embed_folder as module
 from mmblocks.encoders.embed_folder import embed_folder, read_embeddings
@@ -64,6 +66,53 @@ def test_parts_of_another_model_are_not_taken(images, tmp_path) -> None:
     embed_folder(encoder(0), images, file, batch_size=2, progress=False)
     whole = embed_folder(encoder(0), images, tmp_path / "whole.safetensors", progress=False)
     torch.testing.assert_close(read_embeddings(file).embeddings, read_embeddings(whole).embeddings)
+
+
+@pytest.mark.parametrize(
+    "files",
+    ["[", "[" * 100_000, '"ab"', "{}", '["a.png"]', '["a.png", "../../pwned"]', '["a.png", "/etc/passwd"]', '["a.png", 7]',
+     '["a.png", "b/./c"]', '["a.png", ""]', '["a.png", "b\\u0000c"]', None],
+    ids=lambda text: repr(text)[:20],
+)  # fmt: skip
+def test_names_in_a_file_are_checked(files, tmp_path) -> None:
+    save_file({"embeddings": torch.ones(2, 3)}, tmp_path / "a.safetensors", metadata={} if files is None else {"files": files})
+    with pytest.raises(ValueError, match="holds no embeddings of a folder"):
+        read_embeddings(tmp_path / "a.safetensors")
+
+
+def test_an_image_that_claims_too_much(images, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 7)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: Image size \(65536 pixels\) exceeds limit"):
+        embed_folder(encoder(), images, tmp_path / "out.safetensors", progress=False)
+
+
+def test_files_of_others(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_embeddings(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="is no valid safetensors file"):
+        read_embeddings(tmp_path / "a.safetensors")
+    save_file({"embeddings": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"files": '["a.png", "b.png"]'})
+    with pytest.raises(ValueError, match="holds no embeddings"):
+        read_embeddings(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("harm", ["broken", "shorter", "flat"])
+def test_a_part_that_is_not_sound_is_computed_again(images, tmp_path, harm, monkeypatch) -> None:
+    eva, file = encoder(), tmp_path / "out.safetensors"
+    whole = read_embeddings(embed_folder(eva, images, tmp_path / "whole.safetensors", progress=False)).embeddings
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", lambda folder: None)  # as if it had been killed there
+        embed_folder(eva, images, file, batch_size=2, progress=False)
+    part = sorted(tmp_path.glob("out.safetensors.parts/*"))[1]
+    with safe_open(part, framework="pt") as content:
+        rows, seen = content.get_tensor("embeddings"), content.metadata()
+    if harm == "broken":
+        part.write_bytes(part.read_bytes()[:20])
+    else:
+        save_file({"embeddings": rows[:1].clone() if harm == "shorter" else rows.flatten()}, part, metadata=seen)
+    embed_folder(eva, images, file, batch_size=2, progress=False)
+    torch.testing.assert_close(read_embeddings(file).embeddings, whole)
 
 
 @pytest.mark.parametrize(

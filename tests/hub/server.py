@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,11 @@ class Hub:
         token: where it is set, every request must bear it.
         damage: pattern of paths -> "truncated", "corrupted" or "redirect".
         elsewhere: where "redirect" leads.
+        listing: changes what is said of a repository.
+        headers: pattern of paths -> headers of every answer about these files; None takes one away.
+        statuses: pattern of paths -> the status of every answer about these files.
+        bodies: pattern of paths -> pieces that are sent in place of these files, of a length that is not stated.
+        num_sent: bytes of such pieces.
         requests: ("GET", path, authorization) of each request.
     """
 
@@ -27,6 +34,11 @@ class Hub:
     token: str | None = None
     damage: dict[str, str] = field(default_factory=dict)
     elsewhere: str = ""
+    listing: Callable[[dict], object] = lambda answer: answer
+    headers: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)
+    bodies: dict[str, Iterable[bytes]] = field(default_factory=dict)
+    num_sent: int = 0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
@@ -70,13 +82,34 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, content: object = b"", **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
+        place = unquote(urlsplit(self.path).path)
         headers.setdefault("Content_Length", str(len(body)))
+        pieces = next((pieces for pattern, pieces in self.hub.bodies.items() if fnmatch(place, pattern)), None)
+        if pieces is not None and self.command == "GET":
+            del headers["Content_Length"]
+            headers["Transfer_Encoding"] = "chunked"
+        for pattern, changes in self.hub.headers.items():
+            if fnmatch(place, pattern):
+                headers = {name: value for name, value in (headers | changes).items() if value is not None}
+        self.send_response(next((number for pattern, number in self.hub.statuses.items() if fnmatch(place, pattern)), status))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if pieces is None:
             self.wfile.write(body)
+        else:
+            self.send(pieces)
+
+    def send(self, pieces: Iterable[bytes]) -> None:
+        """As long as somebody listens."""
+        self.close_connection = True
+        with suppress(OSError):
+            for piece in pieces:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.hub.num_sent += len(piece)
+            self.wfile.write(b"0\r\n\r\n")
 
     def refuse(self, code: str, status: int = 404) -> None:
         self.reply(status, {"error": code}, X_Error_Code=code, X_Error_Message=code)
@@ -113,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         if begun is None:
             return
         path = begun[0]
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self.model_info(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?", path):
             self.tree(found[1], found[2])
@@ -129,7 +162,8 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             return self.refuse("RevisionNotFound")
         siblings = [describe(path, content) for path, content in found[1].items()]
-        return self.reply(200, {"id": repo, "modelId": repo, "sha": found[0], "siblings": siblings, "private": False})
+        answer = {"id": repo, "modelId": repo, "sha": found[0], "siblings": siblings, "private": False}
+        return self.reply(200, self.hub.listing(answer))
 
     def tree(self, repo: str, revision: str) -> None:
         found = self.hub.files(repo, revision)

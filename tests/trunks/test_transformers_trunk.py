@@ -175,6 +175,18 @@ def test_bfloat16(folder) -> None:
     assert trunk(torch.randn(1, 3, 32, dtype=torch.bfloat16), TokenTable.text(1, 3)).dtype == torch.bfloat16
 
 
+def test_code_that_a_config_names_is_never_run(monkeypatch) -> None:
+    """transformers would ask whoever sits before the screen."""
+    kinds, models = transformers.CONFIG_MAPPING, transformers.MODEL_MAPPING
+    kind = next(name for name in ("encoder-decoder", "vision-encoder-decoder", *kinds) if kinds[name] not in models)
+    parts = {"encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert"}} if kind.endswith("encoder-decoder") else {}
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
+    with pytest.raises(ValueError, match=r"trust_remote_code|Unrecognized"):
+        TransformersTrunk(language_model={"model_type": kind, **parts, "auto_map": {"AutoModel": "someone/harm--code.Model"}})
+    assert asked == []
+
+
 def test_what_does_not_fit_is_refused(folder) -> None:
     with pytest.raises(ValueError, match="model_type"):
         TransformersTrunk(language_model=SIZES)
