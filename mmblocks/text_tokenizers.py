@@ -1,9 +1,20 @@
-"""Text as token ids: bytes, or any tokenizer file of the Hugging Face ``tokenizers`` library."""
+"""Text as token ids: bytes, or any tokenizer file of the Hugging Face ``tokenizers`` library; and decoding ids as they come."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+BROKEN = "\ufffd"
+"""What a tokenizer makes of bytes that are not a whole character, or not yet."""
+
+CONTEXT = 64
+"""Ids of which a ``TextStream`` decodes the next ones as the continuation, at least."""
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""A token of a byte that no other token covers, as SentencePiece writes it."""
 
 
 @runtime_checkable
@@ -19,6 +30,77 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text."""
         ...
+
+
+@runtime_checkable
+class SettlingTokenizer(TextTokenizer, Protocol):
+    """A tokenizer whose next id may change the text of earlier ones, and which says of how many it cannot.
+
+    What an id adds to the text must follow from the ``CONTEXT`` ids before it. Without ``num_settled`` text is taken to grow at its
+    end alone, save for an incomplete character there.
+    """
+
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """How many of the first ids have text that no further id changes."""
+        ...
+
+
+class TextStream:
+    """Decodes ids as they come: the pieces joined are ``tokenizer.decode`` of all ids, and no character is cut.
+
+    Ids are never decoded apart: the space between words may belong to the earlier word, to the later one, or to neither.
+
+    Args:
+        tokenizer: any; see ``SettlingTokenizer``.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._given = ""
+
+    def push(self, next_id: int) -> str:
+        """The text that is certain with this id, and was not before; often empty.
+
+        Raises:
+            ValueError: the tokenizer changes text that was handed out already.
+        """
+        self._ids.append(next_id)
+        if not isinstance(self.tokenizer, SettlingTokenizer):
+            return self._piece(self.tokenizer.decode(self._ids).rstrip(BROKEN))
+        count = self.tokenizer.num_settled(self._ids)
+        if count == 0:
+            return ""
+        text = self.tokenizer.decode(self._ids[:count])
+        piece = self._piece(text.rstrip(BROKEN))
+        if count >= 4 * CONTEXT and not text.endswith(BROKEN):
+            self._forget(count - CONTEXT)
+        return piece
+
+    def _forget(self, count: int) -> None:
+        """Drops the first ids, or else each id would take longer than the one before; some stay, so that no id is the first."""
+        text = self.tokenizer.decode(self._ids[count : count + CONTEXT])
+        if text and not text.endswith(BROKEN):
+            self._ids, self._given = self._ids[count:], text
+
+    def finish(self) -> str:
+        """What is left when no id follows; the next id begins another text.
+
+        Raises:
+            ValueError: the tokenizer changes text that was handed out already.
+        """
+        piece = self._piece(self.tokenizer.decode(self._ids)) if self._ids else ""
+        self._ids, self._given = [], ""
+        return piece
+
+    def _piece(self, text: str) -> str:
+        if not text.startswith(self._given):
+            found = (
+                f"{type(self.tokenizer).__name__} made {self._given[-40:]!r} of the first ids and {text[-40:]!r} of more of them"
+            )
+            raise ValueError(f"{found}; accepted: a tokenizer whose text grows, or num_settled, or text that is not streamed")
+        piece, self._given = text[len(self._given) :], text
+        return piece
 
 
 class ByteTokenizer:
@@ -83,6 +165,10 @@ class TokenizerFile:
             raise ImportError('TokenizerFile needs the tokenizers library: pip install "mmblocks[transformers]"') from error
         self._tokenizer = Tokenizer.from_file(str(file))
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        decoder = self._tokenizer.decoder
+        self._later = _change_by_later(None if decoder is None else json.loads(decoder.__getstate__()))
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._specials = {index for index, token in added.items() if token.special}
 
     def __getitem__(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -97,3 +183,48 @@ class TokenizerFile:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """How many of the first ids have text that no further id changes.
+
+        Single bytes that stand side by side are text together, or are all replaced where one of them fits in no character.
+        """
+        if self._later == "anything":
+            return 0
+        count = len(ids)
+        while self._later == "bytes" and count and self._may_be_byte(ids[count - 1]):
+            count -= 1
+        return count
+
+    def _may_be_byte(self, index: int) -> bool:
+        """Whether the id is a byte, or leaves no text between two that are."""
+        token = self._tokenizer.id_to_token(index)
+        return token is None or index in self._specials or _BYTE.fullmatch(token) is not None
+
+
+def _change_by_later(decoder: Mapping[str, object] | None) -> Literal["nothing", "bytes", "anything"]:
+    """What of the text a later token may change, told from the decoder in a tokenizer file.
+
+    Most decoders treat each token by itself, or the first one apart from all others, and ``Fuse`` and ``ByteLevel`` make one text
+    of what they are given. Behind these only what works from the left is known not to look ahead.
+    """
+    found: Literal["nothing", "bytes"] = "nothing"
+    is_one_text = False
+    for step in _steps(decoder):
+        kind = step["type"]
+        if kind in ("ByteLevel", "Fuse"):
+            is_one_text = True
+        elif is_one_text:
+            if kind != "Strip" or step["stop"] != 0:
+                return "anything"
+        elif kind == "ByteFallback":
+            found = "bytes"
+        elif kind not in ("Metaspace", "WordPiece", "BPEDecoder", "Replace", "Strip", "CTC"):
+            return "anything"
+    return found
+
+
+def _steps(decoder: Any) -> list[dict[str, Any]]:
+    if decoder is None:
+        return []
+    return [step for part in decoder["decoders"] for step in _steps(part)] if decoder["type"] == "Sequence" else [decoder]

@@ -71,7 +71,7 @@ def list_pretrained(pattern: str = "*") -> list[Pretrained]:
     return [
         entry
         for entry in _entries().values()
-        if any(fnmatchcase(text.lower(), wanted) for text in (entry.name, entry.block, entry.id or ""))
+        if any(fnmatchcase(text.lower(), wanted) for text in (entry.name, entry.block, entry.id) if text is not None)
     ]
 
 

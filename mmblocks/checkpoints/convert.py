@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import filling, load, locating, save, tensors, upstream, write
+from mmblocks.checkpoints import filling, load, locating, save, shards, tensors, upstream, write
 from mmblocks.checkpoints.locating import Place
 
 OWN = "mmblocks"
@@ -64,6 +64,7 @@ def convert(
         FileExistsError: the target is there already; or another process converts to it right now.
         ValueError, TypeError, OSError: as ``Block.from_pretrained``.
     """
+    shards.check_size(max_shard_size)
     target = Path(os.path.realpath(target))
     if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; force replaces it")

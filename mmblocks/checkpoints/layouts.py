@@ -139,7 +139,7 @@ class Layout:
             return False
         try:
             self.arguments(config)
-        except (KeyError, ValueError, TypeError, AttributeError):
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError):
             return False
         return True
 

@@ -62,7 +62,7 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     for name in [name for name in written if name not in overrides]:
         _check_code(cls, name, written[name], folder, subfolder)
         arguments[name] = config.decode(written[name], part)
-    block = build(cls, arguments, origin)
+    block = build(cls, arguments, origin, overrides)
     _share(block, config.shared(content), tensors.ids(overrides), folder)
     block.origin = origins.read(content)
     built[folder] = block

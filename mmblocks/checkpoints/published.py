@@ -140,11 +140,11 @@ def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides:
             arguments = {**layout.arguments(published), **overrides}
     except KeyError as error:
         raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"{origin} of {cls.__name__}: the published config is not understood: {error}") from error
     config.check_arguments(cls, arguments, origin)
     config.check_complete(cls, arguments, origin)
-    return build(cls, arguments, origin)
+    return build(cls, arguments, origin, overrides)
 
 
 def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any]) -> str:
@@ -153,6 +153,6 @@ def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any])
         return str(Difference({}, unknown, {}))
     try:
         layout.arguments(published)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         return f"its config does not fit: {type(error).__name__}: {error}"
     return "none of its tensors is there"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,19 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+_SIZE = re.compile(r"\d+(\.\d+)? *[KMGT]B", re.IGNORECASE)
+
+
+def check_size(max_shard_size: int | str) -> None:
+    """Refuses what is no size of a file.
+
+    Raises:
+        ValueError: see above.
+    """
+    sound = max_shard_size > 0 if isinstance(max_shard_size, int) else _SIZE.fullmatch(max_shard_size.strip())
+    if not sound:
+        raise ValueError(f"max_shard_size is {max_shard_size!r}; accepted: bytes, or a number with KB, MB, GB or TB, such as 5GB")
 
 
 def write(
@@ -28,7 +42,11 @@ def write(
         max_shard_size: of one file, such as ``"5GB"``.
         finished: called after each file with its name, its number and how many there are; before that the file is read again and
             compared.
+
+    Raises:
+        ValueError: a size that is none.
     """
+    check_size(max_shard_size)
     sizes = {key: torch.empty_like(tensor, device="meta") for key, tensor in meta.items()}
     split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     for number, (name, keys) in enumerate(split.filename_to_tensors.items(), start=1):

@@ -1,24 +1,39 @@
-"""The commands."""
+"""The commands. What takes long to import is imported by the command that needs it: `--help` and `list` answer at once."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from mmblocks.block import Block
-from mmblocks.checkpoints import catalogue, config, difference
-from mmblocks.checkpoints import convert as converting
-from mmblocks.checkpoints.golden import compare_golden
-from mmblocks.cli import fitting, reporting
+from mmblocks.checkpoints import catalogue
+from mmblocks.cli import reporting
+
+OWN = "mmblocks"
+"""The layout of ``save_pretrained``; ``checkpoints.convert.OWN``, which is not imported for it."""
+
+
+def _not_empty(text: str) -> str:
+    """An empty name would be the current folder: that of an unset variable of the shell."""
+    if not text:
+        raise typer.BadParameter("it is empty; accepted: a name, or . for the current folder")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_not_empty(text))
+
 
 app = typer.Typer(
     help="Building blocks for multimodal models.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON value.")]
-Source = Annotated[str, typer.Argument(help="A folder, a file, organisation/name on the Hub, or a name of `mmblocks list`.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a file, organisation/name on the Hub, or a name of `mmblocks list`.", callback=_not_empty, metavar="SOURCE"
+    ),
+]
 Name = Annotated[str | None, typer.Option("--block", help="The class, where it is not told by the files.")]
 LayoutName = Annotated[str | None, typer.Option("--layout", help="The layout of the source, where it is not told by the files.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
@@ -32,6 +47,9 @@ Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda.")]
 def list_(pattern: Annotated[str, typer.Argument(help="Such as '*vq*'.")] = "*", as_json: Json = False) -> None:
     """Known published components."""
     entries = catalogue.list_pretrained(pattern)
+    with reporting.one_sentence():
+        if not entries:
+            raise ValueError(f"nothing known fits {pattern!r}; accepted: a name, class or id, with * for any characters")
     rows = [[e.name, e.block, _count(e.num_parameters), e.id, e.license, e.paper] for e in entries]
     columns = ["name", "block", "parameters", "on the Hub", "licence", "arXiv"]
     reporting.show([vars(entry) for entry in entries], as_json, reporting.table("", columns, rows))
@@ -41,11 +59,14 @@ def list_(pattern: Annotated[str, typer.Argument(help="Such as '*vq*'.")] = "*",
 def info(source: Source, revision: Revision = None, subfolder: Subfolder = None, as_json: Json = False) -> None:
     """What a checkpoint holds, and which Blocks read it, from its headers alone."""
     with reporting.one_sentence():
+        from mmblocks.checkpoints import config, difference
+        from mmblocks.cli import fitting
+
         contents = fitting.contents(source, revision, subfolder)
         found = contents.headers(None)
         if config.is_ours(contents.config):
             parts = config.places(contents.config)
-            blocks = [{"block": contents.config[config.CLASS], "layout": converting.OWN, "parts": parts}]
+            blocks = [{"block": contents.config[config.CLASS], "layout": OWN, "parts": parts}]
         else:
             fits = fitting.fits(contents)
             blocks = [{"block": f.block.__name__, "layout": f.layout.name, "num_parameters": f.num_parameters} for f in fits]
@@ -67,8 +88,8 @@ def info(source: Source, revision: Revision = None, subfolder: Subfolder = None,
 @app.command()
 def convert(
     source: Source,
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="mmblocks, or the name of a layout of the Block.")] = converting.OWN,
+    target: Annotated[Path, typer.Argument(help="The folder to write.", parser=_path, metavar="TARGET")],
+    to: Annotated[str, typer.Option("--to", help="mmblocks, or the name of a layout of the Block.")] = OWN,
     block: Name = None,
     layout: LayoutName = None,
     revision: Revision = None,
@@ -80,13 +101,17 @@ def convert(
 ) -> None:
     """From one layout to another, streamed, every tensor checked; called again after an interruption, it goes on."""
     with reporting.one_sentence(), reporting.progress("converting") as bar:
-        cls = _class(source, block, layout, revision, subfolder)
+        from mmblocks.checkpoints import convert as converting
+        from mmblocks.cli import loading
+
+        cast = loading.dtype_of(dtype)
+        cls = loading.block_class(source, block, revision, subfolder)
         options: dict[str, Any] = {"to": to, "layout": layout, "revision": revision, "subfolder": subfolder, "force": force}
         done = converting.convert(
             cls,
             source,
             target,
-            dtype=_dtype(dtype),
+            dtype=cast,
             max_shard_size=max_shard_size,
             finished=lambda name, number, total: bar.at(number, total, name),
             **options,
@@ -106,13 +131,21 @@ def verify(
     arguments: Arguments = "{}",
     golden: Annotated[
         Path | None,
-        typer.Option("--golden", help="Numbers to compare with; golden.safetensors beside the weights if there is one."),
+        typer.Option(
+            "--golden",
+            help="Numbers to compare with; golden.safetensors beside the weights if there is one.",
+            parser=_path,
+            metavar="PATH",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Whether all tensors are there, in their shapes, with their checksums, and finite; and give the numbers they gave."""
     with reporting.one_sentence():
-        loaded = _load(source, block, layout, revision, subfolder, arguments, "cpu")
+        from mmblocks.checkpoints.golden import compare_golden
+        from mmblocks.cli import fitting, loading
+
+        loaded = loading.load(source, block, layout, revision, subfolder, arguments)
         broken = [key for key, tensor in loaded.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
             raise ValueError(f"{source} holds numbers that are not finite in {', '.join(broken[:5])}")
@@ -135,24 +168,29 @@ def verify(
 @app.command()
 def tokenize(
     source: Source,
-    images: Annotated[Path, typer.Argument(help="A folder of images, or of .tar shards of them; or one such shard.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write shards of tokens to.")],
+    images: Annotated[
+        Path,
+        typer.Argument(help="A folder of images, or of .tar shards of them; or one such shard.", parser=_path, metavar="IMAGES"),
+    ],
+    target: Annotated[Path, typer.Argument(help="The folder to write shards of tokens to.", parser=_path, metavar="TARGET")],
     block: Name = None,
     layout: LayoutName = None,
     revision: Revision = None,
     arguments: Arguments = "{}",
-    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to squares of this side first.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to squares of this side first.", min=1)] = None,
     clips: Annotated[bool, typer.Option("--clips", help="Each folder of frames, and each image that moves, is a clip.")] = False,
     shard_size: Annotated[int, typer.Option("--shard-size", help="Images, or clips, in one file.", min=1)] = 1000,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Images, or clips, to the codes, or latents, of a tokenizer; called again after an interruption, it goes on."""
-    from mmblocks.cli import token_shards
-
     with reporting.one_sentence(), reporting.progress("tokenizing") as bar:
-        loaded = _load(source, block, layout, revision, None, arguments, device)
-        result = token_shards.tokenize(loaded, images, target, size, shard_size, torch.device(device), bar.at, clips=clips)
+        from mmblocks.cli import loading, token_shards
+
+        token_shards.check_places(images, target, clips=clips)
+        where = loading.device_of(device)
+        loaded = loading.load(source, block, layout, revision, None, arguments, where)
+        result = token_shards.tokenize(loaded, images, target, size, shard_size, where, bar.at, clips=clips)
     count = f"{result['num_clips']} clips" if clips else f"{result['num_images']} images"
     reporting.show(result if as_json else f"{count} in {result['num_shards']} files in {target}", as_json)
 
@@ -160,33 +198,39 @@ def tokenize(
 @app.command()
 def reconstruct(
     source: Source,
-    image: Annotated[Path, typer.Argument(help="An image.")],
-    target: Annotated[Path, typer.Argument(help="The picture to write: the image on the left, what is left of it on the right.")],
+    image: Annotated[Path, typer.Argument(help="An image.", parser=_path, metavar="IMAGE")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="The picture to write: the image on the left, what is left of it on the right.", parser=_path, metavar="TARGET"
+        ),
+    ],
     block: Name = None,
     layout: LayoutName = None,
     revision: Revision = None,
     arguments: Arguments = "{}",
-    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to a square of this side first.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Scale and crop to a square of this side first.", min=1)] = None,
     device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """An image through a tokenizer and back."""
-    from mmblocks.cli import pictures
-
     with reporting.one_sentence():
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} exists; --force replaces it")
-        loaded = _load(source, block, layout, revision, None, arguments, device)
-        psnr = pictures.reconstruct(loaded, image, target, size, torch.device(device))
+        from mmblocks.cli import loading, pictures
+
+        reporting.check_target(target, force)
+        pictures.check_places(image, target)
+        where = loading.device_of(device)
+        loaded = loading.load(source, block, layout, revision, None, arguments, where)
+        psnr = pictures.reconstruct(loaded, image, target, size, where)
     reporting.show({"target": str(target), "psnr": psnr} if as_json else f"{target}: PSNR {psnr:.2f} dB", as_json)
 
 
 @app.command()
 def embed(
     source: Source,
-    images: Annotated[Path, typer.Argument(help="A folder of images.")],
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images.", parser=_path, metavar="IMAGES")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", parser=_path, metavar="TARGET")],
     block: Name = None,
     layout: LayoutName = None,
     revision: Revision = None,
@@ -197,44 +241,18 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Images to the vectors of an encoder; called again after an interruption, it goes on."""
-    from mmblocks.encoders.embed_folder import embed_folder, read_embeddings
-
     with reporting.one_sentence():
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} exists; --force replaces it")
-        loaded = _load(source, block, layout, revision, None, arguments, device)
+        from mmblocks.cli import loading
+        from mmblocks.encoders.embed_folder import check_places, embed_folder, read_embeddings
+
+        reporting.check_target(target, force)
+        check_places(images, target)
+        where = loading.device_of(device)
+        loaded = loading.load(source, block, layout, revision, None, arguments, where)
         file = embed_folder(loaded, images, target, batch_size=batch_size, progress=reporting.ERR.is_terminal)
         shape = list(read_embeddings(file).embeddings.shape)
     result = {"target": str(target), "shape": shape}
     reporting.show(result if as_json else f"{target}: {shape[0]} vectors of {shape[1]} numbers", as_json)
-
-
-def _class(name: str, block: str | None, layout: str | None, revision: str | None, subfolder: str | None) -> type[Block]:
-    """The class that is named, or that a local folder or the catalogue tells."""
-    if block is None and catalogue.find(name) is not None:
-        return Block
-    path = Path(name) / subfolder if subfolder else Path(name)
-    return fitting.choose(path, block) if block is not None or path.exists() else Block
-
-
-def _load(
-    name: str, block: str | None, layout: str | None, revision: str | None, subfolder: str | None, arguments: str, device: str
-) -> Block:
-    try:
-        given = json.loads(arguments)
-    except ValueError as error:
-        raise ValueError(f"arguments is {arguments!r}; accepted: a JSON object") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"arguments is {arguments!r}; accepted: a JSON object")
-    cls = _class(name, block, layout, revision, subfolder)
-    return cls.from_pretrained(name, layout=layout, revision=revision, subfolder=subfolder, device=device, **given)
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    found = None if name is None else getattr(torch, name, None)
-    if name is not None and not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype is {name!r}; accepted: such as float32, float16, bfloat16")
-    return found
 
 
 def _count(number: int | None) -> str | None:

@@ -42,14 +42,35 @@ def contents(name: str, revision: str | None, subfolder: str | None) -> Contents
         FileNotFoundError: there is no such thing.
         ValueError: files that are not sound, or that have to be downloaded to be looked into.
     """
-    path = Path(name) / subfolder if subfolder else Path(name)
-    return local(path) if path.exists() else _remote(*_on_the_hub(name, revision, subfolder))
+    path = local_path(name, revision, subfolder)
+    return local(path) if path is not None else _remote(*_on_the_hub(name, revision, subfolder))
+
+
+def local_path(name: str, revision: str | None, subfolder: str | None) -> Path | None:
+    """The folder or file of that name, or the subfolder in it; None where there is none, and the Hub may know it.
+
+    Raises:
+        FileNotFoundError: a folder without that subfolder.
+        ValueError: a subfolder that is not inside the folder, or a revision of a local folder.
+    """
+    if subfolder is not None:
+        config.checked_subfolder(subfolder, "subfolder")
+    path = Path(name)
+    if not path.exists():
+        return None
+    if revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {path} is local; accepted: a repository on the Hub")
+    if subfolder is None:
+        return path
+    if not (path / subfolder).exists():
+        raise FileNotFoundError(f"{path} holds no folder {subfolder!r}")
+    return path / subfolder
 
 
 def golden_beside(name: str, revision: str | None, subfolder: str | None) -> Path | None:
     """The golden numbers beside the weights of what ``contents`` takes, if there are any; a file on the Hub is downloaded."""
-    path = Path(name) / subfolder if subfolder else Path(name)
-    if path.exists():
+    path = local_path(name, revision, subfolder)
+    if path is not None:
         file = (path if path.is_dir() else path.parent) / files.GOLDEN
         return file if file.is_file() else None
     repository, inside = _on_the_hub(name, revision, subfolder)
@@ -116,6 +137,8 @@ def choose(path: Path, name: str | None) -> type[Block]:
     if config.is_ours(found.config):
         return Block
     classes = {fit.block for fit in fits(found)}
+    if not classes:
+        found.headers(None)  # a file that cannot be read says so
     if len(classes) != 1:
         names = ", ".join(sorted(cls.__name__ for cls in classes)) or "no Block"
         raise ValueError(f"{names} of mmblocks fit {path}; name the one that is meant with --block")

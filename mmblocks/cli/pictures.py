@@ -22,8 +22,11 @@ def readable(name: str) -> Iterator[None]:
     """Errors of Pillow's become a ``ValueError`` that names the file."""
     try:
         yield
+    except UnidentifiedImageError as error:  # says nothing but where in memory the bytes were
+        raise ValueError(f"{name} cannot be read as an image: its format is none that Pillow knows") from error
     except UNREADABLE as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def opened(file: Any, name: str, size: int | None) -> Image.Image:
@@ -40,6 +43,25 @@ def fitted(image: Image.Image, size: int | None) -> Image.Image:
     """In RGB, scaled and cropped to a square if asked for."""
     found = rgb_of(image)
     return found if size is None else ImageOps.fit(found, (size, size), Image.Resampling.BICUBIC)
+
+
+def check_places(file: Path, target: Path) -> None:
+    """Refuses a file that is none, and a target that cannot be written, before anything is loaded.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no such file, or no folder for the target.
+        ValueError: a target whose ending is that of no image.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; accepted: an image")
+    if not file.exists():
+        raise FileNotFoundError(f"no such file: {file}; accepted: an image")
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
+    Image.init()
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
+    if target.suffix.lower() not in endings:
+        raise ValueError(f"{target} has the ending {target.suffix!r}; accepted: that of an image, such as .png")
 
 
 def check_tokenizer(block: Block) -> Any:

@@ -4,12 +4,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 OUT = Console(soft_wrap=True)
 ERR = Console(stderr=True, soft_wrap=True)
@@ -26,6 +29,14 @@ def one_sentence() -> Iterator[None]:
     except KeyboardInterrupt as error:
         ERR.print("interrupted; the same command goes on", markup=False)
         raise typer.Exit(130) from error
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuses to write a file where a folder is, or, without ``force``, anything else."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; accepted: the file to write")
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists; --force replaces it")
 
 
 def show(value: Any, as_json: bool, *tables: Table) -> None:
@@ -50,6 +61,8 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
 @contextmanager
 def progress(title: str) -> Iterator["Bar"]:
     """A bar on the standard error, in a terminal only."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR, disable=not ERR.is_terminal, transient=True) as bars:
         yield Bar(bars, title)
@@ -58,7 +71,7 @@ def progress(title: str) -> Iterator["Bar"]:
 class Bar:
     """One bar."""
 
-    def __init__(self, bars: Progress, title: str) -> None:
+    def __init__(self, bars: "Progress", title: str) -> None:
         self._bars = bars
         self._task = bars.add_task(title, total=None)
 

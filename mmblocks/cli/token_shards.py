@@ -50,13 +50,8 @@ def tokenize(
         ValueError: a file that is no image, or that the tokenizer does not take; the message names it.
     """
     tokenizer = pictures.check_tokenizer(block)
-    found = samples.clips(source) if clips else samples.images(source)
-    if not found:
-        raise FileNotFoundError(f"{source} holds no images; accepted: {', '.join(samples.IMAGES)}, or .tar files of them")
-    _check_names(found)
+    found = check_places(source, target, clips=clips)
     target = Path(os.path.realpath(target))
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"cannot write tokens to {target}: it is not a folder")
     beside = target.with_name(f".{target.name}.tokenizing")
     target.parent.mkdir(parents=True, exist_ok=True)
     weights = checksums.of_tensors(block.state_dict(), {})
@@ -75,6 +70,28 @@ def tokenize(
     except Timeout as error:
         raise FileExistsError(f"another process writes tokens to {target} right now") from error
     return {"num_clips" if clips else "num_images": len(found), "num_shards": len(groups), "target": str(target)}
+
+
+def check_places(source: Path, target: Path, *, clips: bool) -> list[Sample]:
+    """What there is to tokenize.
+
+    Raises:
+        FileNotFoundError: there is no image.
+        NotADirectoryError: the target is a file, or lies in one.
+        ValueError: a file that is no .tar file; two samples of one name.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"no such folder: {source}; accepted: a folder of images, or a .tar file of them")
+    found = samples.clips(source) if clips else samples.images(source)
+    if not found:
+        raise FileNotFoundError(f"{source} holds no images; accepted: {', '.join(samples.IMAGES)}, or .tar files of them")
+    _check_names(found)
+    place = Path(os.path.realpath(target))
+    for folder in (place, *place.parents):
+        if folder.exists() and not folder.is_dir():
+            what = "it" if folder == place else str(folder)
+            raise NotADirectoryError(f"cannot write tokens to {target}: {what} is not a folder")
+    return found
 
 
 def _check_names(found: list[Sample]) -> None:

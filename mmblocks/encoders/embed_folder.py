@@ -62,9 +62,7 @@ def embed_folder(encoder: Block, folder: str | Path, file: str | Path, *, batch_
         raise TypeError(f"encoder {type(encoder).__name__} lacks preprocess, or encode_image or embed; accepted: one that has both")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; accepted: at least 1")
-    if file.suffix != ".safetensors":
-        raise ValueError(f"file is {str(file)!r}; accepted: a name that ends in .safetensors")
-    names = _images(folder)
+    names = check_places(folder, file)
     parts = file.with_name(f"{file.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     was_training = encoder.training
@@ -124,7 +122,17 @@ def _all_parts(encoder: Block, folder: Path, names: list[str], parts: Path, batc
     return embeddings
 
 
-def _images(folder: Path) -> list[str]:
+def check_places(folder: Path, file: Path) -> list[str]:
+    """The names of a folder's images, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: a file to write to that has another ending than ``.safetensors``.
+    """
+    if file.suffix != ".safetensors":
+        raise ValueError(f"file is {str(file)!r}; accepted: a name that ends in .safetensors")
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file; accepted: a folder of images")
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file()]

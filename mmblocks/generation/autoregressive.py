@@ -15,7 +15,7 @@ from mmblocks.batches import Batch
 from mmblocks.generation.choosing import Chooser, Chosen, IdHead, LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.generation.guidance import Guidance, as_guidance
-from mmblocks.layers.categorical import Sampling
+from mmblocks.layers.categorical import DRAWABLE, Sampling
 from mmblocks.masks import Mask, MaskRule
 from mmblocks.segments import NO_ID
 from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
@@ -83,7 +83,7 @@ def generate_ids(
 
     Raises:
         ValueError: a prompt that is padded on the right, breaks the grammar, does not fit the cache, or whose rows are not a
-            multiple of the streams.
+            multiple of the streams; logits that hold NaN or infinity, or allow no id.
     """
     guide = as_guidance(guidance)
     rows = check_prompt(prompt, guide.num_streams, max_tokens)
@@ -99,6 +99,7 @@ def generate_ids(
     for step in range(max_tokens):
         chosen = choose(hidden, grammars, states, step)
         before, written = states, chosen.ids.tolist()
+        _check_drawn(written, step)
         states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, written, strict=True))
         yield Step(chosen.ids, before, states, chosen.vectors)
         if step + 1 == max_tokens or all(state.mode == "done" for state in states):
@@ -174,6 +175,13 @@ class TableWriter:
 
     def _column(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
+
+
+def _check_drawn(written: Sequence[int], step: int) -> None:
+    """The host has the ids by now; on a GPU nobody has looked at the logits yet."""
+    broken = [row for row, next_id in enumerate(written) if next_id < NO_ID]
+    if broken:
+        raise ValueError(f"in step {step} the logits of rows {broken} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
 
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:

@@ -3,6 +3,7 @@
 Shapes: P prompts, W beams, B = P * W rows, V ids.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmblocks.batches import Batch
 from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of
 from mmblocks.generation.grammar import Grammar, State
+from mmblocks.layers.categorical import DRAWABLE
 
 
 class Beam(NamedTuple):
@@ -69,10 +71,13 @@ def beam_search(
         head: the head over ids; may be None where the model has one head.
 
     Raises:
-        ValueError: fewer than one beam, or a prompt that cannot be continued.
+        ValueError: fewer than one beam, a length penalty that is not finite, or a prompt that cannot be continued; logits that hold
+            NaN or plus infinity, or are all minus infinity.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; accepted: 1 or more")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty is {length_penalty}; accepted: a finite number")
     prompts = check_prompt(prompt, 1, max_tokens)
     id_head = id_head_of(model.outputs, head)
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
@@ -90,7 +95,8 @@ def beam_search(
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
         logits = id_head.logits(hidden).masked_fill(_forbidden(grammar, states, id_head.vocab_size, hidden.device), float("-inf"))
-        totals = scores.view(-1, 1) + logits.log_softmax(dim=-1)
+        # NaN in a beam that is out of the running, which may have no id left, is nobody's.
+        totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
         before = [states[row] for row in rows]
         states = [grammar.advance(state, i) for state, i in zip(before, ids, strict=True)]
@@ -124,6 +130,8 @@ def _best(
     kept = torch.full_like(scores, float("-inf"))
     rows, ids = [], []
     for number, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+        if any(math.isnan(value) for value in row_values):  # comes first, and is what softmax makes of infinities
+            raise ValueError(f"the logits of prompt {number} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
         filled = 0
         for rank, (value, place) in enumerate(zip(row_values, row_places, strict=True)):
             row, next_id = number * num_beams + place // vocabulary, place % vocabulary

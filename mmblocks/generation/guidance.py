@@ -49,6 +49,12 @@ def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tens
     return u + scale * (c - u)
 
 
+def _check_finite(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; accepted: a finite number")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFree:
     """Two streams: with the condition and without it, as ``classifier_free`` combines them.
@@ -59,12 +65,18 @@ class ClassifierFree:
         last_step: guide up to this step, and take the condition alone behind it; None for all steps. LlamaGen's
             ``cfg_interval`` of n is ``last_step=n + 1``, since it counts from the second code on.
         normalise: combine log probabilities (Emu3). LlamaGen combines plain logits, from which equal draws come.
+
+    Raises:
+        ValueError: a scale that is not finite.
     """
 
     scale: float
     images_only: bool = False
     last_step: int | None = None
     normalise: bool = True
+
+    def __post_init__(self) -> None:
+        _check_finite(scale=self.scale)
 
     @property
     def num_streams(self) -> int:
@@ -101,6 +113,9 @@ class ThreeWay:
     image_scale: float
     images_only: bool = True
 
+    def __post_init__(self) -> None:
+        _check_finite(scale=self.scale, image_scale=self.image_scale)
+
     @property
     def num_streams(self) -> int:
         """Three."""
@@ -130,6 +145,7 @@ class VisualContrastive:
     images_only: bool = False
 
     def __post_init__(self) -> None:
+        _check_finite(alpha=self.alpha)
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta is {self.beta}; accepted: 0 to 1")
 
@@ -163,6 +179,7 @@ class MutualInformation:
     images_only: bool = False
 
     def __post_init__(self) -> None:
+        _check_finite(forgetting=self.forgetting)
         if self.forgetting < 0 or not 0 < self.sure <= 1:
             found = f"forgetting is {self.forgetting}, sure {self.sure}"
             raise ValueError(f"{found}; accepted: forgetting of 0 or more, sure above 0 and at most 1")

@@ -11,10 +11,7 @@ from mmblocks.generation.autoregressive import Step
 from mmblocks.generation.grammar import State
 from mmblocks.grid_format import GridFormat
 from mmblocks.segments import Codes, Text, Vectors, codes, text, vectors
-from mmblocks.text_tokenizers import TextTokenizer
-
-BROKEN = "\ufffd"
-"""What a tokenizer makes of bytes that are not a whole character yet."""
+from mmblocks.text_tokenizers import TextStream, TextTokenizer
 
 
 class Generated(NamedTuple):
@@ -28,6 +25,7 @@ class Generated(NamedTuple):
 class _Row:
     """What a row has written and not yet handed out."""
 
+    stream: TextStream | None
     text: list[int] = field(default_factory=list)
     image: list[int] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
@@ -51,23 +49,29 @@ def segments_of(
             ids around an image are not part of any text.
         input: the embedder of ids, for the segments.
         vector_input: the embedder of vectors, for the segments of continuous images.
-        stream: hand out text piece by piece as it comes, in place of whole runs. Characters are never cut.
+        stream: hand out text piece by piece as it comes, in place of whole runs. Characters are never cut, and the pieces of a run
+            joined are its text.
+
+    Raises:
+        ValueError: an image without a format; streamed text of a tokenizer that changes what it gave before.
     """
     rows: dict[int, _Row] = {}
     for step in steps:
         for number, (next_id, before, after) in enumerate(zip(step.ids.tolist(), step.before, step.states, strict=True)):
             if before.mode == "done":
                 continue
-            row = rows.setdefault(number, _Row())
+            if number not in rows:
+                rows[number] = _Row(TextStream(tokenizer) if stream and tokenizer is not None else None)
+            row = rows[number]
             if before.mode == after.mode == "text":
-                row.text.append(next_id)
-                if stream and (piece := _whole(row.text, tokenizer)) is not None:
-                    row.text.clear()
-                    yield Generated(number, text(piece, input=input))
+                if row.stream is not None:
+                    yield from _pieces(number, row.stream.push(next_id), input)
+                elif stream:
+                    yield Generated(number, text([next_id], input=input))
+                else:
+                    row.text.append(next_id)
                 continue
-            if row.text:
-                yield Generated(number, _text(row.text, tokenizer, input))
-                row.text.clear()
+            yield from _rest(number, row, tokenizer, input)
             if number in step.vectors:
                 row.vectors.append(step.vectors[number])
             elif before.mode == "grid":
@@ -77,20 +81,22 @@ def segments_of(
                 row.image.clear()
                 row.vectors.clear()
     for number, row in rows.items():
-        if row.text:
-            yield Generated(number, _text(row.text, tokenizer, input))
+        yield from _rest(number, row, tokenizer, input)
 
 
-def _whole(ids: list[int], tokenizer: TextTokenizer | None) -> str | list[int] | None:
-    """The text, or None while its last character is not complete."""
-    if tokenizer is None:
-        return list(ids)
-    decoded = tokenizer.decode(ids)
-    return None if not decoded or decoded.endswith(BROKEN) else decoded
+def _rest(number: int, row: _Row, tokenizer: TextTokenizer | None, input: str) -> Iterator[Generated]:
+    """The text of a run that is over, as far as it has not been handed out."""
+    if row.stream is not None:
+        yield from _pieces(number, row.stream.finish(), input)
+    elif row.text:
+        content = list(row.text) if tokenizer is None else tokenizer.decode(row.text)
+        yield Generated(number, text(content, input=input))
+        row.text.clear()
 
 
-def _text(ids: list[int], tokenizer: TextTokenizer | None, input: str) -> Text:
-    return text(list(ids) if tokenizer is None else tokenizer.decode(ids), input=input)
+def _pieces(number: int, piece: str, input: str) -> Iterator[Generated]:
+    if piece:
+        yield Generated(number, text(piece, input=input))
 
 
 def _image(row: _Row, state: State, format: GridFormat | None, input: str, vector_input: str) -> Codes | Vectors:

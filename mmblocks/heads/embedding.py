@@ -121,6 +121,13 @@ class MatchingHead(Block):
         return self.classifier(hidden).float().softmax(dim=-1)[..., 1]
 
     def hard_negatives(self, similarity: Float[Tensor, "N N"], *, generator: Generator | None = None) -> Int[Tensor, " N"]:
-        """For each row a wrong partner, drawn the likelier the more similar it is."""
+        """For each row a wrong partner, drawn the likelier the more similar it is.
+
+        Raises:
+            ValueError: fewer than two rows, or similarities that are not finite (checked on CPU).
+        """
+        if len(similarity) < 2:
+            raise ValueError(f"similarity has {len(similarity)} rows; accepted: 2 or more, so that there are wrong partners")
+        check_finite("similarity", similarity)
         chances = similarity.float().softmax(dim=-1).fill_diagonal_(0) + 1e-12
         return chances.fill_diagonal_(0).multinomial(1, generator=generator)[:, 0]

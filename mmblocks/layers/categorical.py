@@ -4,10 +4,29 @@ Shapes: N rows, V ids.
 """
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+
+from mmblocks.checks import check_finite, is_readable
+
+UNDRAWN = -(2**62)
+"""In place of an id where none can be drawn and a look would wait for the device: no look-up takes it, nor with an offset added."""
+
+DRAWABLE = "accepted: finite logits, and minus infinity beside them"
+"""What a row is that an id can be drawn from, for messages."""
+
+_TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+_SMALL = 1e-3
+"""Divided by less, logits of usual size may overflow: the largest becomes 0 before, which changes no draw."""
+
+
+def _check_kind(name: str, value: object, kind: type, more: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}; accepted: {'an int' if kind is Integral else 'a number'}{more}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +34,12 @@ class Sampling:
     """How freely ids are drawn.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest id (greedy).
+        temperature: divides the logits; 0 takes the likeliest id (greedy), and so does what is close to it.
         top_k: keep the k likeliest ids, and those as likely as the k-th; None keeps all.
         top_p: keep the likeliest ids whose probabilities reach p together; None keeps all.
 
     Raises:
+        TypeError: for values that are no numbers, or no integers.
         ValueError: for values outside their ranges.
     """
 
@@ -28,8 +48,13 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; accepted: 0 or more")
+        _check_kind("temperature", self.temperature, Real)
+        if not 0 <= self.temperature <= _LARGEST:
+            raise ValueError(f"temperature is {self.temperature}; accepted: 0 or more, in float32")
+        if self.top_k is not None:
+            _check_kind("top_k", self.top_k, Integral, " or None")
+        if self.top_p is not None:
+            _check_kind("top_p", self.top_p, Real, " or None")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; accepted: 1 or more, or None")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -58,7 +83,9 @@ def truncate(logits: Float[Tensor, "N V"], sampling: Sampling) -> Float[Tensor, 
     """Temperature, then top-k, then top-p, as the field orders them. Leaves greedy logits as they are."""
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    if sampling.temperature < _SMALL:
+        logits = logits - logits.amax(dim=-1, keepdim=True)
+    logits = (logits / max(sampling.temperature, _TINY)).clamp(max=_LARGEST)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
@@ -76,13 +103,40 @@ def draw(
     """One id per row, by the Gumbel-max rule: the largest of logits + noise, which is a draw from their softmax.
 
     Args:
-        logits: any real numbers; minus infinity is never drawn.
+        logits: any real numbers; minus infinity is never drawn. At least one of a row is finite.
         sampling: temperature and truncation; the lowest id wins ties.
         generator: source of the noise, on the logits' device.
         gumbel: the noise itself, in place of a generator.
+
+    Returns:
+        The ids. On a GPU a row of which none can be drawn has ``UNDRAWN``: to raise would be to wait for the device.
+
+    Raises:
+        ValueError: a row that holds NaN or plus infinity, or nothing but minus infinity; noise that is not finite (checked on CPU).
     """
+    if not logits.dtype.itemsize >= 4:  # noise is coarse in half precision, and may be infinite
+        logits = logits.float()
+    check_drawable(logits)
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    if gumbel is None:
-        gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
-    return (truncate(logits, sampling) + gumbel).argmax(dim=-1)
+        ids = logits.argmax(dim=-1)
+    else:
+        if gumbel is None:
+            gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+        check_finite("gumbel", gumbel)
+        ids = (truncate(logits, sampling) + gumbel).argmax(dim=-1)
+    return ids if is_readable(logits) else torch.where(logits.amax(dim=-1).isfinite(), ids, UNDRAWN)
+
+
+def check_drawable(logits: Float[Tensor, "*N V"]) -> None:
+    """Refuses rows from which no id can be drawn: NaN would win, and of equal infinities the first.
+
+    Raises:
+        ValueError: a row that holds NaN or plus infinity, or nothing but minus infinity (checked on CPU).
+    """
+    if not is_readable(logits) or not logits.numel():
+        return
+    best = logits.detach().amax(dim=-1).flatten()  # NaN, where there is one
+    if not bool(best.isfinite().all()):
+        row = int((~best.isfinite()).nonzero()[0])
+        kind = "are all minus infinity" if float(best[row]) == float("-inf") else "hold NaN or plus infinity"
+        raise ValueError(f"the logits of row {row} {kind}; {DRAWABLE}")

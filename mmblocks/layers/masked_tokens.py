@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.categorical import Sampling, draw
+from mmblocks.checks import check_finite
+from mmblocks.layers.categorical import Sampling, check_drawable, draw
 from mmblocks.layers.row_losses import check_draw
 
 
@@ -140,7 +141,7 @@ class ConfidenceSampler(Block):
         sampling: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if num_steps < 1 or temperature < 0:
+        if num_steps < 1 or not 0 <= temperature < math.inf:
             raise ValueError(f"num_steps is {num_steps}, temperature {temperature}; accepted: 1 or more, 0 or more")
         if cooling not in ("linear", "cumulative"):
             raise ValueError(f"cooling is {cooling!r}; accepted: 'linear', 'cumulative'")
@@ -169,16 +170,20 @@ class ConfidenceSampler(Block):
             generator: source of randomness.
 
         Raises:
-            ValueError: no hidden place, or draws of another shape.
+            ValueError: no hidden place, draws of another shape or that are not finite; logits that hold NaN or plus infinity, or
+                are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
         """
         if not bool((ids == mask_id).any()):
             raise ValueError(f"ids has no {mask_id}; accepted: at least one hidden place, else nothing is asked for")
         for name, given in (("drawn", drawn), ("gumbel", gumbel)):
             if given is not None:
                 check_draw(name, given, (self.num_steps, *ids.shape))
+        if gumbel is not None:
+            check_finite("gumbel", gumbel)
         temperature, found = self.temperature, ids
         for step in range(self.num_steps):
             logits = predict(ids, step)
+            check_drawable(logits)
             hidden = ids == mask_id
             chosen = drawn[step] if drawn is not None else self._draw(logits, generator)
             found = torch.where(hidden, chosen, ids)

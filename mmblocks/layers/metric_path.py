@@ -3,6 +3,7 @@
 Time 0 is uniform noise, 1 the data. Shapes: B rows, L codes of a row, K codes of width C, S steps.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import normalize
 
 from mmblocks.block import Block
 from mmblocks.checks import is_readable
+from mmblocks.layers.categorical import check_drawable
 from mmblocks.layers.row_losses import check_draw
 
 
@@ -35,8 +37,8 @@ class MetricPath(Block):
         self, *, num_codes: int, code_dim: int, alpha: float = 0.9, c: float = 3.0, shift: float = 1.0, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        if alpha <= 0 or c <= 0 or shift <= 0:
-            raise ValueError(f"alpha is {alpha}, c {c}, shift {shift}; accepted: above 0")
+        if not all(0 < number < math.inf for number in (alpha, c, shift)):
+            raise ValueError(f"alpha is {alpha}, c {c}, shift {shift}; accepted: above 0, and finite")
         self.alpha, self.c, self.shift, self.eps = alpha, c, shift, eps
         self.register_buffer("codes", torch.empty(num_codes, code_dim).normal_())
 
@@ -146,7 +148,7 @@ class KineticSampler(Block):
             taps: a list that is given the codes behind each step.
 
         Raises:
-            ValueError: draws of another shape.
+            ValueError: draws of another shape; logits that hold NaN or plus infinity, or are all minus infinity (checked on CPU).
         """
         for name, given, least in (("data", data, 0), ("uniform", uniform, 1), ("jumps", jumps, 1)):
             if given is not None and (len(given) < self.num_steps - least or given.shape[1:] != ids.shape):
@@ -155,6 +157,7 @@ class KineticSampler(Block):
         times = self.times(path).tolist()
         for number, time in enumerate(times):
             logits = predict(ids, number)
+            check_drawable(logits)
             found = data[number] if data is not None else _draw(logits.float().softmax(dim=-1), generator)
             if number + 1 == self.num_steps:
                 ids = found

@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens of all scales together, h and w tokens of one scale, C width of a code, K codes, D width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -173,7 +174,8 @@ class VAR(Block):
             logits: a list that the guided logits of each scale (B, l, K) are appended to.
 
         Raises:
-            ValueError: a guidance below 0, a class that does not exist, or other numbers of draws or ids.
+            ValueError: a guidance below 0, a class that does not exist, or other numbers of draws or ids; logits that hold NaN or
+                plus infinity, or are all minus infinity (checked on CPU).
         """
         rows, steps = len(labels), len(self.scales)
         for name, draws in (("gumbel", gumbel), ("smoothing_gumbel", smoothing_gumbel)):
@@ -181,8 +183,8 @@ class VAR(Block):
                 raise ValueError(f"{name} has {len(draws)} scales; accepted: {steps}")
         if ids is not None:
             self._check_ids(ids, rows)
-        if not guidance >= 0:
-            raise ValueError(f"guidance is {guidance}; accepted: 0 or more")
+        if not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance is {guidance}; accepted: 0 or more, and finite")
         sampling = Sampling() if sampling is None else sampling
         if guidance > 0:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from mmblocks.checks import check_finite
+from mmblocks.layers.categorical import check_drawable
+
 Scale = int | Sequence[int]
 """Rows and columns of a grid of tokens; one number for as many of either."""
 
@@ -55,8 +58,14 @@ def guided(logits: Float[Tensor, "B2 l K"], rows: int, strength: float) -> Float
 def smoothed(
     logits: Float[Tensor, "B l K"], share: float, gumbel: Float[Tensor, "B l K"] | None, generator: Generator | None
 ) -> Float[Tensor, "B l K"]:
-    """Weights of a mixture; the temperature falls with the scale, as in MaskGIT."""
+    """Weights of a mixture; the temperature falls with the scale, as in MaskGIT.
+
+    Raises:
+        ValueError: logits that hold NaN or plus infinity, or are all minus infinity; noise that is not finite (checked on CPU).
+    """
+    check_drawable(logits)
     if gumbel is None:
         gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+    check_finite("gumbel", gumbel)
     temperature = max(0.27 * (1 - share * 0.95), 0.005)
     return ((logits * (1 + share) + gumbel) / temperature).softmax(dim=-1)

@@ -1,0 +1,142 @@
+"""Whether arguments that come from a file are what the constructor's annotations say.
+
+JSON may hold any value under any name, and a constructor that is handed a string for a number fails wherever it comes to use it,
+or not at all. What an annotation does not settle passes: none, ``Any``, type variables, classes other than those named here.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from mmblocks.block import Block, parameters
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+_CALLABLE: Any = Callable
+"""For comparisons; to a type checker it is no type."""
+
+_MODULES = re.compile(r"(?<![\w'.])(?:\w+\.)+(?=\w)")
+"""Names of modules, before those of types."""
+
+
+class _Misfit(NamedTuple):
+    """What does not fit, and where: the path below the argument, such as ``[1]``."""
+
+    path: str
+    value: object
+    accepted: str
+
+
+def check(cls: type[Block], arguments: Mapping[str, Any], origin: str) -> None:
+    """Compares arguments with the annotations of the constructor.
+
+    An int will do for a float, a list for a tuple, and the reverse; a bool is no int. Numbers are finite, ints have 64 bits.
+
+    Args:
+        cls: the class that is built.
+        arguments: those that come from a file.
+        origin: where from, for the message.
+
+    Raises:
+        ValueError: names the class, the argument, its value, and what is accepted.
+    """
+    try:
+        hints = get_type_hints(cls.__init__)
+    except Exception:  # an annotation that cannot be evaluated here says nothing
+        hints = {}
+    accepted = parameters(cls)
+    for name, value in arguments.items():
+        default = accepted[name].default
+        if type(value) is type(default) and value == default:
+            continue  # be it what the annotation says or not
+        misfit = next(_endless(value, ""), None) or _misfit(value, hints.get(name, Any), "")
+        if misfit is not None:
+            found = f"{name}{misfit.path} is {_SHORT.repr(misfit.value)}"
+            raise ValueError(f"{origin} of {cls.__name__}: {found}; accepted: {misfit.accepted}")
+
+
+def _endless(value: object, path: str) -> Iterator[_Misfit]:
+    """Numbers that ``save_pretrained`` writes nowhere, wherever they stand."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield _Misfit(path, value, "a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield _Misfit(path, value, "an int of 64 bits")
+    else:
+        for key, item in _items(value):
+            yield from _endless(item, f"{path}[{key!r}]")
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def _misfit(value: object, annotation: Any, path: str) -> _Misfit | None:
+    """The first part of a value that does not fit."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _misfit(value, inner[0], path)
+    if origin in (Union, UnionType):
+        found = [_misfit(value, one, path) for one in inner]
+        if None in found:
+            return None
+        deeper = [misfit for misfit in found if misfit is not None and misfit.path != path]
+        return deeper[0] if len(deeper) == 1 else _Misfit(path, value, " or ".join(map(_named, inner)))
+    if origin is Literal:
+        fits = any(type(value) is type(one) and value == one for one in inner)
+        return None if fits else _Misfit(path, value, ", ".join(map(repr, inner)))
+    plain = annotation if origin is None else origin
+    if not isinstance(plain, type):
+        return None
+    if not _is_a(value, plain):
+        return _Misfit(path, value, _named(annotation))
+    return next(_inside(value, plain, inner, annotation, path), None)
+
+
+def _inside(value: object, plain: type, inner: tuple[Any, ...], annotation: Any, path: str) -> Iterator[_Misfit]:
+    """What of the entries of a list or dict does not fit."""
+    if plain is tuple and inner and inner[-1] is not Ellipsis and isinstance(value, list | tuple):
+        kinds: Iterable[Any] = inner
+        if len(value) != len(inner):
+            yield _Misfit(path, value, _named(annotation))
+            return
+    elif isinstance(value, Mapping) and len(inner) == 2:
+        kinds = [inner[1]] * len(value)
+    elif isinstance(value, list | tuple) and inner:
+        kinds = [inner[0]] * len(value)
+    else:
+        return
+    for (key, item), kind in zip(_items(value), kinds, strict=False):
+        misfit = _misfit(item, kind, f"{path}[{key!r}]")
+        if misfit is not None:
+            yield misfit
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Whether a value is of a plain type; of one that is not known here any value is."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str, NoneType):
+        return isinstance(value, kind)
+    if kind in (list, tuple, Sequence, MutableSequence):
+        return isinstance(value, list | tuple)
+    if kind in (dict, Mapping, MutableMapping):
+        return isinstance(value, Mapping)
+    if issubclass(kind, nn.Module):  # of whatever class: parts are told apart by what they can do
+        return isinstance(value, nn.Module)
+    return callable(value) if kind is _CALLABLE else True
+
+
+def _named(annotation: Any) -> str:
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else _MODULES.sub("", str(annotation))
