@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from mmblocks.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "filelock"):
+        if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"the command line needs {error.name}: pip install 'mmblocks[cli]'")
     app()
