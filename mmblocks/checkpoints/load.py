@@ -10,6 +10,7 @@ from torch import nn
 from mmblocks.block import Block, parts
 from mmblocks.checkpoints import config, current, filling, tensors
 from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.finite import warn_of_not_finite
 from mmblocks.checkpoints.locating import Place
 from mmblocks.checkpoints.origin import Origin
 from mmblocks.checkpoints.own import build_own
@@ -43,6 +44,7 @@ def load(
         if module not in handed_in:
             _create_buffers(module, device if placement is None else placement.computing(name))
     _check_values(block, placement)
+    warn_of_not_finite(block, given, was_read=dtype is not None or all(job.check is not None for job in jobs))
     if placement is not None:
         placement.dispatch(block, left)
     return block.eval()

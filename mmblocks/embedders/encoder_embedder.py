@@ -3,7 +3,6 @@
 Shapes: B images of one size, H and W pixels, N tokens of all images, D width of the trunk.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import check_images, pack, sizes
+from mmblocks.layers.image_tokens import Images, check_images, pack, sizes
 from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
 
@@ -51,7 +50,7 @@ class EncoderEmbedder(Block):
         self.connector = connector
         self.class_token = class_token
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+    def forward(self, images: Images) -> VisionTokens:
         """Images with pixels in [0, 1], of sizes that the encoder takes.
 
         Raises:
@@ -59,7 +58,7 @@ class EncoderEmbedder(Block):
             ValueError: no image, pixels that are no RGB in [0, 1], or a size that the parts refuse; also parts that give
                 other tokens than they have named.
         """
-        check_images(images)
+        images = check_images(images)
         numbers: dict[tuple[int, int], list[int]] = {}
         for number, size in enumerate(sizes(images)):
             numbers.setdefault(size, []).append(number)

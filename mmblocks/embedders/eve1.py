@@ -17,7 +17,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
 from mmblocks.pickling import weightless
@@ -161,7 +161,7 @@ class EVE1PatchEmbedding(Block):
         for _ in range(projector_layers - 1):
             self.projector.extend([nn.GELU(), nn.Linear(dim, dim)])
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]], masks: Sequence[Mask] | None = None) -> VisionTokens:
+    def forward(self, images: Images, masks: Sequence[Mask] | None = None) -> VisionTokens:
         """The tokens of images with pixels in [0, 1], each of its own size.
 
         Args:
@@ -174,7 +174,7 @@ class EVE1PatchEmbedding(Block):
             ValueError: no image, a size that is no multiple, pixels that are no RGB in [0, 1], another number of masks, or a mask
                 that does not mark one rectangle of whole patches.
         """
-        check_images(images)
+        images = check_images(images, self.patch.weight.dtype)
         tokens = self.features([normalise(image, CLIP_MEAN, CLIP_STD) for image in images], masks)
         return tokens._replace(embeds=self.projector(tokens.embeds))
 

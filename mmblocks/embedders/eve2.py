@@ -16,7 +16,7 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import fit_area, upright_rgb
 from mmblocks.pickling import weightless
@@ -86,14 +86,14 @@ class EVE2PatchEmbedding(Block):
         self.class_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
         self.split_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+    def forward(self, images: Images) -> VisionTokens:
         """Images with pixels in [0, 1] and sides that are multiples of ``token_size``, each of its own size.
 
         Raises:
             TypeError: pixels that are not floating point.
             ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
-        check_images(images)
+        images = check_images(images, self.patch.weight.dtype)
         layouts = [self.layout(*size) for size in sizes(images)]
         classes = self.class_token.expand(len(images), -1)
         return pack(layouts, self._patch_tokens(images), newline=self.split_token, classes=classes)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise, pixels_of
 from mmblocks.layers.resizing import fit_within, upright_rgb
 from mmblocks.pickling import weightless
@@ -67,7 +67,7 @@ class FuyuPatchEmbedding(Block):
         self.max_width = max_width
         self.linear = nn.Linear(3 * patch_size**2, dim)
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]], newline: Float[Tensor, " D"] | None = None) -> VisionTokens:
+    def forward(self, images: Images, newline: Float[Tensor, " D"] | None = None) -> VisionTokens:
         """Images with pixels in [0, 1] and sides that are multiples of ``patch_size``, each of its own size.
 
         Args:
@@ -78,7 +78,7 @@ class FuyuPatchEmbedding(Block):
             TypeError: pixels that are not floating point.
             ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
-        check_images(images)
+        images = check_images(images, self.linear.weight.dtype)
         return self.embed([normalise(image, _HALF, _HALF) for image in images], newline)
 
     def embed(self, values: Sequence[Float[Tensor, "3 _ _"]], newline: Float[Tensor, " D"] | None = None) -> VisionTokens:

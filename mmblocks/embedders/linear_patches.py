@@ -112,7 +112,7 @@ class LinearPatchEmbedding(Block):
         self.patch = nn.Conv2d(channels, dim, patch_size, patch_size, bias=bias)
         self.positions = positions
 
-    def forward(self, images: Sequence[Float[Tensor, "_ _ _"]]) -> VisionTokens:
+    def forward(self, images: Sequence[Float[Tensor, "_ _ _"]] | Float[Tensor, "_ _ _ _"]) -> VisionTokens:
         """Images or latents (channels, H, W) with sides that are multiples of ``patch_size``, each of its own size.
 
         Raises:
@@ -121,10 +121,9 @@ class LinearPatchEmbedding(Block):
                 outside [0, 1].
         """
         if self.mean is None or self.std is None:
-            self._check_values(images)
+            images = self._checked(images)
         else:
-            check_images(images)
-            images = [normalise(image, self.mean, self.std) for image in images]
+            images = [normalise(image, self.mean, self.std) for image in check_images(images, self.patch.weight.dtype)]
         layouts = [self.layout(*size) for size in sizes(images)]
         sides = {"p": self.patch_size, "q": self.patch_size}
         patches = torch.cat([rearrange(image, "c (h p) (w q) -> (h w) (c p q)", **sides) for image in images])
@@ -143,11 +142,15 @@ class LinearPatchEmbedding(Block):
         """
         return grid_layout(*grid_of(height, width, self.patch_size))
 
-    def _check_values(self, images: Sequence[Tensor]) -> None:
-        if not images:
+    def _checked(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        if isinstance(images, Tensor) and images.ndim != 4:
+            shapes = f"({self.channels}, H, W), or a batch (B, {self.channels}, H, W)"
+            raise ValueError(f"images have shape {tuple(images.shape)}; accepted: a list of {shapes}")
+        if len(images) == 0:
             raise ValueError("images is empty; accepted: at least one")
         for image in images:
             if not image.is_floating_point():
                 raise TypeError(f"an image is {image.dtype}; accepted: floating point")
             if image.ndim != 3 or image.shape[0] != self.channels:
                 raise ValueError(f"an image has shape {tuple(image.shape)}; accepted: ({self.channels}, H, W)")
+        return list(images)

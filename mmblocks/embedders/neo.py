@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, positions, sizes
+from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, positions, sizes
 from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright
 from mmblocks.pickling import weightless
@@ -97,14 +97,14 @@ class NEOPatchEmbedding(Block):
         self.patch = nn.Conv2d(3, hidden_dim, patch_size, patch_size)
         self.merge = nn.Conv2d(hidden_dim, dim, merge_size, merge_size)
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+    def forward(self, images: Images) -> VisionTokens:
         """Images with pixels in [0, 1] and sides that are multiples of ``token_size``, each of its own size.
 
         Raises:
             TypeError: pixels that are not floating point.
             ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
-        check_images(images)
+        images = check_images(images, self.patch.weight.dtype)
         return self.embed([normalise(image, IMAGENET_MEAN, IMAGENET_STD) for image in images])
 
     def embed(self, values: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:

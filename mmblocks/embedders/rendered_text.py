@@ -4,7 +4,6 @@ Shapes: S pixels the strip is high, W pixels it is wide, N tokens of all strips,
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import check_images, grid_layout, pack, sizes
+from mmblocks.layers.image_tokens import Images, check_images, grid_layout, pack, sizes
 from mmblocks.layers.pixels import normalise, on_white, pixels_of
 from mmblocks.layers.resizing import upright
 from mmblocks.pickling import weightless
@@ -74,14 +73,14 @@ class RenderedTextEmbedding(Block):
         self.binary = binary
         self.linear = nn.Linear(3 * patch_size * self.token_width, dim)
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+    def forward(self, images: Images) -> VisionTokens:
         """Strips (3, S, W) with pixels in [0, 1], each of its own length.
 
         Raises:
             TypeError: pixels that are not floating point.
             ValueError: no strip, a size that is no strip's, or pixels that are no RGB in [0, 1].
         """
-        check_images(images)
+        images = check_images(images, self.linear.weight.dtype)
         layouts = [self.layout(*size) for size in sizes(images)]
         values = (normalise(image, _HALF, _HALF) for image in images)
         patches = torch.cat([rearrange(strip, "c h (n w) -> n (c h w)", w=self.token_width) for strip in values])

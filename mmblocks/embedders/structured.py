@@ -3,7 +3,6 @@
 Shapes: H and W pixels, N tokens of all images, D width of the trunk.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import sizes
+from mmblocks.layers.image_tokens import Images, sizes
 from mmblocks.layers.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
 from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
@@ -54,7 +53,7 @@ class StructuredEmbedder(Block):
             None if max_size is None else nn.Parameter(torch.empty(side, dim).normal_(std=init_std)) for side in max_size or (0, 0)
         )
 
-    def forward(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> VisionTokens:
+    def forward(self, images: Images) -> VisionTokens:
         """Images as the embedder takes them.
 
         Raises:
@@ -62,6 +61,8 @@ class StructuredEmbedder(Block):
             ValueError: likewise; or an image of more rows or columns than ``max_size``.
         """
         own: Any = self.embedder
+        if len(images) == 0:
+            raise ValueError("images is empty; accepted: at least one")
         structured = [self._structured(own.layout(*size)) for size in sizes(images)]
         tokens: VisionTokens = own(images)
         made, first = [], 0

@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalise, pixels_of, rgb_of, torchvision_square
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
 from mmblocks.pickling import weightless
 
 
@@ -197,7 +197,7 @@ class EVACLIPVision(Block):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)
-        return normalise(pixels, CLIP_MEAN, CLIP_STD).to(self.tower.vit.pos_embed.dtype)
+        return normalised_for(self.tower, pixels, CLIP_MEAN, CLIP_STD)
 
 
 def _small_linear(dim: int, embed_dim: int, bias: bool) -> nn.Linear:

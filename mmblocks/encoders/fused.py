@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels
+from mmblocks.layers.pixels import check_pixels, dtype_of
 
 Grid = tuple[int, int]
 
@@ -77,7 +77,7 @@ class EncoderGroup(Block):
         """
         check_pixels(pixels, num_axes=4)
         self.grids(pixels.shape[2], pixels.shape[3])
-        return {name: encoder(_resized(pixels, _own_size(encoder))) for name, encoder in self._each()}
+        return {name: encoder(_resized(pixels, encoder)) for name, encoder in self._each()}
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Any:
         """The features of all encoders, a list in their order. Arguments and errors as for ``features``."""
@@ -223,11 +223,14 @@ def _own_size(encoder: Any) -> tuple[int, int] | None:
     return None if size is None else (size[0], size[1])
 
 
-def _resized(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
+def _resized(pixels: Tensor, encoder: Any) -> Tensor:
+    """Pixels of the size that an encoder takes, in their own dtype if it is the encoder's."""
+    size = _own_size(encoder)
     if size is None or tuple(pixels.shape[2:]) == size:
         return pixels
     # Bicubic curves leave [0, 1] at sharp edges.
-    return interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1).to(pixels.dtype)
+    resized = interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return resized.to(pixels.dtype) if dtype_of(encoder, pixels.dtype) == pixels.dtype else resized
 
 
 def _on_grid(features: Tensor, grid: Grid, mode: Literal["bilinear", "area"] = "bilinear") -> Tensor:

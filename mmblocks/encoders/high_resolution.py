@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels, pixels_of
+from mmblocks.layers.pixels import check_pixels, dtype_of, pixels_of, widened
 from mmblocks.layers.resizing import smart_resize, upright_rgb
 from mmblocks.pickling import weightless
 
@@ -131,6 +131,7 @@ class TiledEncoder(Block):
         """
         check_pixels(pixels, num_axes=4)
         rows, columns = self.tiles_of(pixels.shape[2], pixels.shape[3])
+        pixels = widened(pixels, dtype_of(self.encoder, pixels.dtype))
         tiles = rearrange(pixels, "b c (r h) (s w) -> b (r s) c h w", r=rows, s=columns)
         if self.thumbnail and rows * columns > 1:
             whole = interpolate(pixels.float(), self.tile, mode="bicubic", antialias=True, align_corners=False)

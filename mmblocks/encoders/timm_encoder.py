@@ -14,7 +14,7 @@ from torch import Tensor
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
-from mmblocks.layers.pixels import check_pixels, check_size, normalise, rgb_of
+from mmblocks.layers.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
 from mmblocks.pickling import weightless
 
 _CLASSIFIERS = tuple(
@@ -181,8 +181,9 @@ class TimmEncoder(Block):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)
+        check_some(pixels)
         self.grid_of(pixels.shape[2], pixels.shape[3])
-        return normalise(pixels, self.mean, self.std).to(next(self.model.parameters()).dtype)
+        return normalised_for(self.model, pixels, self.mean, self.std)
 
 
 def _built(name: str, image_size: tuple[int, int] | None, any_size: bool) -> Any:

@@ -18,6 +18,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import check_range
 from mmblocks.layers.eva_layouts import tower_layouts
+from mmblocks.layers.pixels import check_some
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
@@ -150,6 +151,7 @@ class EvaTower(Block):
         count = len(self.vit.blocks)
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
+        check_some(pixels)
         numbers = [layer % count for layer in layers]
         x, rope = self._embed(pixels, keep)
         states: dict[int, Tensor] = {}

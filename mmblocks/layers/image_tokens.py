@@ -9,21 +9,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmblocks.layers.pixels import check_pixels
+from mmblocks.layers.pixels import check_pixels, widened
 from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
 
+Images = Sequence[Float[Tensor, "3 _ _"]] | Float[Tensor, "_ 3 _ _"]
+"""Images, each of its own size; a batch (B, 3, H, W) is B of them."""
 
-def check_images(images: Sequence[Tensor]) -> None:
-    """Refuses an empty list, and what is no RGB image (3, H, W) in [0, 1].
+
+def check_images(images: Images, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The images one by one. Refuses none at all, and what is no RGB image (3, H, W) in [0, 1].
+
+    Args:
+        images: see ``Images``.
+        dtype: of the part that reads them; pixels of another come back in float32 or better, to be cast after normalising.
 
     Raises:
         TypeError: pixels that are not floating point.
         ValueError: no image, another shape, or values outside [0, 1], NaN included (values are checked on CPU).
     """
-    if not images:
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; accepted: a list of images (3, H, W), or a batch (B, 3, H, W)")
+    if len(images) == 0:
         raise ValueError("images is empty; accepted: at least one")
     for image in images:
         check_pixels(image, num_axes=3)
+    return [image if dtype is None else widened(image, dtype) for image in images]
 
 
 def grid_of(height: int, width: int, token_size: int) -> tuple[int, int]:
@@ -84,8 +94,15 @@ def pack(
     )
 
 
-def sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Height and width of each image (C, H, W)."""
+def sizes(images: Sequence[Tensor] | Tensor) -> list[tuple[int, int]]:
+    """Height and width of each image (C, H, W).
+
+    Raises:
+        ValueError: another number of axes.
+    """
+    for image in images:
+        if image.ndim != 3:
+            raise ValueError(f"an image has shape {tuple(image.shape)}; accepted: (C, H, W)")
     return [(image.shape[1], image.shape[2]) for image in images]
 
 

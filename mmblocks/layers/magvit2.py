@@ -65,7 +65,9 @@ class StatisticsNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B C *size"], codes: Float[Tensor, "B D *grid"]) -> Float[Tensor, "B C *size"]:
         """``codes`` have at least two places, or there is no spread."""
         places = codes.flatten(2)
-        scale = self.scale((places.var(dim=-1) + 1e-6).sqrt())
+        # torch warns of a variance of nothing.
+        spread = places.var(dim=-1) if len(places) else places[..., 0]
+        scale = self.scale((spread + 1e-6).sqrt())
         shift = self.shift(places.mean(dim=-1))
         ones = (1,) * (x.ndim - 2)
         return group_norm(x, 32, eps=1e-6) * scale.unflatten(1, (-1, *ones)) + shift.unflatten(1, (-1, *ones))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image as PILImage
-from torch import Tensor
+from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of CLIP's training images, per colour."""
@@ -40,9 +40,19 @@ def check_pixels(pixels: Tensor, num_axes: int) -> None:
         raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: {shape}")
     if torch.compiler.is_compiling() or pixels.device.type != "cpu" or pixels.numel() == 0:
         return
-    low, high = float(pixels.min()), float(pixels.max())
+    low, high = (float(value) for value in torch.aminmax(pixels.detach()))
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
+
+
+def check_some(pixels: Tensor) -> None:
+    """Refuses an empty batch, for networks of libraries that cannot compute it.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(pixels):
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: at least one image")
 
 
 def rgb_of(image: PILImage.Image) -> PILImage.Image:
@@ -137,6 +147,24 @@ def normalise(pixels: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Se
     """(pixels - mean) / std, per colour. Images (3, H, W), batches of them, or of clips (B, 3, T, H, W)."""
     shape = _per_colour(pixels)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+
+def dtype_of(part: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype in which a part computes, that of its first floating-point parameter; ``otherwise`` if it has none."""
+    return next((parameter.dtype for parameter in part.parameters() if parameter.is_floating_point()), otherwise)
+
+
+def normalised_for(
+    part: nn.Module, pixels: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*B_3_size"]:
+    """``normalise``, in the dtype of the part that reads it. Pixels of another dtype lose nothing before they are cast."""
+    dtype = dtype_of(part, pixels.dtype)
+    return normalise(widened(pixels, dtype), mean, std).to(dtype)
+
+
+def widened(pixels: Float[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
+    """Pixels that will be cast to another dtype in float32 or better, so that arithmetic before it is exact; others as they are."""
+    return pixels if pixels.dtype == dtype else pixels.to(torch.promote_types(pixels.dtype, torch.float32))
 
 
 def denormalise(values: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*B_3_size"]:

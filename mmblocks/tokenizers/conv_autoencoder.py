@@ -84,7 +84,8 @@ class ConvEncoder(Block):
         self.project = nn.Identity() if code_dim is None else Conv2d(latent_channels, code_dim, 1)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        """Pixels, normalised, to features. Odd sides are rounded down at each level."""
+        """Pixels, normalised, of any floating dtype, to features. Odd sides are rounded down at each level."""
+        pixels = pixels.to(self.conv_in.weight.dtype)
         if self.memory_budget is not None:
             return channels_last(self.project(self._in_stripes(pixels, self.memory_budget)))
         x = self.conv_in(pixels)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.layers.pixels import check_some
 from mmblocks.tokenizers.bottlenecks.scaled_latents import PerChannel, ScaledLatents, unscale
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
@@ -224,7 +225,12 @@ class DiffusersEncoder(_Half):
         super().__init__(model, model.encoder, getattr(model, "quant_conv", None))
 
     def forward(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid C"]:
-        """(B, *grid, 2 D), or (B, *grid, D)."""
+        """(B, *grid, 2 D), or (B, *grid, D).
+
+        Raises:
+            ValueError: no image.
+        """
+        check_some(pixels)
         (encoded,) = self.model.encode(pixels, return_dict=False)
         moments = encoded if isinstance(encoded, Tensor) else encoded.parameters
         return moments.movedim(1, -1)
@@ -243,10 +249,10 @@ class DiffusersDecoder(_Half):
         """Undoes the scale first.
 
         Raises:
-            ValueError: z of another width.
+            ValueError: z of another width, or of no image.
         """
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"z has shape {tuple(z.shape)}; accepted: (B, *grid, {self.dim})")
+        if z.shape[-1] != self.dim or not len(z):
+            raise ValueError(f"z has shape {tuple(z.shape)}; accepted: (B, *grid, {self.dim}), of at least one image")
         (pixels,) = self.model.decode(unscale(z, self.shift, self.scale).movedim(-1, 1), return_dict=False)
         return pixels
 

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of
+from mmblocks.layers.pixels import check_pixels, normalised_for, pixels_of, rgb_of
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.emu3_autoencoder import Emu3Decoder, Emu3Encoder
@@ -88,7 +88,7 @@ class Emu3VQ(VisualTokenizer):
         """
         check_pixels(pixels, num_axes=5 if pixels.ndim == 5 else 4)
         self.check_size(*pixels.shape[2:])
-        return self.encoder(normalise(pixels, self.mean, self.std))
+        return self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std))
 
     def check_size(self, *size: int) -> None:
         """Refuses (H, W) or (T, H, W) that are no positive multiples of ``downsampling``.

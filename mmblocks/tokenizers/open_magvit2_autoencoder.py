@@ -3,6 +3,7 @@
 Shapes: B images, H and W pixels (T frames), h and w tokens (t), D width of a token.
 """
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -130,7 +131,7 @@ class OpenMAGVIT2Decoder(Block):
             ValueError: features of another shape, or of a single place, which has no spread to condition the norms.
         """
         check_shape("features", features, "B", *self.shape)
-        if features[0, ..., 0].numel() < 2:
+        if math.prod(features.shape[1:-1]) < 2:
             raise ValueError(f"features have shape {tuple(features.shape)}; accepted: two places or more")
         # Contiguous with channels last, so that latents and ids go through the same kernels, which are those of official code too.
         codes = features.contiguous().movedim(-1, 1).to(next(self.parameters()).dtype)

@@ -17,7 +17,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of
+from mmblocks.layers.pixels import check_pixels, normalised_for, pixels_of
 from mmblocks.layers.siglip import SiglipLayer, SiglipPooling, SiglipVision, siglip_rules, siglip_sizes
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.text_aligned import (
@@ -231,7 +231,7 @@ class TATok(VisualTokenizer):
         """What the bottleneck is given; raises as ``encode``."""
         check_pixels(pixels, num_axes=4)
         self.check_size(*pixels.shape[2:])
-        return self.encoder(normalise(pixels, self.mean, self.std), pool_scale)
+        return self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std), pool_scale)
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"], *, pool_scale: int | None = None, **draws: Any) -> Latents:
         """Pixels in [0, 1] to codes; ``features`` beside them are those before they were quantised.

@@ -235,7 +235,8 @@ class TATiTok(OneDimensionalTokenizer):
         """
         if text is None:
             raise ValueError("text is missing; accepted: embeddings (B, text_length, text_dim), of the empty text at least")
-        pixels = self.decoder(self.decoder_input(latents), text)
+        z = self.decoder_input(latents)
+        pixels = self.decoder(z, text.to(z.dtype))
         return pixels if self.training else pixels.clamp(0, 1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.conv import Conv2d
-from mmblocks.layers.pixels import check_pixels, normalise, pixels_of, rgb_of, torchvision_square
+from mmblocks.layers.pixels import check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
@@ -148,7 +148,7 @@ class VARVQ(VisualTokenizer):
         self.check_size(*pixels.shape[2:])
         step = self.downsampling[0]
         self.bottleneck.sizes(scales, [side // step for side in pixels.shape[2:]])  # refused before any work
-        return self.bottleneck(self.encoder(normalise(pixels, self.mean, self.std)), scales=scales, **draws)
+        return self.bottleneck(self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std)), scales=scales, **draws)
 
     def decode(
         self, latents: Latents | Integer[Tensor, "B L"], *, scales: Sequence[Scale] | None = None

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels, denormalise, normalise, pixels_of
+from mmblocks.layers.pixels import check_pixels, denormalise, normalised_for, pixels_of
 from mmblocks.pickling import weightless
 from mmblocks.tokens import Latents
 
@@ -77,7 +77,7 @@ class VisualTokenizer(Block):
         """
         check_pixels(pixels, num_axes=2 + len(self.downsampling))
         self.check_size(*pixels.shape[2:])
-        return self.encoder(normalise(pixels, self.mean, self.std))
+        return self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std))
 
     def encode(self, pixels: Float[Tensor, "B 3 *size"], **draws: Any) -> Latents:
         """Pixels in [0, 1] to codes or latents; while training, with the bottleneck's losses.

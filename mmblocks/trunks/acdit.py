@@ -118,7 +118,7 @@ class ACDiT(Block):
         tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
         places = torch.arange(self.blocks.count * self.blocks.size, device=clean.device)
         condition = self._condition(t, labels, len(clean), self.blocks.count)
-        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.blocks.count, -1))
+        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.blocks.count, self.blocks.size))
 
     def loss(
         self,

@@ -262,9 +262,9 @@ class MAR(Block):
             found = "" if tokens is None else f"tokens is {tuple(tokens.shape)}, "
             raise ValueError(f"{found}mask {tuple(mask.shape)}; accepted: (B, {length}, {self.token_dim}) and (B, {length})")
         counts = (~mask).sum(dim=1)
-        if is_readable(mask) and bool((counts != counts[0]).any()):
+        if is_readable(mask) and bool((counts != counts[:1]).any()):
             raise ValueError(f"mask leaves {counts.tolist()} tokens known; accepted: as many in each row")
-        places = mask.int().argsort(dim=1, stable=True)[:, : int(counts[0])] + self.num_class_tokens
+        places = mask.int().argsort(dim=1, stable=True)[:, : int(counts[0]) if len(counts) else 0] + self.num_class_tokens
         first = torch.arange(self.num_class_tokens, device=mask.device).expand(len(mask), -1)
         return torch.cat([first, places], dim=1)
 

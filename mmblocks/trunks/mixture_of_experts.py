@@ -58,7 +58,7 @@ class MixtureOfExperts(nn.Module):
         inner = silu(routed_linear(chosen, groups, gate)) * routed_linear(chosen, groups, up)
         made = routed_linear(inner, groups, down) * weights.flatten()[groups.order, None]
         mixed = torch.zeros_like(rows, dtype=made.dtype).index_add(0, token, made)
-        return mixed.view_as(x), probabilities.view(*x.shape[:-1], -1)
+        return mixed.view_as(x), probabilities.view(*x.shape[:-1], probabilities.shape[-1])
 
 
 def load_balance(

@@ -185,7 +185,7 @@ class PrunedDecoder(Block):
     def _pruned(self, row: Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> Row:
         """The row without the visual tokens that matter least to the stage's first layer, and without padding between."""
         candidates = prunable(row.table)
-        if not int(counts.max()):
+        if not counts.any():
             return row
         importance = self._importance(row, self.trunk.layers[stage.first], mask if callable(mask) else visible)
         most = (counts.double() * stage.share).long()

@@ -223,6 +223,9 @@ class RoutedDecoder(Decoder):
         taps: dict[int, Tensor] | None,
         hooks: TrunkHooks | None,
     ) -> Tensor:
+        if not table.shape[1]:  # sorted rows of no token do not tell how many rows there were
+            (taps or {}).update(dict.fromkeys(set(taps or {}) & set(range(len(self.layers))), x))
+            return x
         groups = self.groups_of(table)
         if hooks is not None:
             hooks = hooks.reshaped(lambda rows: groups.restore(rows).view_as(x), lambda states: groups.sort(states.flatten(0, 1)))

@@ -74,7 +74,7 @@ class RoutedNorm(nn.ModuleDict):
             return torch.cat([norm(rows) for norm, rows in zip(norms, x.split(groups.sizes), strict=True)])
         weights = torch.stack([norm.weight for norm in norms])[groups.group]
         between = (1,) * (x.ndim - 2)
-        return rms_norm(x, x.shape[-1:], None, self.eps) * weights.view(len(x), *between, -1)
+        return rms_norm(x, x.shape[-1:], None, self.eps) * weights.view(len(x), *between, x.shape[-1])
 
 
 class RoutedAttention(nn.Module):

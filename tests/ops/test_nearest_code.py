@@ -63,3 +63,29 @@ def test_scores_are_float32_under_autocast_and_in_half_precision() -> None:
 def test_what_cannot_be_compared_is_refused(codes, metric, message) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_code(torch.zeros(2, 4), codes, metric)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("k", [5, 200, 20000])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_code_that_is_no_number_is_refused(metric: str, k: int, place: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, codebook = torch.randn(3, 4, generator=random), torch.randn(k, 4, generator=random)
+    codebook[place, 2] = torch.nan
+    number = place % k
+    with pytest.raises(
+        ValueError, match=rf"codebook holds NaN or infinity in 1 of {k} codes, such as number {number}; accepted: fin"
+    ):
+        nearest_code(x, codebook, metric)
+    codebook[place] = torch.inf
+    with pytest.raises(ValueError, match="codebook holds NaN or infinity"):
+        nearest_code(torch.cat([x, -x]), codebook, metric)
+
+
+def test_vectors_that_are_no_numbers_are_refused() -> None:
+    x = torch.zeros(3, 4)
+    x[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="x holds NaN or infinity; accepted: finite values"):
+        nearest_code(x, torch.ones(5, 4))
+    with pytest.raises(ValueError, match="so large that float32 does not hold their products"):
+        nearest_code(torch.full((3, 4), 1e30), torch.full((5, 4), 1e30), "dot")

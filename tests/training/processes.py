@@ -1,8 +1,9 @@
-"""Losses in several processes, each of which really runs."""
+"""Losses and codebooks in several processes, each of which really runs."""
 
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, multiprocessing
@@ -24,6 +25,22 @@ def in_processes(loss: Callable[..., Tensor], *inputs: Tensor, num_processes: in
         for parts in zip(*gradients, strict=True)
     ]
     return torch.stack(losses).mean(), together
+
+
+def results_of_processes(work: Callable[[int], Any], num_processes: int = 2) -> list[Any]:
+    """What each process returns for its rank: anything that pickle takes. ``work`` is a function of a module."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        multiprocessing.spawn(_work_in_process, (num_processes, folder, work), nprocs=num_processes)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(num_processes)]
+
+
+def _work_in_process(rank: int, num_processes: int, folder: Path, work: Callable[[int], Any]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=num_processes)
+    torch.save(work(rank), folder / f"{rank}.pt")
+    distributed.barrier()  # who leaves while the others still talk may be aborted
+    distributed.destroy_process_group()
 
 
 def _one_process(rank: int, num_processes: int, folder: Path, loss: Callable[..., Tensor]) -> None:

@@ -38,7 +38,8 @@ def nearest_code(
         rounding sums. No gradient flows.
 
     Raises:
-        ValueError: an unknown metric or precision, widths that differ, or no code at all.
+        ValueError: an unknown metric or precision, widths that differ, or no code at all; NaN or infinity (seen on a CPU, outside
+            compiled graphs).
         RuntimeError: ``impl="triton"`` where the kernel cannot run.
     """
     for name, value, accepted in (("metric", metric, Metric), ("precision", precision, Precision)):

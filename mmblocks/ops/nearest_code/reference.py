@@ -27,6 +27,9 @@ def nearest_code_reference(x: Tensor, codebook: Tensor, half_norm: Tensor) -> Te
         x: (N, D) float32.
         codebook: (K, D) float32.
         half_norm: (K,) float32.
+
+    Raises:
+        ValueError: NaN or infinity among what decides; only on a CPU, outside compiled graphs, where looking costs nothing.
     """
     rows, columns = CPU_TILE if x.device.type == "cpu" else LARGE_TILE
     pieces = [_nearest(piece, codebook, half_norm, columns) for piece in x.split(rows)]
@@ -36,12 +39,26 @@ def nearest_code_reference(x: Tensor, codebook: Tensor, half_norm: Tensor) -> Te
 def _nearest(x: Tensor, codebook: Tensor, half_norm: Tensor, columns: int) -> Tensor:
     """The nearest codes of R vectors, tile by tile."""
     best, ids = x.new_full((len(x),), torch.inf), x.new_zeros(len(x), dtype=torch.long)
+    is_readable = x.device.type == "cpu" and not torch.compiler.is_compiling()
     for start, stop in _tiles(len(codebook), columns):
         scores = torch.addmm(half_norm[start:stop], x, codebook[start:stop].T, alpha=-1)
         score, place = _smallest(scores)
+        # The score of a NaN is one too, and so is the smallest of them: no pass over the codes is needed.
+        if is_readable and not bool((score > -torch.inf).all()):
+            raise ValueError(_why_no_score(x, codebook))
         nearer = score < best  # strictly: of equals the first tile's stays
         best, ids = torch.where(nearer, score, best), torch.where(nearer, place + start, ids)
     return ids
+
+
+def _why_no_score(x: Tensor, codebook: Tensor) -> str:
+    spoiled = (~codebook.isfinite().all(dim=1)).nonzero().flatten()
+    if len(spoiled):
+        found = f"{len(spoiled)} of {len(codebook)} codes, such as number {int(spoiled[0])}"
+        return f"the codebook holds NaN or infinity in {found}; accepted: finite values"
+    if not x.isfinite().all():
+        return "x holds NaN or infinity; accepted: finite values"
+    return "x and the codebook are so large that float32 does not hold their products; accepted: smaller values"
 
 
 def _tiles(num_codes: int, columns: int) -> Iterator[tuple[int, int]]:

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor, distributed, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.ops.nearest_code import nearest_code
+from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 
 
@@ -61,7 +62,7 @@ class AveragingCodebook(RunningAverages, Block):
     def learn(self, features: Float[Tensor, "N D"], ids: Int[Tensor, " N"], generator: Generator | None = None) -> None:
         """One step of the running averages; with several processes, over the features of all.
 
-        Features that are not finite, of any process, change nothing, and a warning says so.
+        No feature at all changes nothing; nor do features that are not finite, of any process, and a warning says so.
 
         Args:
             features: what was quantised.
@@ -71,17 +72,13 @@ class AveragingCodebook(RunningAverages, Block):
         features = features.to(self.sums.dtype)
         counts = torch.bincount(ids, minlength=len(self.sizes)).to(self.sizes.dtype)
         added = torch.zeros_like(self.sums).index_add_(0, ids, features)
-        in_parallel = distributed.is_available() and distributed.is_initialized()
-        if in_parallel:
-            distributed.all_reduce(added)
-            distributed.all_reduce(counts)
-        finite = finite_or_warned(added)
+        sum_of_all(added, counts)
+        learns = finite_or_warned(added) & (counts.sum() > 0)
         sizes = self.sizes.mul(self.decay).add(counts, alpha=1 - self.decay)
         sums = self.sums.mul(self.decay).add(added, alpha=1 - self.decay)
-        if self.restart_unused:
-            substitutes = self._substitutes(features, generator)
-            if in_parallel:
-                distributed.broadcast(substitutes, 0)
+        nums = num_of_each(features) if self.restart_unused else []
+        if sum(nums):
+            substitutes = self._substitutes(features, nums, generator)
             unused = sizes < 1
             sums = torch.where(unused[:, None], substitutes, sums)
             sizes = sizes.masked_fill(unused, 1)
@@ -89,13 +86,15 @@ class AveragingCodebook(RunningAverages, Block):
         smoothed = total * (sizes + 1e-5) / (total + len(sizes) * 1e-5)
         codes = self.codes[:-1]
         for old, new in ((self.sizes, sizes), (self.sums, sums), (codes, sums / smoothed[:, None])):
-            old.copy_(torch.where(finite, new, old))
+            old.copy_(torch.where(learns, new, old))
 
-    def _substitutes(self, features: Tensor, generator: Generator | None) -> Tensor:
-        """A feature for every code, drawn without repetition; too few features are repeated with a little noise."""
-        count, dim = self.sums.shape
-        if len(features) < count:
-            features = features.repeat(-(-count // len(features)), 1)
-            noise = torch.rand(features.shape, dtype=features.dtype, device=features.device, generator=generator)
-            features = features + noise * (0.01 / dim**0.5)
-        return features[torch.randperm(len(features), device=features.device, generator=generator)[:count]]
+    def _substitutes(self, features: Tensor, nums: list[int], generator: Generator | None) -> Tensor:
+        """A feature of any process for every code, drawn without repetition; too few are repeated with a little noise."""
+        (count, dim), device = self.sums.shape, features.device
+        if sum(nums) >= count:
+            drawn = torch.randperm(sum(nums), device=device, generator=generator)[:count]
+            return rows_of_all(features, from_first(drawn), nums)
+        features = rows_of_all(features, torch.arange(sum(nums), device=device), nums).repeat(-(-count // sum(nums)), 1)
+        noise = torch.rand(features.shape, dtype=features.dtype, device=device, generator=generator)
+        features = features + noise * (0.01 / dim**0.5)
+        return from_first(features[torch.randperm(len(features), device=device, generator=generator)[:count]])

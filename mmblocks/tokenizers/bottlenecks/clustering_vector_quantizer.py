@@ -7,9 +7,11 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.functional import normalize
 
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.all_processes import gather_equal, nan_if_any_is, num_of_each, several_processes, sum_of_all
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
@@ -18,7 +20,7 @@ from mmblocks.tokens import Latents
 class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):
     """``VectorQuantizer`` whose unused codes, while training, are pulled to the feature of the batch that is nearest to them.
 
-    Each process sees its own batch alone: under data parallelism the caller keeps ``codes`` and ``usage`` equal.
+    With several processes the batch is that of all of them, so that codes that are equal at first stay so.
 
     Args:
         num_codes, dim, metric: see ``VectorQuantizer``.
@@ -54,13 +56,41 @@ class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):
     @torch.no_grad()
     def _move(self, features: Tensor, ids: Tensor) -> None:
         """Features that are not finite, which only a compiled graph lets through, move nothing; a warning says so."""
-        finite = finite_or_warned(features)
-        chosen = torch.bincount(ids, minlength=len(self.codes)) / len(ids)
-        usage = torch.lerp(self.usage, chosen, 1 - self.decay)
-        nearest = features[nearest_code(self.codes, features, self.metric)]
+        num_features = sum(num_of_each(features))
+        if not num_features:
+            return
+        finite = finite_or_warned(nan_if_any_is(features))
+        counts = torch.bincount(ids, minlength=len(self.codes))
+        sum_of_all(counts)
+        usage = torch.lerp(self.usage, counts / num_features, 1 - self.decay)
+        nearest = self._nearest_features(features)
         # A code of the average share moves by exp(-1000), one that nothing chooses nearly all the way.
         pull = torch.exp(-10 * len(self.codes) * usage / (1 - self.decay) - 1e-3)
         wide = torch.promote_types(self.codes.dtype, torch.float32)
         codes = torch.lerp(self.codes.to(wide), nearest.to(wide), pull[:, None].to(wide))
         self.usage.copy_(torch.where(finite, usage, self.usage))
         self.codes.copy_(torch.where(finite, codes, self.codes))
+
+    def _nearest_features(self, features: Tensor) -> Tensor:
+        """(K, D): for each code the feature nearest to it, of all processes."""
+        if not several_processes():
+            return features[nearest_code(self.codes, features, self.metric)]
+        distance = features.new_full((len(self.codes),), torch.inf, dtype=torch.float32)
+        found = features.new_zeros(self.codes.shape)
+        if len(features):
+            found = features[nearest_code(self.codes, features, self.metric)]
+            distance = self._distances(found.float())
+        # Of equals the first process's, as in one batch.
+        nearest_process = torch.stack(gather_equal(distance)).argmin(dim=0)
+        found = torch.where((nearest_process == distributed.get_rank())[:, None], found, 0)
+        sum_of_all(found)
+        return found
+
+    def _distances(self, found: Tensor) -> Tensor:
+        """How far each code is from a feature of its own, as ``metric`` counts."""
+        codes = self.codes.float()
+        if self.metric == "l2":
+            return (codes - found).square().sum(dim=-1)
+        if self.metric == "cosine":
+            codes, found = normalize(codes, dim=-1), normalize(found, dim=-1)
+        return -(codes * found).sum(dim=-1)

@@ -11,6 +11,7 @@ from torch.nn.functional import embedding, normalize
 from mmblocks.block import Block
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.all_processes import from_first, nan_if_any_is, num_of_each, rows_of_all, sum_of_all
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 
 
@@ -101,41 +102,55 @@ class Codebook(Block):
         """Moves all codes to the centres of clusters of ``features``, by k-means; an empty cluster takes a feature instead.
 
         It begins at features drawn at random without repetition or, if there are fewer than codes, with repetition, as
-        vector-quantize-pytorch does; some codes are equal then.
+        vector-quantize-pytorch does; some codes are equal then. With several processes all of them call this, and the clusters are
+        those of the features of all.
 
         Raises:
             ValueError: if there is no feature, or a value is not finite.
         """
-        count, found = len(self.codes), len(features)
+        nums = num_of_each(features)
+        count, found = len(self.codes), sum(nums)
         if not found:
             raise ValueError("features holds no vector; accepted: at least one")
-        check_finite(features)
+        check_finite(nan_if_any_is(features))  # where one process has to refuse, all do
         if found < count:
             drawn = torch.randint(found, (count,), generator=generator, device=features.device)
         else:
             drawn = torch.randperm(found, generator=generator, device=features.device)[:count]
-        self.codes.copy_(features[drawn])
+        self.codes.copy_(rows_of_all(features, from_first(drawn), nums))
         for _ in range(num_iterations):
             ids = self.nearest(features)
             used = torch.bincount(ids, minlength=count)
             sums = torch.zeros_like(self.codes).index_add_(0, ids, features.to(self.codes.dtype))
+            sum_of_all(used, sums)
             self.codes.copy_(sums / used.clamp(min=1)[:, None])
-            self.replace_unused(features, used, generator)
+            self._replace(features, used, nums, generator)
 
     @torch.no_grad()
     def replace_unused(self, features: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
         """Moves codes that nothing chose to features drawn at random; returns how many.
 
+        With several processes all of them call this; a code is moved if none of them chose it, to features of any.
+
         Args:
             features: as the encoder makes them now.
-            used: how often each code was chosen of late.
+            used: how often each code was chosen of late, by this process.
             generator: source of randomness.
 
         Raises:
-            ValueError: if a value is not finite; nothing is moved then.
+            ValueError: if there is no feature, or a value is not finite; nothing is moved then.
         """
-        check_finite(features)
+        nums = num_of_each(features)
+        if not sum(nums):
+            raise ValueError("features holds no vector; accepted: at least one")
+        check_finite(nan_if_any_is(features))  # where one process has to refuse, all do
+        used = used.clone()
+        sum_of_all(used)
+        return self._replace(features, used, nums, generator)
+
+    def _replace(self, features: Tensor, used: Tensor, nums: list[int], generator: Generator | None) -> int:
+        """``replace_unused``, with what all processes used."""
         unused = (used == 0).nonzero().flatten()
-        drawn = torch.randint(len(features), (len(unused),), generator=generator, device=features.device)
-        self.codes[unused] = features[drawn].to(self.codes.dtype)
+        drawn = torch.randint(sum(nums), (len(unused),), generator=generator, device=features.device)
+        self.codes[unused] = rows_of_all(features, from_first(drawn), nums).to(self.codes.dtype)
         return len(unused)

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor, distributed
+from torch import Generator, Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.ops.nearest_code import code_stats
+from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
-from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
+from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokens import Latents
@@ -130,7 +131,7 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
         ids = super().nearest(x)
         chosen = self.rows(ids).to(x.dtype)
         if not self.training:
-            return Latents(z=chosen.to(features.dtype), ids=ids)
+            return Latents(z=in_evaluation(x, chosen).to(features.dtype), ids=ids)
         self._learn(flat, ids.flatten(), generator)
         z = pass_gradients(x, chosen, self.estimator).to(features.dtype)
         return Latents(z=z, ids=ids, loss={"commitment": mse_loss(x, chosen)})
@@ -154,15 +155,17 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
         super().fit(features, num_iterations=num_iterations, generator=generator)
         self.codes.copy_(self._unit(self.codes))
         used = torch.bincount(self.nearest(features), minlength=len(self.codes))
+        sum_of_all(used)
         self.usage.copy_(used.clamp(min=1))
         self.sums.copy_(self.codes * self.usage[:, None])
         self.placed.fill_(True)
-        self._copy_from_first_process()
 
     @torch.no_grad()
     def replace_unused(self, features: Float[Tensor, "N D"], used: Int[Tensor, " K"], generator: Generator | None = None) -> int:
         """As ``Codebook.replace_unused``; the averages of a moved code start anew, or it would return where it was."""
         count = super().replace_unused(self._unit(features), used, generator)
+        used = used.clone()
+        sum_of_all(used)
         moved = used == 0
         self.usage.masked_fill_(moved, 1.0)
         self.sums.copy_(torch.where(moved[:, None], self.codes.to(self.sums.dtype), self.sums))
@@ -178,11 +181,9 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
     def _learn(self, x: Tensor, ids: Tensor, generator: Generator | None) -> None:
         """One step of the averages. Features that are not finite, which only a compiled graph lets through, change nothing."""
         count, sums = code_stats(x, ids, len(self.codes))
-        if _several_processes():
-            distributed.all_reduce(count)
-            distributed.all_reduce(sums)
+        sum_of_all(count, sums)
         finite = finite_or_warned(sums)
-        weight = (1 - self.decay) * finite
+        weight = (1 - self.decay) * (finite & (count.sum() > 0))  # nothing is learned from no feature at all
         self.usage.lerp_(count, weight)
         self.sums.lerp_(sums.nan_to_num(0, 0, 0), weight)
         total = self.usage.sum()
@@ -193,22 +194,14 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
 
     def _revive(self, x: Tensor, finite: Tensor, generator: Generator | None) -> None:
         """Moves dead codes to features, each to another; those beyond the number of features wait for the next step."""
+        nums = num_of_each(x)
+        if not sum(nums):
+            return
         dead = (self.usage < self.dead_below) & finite
         place = dead.cumsum(0) - 1  # of a dead code among them
-        drawn = torch.randperm(len(x), generator=generator, device=x.device)
-        moved = (dead & (place < len(x)))[:, None]
-        new = x[drawn[place.clamp(0, len(x) - 1)]]
+        drawn = from_first(torch.randperm(sum(nums), generator=generator, device=x.device)[: len(self.codes)])
+        moved = (dead & (place < len(drawn)))[:, None]
+        new = rows_of_all(x, drawn[place.clamp(0, len(drawn) - 1)], nums)
         self.codes.copy_(torch.where(moved, new.to(self.codes.dtype), self.codes))
         self.sums.copy_(torch.where(moved, new * self.dead_below, self.sums))
         self.usage.masked_fill_(moved[:, 0], self.dead_below)
-        self._copy_from_first_process()
-
-    def _copy_from_first_process(self) -> None:
-        """What was drawn at random shall be the same everywhere."""
-        if _several_processes():
-            for tensor in (self.codes, self.sums, self.usage):
-                distributed.broadcast(tensor, 0)
-
-
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -19,6 +19,13 @@ def pass_gradients(
     return features + (chosen - features).detach()
 
 
+def in_evaluation(features: Float[Tensor, "*N D"], chosen: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    """The chosen codes bit by bit, with gradients to them and, unchanged, to the features that chose them."""
+    if not features.requires_grad:
+        return chosen
+    return chosen + (features - features.detach())
+
+
 def check_estimator(estimator: str) -> None:
     """Refuses a name that is none.
 

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss, one_hot
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.entropy import choice_entropies
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
@@ -51,7 +52,7 @@ class IndexBackpropagation(Codebook):
         """
         ids = self.nearest(features)
         if not self.training:
-            return Latents(z=self.rows(ids), ids=ids)
+            return Latents(z=in_evaluation(features, self.rows(ids)), ids=ids)
         scores = self.scores(features)
         soft = scores.softmax(dim=-1)
         hard = one_hot(ids, len(self.codes)).to(soft.dtype)

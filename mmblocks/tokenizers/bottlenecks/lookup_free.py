@@ -16,7 +16,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
-from mmblocks.tokenizers.bottlenecks.estimators import pass_gradients
+from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
@@ -141,7 +141,7 @@ class LookupFreeQuantizer(Block):
         x = self._prepared(self.project_in(features).float())
         positive = x > 0
         signs = self._codes(positive)
-        z = pass_gradients(x, signs).to(features.dtype) if self.training else signs.to(features.dtype)
+        z = (pass_gradients if self.training else in_evaluation)(x, signs).to(features.dtype)
         return Latents(z=self.project_out(z), ids=self._ids(positive), loss=self._losses(x, signs) if self.training else None)
 
     @without_autocast

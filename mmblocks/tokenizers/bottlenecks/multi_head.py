@@ -3,20 +3,23 @@
 Shapes: B images, D width of a feature, H heads, K codes, d width of a code, N tokens.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Integer
-from torch import Generator, Tensor
+from torch import Generator, Tensor, distributed
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.all_processes import num_of_each, several_processes
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
@@ -122,7 +125,7 @@ class MultiHeadVectorQuantizer(Block):
             return self._learned(features, generator)
         check_finite(features)
         ids = self._nearest(features)
-        return Latents(z=self._vectors(ids).to(features.dtype), ids=ids)
+        return Latents(z=in_evaluation(features, self._vectors(ids).to(features.dtype)), ids=ids)
 
     @without_autocast
     def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
@@ -147,7 +150,8 @@ class MultiHeadVectorQuantizer(Block):
     def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
         """A training step of the library, which moves the codes."""
         check_finite(features)
-        tokens = features.reshape(len(features), -1, features.shape[-1])
+        tokens = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1])
+        agree_with_all(self.quantizer, self.config["options"], tokens.flatten(0, 1))
         with drawn_from(generator):
             z, ids, _, terms = self.quantizer(tokens, return_loss_breakdown=True)
         losses = {"commitment": terms.commitment}
@@ -198,6 +202,30 @@ def drawn_from(generator: Generator | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def agree_with_all(module: torch.nn.Module, options: Mapping[str, Any] | None, features: Float[Tensor, "N D"]) -> None:
+    """Has the library's codebooks learn from all processes, whether or not there were several when they were built.
+
+    Raises:
+        ValueError: no feature, of any process; options by which the codes of several processes would drift apart.
+    """
+    from vector_quantize_pytorch import vector_quantize_pytorch as library
+
+    several = several_processes()
+    if not all(nums := num_of_each(features)):  # the library's processes would wait for each other
+        raise ValueError(f"features hold {nums} vectors (of each process); accepted: at least one (EMAVectorQuantizer takes none)")
+    drifting = [name for name in ("sync_codebook", "sync_kmeans") if (options or {}).get(name) is False]
+    if several and drifting:
+        raise ValueError(f"options hold {' and '.join(drifting)}=False; accepted in several processes: codes that stay the same")
+    for part in module.modules():
+        if not isinstance(part, library.Codebook) or part.use_ddp == several:
+            continue
+        if several and part.num_codebooks > 1 and not part.initted:
+            raise ValueError("options hold kmeans_init=True with separate codebooks; accepted in several processes: one codebook")
+        part.use_ddp = several
+        part.sample_fn = part.replace_sample_fn = library.sample_vectors_distributed if several else library.batched_sample_vectors
+        part.kmeans_all_reduce_fn = part.all_reduce_fn = distributed.all_reduce if several else library.noop
 
 
 def reset_library_buffers(module: torch.nn.Module, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 Shapes: B images, D width of a feature, G groups, Q quantizers a group, K codes, N tokens.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -16,9 +17,11 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
+from mmblocks.tokenizers.bottlenecks.all_processes import from_first
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.multi_head import check_options, drawn_from, reset_library_buffers
+from mmblocks.tokenizers.bottlenecks.multi_head import agree_with_all, check_options, drawn_from, reset_library_buffers
 from mmblocks.tokens import Latents
 
 PIECE = 256
@@ -169,7 +172,7 @@ class ResidualQuantizer(Block):
             torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])
             for group, mine in zip(self.groups, numbers, strict=True)
         ]
-        return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], -1)
+        return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], self.dim)
 
     def reset_buffers(self, device: torch.device) -> None:
         """The library's constants."""
@@ -183,8 +186,10 @@ class ResidualQuantizer(Block):
     def _learned(self, features: Tensor, generator: Generator | None, dropout_seed: int | None) -> Latents:
         """A training step of the library, which moves the codes."""
         check_finite(features)
+        agree_with_all(self, self.config["options"], features.flatten(0, -2))
         with drawn_from(generator):
-            drawn = int(torch.randint(2**31, ()))  # groups drop the same quantizers
+            # Groups drop the same quantizers, and so do processes, which sum up what each quantizer learns.
+            drawn = int(from_first(torch.randint(2**31, ()).to(features.device)))
             seed = drawn if dropout_seed is None else dropout_seed
             results = [group(piece, rand_quantize_dropout_fixed_seed=seed) for group, piece in self._pairs(features)]
         z, ids, losses = zip(*results, strict=True)
@@ -192,14 +197,16 @@ class ResidualQuantizer(Block):
 
     def _pairs(self, features: Tensor) -> list[tuple[Any, Tensor]]:
         """Each group with its entries of the features, (B, N, D / G)."""
-        pieces = features.reshape(len(features), -1, features.shape[-1]).chunk(len(self.groups), dim=-1)
+        pieces = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1]).chunk(
+            len(self.groups), dim=-1
+        )
         return list(zip(self.groups, pieces, strict=True))
 
     def _quantise(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:
             flat = tokens.flatten(0, 1)[:, None]
             pieces, numbers, _ = zip(*(group(piece) for piece in flat.split(PIECE)), strict=True)
-            return torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], -1)
+            return torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], self.num_quantizers)
         return self._nearest(group, tokens)
 
     def _nearest(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,14 +218,15 @@ class ResidualQuantizer(Block):
             ids.append(nearest_code(layer._codebook.transform_input(left), codes, metric))
             chosen = embedding(ids[-1], codes).float()
             left, total = left - chosen, total + chosen
-        z = group.project_out(total.to(tokens.dtype))
-        return z.view(*tokens.shape[:2], -1), torch.stack(ids, dim=-1).view(*tokens.shape[:2], -1)
+        z = in_evaluation(tokens.flatten(0, 1), group.project_out(total.to(tokens.dtype)))
+        return z.view(tokens.shape), torch.stack(ids, dim=-1).view(*tokens.shape[:2], self.num_quantizers)
 
 
 def _joined(features: Tensor, z: Sequence[Tensor], ids: Sequence[Tensor], loss: dict[str, Tensor] | None = None) -> Latents:
     """What the groups made of their entries, side by side."""
+    numbers = torch.cat([*ids], dim=-1)
     return Latents(
         z=torch.cat([*z], dim=-1).to(features.dtype).view(features.shape),
-        ids=torch.cat([*ids], dim=-1).view(*features.shape[:-1], -1),
+        ids=numbers.view(*features.shape[:-1], numbers.shape[-1]),
         loss=loss,
     )

@@ -16,7 +16,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
-from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, pass_gradients
+from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
@@ -96,7 +96,7 @@ class SimVQ(Block):
         ids = nearest_code(features.flatten(0, -2), codes).view(features.shape[:-1])
         chosen = embedding(ids, codes).to(features.dtype)
         if not self.training:
-            return Latents(z=chosen, ids=ids)
+            return Latents(z=in_evaluation(features, chosen), ids=ids)
         losses = {"codebook": mse_loss(chosen, features.detach()), "commitment": mse_loss(features, chosen.detach())}
         return Latents(z=pass_gradients(features, chosen, self.estimator), ids=ids, loss=losses)
 

@@ -80,3 +80,30 @@ def test_evaluation_compiles_to_one_graph(bottleneck) -> None:
     features = torch.randn(1, 8, 8, 16)
     compiled = torch.compile(bottleneck, fullgraph=True, backend="eager")
     assert torch.equal(compiled(features).ids, bottleneck(features).ids)
+
+
+def test_a_code_that_is_no_number_is_refused(bottleneck) -> None:
+    averages = ("sums", "embed_avg")
+    state = {name: value for name, value in bottleneck.state_dict().items() if not name.endswith(averages)}
+    tables = [value for value in state.values() if value.ndim > 1 and value.shape[-2] in (300, 301)]
+    if not tables:
+        pytest.skip("its codes are computed")
+    with torch.no_grad():
+        tables[0][..., 299, :] = torch.nan
+    with pytest.raises(ValueError, match=r"codebook holds NaN or infinity in .* codes, such as number (299|0)"):
+        bottleneck(torch.randn(2, 8, 8, 16))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_gradients_reach_the_features(bottleneck, mode: str) -> None:
+    features = torch.randn(1, 8, 8, 16, requires_grad=True)
+    latents = getattr(bottleneck, mode)()(features)
+    (latents.z * torch.linspace(-1, 1, 16)).sum().backward()
+    assert features.grad is not None and features.grad.abs().sum() > 0
+
+
+def test_gradients_change_no_number(bottleneck) -> None:
+    features = torch.randn(1, 8, 8, 16)
+    with torch.no_grad():
+        wanted = bottleneck(features).z
+    torch.testing.assert_close(bottleneck(features.requires_grad_()).z, wanted, atol=1e-6, rtol=1e-6)

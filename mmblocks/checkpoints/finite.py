@@ -1,0 +1,62 @@
+"""Which tensors hold NaN or infinity after loading: a broken file would give numbers that look like any other.
+
+Summing up costs a few hundredths of what the checksums do, but it reads everything, and mapped files are not read before they are
+used. So all tensors are looked at where loading has read them anyway (it compared checksums, cast, or moved them to a device), and
+those of codebooks always: one NaN there would spoil every id.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints import mapped, tensors
+
+SHOWN = 5
+"""Names in a warning."""
+
+
+def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
+    """Warns of tensors with NaN or infinity.
+
+    Args:
+        block: filled; what is still without values is passed over.
+        given: ids of tensors that were handed in.
+        was_read: whether loading has looked at all values on the CPU already.
+    """
+    found = dict(_candidates(block, given, was_read))
+    # One answer for all, so that a device is waited for once.
+    doubtful = [name for name, total in found.items() if total.device.type == "cpu" and not total.isfinite()]
+    others = {name: total for name, total in found.items() if total.device.type != "cpu"}
+    if others:
+        finite = torch.stack([total.cpu() for total in others.values()]).isfinite().tolist()
+        doubtful += [name for name, is_finite in zip(others, finite, strict=True) if not is_finite]
+    # A sum may be too large where all that is added up is finite.
+    slots = tensors.slots(block)
+    names = [name for name in doubtful if not all(piece.isfinite().all() for piece in mapped.pieces(slots[name].tensor.detach()))]
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        warnings.warn(f"{type(block).__name__}: {shown} hold NaN or infinity", stacklevel=4)
+
+
+def _candidates(block: Block, given: set[int], was_read: bool) -> Iterator[tuple[str, Tensor]]:
+    """Names of the tensors to look at, and the sum of each."""
+    codebooks = {id(slot.tensor) for part in block.modules() if _has_codes(part) for slot in tensors.slots(part).values()}
+    seen = set(given)
+    for name, slot in tensors.slots(block).items():
+        tensor = slot.tensor.detach()
+        if id(slot.tensor) in seen or tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+            continue
+        seen.add(id(slot.tensor))
+        if was_read or id(slot.tensor) in codebooks or tensor.device.type != "cpu":
+            # Sums of float16 leave its range, those of bfloat16 do not and are several times as fast in it.
+            dtype = tensor.dtype if tensor.dtype == torch.bfloat16 else torch.float32
+            yield name, torch.stack([piece.sum(dtype=dtype) for piece in mapped.pieces(tensor)]).float().sum()
+
+
+def _has_codes(part: nn.Module) -> bool:
+    """Whether it is a bottleneck, or anything else that looks codes up, and not a whole tokenizer."""
+    kind = type(part)
+    return hasattr(kind, "lookup") and hasattr(kind, "codebook_sizes") and not hasattr(kind, "decode")

@@ -1,0 +1,327 @@
+"""One small example of each public class that has a role, for ``test_role_table.py``. A new class gets its line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmblocks
+from mmblocks import Block, EVACLIPText, TextEmbedding, TokenTable
+from mmblocks.layers.metric_path import MetricPath
+from tests.encoders import test_timm_encoder
+from tests.heads import test_denoising
+from tests.test_pickling import TOWER, eva
+from tests.tokenizers import test_diffusers_autoencoder, test_grids, test_lavit, test_seed, test_swap, test_titok
+from tests.tokenizers import test_emu2_latents as test_emu2
+from tests.tokenizers.bottlenecks import test_every_bottleneck
+from tests.trunks import test_acdit, test_mar, test_var
+
+FOLDERS = ("tokenizers.", "encoders.", "embedders.", "connectors.", "trunks.", "heads.")
+"""Where the classes live whose names have to be in ``EXAMPLES`` or ``WITHOUT``."""
+
+Call = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A part and what it is given.
+
+    Attributes:
+        make: builds the part; twice the same.
+        value: what it is given, images or rows along the first axis.
+        call: the part's result, with as many rows; draws are the same at every call.
+        is_pixels: whether the value is RGB in [0, 1], which a part casts to its own dtype.
+        is_rowwise: whether a row's result does not depend on the rows beside it.
+    """
+
+    make: Callable[[], Block]
+    value: Callable[[], Tensor]
+    call: Call
+    is_pixels: bool = False
+    is_rowwise: bool = True
+
+
+def pixels(*size: int) -> Callable[[], Tensor]:
+    return lambda: torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def values(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def through(part: Any, x: Tensor) -> Tensor:
+    """Pixels to codes or latents and back."""
+    return part.decode(part.encode(x))
+
+
+def of_three_patches(part: Any, x: Tensor) -> Tensor:
+    """LaVIT's codes of patches that are drawn, and back."""
+    return part.decode(part.encode(x, gumbel=test_lavit.draws(*[{2, 3, 23}] * len(x))))
+
+
+def tokens_of(part: Any, x: Tensor) -> Tensor:
+    """One image's tokens after the other's."""
+    return part(x).embeds.unflatten(0, (len(x), -1))
+
+
+def hidden(part: Any, x: Tensor) -> Tensor:
+    return part(x, TokenTable.text(*x.shape[:2]))
+
+
+def loss_of(part: Any, x: Tensor, **options: Any) -> Tensor:
+    """Against continuous targets of width 3, drawn alike."""
+    return part.loss(x, torch.ones(len(x), 3, dtype=x.dtype), **options)
+
+
+def drawn_loss(part: Any, x: Tensor) -> Tensor:
+    return loss_of(part, x, generator=torch.Generator().manual_seed(0))
+
+
+def choice_loss(part: Any, x: Tensor) -> Tensor:
+    return part.loss(x, torch.arange(len(x)) % 2)
+
+
+def tokenizer(name: str, size: tuple[int, ...] = (16, 16), call: Call = through) -> Example:
+    return Example((test_grids.MAKERS | test_grids.CONTINUOUS)[name], pixels(*size), call, is_pixels=True)
+
+
+TOKENIZERS = {
+    "VisualTokenizer": Example(
+        lambda: test_swap.between_convolutions(test_swap.DISCRETE["fsq"]()), pixels(8, 8), through, is_pixels=True
+    ),
+    **{name: tokenizer(name) for name in ("VQGAN", "ChameleonVQ", "LlamaGenVQ", "IBQ", "ConvVQ", "MaskGITVQGAN", "OpenMAGVIT2")},
+    "OpenMAGVIT2Video": tokenizer("OpenMAGVIT2Video", (1, 8, 12)),
+    "Emu3VQ": tokenizer("Emu3VQ", (16, 16)),
+    "UniTok": tokenizer("UniTok", (32, 32)),
+    "TATok": tokenizer("TATok", (70, 70)),
+    "DualToken": tokenizer("DualToken", (30, 30)),
+    "VARVQ": tokenizer("VARVQ", (8, 8)),
+    "TiTok": tokenizer("TiTok"),
+    "OneStageTiTok": tokenizer("OneStageTiTok"),
+    "FirstStageTiTok": tokenizer("FirstStageTiTok", call=lambda part, x: part.encode(x).z),
+    "TATiTok": Example(
+        test_titok.MAKERS["text"],
+        pixels(16, 16),
+        lambda part, x: part.decode(part.encode(x), text=torch.ones(len(x), 3, 7)),
+        is_pixels=True,
+    ),
+    "SEEDTokenizer": tokenizer("SEEDTokenizer", test_seed.SIZE),
+    "LaVITTokenizer": tokenizer(
+        "LaVITTokenizer",
+        test_lavit.SIZE,
+        of_three_patches,
+    ),
+    "Emu2Latents": Example(test_emu2.tokenizer, pixels(28, 28), lambda part, x: part.encode(x).z, is_pixels=True),
+    "MingTok": tokenizer("MingTok"),
+    "DiffusersAutoencoder": Example(lambda: test_diffusers_autoencoder.tokenizer("sd"), pixels(8, 8), through, is_pixels=True),
+    "JPEGTokenizer": Example(lambda: mmblocks.JPEGTokenizer(), pixels(8, 8), through, is_pixels=True),
+    "ConvEncoder": Example(
+        lambda: mmblocks.ConvEncoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
+        values(3, 8, 8),
+        lambda part, x: part(x),
+    ),
+    "ConvDecoder": Example(
+        lambda: mmblocks.ConvDecoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
+        values(2, 3, 4),
+        lambda part, x: part(x),
+    ),
+}
+
+
+def quantised(part: Any, x: Tensor) -> Tensor:
+    return part(x).z
+
+
+def bottleneck(name: str) -> Example:
+    return Example(test_every_bottleneck.BOTTLENECKS[name], values(8, 8, 16), quantised)
+
+
+BOTTLENECKS = {
+    "VectorQuantizer": bottleneck("vector"),
+    "IndexBackpropagation": bottleneck("ibq"),
+    "MultiCodebook": bottleneck("multi"),
+    "TextAlignedQuantizer": bottleneck("tar"),
+    "RQBottleneck": bottleneck("rq"),
+    "JointRQBottleneck": Example(lambda: mmblocks.JointRQBottleneck(num_codes=30, dim=16, depth=2), values(8, 8, 16), quantised),
+    "DualBottleneck": bottleneck("dual"),
+    "MultiScaleQuantizer": bottleneck("var"),
+    "DiagonalGaussian": Example(lambda: mmblocks.DiagonalGaussian(), values(8, 8, 16), quantised),
+    "AffineBottleneck": Example(lambda: mmblocks.AffineBottleneck(mean=1.0), values(8, 8, 16), quantised),
+    "ScaledLatents": Example(lambda: mmblocks.ScaledLatents(dim=8, scale=2.0), values(8, 8, 16), quantised),
+    "EMAVectorQuantizer": bottleneck("ema"),
+    "ClusteringVectorQuantizer": Example(
+        lambda: mmblocks.ClusteringVectorQuantizer(num_codes=30, dim=16), values(8, 8, 16), quantised
+    ),
+    "SimVQ": bottleneck("sim"),
+    "MultiHeadVectorQuantizer": bottleneck("heads"),
+    "LookupFreeQuantizer": bottleneck("lfq"),
+    "FiniteScalarQuantizer": bottleneck("fsq"),
+    "ResidualQuantizer": bottleneck("residual"),
+}
+
+
+def encoder(make: Callable[[], Block], size: tuple[int, int] = (28, 28), call: Call = lambda part, x: part(x)) -> Example:
+    return Example(make, pixels(*size), call, is_pixels=True)
+
+
+def of_both(part: Any, x: Tensor) -> Tensor:
+    return torch.cat([one.flatten(1) for one in part(x)], dim=1)
+
+
+ENCODERS = {
+    "EVACLIPVision": encoder(eva),
+    "EVACLIP": encoder(
+        lambda: mmblocks.EVACLIP(
+            vision=mmblocks.EVACLIPVision(tower=TOWER, embed_dim=8),
+            text=EVACLIPText(embed_dim=8, vocab_size=64, context_length=8, dim=16, num_heads=2, num_layers=1),
+        ),
+        call=lambda part, x: part.vision(x),
+    ),
+    "TimmEncoder": encoder(lambda: test_timm_encoder.encoder("test_vit"), (160, 160)),
+    "EncoderGroup": encoder(lambda: mmblocks.EncoderGroup(encoders={"one": eva(), "two": eva()}), call=of_both),
+    "ChannelFusion": encoder(lambda: mmblocks.ChannelFusion(encoders={"one": eva(), "two": eva()})),
+    "TokenInterleave": encoder(lambda: mmblocks.TokenInterleave(encoders={"one": eva(), "two": eva()}, dim=7)),
+    "TokenConcat": encoder(lambda: mmblocks.TokenConcat(encoders={"one": eva(), "two": eva()}, dim=7)),
+    "DualResolution": encoder(lambda: mmblocks.DualResolution(encoders={"low": eva(), "high": eva(image_size=(56, 56))}), (56, 56)),
+    "TiledEncoder": encoder(lambda: mmblocks.TiledEncoder(encoder=eva()), (28, 56)),
+    "NativeResolution": encoder(
+        lambda: mmblocks.NativeResolution(
+            encoder=test_timm_encoder.encoder("test_vit", any_size=True, image_size=None), multiple=16
+        ),
+        (32, 64),
+    ),
+}
+
+
+def embedder(make: Callable[[], Block], size: tuple[int, int]) -> Example:
+    return Example(make, pixels(*size), tokens_of, is_pixels=True)
+
+
+EMBEDDERS = {
+    "EVE1PatchEmbedding": embedder(lambda: mmblocks.EVE1PatchEmbedding(dim=8, hidden_dim=16), (56, 84)),
+    "EVE2PatchEmbedding": embedder(lambda: mmblocks.EVE2PatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
+    "NEOPatchEmbedding": embedder(lambda: mmblocks.NEOPatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
+    "FuyuPatchEmbedding": embedder(lambda: mmblocks.FuyuPatchEmbedding(dim=8), (30, 60)),
+    "LinearPatchEmbedding": embedder(
+        lambda: mmblocks.LinearPatchEmbedding(dim=8, patch_size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), (4, 6)
+    ),
+    "RenderedTextEmbedding": embedder(lambda: mmblocks.RenderedTextEmbedding(dim=8), (16, 48)),
+    "StructuredEmbedder": embedder(
+        lambda: mmblocks.StructuredEmbedder(
+            embedder=mmblocks.NEOPatchEmbedding(dim=8, hidden_dim=16), dim=8, max_size=(9, 9), row_ends=True
+        ),
+        (32, 64),
+    ),
+    "EncoderEmbedder": embedder(
+        lambda: mmblocks.EncoderEmbedder(encoder=eva(), connector=mmblocks.MLPProjector(in_dim=16, dim=8)), (28, 28)
+    ),
+    "CaptionEmbedding": Example(lambda: mmblocks.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)),
+}
+
+
+def connector(make: Callable[[], Block], grid: tuple[int, ...]) -> Example:
+    return Example(make, values(*grid, 6), lambda part, x: part(x))
+
+
+STACK: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "mlp_dim": 10}
+CONNECTORS = {
+    "MLPProjector": connector(lambda: mmblocks.MLPProjector(in_dim=6, dim=8), (3, 5)),
+    "AveragePool": connector(lambda: mmblocks.AveragePool(num_tokens=4), (7, 9)),
+    "AdaptivePool": connector(lambda: mmblocks.AdaptivePool(size=(2, 3)), (7, 4)),
+    "PixelShuffle": connector(lambda: mmblocks.PixelShuffle(factor=3), (3, 6)),
+    "ConnectorChain": connector(
+        lambda: mmblocks.ConnectorChain(parts=[mmblocks.PixelShuffle(), mmblocks.MLPProjector(in_dim=24, dim=8)]), (2, 6)
+    ),
+    "CausalFormer": connector(
+        lambda: mmblocks.CausalFormer(in_dim=6, dim=8, num_queries=5, hidden_dim=12, head_dim=4, input_norm=True, **STACK), (2, 3)
+    ),
+    "Emu2UpProjection": connector(lambda: mmblocks.Emu2UpProjection(image_dim=6, dim=8, num_tokens=4), (5, 4)),
+    "Emu2DownProjection": connector(lambda: mmblocks.Emu2DownProjection(image_dim=8, dim=6), (5,)),
+    "QFormerConnector": connector(lambda: mmblocks.QFormerConnector(dim=8, in_dim=6, num_queries=5, hidden_dim=12, **STACK), (7,)),
+    "PerceiverResampler": connector(lambda: mmblocks.PerceiverResampler(dim=6, num_latents=5, head_dim=4, **STACK), (2, 3)),
+    "SpatioTemporalPool": connector(lambda: mmblocks.SpatioTemporalPool(), (3, 2, 5)),
+    "SpatialAggregator": Example(
+        lambda: mmblocks.SpatialAggregator(in_dims=(6,), dim=8, windows=(1,), grid=(2, 3), hidden_dim=8, num_layers=1, num_heads=2),
+        values(2, 3, 6),
+        lambda part, x: part([x]),
+    ),
+    "TokenFlexProjector": connector(lambda: mmblocks.TokenFlexProjector(in_dim=6, dim=8, num_tokens=9), (7, 4)),
+}
+
+SIZES: dict[str, Any] = {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
+
+
+def trunk(make: Callable[[], Block]) -> Example:
+    return Example(make, values(5, 16), hidden)
+
+
+TRUNKS = {
+    "Decoder": trunk(lambda: mmblocks.Decoder(**SIZES)),
+    "NEOTrunk": trunk(lambda: mmblocks.NEOTrunk(**SIZES, head_dim=16)),
+    "RoutedDecoder": trunk(lambda: mmblocks.RoutedDecoder(**SIZES)),
+    "ChameleonTrunk": trunk(lambda: mmblocks.ChameleonTrunk(**SIZES)),
+    "MoEDecoder": trunk(lambda: mmblocks.MoEDecoder(**SIZES, num_experts=2)),
+    "ModalityLoRADecoder": trunk(lambda: mmblocks.ModalityLoRADecoder(**SIZES, rank=2)),
+    "SlideLoRADecoder": trunk(lambda: mmblocks.SlideLoRADecoder(**SIZES, rank=2)),
+    "PrunedDecoder": trunk(lambda: mmblocks.PrunedDecoder(trunk=mmblocks.Decoder(**SIZES), pruning=((1, 0.5),))),
+    "Phi3Decoder": trunk(lambda: mmblocks.Phi3Decoder(**SIZES)),
+    "LlamaGenTrunk": trunk(lambda: mmblocks.LlamaGenTrunk(**SIZES)),
+    "GatedCrossAttentionDecoder": trunk(
+        lambda: mmblocks.GatedCrossAttentionDecoder(
+            trunk=mmblocks.Decoder(**SIZES), context_dim=8, every=2, num_heads=2, head_dim=8, mlp_dim=16
+        )
+    ),
+    "ACDiT": Example(
+        test_acdit.tiny,
+        values(6, 4, 3),
+        lambda part, x: part(x, x, torch.zeros(len(x), 6, dtype=torch.long), torch.zeros(len(x), dtype=torch.long)),
+    ),
+    "VAR": Example(test_var.tiny, values(10, 4), lambda part, x: part(torch.zeros(len(x), dtype=torch.long), x)),
+    "MAR": Example(
+        test_mar.tiny,
+        values(6, 3),
+        lambda part, x: part(x, torch.zeros(len(x), 6).bool(), torch.zeros(len(x), dtype=torch.long)),
+    ),
+}
+
+
+def head(make: Callable[[], Block], call: Call, **options: Any) -> Example:
+    return Example(make, values(10), call, **options)
+
+
+HEADS = {
+    "LMHead": head(lambda: mmblocks.LMHead(dim=10, vocab_size=13), choice_loss),
+    "TiedLMHead": head(lambda: mmblocks.TiedLMHead(table=TextEmbedding(vocab_size=13, dim=10)), choice_loss),
+    "ModalityLMHead": head(lambda: mmblocks.ModalityLMHead(dim=10, vocab_size=13), choice_loss),
+    "MaskedTokenHead": head(lambda: mmblocks.MaskedTokenHead(dim=10, vocab_size=13), choice_loss),
+    "MetricFlowHead": head(lambda: mmblocks.MetricFlowHead(dim=10, path=MetricPath(num_codes=13, code_dim=2)), choice_loss),
+    "MatchingHead": head(lambda: mmblocks.MatchingHead(dim=10), choice_loss),
+    "MultiTokenHead": head(
+        lambda: mmblocks.MultiTokenHead(dim=10, vocab_size=13, num_tokens=2),
+        lambda part, x: part.loss(x, torch.ones(len(x), 2, dtype=torch.long)),
+    ),
+    "DenoisingHead": head(test_denoising.flow, drawn_loss, is_rowwise=False),
+    "MARDiffusionHead": head(test_denoising.mar, drawn_loss, is_rowwise=False),
+    "OrthusDiffusionHead": head(test_denoising.orthus, drawn_loss, is_rowwise=False),
+    "NOVAFlowHead": head(test_denoising.nova, drawn_loss, is_rowwise=False),
+    "RegressionHead": head(lambda: mmblocks.RegressionHead(dim=10, target_dim=3), loss_of),
+    "EmbeddingHead": head(lambda: mmblocks.EmbeddingHead(dim=10, embed_dim=3), loss_of, is_rowwise=False),
+}
+
+EXAMPLES: dict[str, Example] = TOKENIZERS | BOTTLENECKS | ENCODERS | EMBEDDERS | CONNECTORS | TRUNKS | HEADS
+
+WITHOUT = {
+    "EVACLIPText": "reads ids",
+    "TextEmbedding": "reads ids",
+    "ClassLabelEmbedding": "reads labels",
+    "OpenClipEncoder": "its own models are large: tests/encoders/test_open_clip_encoder.py registers small ones",
+    "EVE1PatchAlignment": "a loss between states of a trunk and features of a teacher",
+    "TransformersTrunk": "needs a model of transformers: tests/trunks/test_transformers_trunk.py",
+    "VelocityHead": "reads one image's states at a time",
+    "JointDenoiser": "reads a mapping of modalities",
+    "Placeholders": "gives vectors and reads none",
+    "OutputMapper": "reads rows of queries: tests/heads/test_embedding.py",
+}
+"""Public classes with a role that the table has no place for, and why."""
