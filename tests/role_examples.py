@@ -159,6 +159,8 @@ BOTTLENECKS = {
     "LookupFreeQuantizer": bottleneck("lfq"),
     "FiniteScalarQuantizer": bottleneck("fsq"),
     "ResidualQuantizer": bottleneck("residual"),
+    "ResidualFiniteScalarQuantizer": bottleneck("residual fsq"),
+    "ResidualLookupFreeQuantizer": bottleneck("residual lfq"),
 }
 
 

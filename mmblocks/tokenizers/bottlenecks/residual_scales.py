@@ -3,6 +3,7 @@
 Shapes: B images, D width of a feature, G groups, Q quantizers a group, d width of a code, N tokens.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from random import Random
@@ -122,13 +123,14 @@ class ResidualScales(Block):
             raise ValueError(f"num_kept is {num_kept}; accepted: from 1 to {self.num_quantizers}")
         check_finite(features)
         kept = num_kept or self._drawn(generator)
-        pieces = features.reshape(len(features), -1, self.dim).chunk(len(self.groups), dim=-1)
+        flat = features.reshape(len(features), math.prod(features.shape[1:-1]), self.dim)
+        pieces = flat.chunk(len(self.groups), dim=-1)
         z, ids, losses = zip(*(self._group(ways, piece, kept) for ways, piece in zip(self._ways, pieces, strict=True)), strict=True)
         names = losses[0].keys()
         loss = {name: torch.stack([one[name] for one in losses]).mean() for name in names}
         return Latents(
             z=torch.cat(z, dim=-1).to(features.dtype).view(features.shape),
-            ids=torch.cat(ids, dim=-1).view(*features.shape[:-1], -1),
+            ids=torch.cat(ids, dim=-1).view(*features.shape[:-1], len(self.codebook_sizes)),
             loss=loss if self.training else None,
         )
 
@@ -149,7 +151,7 @@ class ResidualScales(Block):
             raise ValueError(f"ids have shape {tuple(ids.shape)}; accepted: {most} numbers a token{fewer}, along the last axis")
         numbers = rearrange(ids, "b ... (g q) -> g q b (...)", g=num_groups)
         vectors = [ways.out(self._summed(mine)) for ways, mine in zip(self._ways, numbers, strict=True)]
-        return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], -1)
+        return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], self.dim)
 
     @property
     def _ways(self) -> list["_Ways"]:
