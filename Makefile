@@ -8,8 +8,8 @@
 # make clean   remove everything that was made here, environments included
 
 PYTHON ?= python3
-# The versions to install: locked, newest or oldest.
-STACK ?= locked
+# The versions to install: locked, newest or oldest; `make unit STACK=oldest`.
+STACK := locked
 VENV := $(if $(filter locked,$(STACK)),.venv,.venv-$(STACK))
 BIN := $(VENV)/bin
 LOCK := $(if $(filter newest,$(STACK)),,requirements/$(STACK).txt)

@@ -7,6 +7,7 @@ which it never reads. Here the object is written with its structure and settings
 import pickle
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from io import BytesIO
 from operator import attrgetter
@@ -44,7 +45,9 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
     In its own process it is the callable itself. What another process gets is a copy of the module as it is when it is pickled: of
     the same class, with the same attributes and parts. Its parameters, and other tensors of more than ``KEPT_BYTES``, have shape,
     dtype and a device there, the CPU, but reading their values is an error; smaller tensors keep theirs. Hooks are left out, and so
-    is what ``torch.compile`` and accelerate put around ``forward``.
+    is what ``torch.compile`` and accelerate put around ``forward``. Arrays of numpy and other objects travel whole.
+
+    What keeps such a method, and is pickled by others (``torch.save`` of a whole module), keeps it with a module of its own.
 
     Args:
         call: the callable. pickle has to find its class, or itself, by name.
@@ -56,6 +59,7 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
     def __init__(self, call: Callable[P, R]) -> None:
         self.__wrapped__ = call
+        self.__doc__ = call.__doc__
 
     @property
     def __name__(self) -> str:
@@ -86,6 +90,10 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
     def __hash__(self) -> int:
         return hash(self.__wrapped__)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "weightless[P, R]":
+        """With weights: a copy of a module that keeps its own method is bound to the copy."""
+        return weightless(deepcopy(self.__wrapped__, memo))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (_pickled(self.__wrapped__),)
 
@@ -115,6 +123,8 @@ class _Pickler(pickle.Pickler):
             return _module(value)
         if isinstance(value, Tensor):
             return _tensor(value)
+        if isinstance(value, weightless):  # one that a module keeps of itself, say: it belongs to the module that is being written
+            return weightless, (value.__wrapped__,)
         return NotImplemented
 
 
@@ -126,7 +136,7 @@ def _pickled(call: Any) -> bytes:
     file = BytesIO()
     try:
         _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(call)
-    except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RecursionError is one
         raise TypeError(f"{_name(call)} cannot go to another process: {error}; accepted: what pickle can write") from error
     return file.getvalue()
 
@@ -148,7 +158,7 @@ def _module(module: nn.Module) -> Any:
     state: Any = cls.__getstate__(module)
     if not isinstance(state, dict):
         return NotImplemented
-    kept = {name: value for name, value in state.items() if name not in _OWN | _WRAPPERS and not _replaces_method(name)}
+    kept = {name: value for name, value in state.items() if name not in _OWN | _WRAPPERS and not _replaces_method(name, value)}
     # A dict of its own kind may read offloaded values when it is asked for them; this takes none.
     kept["_parameters"] = dict(module._parameters.items())
     return _bare, (cls,), kept
@@ -164,9 +174,9 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _replaces_method(name: str) -> bool:
-    """Whether an attribute of that name covers a method of all modules: wrappers of ``forward``, ``to`` and the like."""
-    return callable(getattr(nn.Module, name, None))
+def _replaces_method(name: str, value: object) -> bool:
+    """Whether an attribute covers a method of all modules: wrappers of ``forward``, ``to`` and the like."""
+    return callable(value) and callable(getattr(nn.Module, name, None))
 
 
 def _importable(cls: type[nn.Module]) -> type[nn.Module]:

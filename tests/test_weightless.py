@@ -1,6 +1,7 @@
 """Methods for other processes: structure and settings come along, weights do not."""
 
 import pickle
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -164,3 +165,49 @@ def test_one_gigabyte() -> None:
     part = Part()
     part.table.weight = nn.Parameter(torch.empty(2**28))  # never touched, so it takes no memory
     assert travelled(weightless(part.made_there))().tolist() == [0, 0]
+
+
+class Named(nn.Module):
+    """Attributes that are called as methods of all modules are, one of them a method indeed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half, self.type = 7, "vit"
+        self.forward = self.described
+        self.kept = weightless(self.described)
+
+    def described(self) -> tuple[int, str]:
+        """What it is."""
+        return self.half, self.type
+
+
+def test_attributes_with_names_of_methods_come_along() -> None:
+    assert travelled(weightless(Named().described))() == (7, "vit")
+
+
+def test_a_module_may_keep_its_own_method() -> None:
+    module = Named()
+    there = travelled(module.kept)
+    assert there() == (7, "vit")
+    owner = there.__wrapped__.__self__
+    assert owner.kept.__wrapped__.__self__ is owner
+
+    copy = deepcopy(module)
+    copy.half = 8
+    assert copy.kept() == (8, "vit") and module.kept() == (7, "vit")
+
+
+def test_copies_hold_their_weights() -> None:
+    part = Part()
+    copy = deepcopy(part.decorated)
+    assert torch.equal(copy.__wrapped__.__self__.inner.weight, part.inner.weight)
+
+
+def test_the_documentation_is_the_callables() -> None:
+    assert Part().decorated.__doc__ == "The width, and something."
+    assert weightless(Named().described).__doc__ == "What it is."
+
+
+def test_modules_that_are_not_complete_are_refused() -> None:
+    with pytest.raises(TypeError, match="cannot go to another process"):
+        pickle.dumps(weightless(nn.LazyLinear(3).extra_repr))

@@ -3,7 +3,7 @@
 Shapes: B pairs of this process, G pairs of all processes, E width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -92,14 +92,36 @@ def check_pairs(image: Tensor, text: Tensor) -> None:
 def gathered(own: Tensor, gradients: bool, *, keep_own: bool, group: dist.ProcessGroup | None) -> Tensor:
     """The rows of all processes, in their order: with their gradients, or with none but, if ``keep_own``, that of its own rows."""
     if gradients:
-        from torch.distributed.nn.functional import all_gather  # here, since not every build of torch has it
-
-        return torch.cat(all_gather(own, group=group or dist.group.WORLD))
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own.detach().contiguous(), group=group)
+        rows: Tensor = _Gathered.apply(own, group)
+        return rows
+    parts = _of_each(own, group)
     if keep_own:
         parts[dist.get_rank(group)] = own
     return torch.cat(parts)
+
+
+def _of_each(own: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own.detach().contiguous(), group=group)
+    return parts
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes; a row's gradient is the sum of those from every process.
+
+    torch's own has another name in every few releases, and warns of the older ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group, ctx.num_rows = group, len(own)
+        return torch.cat(_of_each(own, group))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total.split(ctx.num_rows)[dist.get_rank(ctx.group)], None
 
 
 def picks(rows: Tensor, columns: Tensor, scale: Tensor, first: int, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
 """EVA-CLIP's loss over several processes, each of which really runs."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
 from mmblocks.training.contrastive import clip_loss
 from tests.parity.cases import Case
+from tests.training.processes import results_of_processes
 
 
 def run(case: Case) -> None:
@@ -29,23 +29,16 @@ def in_processes(image: Tensor, text: Tensor, log_scale: Tensor, options: list[d
 
     The first dimension of the embeddings, and of the results, says whose they are.
     """
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        torch.save((image, text, log_scale, options), folder / "in.pt")
-        multiprocessing.spawn(one_process, (len(image), folder), nprocs=len(image))
-        ranks = [torch.load(folder / f"{rank}.pt") for rank in range(len(image))]
+    ranks = results_of_processes(partial(of_one_process, image, text, log_scale, options), num_processes=len(image))
     return [
         {name: torch.stack([result[name] for result in results]) for name in results[0]} for results in zip(*ranks, strict=True)
     ]
 
 
-def one_process(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    images, texts, log_scale, options = torch.load(folder / "in.pt")
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
-    torch.save([loss_and_gradients(images[rank], texts[rank], log_scale, choice) for choice in options], folder / f"{rank}.pt")
-    distributed.barrier()  # who leaves while the others still talk may be aborted
-    distributed.destroy_process_group()
+def of_one_process(
+    images: Tensor, texts: Tensor, log_scale: Tensor, options: list[dict[str, Any]], rank: int
+) -> list[dict[str, Tensor]]:
+    return [loss_and_gradients(images[rank], texts[rank], log_scale, choice) for choice in options]
 
 
 def loss_and_gradients(image: Tensor, text: Tensor, log_scale: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Losses and codebooks in several processes, each of which really runs."""
 
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed, multiprocessing
@@ -35,21 +37,32 @@ def results_of_processes(work: Callable[[int], Any], num_processes: int = 2) -> 
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(num_processes)]
 
 
-def _work_in_process(rank: int, num_processes: int, folder: Path, work: Callable[[int], Any]) -> None:
+def join(rank: int, num_processes: int, folder: Path) -> None:
+    """A process becomes one of a group; what it does to be warned of is an error, as it is in the tests' own process."""
+    warnings.filterwarnings("error", module=r"(mmblocks|tests)\b")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=num_processes)
-    torch.save(work(rank), folder / f"{rank}.pt")
-    distributed.barrier()  # who leaves while the others still talk may be aborted
+
+
+def leave() -> NoReturn:
+    """Ends a process of a group: together with the others, since who leaves while they still talk may be aborted, and without
+    the interpreter's own end, which a thread of the group may outlive."""
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)
+
+
+def _work_in_process(rank: int, num_processes: int, folder: Path, work: Callable[[int], Any]) -> None:
+    join(rank, num_processes, folder)
+    torch.save(work(rank), folder / f"{rank}.pt")
+    leave()
 
 
 def _one_process(rank: int, num_processes: int, folder: Path, loss: Callable[..., Tensor]) -> None:
-    torch.set_num_threads(1)
     values = torch.load(folder / "in.pt")
     own = [(value.chunk(num_processes)[rank] if value.ndim else value).clone().requires_grad_() for value in values]
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=num_processes)
+    join(rank, num_processes, folder)
     value = loss(*own)
     value.backward()
     torch.save((value.detach(), [part.grad for part in own]), folder / f"{rank}.pt")
-    distributed.barrier()  # who leaves while the others still talk may be aborted
-    distributed.destroy_process_group()
+    leave()
