@@ -5,7 +5,7 @@ Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows o
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -25,10 +25,11 @@ from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 class IdModel(Protocol):
     """A model that reads and writes ids; ``MultimodalModel`` is one."""
 
-    inputs: Any  # embedders by name
-    trunk: Any  # a Trunk
-    outputs: Any  # heads by name
-    mask: MaskRule | None
+    if TYPE_CHECKING:  # since Python 3.12 isinstance does not see what an nn.Module holds as a part
+        inputs: Any  # embedders by name
+        trunk: Any  # a Trunk
+        outputs: Any  # heads by name
+        mask: MaskRule | None
 
     def embed(self, batch: Batch) -> Tensor:
         """The embeddings (SB, L, D) of a batch."""
