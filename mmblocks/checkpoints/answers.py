@@ -3,19 +3,22 @@
 huggingface_hub makes paths of headers: of the commit's hash (``X-Repo-Commit``) and of the ETag, without looking at either. It
 takes a body of any length before it compares the length with the one that was stated, and unpacks compressed ones. Hooks of its
 HTTP client see every answer first. They are idle but inside ``checked``, so that other users of huggingface_hub notice nothing.
+
+What Xet's own client transfers goes past them: such a file is compared with its checksum once it is there.
 """
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from huggingface_hub import errors, get_session
+from huggingface_hub.utils import _http
 
 TRANSPORT: type[Exception] = vars(errors)["HTTPError"]
 """What the HTTP client in use raises; which client that is differs between versions of huggingface_hub."""
@@ -27,13 +30,15 @@ LARGEST_LISTING = 64 * 2**20
 """Bytes of what the Hub says about a repository; a file takes about three hundred."""
 
 LARGEST_REFUSAL = 2**20
-"""Bytes that come with an error or a redirection."""
+"""Bytes that come with an error, a redirection or a token."""
 
 MOST_REDIRECTIONS = 20
 
 _ETAG = re.compile(r"[\w+-][\w.+-]{0,199}", re.ASCII)
 _XET_HASH = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[0-9]{1,18}")
+_XET_TOKEN = "X-Xet-Access-Token"
+_FACTORY = "_GLOBAL_CLIENT_FACTORY"
 _lock = Lock()
 
 
@@ -94,6 +99,7 @@ def checked(title: str, *, commit: str | None = None, size: int | None = None, l
 
     Raises:
         ValueError: an answer is not sound. Nothing of it has been written; of a body that is too long no more than ``size`` bytes.
+        ConnectionError: somebody has given huggingface_hub another HTTP client meanwhile, so that answers may have gone unchecked.
     """
     _watch()
     token = _expected.set(_Expected(title, commit, size, largest))
@@ -101,15 +107,43 @@ def checked(title: str, *, commit: str | None = None, size: int | None = None, l
         yield
     finally:
         _expected.reset(token)
+    if _check not in get_session().event_hooks["response"]:
+        raise ConnectionError(f"{title}: huggingface_hub was given another HTTP client meanwhile, whose answers are not checked")
 
 
 def _watch() -> None:
-    """Puts the hooks into the client that huggingface_hub has now; it makes a new one after a fork, or when it is told to."""
+    """Puts the hooks into the client that huggingface_hub has now, and into those that it will make.
+
+    It makes one after a fork, when it is told to, and between two attempts where the first has reached nothing. Its own
+    ``set_client_factory`` would close the client that others are at work with.
+    """
     with _lock:
-        client = get_session()
-        hooks = client.event_hooks
-        if _check not in hooks["response"]:
-            client.event_hooks = {"request": [*hooks["request"], _ask_plainly], "response": [*hooks["response"], _check]}
+        factory = vars(_http).get(_FACTORY)
+        if factory is not None and not isinstance(factory, _Watched):
+            setattr(_http, _FACTORY, _Watched(factory))
+        _hook(get_session())
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """Makes HTTP clients with the hooks.
+
+    Attributes:
+        factory: makes them without.
+    """
+
+    factory: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return _hook(self.factory())
+
+
+def _hook(client: Any) -> Any:
+    """The client, of httpx or of what has followed it."""
+    hooks = client.event_hooks
+    if _check not in hooks["response"]:
+        client.event_hooks = {"request": [*hooks["request"], _ask_plainly], "response": [*hooks["response"], _check]}
+    return client
 
 
 def _ask_plainly(request: _Request) -> None:
@@ -171,10 +205,10 @@ def _limit(response: _Response, expected: _Expected) -> int:
     """How many bytes the body may have."""
     if expected.largest is not None:
         return expected.largest
+    if _XET_TOKEN in response.headers:  # no file: huggingface_hub reads the header alone
+        return LARGEST_REFUSAL
     if expected.size is None:
         raise _refused(expected, "a body, but states its size nowhere")
-    if response.status_code != 206 and "Range" in response.request.headers:
-        raise _refused(expected, "all of the file where its rest was asked for")
     length = response.headers.get("Content-Length")
     if length is not None and response.status_code != 206 and length != str(expected.size):
         raise _refused(expected, f"a body of {length[:200]} bytes; stated: {expected.size}")

@@ -24,8 +24,8 @@ def own_folder(target: Path) -> Iterator[Path]:
     while True:
         owner = f"{os.getpid()}-{secrets.token_hex(4)}"
         file = _lock_file(target, owner)
-        lock = FileLock(file)
-        is_held = _hold(lock)
+        lock = _lock(file)
+        is_held = _hold(lock, file)
         # Another save may have found the file in the moment before it was locked, and have taken it away.
         if not is_held or file.exists():
             break
@@ -58,7 +58,7 @@ def remove(target: Path) -> None:
 
 
 def _remove_unlocked(folders: list[Path], file: Path) -> None:
-    lock = FileLock(file)
+    lock = _lock(file)
     try:
         lock.acquire(blocking=False)
     except (Timeout, OSError, NotImplementedError):
@@ -80,11 +80,17 @@ def _lock_file(target: Path, owner: str) -> Path:
     return target.with_name(f".{target.name}.saving-{owner}.lock")
 
 
-def _hold(lock: BaseFileLock) -> bool:
-    """False on a file system without locks."""
+def _lock(file: Path) -> BaseFileLock:
+    """The system's own lock: what filelock offers where there is none outlives a process that dies."""
+    return FileLock(file, fallback_to_soft=False)
+
+
+def _hold(lock: BaseFileLock, file: Path) -> bool:
+    """False on a file system without locks, such as some that are shared over a network; no file is left there."""
     try:
         lock.acquire()
-    except NotImplementedError:
+    except (OSError, NotImplementedError):
+        file.unlink(missing_ok=True)
         return False
     return True
 

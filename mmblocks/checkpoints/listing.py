@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from huggingface_hub import ModelInfo
 
@@ -57,14 +57,16 @@ def check_revision(revision: str) -> None:
 
 
 def files(info: ModelInfo, title: str) -> dict[str, Listed]:
-    """The files that a server lists.
+    """The files that a server lists, without those whose names lead out of the repository: ``check_wanted`` refuses such names.
 
     Raises:
-        ValueError: a name that leads out of the repository, or is there twice; a size or checksum that is none.
+        ValueError: a name that is there twice; a size or checksum that is none.
     """
     found: dict[str, Listed] = {}
     for file in info.siblings or []:
-        name = _checked_name(file.rfilename, title)
+        name = file.rfilename
+        if not _is_inside(name):
+            continue  # as uploads from Windows have them, with backslashes: no reason to refuse the other files
         if name in found:
             raise ValueError(f"{title} lists {name!r} twice")
         git = f"git:{file.blob_id}" if file.blob_id is not None else ""
@@ -86,7 +88,9 @@ def from_note(content: object, title: str) -> dict[str, Listed]:
     found = {}
     for name, row in content.items():
         checksum, size = (row, None) if isinstance(row, str) else row if isinstance(row, list) and len(row) == 2 else (None, None)
-        found[_checked_name(name, title)] = _checked_row(checksum, size, name, title)
+        if not _is_inside(name):
+            raise ValueError(f"{title} lists {name!r:.200}; accepted: paths of files inside it")
+        found[name] = _checked_row(checksum, size, name, title)
     return found
 
 
@@ -101,7 +105,8 @@ def check_wanted(path: str, listed: Mapping[str, Listed], title: str) -> None:
     Raises:
         ValueError: its name leads out of the repository, means something else on Windows, or is that of another file but for case.
     """
-    _checked_name(path, title)
+    if not _is_inside(path):
+        raise ValueError(f"{title}: {path!r:.200} is no path of a file inside it")
     if ":" in path or any(_DEVICE.match(name) or name.endswith((".", " ")) for name in path.split("/")):
         raise ValueError(f"{title}: {path!r} is no name of a file on Windows; accepted: names that mean the same everywhere")
     alike = [name for name in listed if name != path and _folded(name) == _folded(path)]
@@ -109,16 +114,15 @@ def check_wanted(path: str, listed: Mapping[str, Listed], title: str) -> None:
         raise ValueError(f"{title} lists {path!r} and {alike[0]!r}, which are one file where case does not count")
 
 
-def _checked_name(name: object, title: str) -> str:
-    if (
-        not isinstance(name, str)
-        or not _PARTS.fullmatch(name)
-        or {".", ".."} & set(name.split("/"))
-        or _DRIVE.match(name)
-        or len(name) > 4096
-    ):
-        raise ValueError(f"{title} lists {name!r:.200}; accepted: paths of files inside it")
-    return name
+def _is_inside(name: object) -> TypeGuard[str]:
+    """Whether it is the path of a file inside a repository, on every system."""
+    return (
+        isinstance(name, str)
+        and _PARTS.fullmatch(name) is not None
+        and not {".", ".."} & set(name.split("/"))
+        and not _DRIVE.match(name)
+        and len(name) <= 4096
+    )
 
 
 def _checked_row(checksum: object, size: object, name: str, title: str) -> Listed:

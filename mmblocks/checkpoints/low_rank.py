@@ -11,7 +11,7 @@ can be saved and merged here as well. Needs the extra ``train``. For adapters of
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,20 @@ _PREFIX = "base_model.model."
 _ADAPTER = "default"
 """peft's name for an adapter that was given none."""
 
-_CODE = ("megatron_config", "layer_replication", "eva_config", "corda_config", "loftq_config", "lora_ga_config", "arrow_config")
-"""Settings that make peft import a module, copy layers, or want data that no file holds."""
+_CODE = ("megatron_config", "layer_replication", "arrow_config")
+"""Settings that make peft import a module, copy layers, or want other adapters."""
+
+_STARTS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config")
+"""Settings of how adapters start. Those from a file have started already, so they are not passed on."""
+
+_UNCHANGED = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the weights of the layer itself as they are, so that any other does as well."""
+
+_CHANGED = re.compile(r"pissa(_niter_[0-9]{1,2})?|olora")
+"""Those that change these weights, and need nothing but them for it."""
+
+_A = re.compile(r"(?P<layer>.*)\.lora_(embedding_)?A(\.weight)?")
+"""What an adapter's first matrix is called; its rank comes first in the shape."""
 
 _BASE = ".base_layer."
 """Where peft keeps the layer itself."""
@@ -103,15 +115,18 @@ def load_lora(module: nn.Module, folder: str | Path) -> Report:
     Raises:
         ImportError: peft is not installed.
         FileNotFoundError: a file is missing in the folder.
-        ValueError: adapters of another kind or for other layers, or a module that has some already; it stays as it was then.
+        ValueError: adapters of another kind or for other layers, those that start from data or quantization (where
+            ``init_lora_weights`` still is ``corda``, ``loftq`` or ``lora_ga``), or a module that has some already; it stays as it
+            was then.
     """
     peft, folder = _peft(), Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; accepted: a folder that save_lora or peft wrote")
     stored = _stored(folder)
-    _check_config(folder, max((tensor.shape[0] for name, tensor in stored.items() if ".lora_A." in name), default=0))
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    matches = ((_A.fullmatch(name), tensor) for name, tensor in stored.items())
+    content = _checked_config(folder, {match["layer"]: tensor.shape[0] for match, tensor in matches if match is not None})
+    config = peft.LoraConfig.from_peft_type(**content)
     config.inference_mode = False  # which would freeze the adapters too
     _check_plain(module)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -147,12 +162,12 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): entry.read() for name, entry in open_safetensors(file).items()}
 
 
-def _check_config(folder: Path, rank: int) -> None:
+def _checked_config(folder: Path, stored: Mapping[str, int]) -> dict[str, Any]:
     """A config is data from elsewhere: it must not choose code, nor make peft build more than the file of weights holds.
 
     Args:
         folder: that holds it.
-        rank: the largest in the file of weights.
+        stored: the ranks in the file of weights, by layer.
     """
     file = inside.checked(folder, folder / CONFIG, f"{folder} holds {CONFIG!r}")
     content = json_files.read(file, unique=True)
@@ -162,11 +177,31 @@ def _check_config(folder: Path, rank: int) -> None:
     for name in _CODE:
         if content.get(name):
             raise ValueError(f"{file}: {name} is {content[name]!r:.200}; accepted: none, for it has peft run or import other code")
-    given = content.get("rank_pattern") or {}
-    ranks = [content.get("r"), *(given.values() if isinstance(given, dict) else [given])]
-    for number in ranks:
-        if type(number) is not int or not 1 <= number <= rank:
-            raise ValueError(f"{file}: a rank is {number!r:.200}; accepted: 1 to {rank}, the largest in {WEIGHTS}")
+    start = content.get("init_lora_weights", True)
+    if start in _UNCHANGED:
+        start = True
+    elif not isinstance(start, str) or not _CHANGED.fullmatch(start):
+        raise ValueError(f"{file}: init_lora_weights is {start!r:.200}; accepted: {_UNCHANGED}, 'pissa' and 'olora'")
+    kept = {name: value for name, value in content.items() if name not in (*_STARTS, "runtime_config")}
+    return kept | {"init_lora_weights": start} | _checked_ranks(content, stored, file)
+
+
+def _checked_ranks(content: Mapping[str, Any], stored: Mapping[str, int], file: Path) -> dict[str, Any]:
+    """``r`` and ``rank_pattern``, without what no layer in the file of weights has: peft might build others with it."""
+    given, largest = content.get("rank_pattern") or {}, max(stored.values(), default=0)
+    if not isinstance(given, dict):
+        raise ValueError(f"{file}: rank_pattern is {given!r:.200}; accepted: ranks by pattern of layers")
+    find = _peft().utils.other.get_pattern_key
+    try:
+        used = {find(given, layer) for layer in stored}
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{file}: rank_pattern has a name that is no pattern: {error}") from error
+    ranks = {None: content.get("r"), **given}
+    for pattern, number in ranks.items():
+        is_used = pattern in used if pattern is not None else bool(used - set(given))
+        if type(number) is not int or number < 1 or (is_used and number > largest):
+            raise ValueError(f"{file}: a rank is {number!r:.200}; accepted: 1 to {largest}, the largest in {WEIGHTS}")
+    return {"r": min(ranks[None], largest), "rank_pattern": {pattern: rank for pattern, rank in given.items() if pattern in used}}
 
 
 def _check_plain(module: nn.Module) -> None:

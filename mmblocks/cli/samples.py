@@ -124,12 +124,14 @@ class _Header(tarfile.TarInfo):
 
 def _forward(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
     """The files in an archive of ``size`` bytes. Sizes are checked once more, for an extended header may give others."""
-    behind = 0
+    previous = 0
     for member in archive:
-        if member.offset < behind or member.size < 0 or member.offset_data + (member.size if member.isreg() else 0) > size:
+        # A sparse file has fewer bytes in the archive than its size says.
+        is_plain = member.isreg() and not member.issparse()
+        if member.offset < previous or member.size < 0 or member.offset_data + (member.size if is_plain else 0) > size:
             raise ValueError(f"{member.name!r:.200} is said to have {member.size} bytes, which are not there")
-        behind = member.offset_data
-        if member.isreg() and not member.issparse():
+        previous = member.offset_data
+        if is_plain:
             yield member
     with open(str(archive.name), "rb") as content:  # tarfile takes a broken header for the end, which is a block of zeros
         content.seek(archive.offset)

@@ -166,15 +166,19 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch) -> None:
     [
         ({"megatron_config": {"a": 1}, "megatron_core": "harm.core"}, "megatron_config is .*; accepted: none"),
         ({"layer_replication": [[0, 10**9]]}, "layer_replication is .*; accepted: none"),
-        ({"eva_config": {"rho": 2.0}}, "eva_config is .*; accepted: none"),
-        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is .*; accepted: none"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is .*; accepted: none"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 10**9}}, "init_lora_weights is 'loftq'; accepted: "),
+        ({"init_lora_weights": "pissa_niter_1000000000"}, "init_lora_weights is 'pissa_niter_1000000000'; accepted: "),
+        ({"init_lora_weights": ["eva"]}, "init_lora_weights is "),
         ({"r": 10**9}, "a rank is 1000000000; accepted: 1 to 2"),
         ({"r": "2"}, "a rank is '2'"),
         ({"r": True}, "a rank is True"),
         ({"r": 0}, "a rank is 0"),
         ({"r": None}, "a rank is None"),
         ({"rank_pattern": {".*": 10**9}}, "a rank is 1000000000"),
-        ({"rank_pattern": [10**9]}, "a rank is "),
+        ({"rank_pattern": [10**9]}, "rank_pattern is "),
+        ({"rank_pattern": {"(": 1}}, "rank_pattern has a name that is no pattern"),
+        ({"rank_pattern": {"query": 2}, "r": 10**9}, "a rank is 1000000000"),
         ({"peft_type": "IA3"}, "holds 'IA3'; accepted: LORA"),
         ({"peft_type": None}, "holds None; accepted: LORA"),
     ],
@@ -190,6 +194,58 @@ def test_configs_that_mean_harm(tmp_path, changes, match) -> None:
     with pytest.raises(ValueError, match=match):
         load_lora(plain, tmp_path / "adapter")
     assert lora_names(plain) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"init_lora_weights": True, "eva_config": {"rho": 2.0}},
+        {"corda_config": {"corda_method": "ipm"}},
+        {"loftq_config": {"loftq_bits": 4, "loftq_iter": 10**9}},
+        {"lora_ga_config": {"direction": "ArB2r"}},
+        {"r": 64, "rank_pattern": {"query": 2, "down": 2}},
+        {"rank_pattern": {"nothing": 64}},
+    ],
+    ids=str,
+)
+def test_settings_that_change_nothing(tmp_path, changes) -> None:
+    """Of how adapters have started, and ranks that no layer has; peft writes them."""
+    adapted = decoder()
+    attach_lora(adapted, LAYERS, rank=2)
+    wanted = trained(adapted)(*row())
+    save_lora(adapted, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    again = decoder()
+    load_lora(again, tmp_path / "adapter")
+    assert torch.equal(again(*row()), wanted)
+    save_lora(again, tmp_path / "again")
+    load_lora(decoder(), tmp_path / "again")
+
+
+def test_an_unused_rank_builds_nothing_large(tmp_path) -> None:
+    """The config names a layer that the file of weights lacks, with a rank of its own."""
+    adapted = decoder()
+    attach_lora(adapted, LAYERS[:1], rank=2)
+    save_lora(adapted, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    changes = {"target_modules": ["query", "down"], "rank_pattern": {"query": 2}, "r": 10**9}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    plain = decoder()
+    with pytest.raises(ValueError, match=r"do not fit Decoder: 6 tensors .*mlp\.down\.lora_A"):
+        load_lora(plain, tmp_path / "adapter")
+    assert lora_names(plain) == []
+
+
+def test_adapter_of_an_embedding(tmp_path) -> None:
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(10, 16)})
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["table"]), model)
+    torch.nn.init.normal_(model["table"].lora_embedding_B["default"])
+    save_lora(model, tmp_path / "adapter")
+    again = torch.nn.ModuleDict({"table": torch.nn.Embedding(10, 16)})
+    load_lora(again, tmp_path / "adapter")
+    assert torch.equal(again["table"].lora_embedding_B["default"], model["table"].lora_embedding_B["default"])
 
 
 def test_adapter_files_that_are_none(tmp_path) -> None:

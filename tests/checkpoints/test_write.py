@@ -1,5 +1,6 @@
 """Replacing a folder in one step, whatever happens in between."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.checkpoints import leftovers, write
+from mmblocks.checkpoints import write
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -143,14 +144,22 @@ def test_leftovers_without_a_lock(tmp_path):
     assert (tmp_path / kept[2] / "a").exists()
 
 
-def test_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(*arguments, **options):
-        raise NotImplementedError("no flock")
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_file_system_without_locks(tmp_path, monkeypatch, number):
+    """As NFS, FUSE and SMB have it."""
+    left = tmp_path / f".model.saving-{os.getpid()}-01234567.lock"
+    left.touch()
 
-    monkeypatch.setattr(leftovers.FileLock, "acquire", refuse)
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
     with write.replacing(tmp_path / "model") as folder:
         fill(folder, a="new")
-    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+        assert sorted(tmp_path.iterdir()) == sorted([folder, left])
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", left])
+    assert (tmp_path / "model" / "a").read_text() == "new"
 
 
 def fill(folder: Path, **files: str) -> None:

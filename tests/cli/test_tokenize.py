@@ -176,6 +176,19 @@ def test_sizes_in_a_tar_file(tmp_path, content):
         samples.images(tmp_path)
 
 
+def test_sparse_member_of_a_tar_file(tmp_path):
+    """As GNU tar writes it: one piece of 512 bytes, in a file of a gibibyte."""
+    header = bytearray(member("sparse.png", 512, tarfile.GNUTYPE_SPARSE))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % 2**30
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+    good, last = (member(name, 512) + bytes(512) for name in ("good.png", "last.png"))
+    (tmp_path / "a.tar").write_bytes(good + header + bytes(512) + last + bytes(1024))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getmember("sparse.png").issparse() and archive.getmember("sparse.png").size == 2**30
+    assert [sample.name for sample in samples.images(tmp_path)] == ["a.tar/good.png", "a.tar/last.png"]
+
+
 def test_a_tar_file_without_its_end(tmp_path):
     """As one that is still being written, between two members."""
     (tmp_path / "a.tar").write_bytes(member("good.png", 512) + bytes(512))

@@ -20,8 +20,9 @@ class Hub:
     Attributes:
         commits: repository -> its commits, the newest last: (hash, {path: content}).
         token: where it is set, every request must bear it.
-        damage: pattern of paths -> "truncated", "corrupted" or "redirect".
-        elsewhere: where "redirect" leads.
+        damage: pattern of paths -> "truncated", "corrupted", "redirect", "no ranges" (the first answer is truncated, and all of the
+            file is sent where its rest is wanted) or "xet" (the file is said to be in Xet's storage).
+        elsewhere: where "redirect" leads, and the first request for a token of Xet's.
         listing: changes what is said of a repository.
         headers: pattern of paths -> headers of every answer about these files; None takes one away.
         statuses: pattern of paths -> the status of every answer about these files.
@@ -85,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         place = unquote(urlsplit(self.path).path)
         headers.setdefault("Content_Length", str(len(body)))
         pieces = next((pieces for pattern, pieces in self.hub.bodies.items() if fnmatch(place, pattern)), None)
+        if status >= 300:
+            pieces = None
         if pieces is not None and self.command == "GET":
             del headers["Content_Length"]
             headers["Transfer_Encoding"] = "chunked"
@@ -150,6 +153,8 @@ class Handler(BaseHTTPRequestHandler):
             self.model_info(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?", path):
             self.tree(found[1], found[2])
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/xet-read-token/[^/]+", path):
+            self.xet_token()
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(found[1], found[2], found[3])
         else:
@@ -172,6 +177,14 @@ class Handler(BaseHTTPRequestHandler):
         listed = [{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in found[1].items()]
         return self.reply(200, listed)
 
+    def xet_token(self) -> None:
+        place, self.hub.elsewhere = self.hub.elsewhere, ""
+        if place:
+            return self.reply(302, b"", Location=f"{place}{self.path}")
+        answer = {"accessToken": "token", "exp": 2**40, "casUrl": self.hub.url}
+        headers = {"X_Xet_Access_Token": "token", "X_Xet_Token_Expiration": str(2**40), "X_Xet_Cas_Url": self.hub.url}
+        return self.reply(200, answer, **headers)
+
     def resolve(self, repo: str, revision: str, path: str) -> None:
         found = self.hub.files(repo, revision)
         if found is None:
@@ -185,14 +198,17 @@ class Handler(BaseHTTPRequestHandler):
         if harm == "redirect":
             place = f"{self.hub.elsewhere}{self.path}"
             return self.reply(302, b"", Location=place, X_Linked_Etag=f'"{etag}"', X_Linked_Size=str(len(content)), **headers)
+        if harm == "xet":
+            headers["X_Xet_Hash"] = "5" * 64
+            headers["X_Xet_Refresh_Route"] = f"{self.hub.url}/api/models/{repo}/xet-read-token/{found[0]}"
         if self.command == "GET" and harm == "corrupted":
             content = bytes([content[-1] ^ 1]).join([content[:-1], b""])
-        if self.command == "GET" and harm == "truncated":
+        if self.command == "GET" and (harm == "truncated" or (harm == "no ranges" and not self.headers.get("Range"))):
             self.close_connection = True
             return self.reply(200, content[: len(content) // 2], Content_Length=str(len(content)), **headers)
         if self.command == "HEAD":
             headers["Content_Length"] = str(len(content))
-        elif self.headers.get("Range"):
+        elif self.headers.get("Range") and harm != "no ranges":
             first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"]).groups()
             content = content[int(first) : int(last) + 1 if last else None]
             return self.reply(206, content, **headers)

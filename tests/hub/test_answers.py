@@ -6,14 +6,17 @@ import os
 from itertools import repeat
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, close_session, constants, file_download, hf_hub_download, set_client_factory
+from huggingface_hub.utils import _http, _xet
+from packaging import version
 from safetensors.torch import save
 
 from mmblocks.block import Block
+from mmblocks.checkpoints import answers, inside
 from mmblocks.checkpoints import hub as hubs
-from mmblocks.checkpoints import inside
 from mmblocks.checkpoints.answers import LARGEST_LISTING
 from mmblocks.checkpoints.safetensors_files import LARGEST_HEADER
 
@@ -72,8 +75,15 @@ def test_another_commit_than_was_asked_for(hub, crab, tmp_path):
     ids=lambda name: repr(name)[:20],
 )  # fmt: skip
 def test_name_of_a_file(hub, crab, tmp_path, name):
+    """It is never a file of the repository; the other files are there all the same."""
     hub.listing = lambda answer: answer | {"siblings": [*answer["siblings"], {"rfilename": name, "size": 1, "blobId": "0" * 40}]}
-    refused(tmp_path, "lists .*; accepted: paths of files inside it")
+    whole = hubs.find("sea/crab", None)
+    assert set(whole.files) == set(hub.files("sea/crab")[1])
+    hub.requests.clear()
+    with pytest.raises(ValueError, match=r"sea/crab: .* is no path of a file inside it"):
+        whole.get(name if isinstance(name, str) else "..")
+    assert hub.requests == [] and written(tmp_path) == []
+    assert torch.equal(Crab.from_pretrained("sea/crab").weight, torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +200,17 @@ def test_body_whose_length_is_another_than_stated_is_not_begun(hub, crab, tmp_pa
     assert written(tmp_path) == []
 
 
+@pytest.mark.skipif(version.parse(huggingface_hub.__version__).major < 2, reason="huggingface_hub appends all to the first part")
+def test_resumed_download_where_ranges_are_ignored(hub, crab, monkeypatch):
+    """As some proxies do."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 16)
+    hub.damage = {"model.safetensors": "no ranges"}
+    file = hubs.find("sea/crab", None).get("model.safetensors")
+    assert file.read_bytes() == hub.files("sea/crab")[1]["model.safetensors"]
+    assert len(hub.paths("GET")) == 2
+
+
 def test_size_that_is_stated_nowhere(hub, crab, tmp_path):
     hub.listing = lambda answer: answer | {"siblings": [{**row, "size": None} for row in answer["siblings"] if "lfs" not in row]}
     hub.headers = {"*/config.json": {"Content_Length": None}}
@@ -227,6 +248,77 @@ def test_refusal_without_end(hub, crab, tmp_path):
     with pytest.raises((ValueError, ConnectionError)):
         Crab.from_pretrained("sea/crab")
     assert hub.num_sent < 64 * 2**20
+
+
+def test_client_that_is_closed_meanwhile(hub, crab, tmp_path):
+    hub.headers = {"*/config.json": {"ETag": '"../../../../pwned"'}}
+    with answers.checked("config.json", commit=crab):
+        close_session()
+        with pytest.raises(ValueError, match="the ETag"):
+            hf_hub_download("sea/crab", "config.json", revision=crab)
+    assert written(tmp_path) == []
+
+
+def test_client_of_anothers_factory(hub, crab, monkeypatch):
+    """It is used, and watched; one that comes in the middle of a download makes the download fail."""
+    original = vars(_http)["_GLOBAL_CLIENT_FACTORY"]
+    made = []
+
+    def factory():
+        made.append(_http.default_client_factory())
+        return made[-1]
+
+    try:
+        set_client_factory(factory)
+        Crab.from_pretrained("sea/crab")
+        assert len(made) == 1
+        with pytest.raises(ConnectionError, match="another HTTP client"), answers.checked("config.json", commit=crab):
+            set_client_factory(factory)
+    finally:
+        set_client_factory(original)
+
+
+# Xet
+
+
+def test_file_in_xets_storage(hub, tmp_path, monkeypatch):
+    """The token is asked for in the midst of the download; the transfer itself is Xet's."""
+    content = save({"a": torch.arange(1000.0)})
+    asked = []
+
+    def transferred(*, incomplete_path, xet_file_data, headers, **options):
+        asked.append(_xet.refresh_xet_connection_info(file_data=xet_file_data, headers=headers).access_token)
+        Path(incomplete_path).write_bytes(content)
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(file_download, "is_xet_available", lambda: True)
+    monkeypatch.setattr(file_download, "xet_get", transferred)
+    hub.commit("sea/crab", {"model.safetensors": content})
+    hub.damage = {"model.safetensors": "xet"}
+    whole = hubs.find("sea/crab", None)
+    content = bytes(len(content))
+    with pytest.raises(ValueError, match="was damaged on the way"):
+        whole.get("model.safetensors")
+    content = hub.files("sea/crab")[1]["model.safetensors"]
+    assert whole.get("model.safetensors").read_bytes() == content
+    assert set(asked) == {"token"} and not hub.paths("GET")
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_token_without_end(hub, monkeypatch, is_reached):
+    """huggingface_hub makes a new HTTP client after an attempt that has reached nothing, which a server can bring about."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.elsewhere = "" if is_reached else "http://127.0.0.1:1"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(file_download, "is_xet_available", lambda: True)
+    hub.commit("sea/crab", {"model.safetensors": b"x" * 2**22})
+    hub.damage = {"model.safetensors": "xet"}
+    hub.bodies = {"*/xet-read-token/*": repeat(MEGABYTE, 300)}
+    match = f"a body of more than {answers.LARGEST_REFUSAL} bytes, which is cut off"
+    # Early versions of huggingface_hub do not try again.
+    with pytest.raises((ValueError, ConnectionError), match=match if is_reached else f"{match}|cannot be reached"):
+        hubs.find("sea/crab", None).get("model.safetensors")
+    assert hub.elsewhere == "" and hub.num_sent < 32 * 2**20
 
 
 # Headers of safetensors files
