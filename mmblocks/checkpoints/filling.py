@@ -21,8 +21,9 @@ class Job(NamedTuple):
 
     Attributes:
         unknown: tensors of the folder that have no place in any layout.
-        check: raises ``ValueError`` if the folder is not what was written; it reads everything. Given True, it gives back the
-            memory of what it has read.
+        check: raises ``ValueError`` if the folder is not what was written. Given True, it gives back the memory of what it has
+            read.
+        reads_all: whether ``check`` reads every tensor of the folder.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Job(NamedTuple):
     stored: Stored
     unknown: list[str]
     check: Callable[[bool], None] | None = None
+    reads_all: bool = False
 
 
 def compare_all(jobs: list[Job], given: set[int]) -> None:

@@ -3,6 +3,8 @@
 Summing up costs a few hundredths of what the checksums do, but it reads everything, and mapped files are not read before they are
 used. So all tensors are looked at where loading has read them anyway (it compared checksums, cast, or moved them to a device), and
 those of codebooks always: one NaN there would spoil every id.
+
+Minus infinity in a buffer counts as meant, as in an attention mask; in a parameter or a codebook it does not.
 """
 
 import warnings
@@ -17,6 +19,9 @@ from mmblocks.checkpoints import mapped, tensors
 SHOWN = 5
 """Names in a warning."""
 
+HOLD = "hold NaN or infinity"
+"""How the warning ends."""
+
 
 def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
     """Warns of tensors with NaN or infinity.
@@ -26,7 +31,16 @@ def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
         given: ids of tensors that were handed in.
         was_read: whether loading has looked at all values on the CPU already.
     """
-    found = dict(_candidates(block, given, was_read))
+    names = not_finite(block, given, was_read)
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        warnings.warn(f"{type(block).__name__}: {shown} {HOLD}", stacklevel=4)
+
+
+def not_finite(block: Block, given: set[int], was_read: bool) -> list[str]:
+    """The names of tensors with NaN or infinity; arguments as for ``warn_of_not_finite``."""
+    codebooks = {id(slot.tensor) for part in block.modules() if _has_codes(part) for slot in tensors.slots(part).values()}
+    found = dict(_candidates(block, given, was_read, codebooks))
     # One answer for all, so that a device is waited for once.
     doubtful = [name for name, total in found.items() if total.device.type == "cpu" and not total.isfinite()]
     others = {name: total for name, total in found.items() if total.device.type != "cpu"}
@@ -35,15 +49,21 @@ def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
         doubtful += [name for name, is_finite in zip(others, finite, strict=True) if not is_finite]
     # A sum may be too large where all that is added up is finite.
     slots = tensors.slots(block)
-    names = [name for name in doubtful if not all(piece.isfinite().all() for piece in mapped.pieces(slots[name].tensor.detach()))]
-    if names:
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        warnings.warn(f"{type(block).__name__}: {shown} hold NaN or infinity", stacklevel=4)
+    return [name for name in doubtful if not _is_sound(slots[name].tensor, id(slots[name].tensor) in codebooks)]
 
 
-def _candidates(block: Block, given: set[int], was_read: bool) -> Iterator[tuple[str, Tensor]]:
-    """Names of the tensors to look at, and the sum of each."""
-    codebooks = {id(slot.tensor) for part in block.modules() if _has_codes(part) for slot in tensors.slots(part).values()}
+def _is_sound(tensor: Tensor, is_codebook: bool) -> bool:
+    """Whether all values are finite or, in a buffer of no codebook, minus infinity."""
+    masks = not is_codebook and not isinstance(tensor, nn.Parameter)
+    for piece in mapped.pieces(tensor.detach()):
+        fine = piece.isfinite()
+        if not bool((fine | (piece == -torch.inf) if masks else fine).all()):
+            return False
+    return True
+
+
+def _candidates(block: Block, given: set[int], was_read: bool, codebooks: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Names of the tensors to look at, and the sum of each. ``codebooks`` are the ids of tensors that are looked at always."""
     seen = set(given)
     for name, slot in tensors.slots(block).items():
         tensor = slot.tensor.detach()

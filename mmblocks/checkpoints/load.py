@@ -44,7 +44,7 @@ def load(
         if module not in handed_in:
             _create_buffers(module, device if placement is None else placement.computing(name))
     _check_values(block, placement)
-    warn_of_not_finite(block, given, was_read=dtype is not None or all(job.check is not None for job in jobs))
+    warn_of_not_finite(block, given, was_read=dtype is not None or all(job.reads_all for job in jobs))
     if placement is not None:
         placement.dispatch(block, left)
     return block.eval()

@@ -26,18 +26,21 @@ def build_own(cls: type[B], folder: Path, overrides: dict[str, Any]) -> tuple[B,
         given = overrides if part is block else {}
         stored = files.open_own(path)
         title = f"{type(part).__name__} from {path}"
-        jobs.append(
-            Job(title, tensors.own_slots(part), {key: unchanged(key) for key in stored}, stored, [], _check(path, stored, given))
-        )
+        check, reads_all = _check(path, stored, given)
+        sources = {key: unchanged(key) for key in stored}
+        jobs.append(Job(title, tensors.own_slots(part), sources, stored, [], check, reads_all))
     return block, jobs
 
 
-def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> Callable[[bool], None]:
-    """Compares a folder with its checksums, when called. All of it but the tensors' values is read now."""
+def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> tuple[Callable[[bool], None], bool]:
+    """What compares a folder with its checksums, when called, and whether there are any, so that it reads all tensors.
+
+    All of the folder but the tensors' values is read now.
+    """
     content = config.read(folder) or {}
     inside = {place: name for place, name in config.places(content).items() if place.partition("/")[0] not in given}
     parts = {place: config.read(config.part_folder(folder, name)) or {} for place, name in inside.items()}
-    return partial(checksums.check, content, stored, parts, set(given), str(folder))
+    return partial(checksums.check, content, stored, parts, set(given), str(folder)), content.get(checksums.NAME) is not None
 
 
 def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Block]) -> B:

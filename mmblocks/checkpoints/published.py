@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import config, files, tensors
+from mmblocks.checkpoints import config, files, mapped, tensors
 from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.difference import Difference
 from mmblocks.checkpoints.filling import Job
@@ -37,13 +37,17 @@ def build_published(
 
 
 def _derived_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
-    """The comparison of what the arguments lead to; it leaves the memory of what it read to the system."""
+    """The comparison of what follows from the arguments, which reads no other tensor."""
 
     def check(forgetting: bool) -> None:
-        try:
-            layout.check_derived(stored, block.config)
-        except ValueError as error:
-            raise ValueError(f"{title}: {error}") from error
+        for key in filter(layout.derives, stored):
+            tensor = stored[key]
+            try:
+                layout.check_derived({key: tensor}, block.config)
+            except ValueError as error:
+                raise ValueError(f"{title}: {error}") from error
+            if forgetting:
+                mapped.forget(tensor)
 
     return check
 

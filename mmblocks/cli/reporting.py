@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +21,25 @@ ERR = Console(stderr=True, soft_wrap=True)
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Errors that the user can do something about become text and an exit code; others are bugs, and keep their traceback."""
+    """Errors that the user can do something about become text and an exit code; others are bugs, and keep their traceback.
+
+    Warnings become a line each.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         ERR.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         ERR.print("interrupted; the same command goes on", markup=False)
         raise typer.Exit(130) from error
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """The text alone: where in the code it arose helps no user of a command."""
+    ERR.print(f"warning: {message}", markup=False, highlight=False)
 
 
 def check_target(target: Path, force: bool) -> None:

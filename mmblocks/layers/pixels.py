@@ -150,8 +150,12 @@ def normalise(pixels: Float[Tensor, "*B_3_size"], mean: Sequence[float], std: Se
 
 
 def dtype_of(part: nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """The dtype in which a part computes, that of its first floating-point parameter; ``otherwise`` if it has none."""
-    return next((parameter.dtype for parameter in part.parameters() if parameter.is_floating_point()), otherwise)
+    """The dtype in which a part computes, that of its first floating-point parameter; ``otherwise`` if it has none.
+
+    Parameters of 8 bits or fewer are passed over: weights are stored in them, and nothing is computed.
+    """
+    dtypes = (parameter.dtype for parameter in part.parameters())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize >= 2), otherwise)
 
 
 def normalised_for(

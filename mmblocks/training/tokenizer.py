@@ -11,11 +11,12 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 from mmblocks.block import Block
+from mmblocks.tokenizers.bottlenecks.all_processes import several_processes
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_state
 from mmblocks.training.adversary import Adversary
@@ -57,7 +58,10 @@ class TokenizerTrainer:
         num_steps: batches seen so far, skipped ones included.
         num_skipped: batches skipped so far.
 
+    It trains in one process: several would reach k-means and revival, and skip batches, each at another step.
+
     Raises:
+        RuntimeError: in a process group of several.
         TypeError: ``kmeans_at`` or ``revive_every`` for a bottleneck that cannot do it.
         ValueError: a tokenizer in half precision or without anything to train, a ``last_layer`` that is not there, or autocast
             where the device has no bfloat16.
@@ -74,6 +78,8 @@ class TokenizerTrainer:
         discriminator: Block | None = None,
         perceptual: Perceptual | None = None,
     ) -> None:
+        if several_processes():
+            raise RuntimeError(f"TokenizerTrainer trains in one process; a group of {distributed.get_world_size()} is initialised")
         self.recipe = recipe or TokenizerRecipe()
         self.tokenizer = tokenizer.train()
         self.perceptual = perceptual

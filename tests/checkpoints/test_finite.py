@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks import Block, EVE2PatchEmbedding, IndexBackpropagation
-from mmblocks.checkpoints import finite
+from mmblocks.checkpoints import checksums, finite, mapped
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 
 
 class Two(Block):
@@ -62,6 +65,65 @@ def test_a_published_codebook(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"n_e": 4, "e_dim": 3}))
     with pytest.warns(UserWarning, match="IndexBackpropagation: codes hold NaN or infinity"):
         IndexBackpropagation.from_pretrained(tmp_path)
+
+
+class Masked(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_buffer_may_mask(value: float, tmp_path: Path) -> None:
+    block = Masked()
+    block.mask[0, 1:] = -torch.inf
+    block.mask[0, 1] = value
+    block.save_pretrained(tmp_path)
+    with warnings.catch_warnings() if value == -torch.inf else pytest.warns(UserWarning, match="^Masked: mask hold NaN"):
+        Block.from_pretrained(tmp_path)
+
+
+def test_a_codebook_in_a_buffer_may_not(tmp_path: Path) -> None:
+    block = EMAVectorQuantizer(num_codes=4, dim=3)
+    block.codes[1, 1] = -torch.inf
+    block.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="^EMAVectorQuantizer: codes hold NaN or infinity"):
+        Block.from_pretrained(tmp_path)
+
+
+class Ramp(Block):
+    """Its published files hold a table next to the weights, which loading compares."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "ramp",
+            (Rule("scale", "scale"),),
+            derived=(Derived("ramp", lambda table, arguments: float((table - torch.arange(8192)).abs().max())),),
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_comparing_a_table_reads_no_other_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = []
+    monkeypatch.setattr(mapped, "forget", lambda tensor: forgotten.append(tuple(tensor.shape)))
+    save_file({"scale": torch.tensor(torch.nan), "ramp": torch.arange(8192.0)}, tmp_path / "model.safetensors")
+    Ramp.from_pretrained(tmp_path)  # without a warning: the scale is only mapped
+    assert (8192,) not in forgotten
+    with pytest.warns(UserWarning, match="Ramp: scale hold NaN"):
+        Ramp.from_pretrained(tmp_path, dtype=torch.float16)
+    assert (8192,) in forgotten
+
+
+def test_a_folder_of_ours_without_checksums_is_only_mapped(tmp_path: Path) -> None:
+    spoiled(float("nan"), "first.bias").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content[checksums.NAME]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    Block.from_pretrained(tmp_path)  # without a warning
 
 
 def test_published_files_that_are_only_mapped_are_not_read(tmp_path: Path) -> None:

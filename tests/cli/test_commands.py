@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import mmblocks
 from mmblocks.block import Block
+from mmblocks.checkpoints import finite
 from mmblocks.checkpoints.golden import write_golden
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.cli import app as commands
@@ -146,7 +148,27 @@ def test_verify(tokenizer, tmp_path):
     broken = Greyscale(dim=2)
     nn.init.constant_(broken.linear.bias, float("nan"))
     broken.save_pretrained(tmp_path / "broken")
-    assert "not finite in linear.bias" in run("verify", tmp_path / "broken", code=1)
+    message = run("verify", tmp_path / "broken", code=1)
+    assert "not finite in linear.bias" in message and "warning" not in message
+
+
+def test_verify_takes_masks(tmp_path):
+    masked = Greyscale(dim=2)
+    masked.linear.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert finite.not_finite(masked, set(), was_read=True) == []
+    masked.linear.mask[0] = torch.inf
+    assert finite.not_finite(masked, set(), was_read=True) == ["linear.mask"]
+
+
+def test_warnings_are_a_line(images, tmp_path):
+    broken = Greyscale(dim=2)
+    nn.init.constant_(broken.linear.bias, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = CliRunner().invoke(commands.app, ["tokenize", str(tmp_path / "broken"), str(images), str(tmp_path / "tokens")])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == ["warning: Greyscale: linear.bias hold NaN or infinity"]
 
 
 def test_verify_compares_golden_numbers(tokenizer, tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import transforms
 
-from mmblocks.layers.pixels import centre_square, pixels_of, torchvision_square
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, dtype_of, normalised_for, pixels_of, torchvision_square
 
 RESAMPLING = Image.Resampling
 NAMES = {RESAMPLING.BILINEAR: "bilinear", RESAMPLING.BICUBIC: "bicubic", RESAMPLING.LANCZOS: "lanczos"}
@@ -54,3 +55,14 @@ CUTS = {
 def test_images_without_pixels_are_refused(name, size, shape) -> None:
     with pytest.raises(ValueError, match=f"image is {shape}; accepted: sides of at least one pixel"):
         CUTS[name](Image.new("RGB", size))
+
+
+def test_weights_that_are_stored_in_8_bits_cast_no_pixels() -> None:
+    part = nn.Linear(2, 2).bfloat16()
+    part.weight = nn.Parameter(part.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    pixels = torch.rand(1, 3, 2, 2)
+    assert dtype_of(part, torch.float32) == torch.bfloat16  # the bias's
+    assert normalised_for(part, pixels, CLIP_MEAN, CLIP_STD).dtype == torch.bfloat16
+    part.bias = None
+    assert dtype_of(part, torch.float32) == torch.float32
+    assert normalised_for(part, pixels, CLIP_MEAN, CLIP_STD).dtype == torch.float32

@@ -18,6 +18,27 @@ from mmblocks.tokens import Latents
 from mmblocks.training.adversarial import PatchDiscriminator
 from mmblocks.training.tokenizer import TokenizerTrainer
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe
+from tests.training.processes import results_of_processes
+
+
+def refused(rank: int) -> str:
+    """What the trainer says in a group of several processes; nothing is touched before."""
+    made = tokenizer().eval()
+    with pytest.raises(RuntimeError, match="in one process") as info:
+        TokenizerTrainer(made)
+    assert not made.training
+    return str(info.value)
+
+
+def test_several_processes_are_refused() -> None:
+    assert results_of_processes(refused) == ["TokenizerTrainer trains in one process; a group of 2 is initialised"] * 2
+    assert results_of_processes(_alone, num_processes=1) == [1]
+
+
+def _alone(rank: int) -> int:
+    trained = trainer()
+    trained.step(batches(1)[0])
+    return trained.num_steps
 
 
 class Noisy(Block):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mmblocks.checks import is_readable
+
 CPU_TILE = (512, 16384)
 """Vectors and codes of a tile: 32 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one
 thread a little better, but have many threads wait for each other many times, for long where other programs run too."""
@@ -39,12 +41,12 @@ def nearest_code_reference(x: Tensor, codebook: Tensor, half_norm: Tensor) -> Te
 def _nearest(x: Tensor, codebook: Tensor, half_norm: Tensor, columns: int) -> Tensor:
     """The nearest codes of R vectors, tile by tile."""
     best, ids = x.new_full((len(x),), torch.inf), x.new_zeros(len(x), dtype=torch.long)
-    is_readable = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    looks = is_readable(x)
     for start, stop in _tiles(len(codebook), columns):
         scores = torch.addmm(half_norm[start:stop], x, codebook[start:stop].T, alpha=-1)
         score, place = _smallest(scores)
         # The score of a NaN is one too, and so is the smallest of them: no pass over the codes is needed.
-        if is_readable and not bool((score > -torch.inf).all()):
+        if looks and not bool((score > -torch.inf).all()):
             raise ValueError(_why_no_score(x, codebook))
         nearer = score < best  # strictly: of equals the first tile's stays
         best, ids = torch.where(nearer, score, best), torch.where(nearer, place + start, ids)

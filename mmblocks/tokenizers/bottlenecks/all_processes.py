@@ -24,7 +24,7 @@ def sum_of_all(*tensors: Tensor) -> None:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """What the first process has: for draws, which shall be the same everywhere. Written in place."""
+    """What the first process has: for draws, which must be the same everywhere. Written in place."""
     if several_processes():
         distributed.broadcast(tensor, 0)
     return tensor

@@ -27,6 +27,18 @@ def check_finite(features: Tensor) -> None:
         raise ValueError("the features to quantise hold NaN or infinity; nothing was learned from them")
 
 
+def check_finite_in_all(features: Tensor) -> None:
+    """``check_finite`` where all processes learn together: if one of them has to refuse, all do.
+
+    Were it one alone, the others would wait for what it has to tell them. Every process has to call.
+
+    Raises:
+        ValueError: a value that is not finite, of any process.
+    """
+    if not torch.compiler.is_compiling():
+        check_finite(nan_if_any_is(features))
+
+
 class Codebook(Block):
     """K code vectors of width D.
 
@@ -112,7 +124,7 @@ class Codebook(Block):
         count, found = len(self.codes), sum(nums)
         if not found:
             raise ValueError("features holds no vector; accepted: at least one")
-        check_finite(nan_if_any_is(features))  # where one process has to refuse, all do
+        check_finite_in_all(features)
         if found < count:
             drawn = torch.randint(found, (count,), generator=generator, device=features.device)
         else:
@@ -143,7 +155,7 @@ class Codebook(Block):
         nums = num_of_each(features)
         if not sum(nums):
             raise ValueError("features holds no vector; accepted: at least one")
-        check_finite(nan_if_any_is(features))  # where one process has to refuse, all do
+        check_finite_in_all(features)
         used = used.clone()
         sum_of_all(used)
         return self._replace(features, used, nums, generator)

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss, normalize
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.ops.nearest_code import code_stats
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
@@ -122,8 +122,11 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
             generator: source of randomness, for k-means and for dead codes while training.
 
         Raises:
-            ValueError: if a value is not finite; nothing is learned then. A compiled graph warns instead.
+            ValueError: if a value is not finite (while training, of any process); nothing is learned then. A compiled graph warns
+                instead.
         """
+        if self.training:
+            check_finite_in_all(features)
         x = self._unit(features)
         flat = x.detach().flatten(0, -2).float()
         if self.training and self.kmeans_init and not self.placed:

@@ -225,6 +225,8 @@ class LookupFreeQuantizer(Block):
 
     def _losses(self, x: Tensor, signs: Tensor) -> dict[str, Tensor]:
         flat = x.flatten(0, -2)
+        if not len(flat):  # the mean over none would be NaN
+            return dict.fromkeys(("commitment", "sample_entropy", "codebook_entropy"), flat.sum())
         together = self.joint_entropy or len(self.bits) == 1
         groups = [flat] if together else list(flat.split(self.bits, dim=-1))
         scales = [self.scale / group.shape[-1] ** 0.5 if self.spherical else self.scale for group in groups]

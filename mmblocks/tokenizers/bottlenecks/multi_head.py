@@ -18,7 +18,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import num_of_each, several_processes
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
@@ -117,7 +117,7 @@ class MultiHeadVectorQuantizer(Block):
             generator: source of randomness while training; None is torch's own.
 
         Raises:
-            ValueError: if the width is not D, or a value is not finite; nothing is learned then.
+            ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then.
         """
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
@@ -149,7 +149,7 @@ class MultiHeadVectorQuantizer(Block):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
         """A training step of the library, which moves the codes."""
-        check_finite(features)
+        check_finite_in_all(features)
         tokens = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1])
         agree_with_all(self.quantizer, self.config["options"], tokens.flatten(0, 1))
         with drawn_from(generator):

@@ -18,7 +18,7 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.multi_head import agree_with_all, check_options, drawn_from, reset_library_buffers
@@ -141,7 +141,7 @@ class ResidualQuantizer(Block):
                 ``rand_quantize_dropout_fixed_seed``.
 
         Raises:
-            ValueError: if the width is not D, or a value is not finite; nothing is learned then.
+            ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then.
         """
         if features.shape[-1] != self.dim:
             raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
@@ -185,7 +185,7 @@ class ResidualQuantizer(Block):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _learned(self, features: Tensor, generator: Generator | None, dropout_seed: int | None) -> Latents:
         """A training step of the library, which moves the codes."""
-        check_finite(features)
+        check_finite_in_all(features)
         agree_with_all(self, self.config["options"], features.flatten(0, -2))
         with drawn_from(generator):
             # Groups drop the same quantizers, and so do processes, which sum up what each quantizer learns.

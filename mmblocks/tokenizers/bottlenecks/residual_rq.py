@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.soft_choices import soft_choice
 from mmblocks.tokens import Latents
@@ -107,9 +107,9 @@ class RQBottleneck(Block):
             generator: source of randomness for codes that restart while training.
 
         Raises:
-            ValueError: a size that ``merge`` does not divide, or a value that is not finite.
+            ValueError: a size that ``merge`` does not divide, or a value that is not finite (while training, of any process).
         """
-        check_finite(features)
+        (check_finite_in_all if self.training else check_finite)(features)
         wide = features.float()
         ids, vectors = self._search(self._merged(wide).detach(), generator)
         depths = torch.stack(vectors, dim=-2)

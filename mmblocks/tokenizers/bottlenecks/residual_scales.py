@@ -49,7 +49,7 @@ class ResidualScales(Block):
         code_dim: d; where it is not D / G, linear layers lead there and back.
         num_quantizers: Q.
         num_groups: G; each group has its own linear layers.
-        dropout: while training with gradients, leave out all quantizers behind one drawn for the batch.
+        dropout: while training with gradients, leave out all quantizers after one drawn for the batch.
         dropout_first: number, from 0, of the first quantizer that may be the last.
         dropout_multiple: how many are kept is rounded up to a multiple of this.
 
@@ -162,7 +162,7 @@ class ResidualScales(Block):
         return torch.stack(used).sum(dim=0)
 
     def _group(self, ways: "_Ways", piece: Float[Tensor, "B N D"], kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        left = self.prepared(ways.project_in(piece).float())
+        left = self.prepared(ways.into(piece).float())
         total, ids, losses = torch.zeros_like(left), [], []
         for number in range(kept):
             level = self.quantise(left, number)
@@ -194,6 +194,10 @@ class _Ways(nn.Module):
         straight = dim == code_dim
         self.project_in = nn.Identity() if straight else nn.Linear(dim, code_dim)
         self.project_out = nn.Identity() if straight else nn.Linear(code_dim, dim)
+
+    def into(self, piece: Tensor) -> Tensor:
+        """Entries of features, of any dtype, to a code."""
+        return self.project_in(piece.to(self.project_in.weight.dtype) if isinstance(self.project_in, nn.Linear) else piece)
 
     def out(self, codes: Tensor) -> Tensor:
         """Codes to entries of features, in the layer's dtype."""

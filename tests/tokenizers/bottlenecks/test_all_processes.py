@@ -1,11 +1,12 @@
 """Codebooks that move without gradients are the same in all processes, whatever each saw, and what one process would have."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, distributed
 
 from mmblocks import Block
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
@@ -109,13 +110,30 @@ def refused(rank: int) -> list[str]:
     return said
 
 
+def refused_together(rank: int) -> dict[str, str]:
+    """What each says where one process alone saw a NaN, and that it learned nothing. Nobody waits for another that has left."""
+    # Where one process has left the others waiting, the test fails soon: in a group of the usual kind it would be in half an hour.
+    impatient = distributed.new_group(timeout=timedelta(seconds=20))
+    said = {}
+    for name, made in built(ALONE | LIBRARY).items():
+        before = {key: value.clone() for key, value in made.state_dict().items()}
+        features = torch.randn(2, 3, 3, 8)
+        features[0, 0, 0, 0] = (1.0, torch.nan)[rank]
+        with pytest.raises(ValueError, match="NaN") as info:
+            made.train()(features)
+        said[name] = str(info.value)
+        distributed.barrier(group=impatient)
+        assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items()), name
+    return said
+
+
 def in_one_process(rank: int) -> dict[str, Any]:
     """All states of a process. Its draws and its share of the features are its own."""
     states = {name: after(made, shares(rank), rank) for name, made in built(ALONE).items()}
     seen = [batch for counts, batch in zip(SHARES, shares(rank), strict=True) if all(counts)]
     states |= {name: after(made, seen, rank) for name, made in built(LIBRARY).items()}
     states |= {f"methods of {name}": fitted(made, shares(rank), rank) for name, made in built(METHODS).items()}
-    return states | {"refused": refused(rank)}
+    return states | {"refused": refused(rank), "refused together": refused_together(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +164,9 @@ def test_k_means_and_revival_are_those_of_one_process(states, name: str) -> None
     made.fit(torch.cat([torch.cat([batch.flatten(0, -2) for batch in shares(rank)[:3]]) for rank in range(2)]), generator=generator)
     used = torch.zeros(24, dtype=torch.long)
     used[:21] = 3
-    assert made.replace_unused(rows[3], used, generator) == states[0][f"methods of {name}"].pop("revived") == 3
-    torch.testing.assert_close(states[0][f"methods of {name}"], made.state_dict(), atol=1e-4, rtol=1e-4)
+    assert made.replace_unused(rows[3], used, generator) == states[0][f"methods of {name}"]["revived"] == 3
+    found = {key: states[0][f"methods of {name}"][key] for key in made.state_dict()}
+    torch.testing.assert_close(found, dict(made.state_dict()), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -166,6 +185,13 @@ def test_features_that_are_none(name: str) -> None:
     for call in (lambda: made.fit(torch.zeros(0, 8)), lambda: made.replace_unused(torch.zeros(0, 8), torch.zeros(24).long())):
         with pytest.raises(ValueError, match="features holds no vector; accepted: at least one"):
             call()
+
+
+def test_a_nan_in_one_process_is_refused_in_all(states) -> None:
+    for state in states:
+        assert state["refused together"].keys() == {*ALONE, *LIBRARY}
+        for said in state["refused together"].values():
+            assert said == "the features to quantise hold NaN or infinity; nothing was learned from them"
 
 
 def test_options_by_which_codes_drift(states) -> None:

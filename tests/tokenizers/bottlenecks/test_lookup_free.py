@@ -112,3 +112,13 @@ def test_options_of_the_library_are_taken_or_refused() -> None:
     ours.load_state_dict(dict(ours.layouts[0].convert(theirs.state_dict(), ours.config)))
     x = torch.randn(2, 9, 8)
     torch.testing.assert_close(ours(x).z, theirs(x)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"joint_entropy": False, "floor": "clamp", "dim": 5}])
+def test_no_feature_costs_nothing(options) -> None:
+    quantizer = LookupFreeQuantizer(bits=(3, 4), **options).train()
+    latents = quantizer(torch.zeros(0, 2, quantizer.dim, requires_grad=True))
+    assert {name: value.item() for name, value in latents.loss.items()} == dict.fromkeys(
+        ("commitment", "sample_entropy", "codebook_entropy"), 0.0
+    )
+    sum(latents.loss.values()).backward()

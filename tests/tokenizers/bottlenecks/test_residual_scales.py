@@ -140,6 +140,28 @@ def test_saved_and_loaded(cls, name, config, tmp_path) -> None:
     assert again.codebook_sizes == (again.num_codes,) * again(x).ids.shape[-1]
 
 
+@pytest.mark.parametrize(("cls", "name", "config"), [CASES[0], CASES[5], CASES[13], CASES[14]])
+@pytest.mark.parametrize(("weights", "given"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_features_of_another_dtype_than_the_weights(cls, name, config, weights, given) -> None:
+    ours, _ = both(cls, name, config)
+    assert isinstance(ours.groups[0].project_in, torch.nn.Linear)
+    latents = ours.to(weights)(torch.randn(2, 3, ours.dim, dtype=given))
+    assert latents.z.dtype == given and latents.z.isfinite().all()
+
+
+@pytest.mark.parametrize(("cls", "name", "config"), [CASES[0], *CASES[-7:-2]])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_feature_costs_nothing(cls, name, config, shape) -> None:
+    ours, _ = both(cls, name, config)
+    features = torch.zeros(*shape, ours.dim, requires_grad=True)
+    latents = ours.train()(features)
+    assert latents.ids.shape == (*shape, len(ours.codebook_sizes))
+    assert set(latents.loss) == ({"commitment", "sample_entropy", "codebook_entropy"} if name == "ResidualLFQ" else set())
+    for value in latents.loss.values():
+        assert value == 0
+        value.backward(retain_graph=True)
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
