@@ -51,8 +51,8 @@ def _last_real(table: TokenTable) -> Int[Tensor, "B L"]:
 
 def _document_begins(table: TokenTable) -> Bool[Tensor, "B L"]:
     """True at the first token of each document, whatever padding stands inside."""
-    before = _last_real(table).roll(1, dims=1)
-    before[:, :1] = -1
+    first = torch.arange(table.shape[1], device=table.document.device) == 0
+    before = torch.where(first, -1, _last_real(table).roll(1, dims=1))
     other = table.document != table.document.gather(1, before.clamp(min=0))
     return ~table.is_padding & ((before < 0) | other)
 
