@@ -99,7 +99,7 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
 
 class _Absent(Tensor):
-    """A tensor that was left behind: it has shape, dtype and a device, and no values."""
+    """The stand-in of a tensor that does not travel: it has shape, dtype and a device, and no values."""
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, is_parameter: bool) -> "_Absent":

@@ -70,10 +70,10 @@ class _Expected:
     """What answers have to agree with.
 
     Attributes:
-        title: of what is asked for, in errors.
+        title: of what is requested, in errors.
         commit: the only commit they may be of; None where it is not known yet.
         size: of the file, in bytes; None where it is not stated yet.
-        largest: bytes of a body where no file is asked for; None for a file.
+        largest: bytes of a body where no file is requested; None for a file.
         redirections: so far.
     """
 
@@ -92,9 +92,9 @@ def checked(title: str, *, commit: str | None = None, size: int | None = None, l
     """Inside, what huggingface_hub is answered in this thread has to be sound.
 
     Args:
-        title: of what is asked for.
+        title: of what is requested.
         commit: the only commit that answers may be of.
-        size: of the file that is asked for; None takes what the server states before the download.
+        size: of the requested file; None takes what the server states before the download.
         largest: bytes of an answer that is no file of the repository.
 
     Raises:

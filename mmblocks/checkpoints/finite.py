@@ -2,7 +2,7 @@
 
 Summing up costs a few hundredths of what the checksums do, but it reads everything, and mapped files are not read before they are
 used. So all tensors are looked at where loading has read them anyway (it compared checksums, cast, or moved them to a device), and
-those of codebooks always: one NaN there would spoil every id.
+those of codebooks always: one NaN there would corrupt every id.
 
 Minus infinity in a buffer counts as meant, as in an attention mask; in a parameter or a codebook it does not.
 """

@@ -32,7 +32,7 @@ class Listed(NamedTuple):
 
 
 def checked_commit(value: object, title: str, wanted: str) -> str:
-    """A commit's hash, and the one that was asked for if one was.
+    """A commit's hash, and the requested one if one was named.
 
     Raises:
         ValueError: it is none, or another.
