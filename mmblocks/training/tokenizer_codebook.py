@@ -35,7 +35,7 @@ class CodebookCare:
     Attributes:
         is_laid: whether the bottleneck is in use; until then the tokenizer is an autoencoder without one.
         waiting: features collected for k-means.
-        usage: how often each code was chosen of late.
+        usage: how often each code was chosen recently.
 
     Raises:
         TypeError: ``kmeans_at`` or ``revive_every`` for a bottleneck that cannot do it.

@@ -146,7 +146,7 @@ class Codebook(Block):
 
         Args:
             features: as the encoder makes them now.
-            used: how often each code was chosen of late, by this process.
+            used: how often each code was chosen recently, by this process.
             generator: source of randomness.
 
         Raises:
