@@ -1,7 +1,7 @@
 """Block: a module that remembers how it was built, and so can be saved, loaded and taken apart."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -151,6 +151,7 @@ class Block(nn.Module):
         device: torch.device | str | int | None = None,
         device_map: Mapping[str, torch.device | str | int] | str | None = None,
         layout: str | None = None,
+        ignored_entries: Collection[str] = (),
         **overrides: Any,
     ) -> Self:
         """A Block from a folder that ``save_pretrained`` wrote, or from a published checkpoint in one of the class's ``layouts``.
@@ -172,6 +173,8 @@ class Block(nn.Module):
                 whenever it is used, or "meta" for what is left without values; ``""`` names all the rest. With "auto" accelerate,
                 which it needs, finds room. ``forward`` moves its inputs, other methods do not.
             layout: the name of a published layout, where it shall not be detected. Which one was found is in ``origin``.
+            ignored_entries: entries of a published config that are left out, such as ``"text_config.my_note"``: those that the
+                layout does not know, and of which you know that they change no numbers.
             overrides: constructor arguments that replace those of the config. A Block among them is taken as it is.
 
         Returns:
@@ -191,7 +194,7 @@ class Block(nn.Module):
         if device is not None and device_map is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; accepted: one of them")
         where = torch.get_default_device() if device is None else torch.device(device)
-        place = locating.locate(cls, id_or_path, subfolder, revision, layout, overrides)
+        place = locating.locate(cls, id_or_path, subfolder, revision, layout, overrides, tuple(ignored_entries))
         loaded = load.load(place, overrides, dtype, where, device_map)
         if not isinstance(loaded, cls):
             raise TypeError(f"{id_or_path} is a {type(loaded).__name__}, which is not a {cls.__name__}")

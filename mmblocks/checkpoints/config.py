@@ -57,6 +57,32 @@ def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in _OURS}
 
 
+def without(content: Mapping[str, Any], entries: Iterable[str]) -> dict[str, Any]:
+    """A published config without some entries, which are named with dots where they stand inside others.
+
+    Raises:
+        ValueError: there is no such entry.
+    """
+    left = dict(content)
+    for entry in entries:
+        first, *rest = _split(left, entry)
+        if rest:
+            left[first] = without(left[first], rest)
+        else:
+            del left[first]
+    return left
+
+
+def _split(content: Mapping[str, Any], entry: str) -> tuple[str, ...]:
+    """The name of one entry of ``content``, and what follows it; a name may have dots of its own."""
+    if entry in content:
+        return (entry,)
+    for name in content:
+        if entry.startswith(f"{name}.") and isinstance(content[name], dict):
+            return name, entry.removeprefix(f"{name}.")
+    raise ValueError(f"ignored_entries names {entry!r}; the config has: {', '.join(content) or 'nothing'}")
+
+
 def shared(content: Mapping[str, Any]) -> dict[str, str]:
     """Names of tensors that are the tensor of another name: name -> the name under which it is stored."""
     names = content.get(SHARED, {})

@@ -11,7 +11,9 @@ from mmblocks.checkpoints.hub import Repository
 _INDEX = f"model.safetensors{files.INDEX}"
 
 
-def fetch(cls: type[Block], repository: Repository, path: str, layout: str | None, given: Collection[str]) -> Path:
+def fetch(
+    cls: type[Block], repository: Repository, path: str, layout: str | None, given: Collection[str], ignored: Collection[str] = ()
+) -> Path:
     """Downloads a Block's files and gives the folder, or the file, to load it from.
 
     Args:
@@ -20,6 +22,7 @@ def fetch(cls: type[Block], repository: Repository, path: str, layout: str | Non
         path: a folder or file in it; empty for all of it.
         layout: the name of the published layout, if it was given.
         given: arguments that were handed in, so that their files are not needed.
+        ignored: entries of a published config that are left out.
 
     Raises:
         FileNotFoundError: there is no such folder, or no weights in it.
@@ -35,7 +38,7 @@ def fetch(cls: type[Block], repository: Repository, path: str, layout: str | Non
     folder = repository.get(_join(path, config.FILE)).parent
     content = config.read(folder) or {}
     if not config.is_ours(content):
-        return _fetch_published(cls, repository, path, layout, content)
+        return _fetch_published(cls, repository, path, layout, config.without(content, ignored))
     _fetch_own(repository, path, content, given)
     return folder
 
@@ -76,8 +79,9 @@ def _fetch_file(
     fitting = [entry for entry in candidates if layout is not None or entry.fits(shards, content or {})]
     keys = [key for key in shards if any(entry.to_ours(key) != () for entry in fitting)]
     if not fitting:
-        names = ", ".join(entry.name for entry in candidates)
-        raise ValueError(f"{repository.name}/{path} fits no layout of {cls.__name__} ({names})")
+        names = dict.fromkeys(shards, "of a shape that is not known yet")
+        reasons = [published.Reason.of(entry, names, content or {}) for entry in candidates]
+        raise ValueError(published.fits_none(f"{repository.name}/{path}", cls, reasons))
     for shard in sorted({shards[key] for key in keys}):
         repository.get(_join(path.rpartition("/")[0], shard))
     return file

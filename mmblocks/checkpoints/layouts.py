@@ -24,6 +24,8 @@ from torch import Tensor
 from mmblocks.block import Block
 from mmblocks.checkpoints import patterns
 from mmblocks.checkpoints.difference import Difference, Shape, compare
+from mmblocks.checkpoints.harmless import is_harmless
+from mmblocks.checkpoints.published_config import PublishedConfig, plain, shown
 from mmblocks.checkpoints.rules import Arguments, Rule, Side, Source, Split
 from mmblocks.checkpoints.tensors import slots
 
@@ -86,11 +88,15 @@ class Layout:
         derived: published tensors that are dropped too, but must equal what the arguments lead to, where they lie in a file that is
             read for others.
         config: published config (``{}`` where there is none) -> constructor arguments. It raises ``ValueError`` or
-            ``KeyError`` for the config of another model. None: the arguments are given to ``from_pretrained``.
+            ``KeyError`` for the config of another model. An entry that it does not read is refused, see ``harmless``. None: the
+            arguments are given to ``from_pretrained``.
         published_config: the way back, from the Block's arguments to the published config.
         unwrap: the key under which a ``.pt`` or ``.bin`` file holds its tensors, such as ``"state_dict"``;
             with dots where it is nested: ``"model.sd"``. Several with ``|`` between them, ``"model|state_dict|"``, where files
             differ: the first that is there counts, and an empty one is the top of the file.
+        harmless: names, or patterns, of entries of the config that change no numbers of the Block: other parts', mostly. With dots
+            for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.harmless`` need not be named again.
+        otherwise: what else loads a checkpoint whose config is refused; it ends the message.
     """
 
     name: str
@@ -100,9 +106,11 @@ class Layout:
     published_config: Callable[[Arguments], dict[str, Any]] | None = None
     unwrap: str | None = None
     derived: tuple[Derived, ...] = ()
+    harmless: tuple[str, ...] = ()
+    otherwise: str = ""
 
     def __post_init__(self) -> None:
-        for pattern in self.ignored:
+        for pattern in (*self.ignored, *self.harmless):
             patterns.placeholders(pattern)
 
     def derives(self, key: str) -> bool:
@@ -129,8 +137,31 @@ class Layout:
         return None if found is None else self._filled(found, "theirs")
 
     def arguments(self, published: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments from the published config; raises what ``config`` raises."""
-        return {} if self.config is None else self.config(published)
+        """Constructor arguments from the published config.
+
+        Raises:
+            ValueError: an entry that ``config`` does not read, and that is not known to change no numbers; further, as all other
+                errors, what ``config`` raises.
+        """
+        tracked = PublishedConfig(published)
+        try:
+            arguments: dict[str, Any] = {} if self.config is None else plain(self.config(tracked))
+            self._check_read(tracked)
+        except ValueError as error:
+            if not self.otherwise:
+                raise
+            raise ValueError(f"{error}. {self.otherwise}") from error
+        return arguments
+
+    def _check_read(self, config: PublishedConfig) -> None:
+        unread = {key: value for key, value in config.unread().items() if not is_harmless(key, value, self.harmless)}
+        if unread:
+            first = ", ".join(f"{key} = {shown(value)}" for key, value in list(unread.items())[:5])
+            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+            raise ValueError(
+                f"the config has entries that the layout {self.name!r} does not know: {first}{more}; accepted: a config without"
+                " them. If they change no numbers, name them in from_pretrained(..., ignored_entries=...)"
+            )
 
     def fits(self, keys: Iterable[str], config: Mapping[str, Any]) -> bool:
         """Whether every published name is known, some rule is used, and the published config is understood."""

@@ -77,8 +77,10 @@ def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Block, list[Job
     if content is not None and config.is_ours(content):
         if layout is not None:
             raise ValueError(f"layout is {layout!r}, but {path} was written by save_pretrained and has no other layout")
+        if place.ignored:
+            raise ValueError(f"ignored_entries is {place.ignored!r}, but {path} was written by save_pretrained; accepted: none")
         return build_own(cls, path, overrides)
-    block, found, jobs = build_published(cls, path, content or {}, layout, overrides)
+    block, found, jobs = build_published(cls, path, config.without(content or {}, place.ignored), layout, overrides)
     block.origin = Origin(place.source, found.name, place.revision)
     _log.info("%s comes from %s", cls.__name__, block.origin)
     return block, jobs

@@ -18,6 +18,7 @@ class Place(NamedTuple):
         root: what others may replace as a whole while it is read.
         source: what the user named, in short.
         revision: the commit, if it came from the Hub.
+        ignored: entries of a published config that are left out.
     """
 
     cls: type[Any]
@@ -26,10 +27,17 @@ class Place(NamedTuple):
     root: Path
     source: str
     revision: str | None
+    ignored: tuple[str, ...] = ()
 
 
 def locate(
-    cls: type[Block], name: str | Path, subfolder: str | None, revision: str | None, layout: str | None, given: Collection[str]
+    cls: type[Block],
+    name: str | Path,
+    subfolder: str | None,
+    revision: str | None,
+    layout: str | None,
+    given: Collection[str],
+    ignored: tuple[str, ...] = (),
 ) -> Place:
     """The folder or file to load from; what is needed of a repository is downloaded.
 
@@ -44,7 +52,7 @@ def locate(
     if folder.exists() or not isinstance(name, str):
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {folder} is a local folder; accepted: None")
-        return _local(cls, folder, subfolder, layout)
+        return _local(cls, folder, subfolder, layout)._replace(ignored=ignored)
 
     from mmblocks.checkpoints import fetching, hub  # here, since they are not needed to load a folder
 
@@ -63,8 +71,8 @@ def locate(
         cls, layout, revision = _class(cls, entry), layout or entry.layout, revision or entry.revision
     path = "/".join(filter(None, (path, subfolder)))
     repository = hub.find(repo, revision)
-    local = fetching.fetch(cls, repository, path, layout, given)
-    return Place(cls, layout, local, local, f"{repo}/{path}".rstrip("/"), repository.commit)
+    local = fetching.fetch(cls, repository, path, layout, given, ignored)
+    return Place(cls, layout, local, local, f"{repo}/{path}".rstrip("/"), repository.commit, ignored)
 
 
 def _class(cls: type[Block], entry: catalogue.Pretrained) -> type[Any]:

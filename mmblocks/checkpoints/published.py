@@ -1,16 +1,16 @@
 """Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from mmblocks.block import Block
 from mmblocks.checkpoints import config, files, mapped, tensors
 from mmblocks.checkpoints.building import build
-from mmblocks.checkpoints.difference import Difference
+from mmblocks.checkpoints.difference import Difference, Shape
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts import Layout
 
@@ -63,34 +63,58 @@ def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: s
         return [(layout, _open(path, layout)) for layout in chosen]
 
     fitting: list[tuple[Layout, files.Stored]] = []
-    reasons: list[tuple[int, str, str]] = []
+    reasons: list[Reason] = []
     for layout in chosen:
-        title, count = f"layout {layout.name!r}", sys.maxsize
         try:
             stored = _open(path, layout)
         except ValueError as error:
-            reasons.append((count, title, str(error)))
+            reasons.append(Reason(layout, str(error), sys.maxsize))
             continue
         if layout.fits(stored, published):
             fitting.append((layout, stored))
         else:
-            count = len(layout.unknown(stored)) or count
-            reasons.append((count, title, _why_not(layout, stored, published)))
+            reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, published))
     if not fitting:
-        names = ", ".join(layout.name for layout in chosen)
-        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__} ({names})", *_nearest_first(reasons)]))
+        raise ValueError(fits_none(str(path), cls, reasons))
     return fitting
 
 
-def _nearest_first(reasons: list[tuple[int, str, str]]) -> list[str]:
-    """Why layouts do not fit: the two with the fewest unknown names in full, the others in a line.
+class Reason(NamedTuple):
+    """Why a file is not in a layout.
 
-    Args:
-        reasons: how many names of the file a layout does not know, its title, and why it does not fit.
+    Attributes:
+        layout: the layout.
+        why: in words, of one line or more.
+        num_unknown: how many names of the file it does not know; none is nearest.
     """
-    ordered = sorted(reasons, key=lambda reason: reason[0])
-    full = [f"{title}: {why}" for _, title, why in ordered[:DETAILED]]
-    return full + [f"{title}: {why.splitlines()[0].rstrip(':')}" for _, title, why in ordered[DETAILED:]]
+
+    layout: Layout
+    why: str
+    num_unknown: int
+
+    @classmethod
+    def of(cls, layout: Layout, shapes: Mapping[str, Shape | str], published: Mapping[str, Any]) -> "Reason":
+        """For tensors of these names and shapes, and a config, that do not fit."""
+        unknown = {key: shapes[key] for key in layout.unknown(shapes)}
+        if unknown:
+            return cls(layout, str(Difference({}, unknown, {})), len(unknown))
+        if not any(layout.to_ours(key) for key in shapes):
+            return cls(layout, "none of its tensors is there", sys.maxsize)
+        try:
+            layout.arguments(published)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return cls(layout, f"its config does not fit: {kind}{error}", 0)
+        return cls(layout, "it fits", 0)
+
+
+def fits_none(where: str, cls: type[Block], reasons: Sequence[Reason]) -> str:
+    """That no layout fits: the two with the fewest unknown names in full, the others in a line."""
+    ordered = sorted(reasons, key=lambda reason: reason.num_unknown)
+    full = [f"layout {layout.name!r}: {why}" for layout, why, _ in ordered[:DETAILED]]
+    short = [f"layout {layout.name!r}: {why.splitlines()[0].rstrip(':')}" for layout, why, _ in ordered[DETAILED:]]
+    names = ", ".join(reason.layout.name for reason in reasons)
+    return "\n".join([f"{where} fits no layout of {cls.__name__} ({names})", *full, *short])
 
 
 def layouts(cls: type[Block], where: str, name: str | None) -> tuple[Layout, ...]:
@@ -149,14 +173,3 @@ def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides:
     config.check_arguments(cls, arguments, origin)
     config.check_complete(cls, arguments, origin)
     return build(cls, arguments, origin, overrides)
-
-
-def _why_not(layout: Layout, stored: files.Stored, published: Mapping[str, Any]) -> str:
-    unknown = {key: tuple(stored.meta[key].shape) for key in layout.unknown(stored)}
-    if unknown:
-        return str(Difference({}, unknown, {}))
-    try:
-        layout.arguments(published)
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        return f"its config does not fit: {type(error).__name__}: {error}"
-    return "none of its tensors is there"

@@ -1,0 +1,153 @@
+"""The config of a published checkpoint, read whole: what a layout has not looked at is found, and refused.
+
+    def llama(config: Mapping[str, Any]) -> dict[str, Any]:
+        check_model(config, "llama", "mistral")
+        only(config, "hidden_act", "silu", "swish")
+        return {"dim": config["hidden_size"]}
+
+A reader takes single entries. An entry that it gives to the Block as it is, such as a dict of arguments, counts as read.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["PublishedConfig", "check_model", "only", "plain", "shown", "title"]
+
+
+class PublishedConfig(Mapping[str, Any]):
+    """A config that notes which of its entries are read.
+
+    ``in``, ``len`` and iterating look at names alone, and note nothing; dicts inside it are configs of this kind too.
+
+    Args:
+        content: what the file holds.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = content
+        self._path = ""
+        self._read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._content[key]
+        path = self.title(key)
+        if isinstance(value, Mapping):
+            return self._inside(value, path)
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            found = (
+                self._inside(item, f"{path}.{number}") if isinstance(item, Mapping) else item for number, item in enumerate(value)
+            )
+            self._read |= {f"{path}.{number}" for number, item in enumerate(value) if not isinstance(item, Mapping)}
+            return list(found)
+        self._read.add(path)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._content
+
+    def __repr__(self) -> str:
+        return repr(dict(self._content))
+
+    def title(self, key: str) -> str:
+        """The entry's name from the top of the file, with dots."""
+        return f"{self._path}.{key}" if self._path else key
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, as plain dicts and lists; everything in it counts as read."""
+        return {key: plain(self[key]) for key in self}
+
+    def unread(self) -> dict[str, Any]:
+        """The entries that nobody has looked at, by their names from the top of the file. None says nothing, and is left out."""
+        return {path: value for path, value in _leaves(self._content, self._path) if value is not None and path not in self._read}
+
+    def _inside(self, content: Mapping[str, Any], path: str) -> "PublishedConfig":
+        inner = PublishedConfig(content)
+        inner._path, inner._read = path, self._read
+        return inner
+
+
+def plain(value: Any) -> Any:
+    """A value with plain dicts in place of configs, all of which counts as read."""
+    if isinstance(value, PublishedConfig):
+        return value.whole()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def title(config: Mapping[str, Any], key: str) -> str:
+    """What an entry is called in errors: its name from the top of the file where that is known."""
+    return config.title(key) if isinstance(config, PublishedConfig) else key
+
+
+def only(config: Mapping[str, Any], key: str, *accepted: Any) -> None:
+    """Refuses an entry that says what the Block does not do.
+
+    Args:
+        config: the config.
+        key: the entry's name. An entry that is missing, or None, says nothing.
+        accepted: what it may be.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = config.get(key)
+    if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted):
+        return
+    raise ValueError(f"{title(config, key)} is {shown(value)}; accepted: {', '.join(map(repr, accepted))}")
+
+
+def check_model(config: Mapping[str, Any], *accepted: str) -> None:
+    """Refuses the config of another model, by its ``model_type`` and by the class that ``architectures`` names.
+
+    Args:
+        config: the config. One that names no model is taken.
+        accepted: values of ``model_type``. A class fits that is called like one of them, as ``LlamaForCausalLM`` is for "llama".
+
+    Raises:
+        ValueError: it is another model's.
+    """
+    kind = config.get("model_type")
+    if kind is not None and kind not in accepted:
+        raise ValueError(f"{title(config, 'model_type')} is {shown(kind)}; accepted: {', '.join(accepted)}")
+    names = "|".join(re.escape(_letters(name)) for name in accepted)
+    for architecture in config.get("architectures") or ():
+        if not re.fullmatch(rf"(?:{names})(?:for\w+|model|lmheadmodel)?", _letters(str(architecture))):
+            raise ValueError(
+                f"{title(config, 'architectures')} names {shown(architecture)}; accepted: classes of {', '.join(accepted)}"
+            )
+
+
+def shown(value: Any) -> str:
+    """A value in an error: short, whatever a file holds."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+
+def _has_configs(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The values that are neither dicts nor lists of dicts, by their names with dots."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif _has_configs(value):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{number}")
+    else:
+        yield path, value
