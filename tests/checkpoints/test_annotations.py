@@ -26,7 +26,7 @@ class Typed(Block):
         Layout(
             name="foreign",
             rules=(Rule("w", "linear.weight"),),
-            config=lambda published: published | {"size": int(published["size"])},
+            config=lambda published: {**published, "size": int(published["size"])},
         ),
     )
     built = 0
