@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmblocks import text_tokenizers
 from mmblocks.generation.autoregressive import Step
-from mmblocks.generation.grammar import State
+from mmblocks.generation.grammar import State, TextGrammar
 from mmblocks.generation.interleaved import segments_of
 from mmblocks.text_tokenizers import ByteTokenizer, TextStream, TokenizerFile
 
@@ -228,7 +228,7 @@ def test_streamed_segments_joined_are_the_whole_segment(kind: str) -> None:
     made = tokenizer(kind)
     ids, going, done = made.encode("au brother jumps 🙂"), State("text"), State("done")
     steps = [Step(torch.tensor([i]), (going,), (going,), {}) for i in ids] + [Step(torch.tensor([0]), (going,), (done,), {})]
-    (whole,) = segments_of(steps, tokenizer=made)
-    found = list(segments_of(steps, tokenizer=made, stream=True))
+    (whole,) = segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made)
+    found = list(segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made, stream=True))
     assert "".join(str(segment.content) for _, segment in found) == whole.segment.content == made.decode(ids)
     assert len(found) > 2 or kind == "cleaned"

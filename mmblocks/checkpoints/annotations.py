@@ -65,7 +65,7 @@ def _hints(cls: type[Block]) -> dict[str, Any]:
     try:
         return get_type_hints(cls.__init__)
     except Exception:  # whatever evaluating an annotation may raise
-        found = {}
+        found: dict[str, Any] = {}
         for name, annotation in cls.__init__.__annotations__.items():
             one = type("One", (), {"__annotations__": {name: annotation}})
             with suppress(Exception):
