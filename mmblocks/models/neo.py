@@ -57,6 +57,8 @@ class NEO(MultimodalModel):
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
     """
 
+    trunk: NEOTrunk
+
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("neo", _RULES, config=_config),)
 
     def __init__(
