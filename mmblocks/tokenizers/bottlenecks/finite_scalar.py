@@ -18,28 +18,45 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
-_IGNORED = ("keep_num_codebooks_dim", "channel_first", "return_indices", "allowed_dtypes")
+_HARMLESS = (
+    "allowed_dtypes",
+    "channel_first",
+    "force_quantization_f32",
+    "keep_num_codebooks_dim",
+    "return_indices",
+    "scale",  # which the library only keeps
+)
+"""What changes shapes alone, or the precision of what is float32 here."""
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``FSQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED)
-    arguments = {
-        "levels": tuple(options.pop("levels")),
-        "dim": options.pop("dim", None),
-        "num_numbers": options.pop("num_codebooks", 1),
-        "symmetric": options.pop("preserve_symmetry", False),
-        "clamp": options.pop("bound_hard_clamp", False),
-        "projection_bias": options.pop("projection_has_bias", True),
+    check_plain(config, {"noise_dropout": 0.0, "orthogonal_rotation": False})
+    return {
+        "levels": tuple(config["levels"]),
+        "dim": config.get("dim"),
+        "num_numbers": config.get("num_codebooks", 1),
+        "symmetric": config.get("preserve_symmetry", False),
+        "clamp": config.get("bound_hard_clamp", False),
+        "projection_bias": config.get("projection_has_bias", True),
     }
-    refuse_unknown(options, "FSQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "levels": arguments["levels"],
+        "dim": arguments["dim"],
+        "num_codebooks": arguments["num_numbers"],
+        "preserve_symmetry": arguments["symmetric"],
+        "bound_hard_clamp": arguments["clamp"],
+        "projection_has_bias": arguments["projection_bias"],
+    }
 
 
 class FiniteScalarQuantizer(Block):
@@ -67,6 +84,8 @@ class FiniteScalarQuantizer(Block):
             "vector_quantize_pytorch",
             (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 

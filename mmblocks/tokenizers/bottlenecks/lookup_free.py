@@ -12,46 +12,98 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.options import bits_of, check_plain, published_temperature, temperature_of
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
 FirstBit = Literal["least", "most"]
 """Whether the first entry of a feature is the least or the most significant bit of its number."""
 
-_IGNORED = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma", "keep_num_codebooks_dim", "channel_first")
 _CONVENTIONS = {"first_bit": "most", "joint_entropy": False, "floor": "clamp"}
+
+LFQ_HARMLESS = (
+    "channel_first",
+    "commitment_loss_weight",
+    "cosine_sim_project_in_scale",
+    "diversity_gamma",
+    "entropy_loss_offset",
+    "entropy_loss_weight",
+    "force_quantization_f32",
+    "keep_num_codebooks_dim",
+)
+"""Weights of losses, what changes shapes alone, the precision of what is float32 here, and what counts with an option alone."""
+
+LFQ_PLAIN = {
+    "experimental_softplus_entropy_loss": False,
+    "frac_per_sample_entropy": 1.0,
+    "orthogonal_rotation": False,
+}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``LFQ``; its temperature is an argument of the forward there."""
     if not config:  # the arguments are given to from_pretrained then
         return dict(_CONVENTIONS)
-    options = published_options(config, ignored=_IGNORED)
-    dim, size = options.pop("dim", None), options.pop("codebook_size", None)
-    bits = dim if size is None else size.bit_length() - 1
+    dim, bits, numbers = config.get("dim"), bits_of(config), config.get("num_codebooks", 1)
+    bits = dim if bits is None else bits
     if bits is None:
         raise KeyError("codebook_size")
-    numbers = options.pop("num_codebooks", 1)
-    if options.get("has_projections") is (dim not in (None, bits * numbers)):  # as the sizes say anyway
-        del options["has_projections"]
-    arguments = {
+    only(config, "has_projections", dim not in (None, bits * numbers))
+    check_plain(config, {**LFQ_PLAIN, "cosine_sim_project_in": False})
+    return {
         "bits": (bits,) * numbers,
         "dim": dim,
         **_CONVENTIONS,
-        "scale": options.pop("codebook_scale", 1.0),
-        "spherical": options.pop("spherical", False),
-        "soft_clamp": options.pop("soft_clamp_input_value", None),
-        "projection_bias": options.pop("projection_has_bias", True),
+        **temperature_of(config),
+        "scale": config.get("codebook_scale", 1.0),
+        "spherical": config.get("spherical", False),
+        "soft_clamp": config.get("soft_clamp_input_value"),
+        "projection_bias": config.get("projection_has_bias", True),
     }
-    refuse_unknown(options, "LFQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    others = {name: arguments[name] for name, value in _CONVENTIONS.items() if arguments[name] != value}
+    if others or len({*arguments["bits"]}) > 1:
+        raise ValueError(
+            f"the arguments are bits {arguments['bits']}, {others}; accepted in vector-quantize-pytorch's layout: as many bits for"
+            f" each number, {_CONVENTIONS}"
+        )
+    return {
+        "codebook_size": 2 ** arguments["bits"][0],
+        "num_codebooks": len(arguments["bits"]),
+        "dim": arguments["dim"],
+        "codebook_scale": arguments["scale"],
+        "spherical": arguments["spherical"],
+        "soft_clamp_input_value": arguments["soft_clamp"],
+        "projection_has_bias": arguments["projection_bias"],
+        **published_temperature(arguments["temperature"]),
+    }
+
+
+def bit_mask_difference(mask: Tensor, bits: int) -> float:
+    """Of the values of the bits in a published file from those that the numbers here are read by: most significant first.
+
+    Raises:
+        ValueError: another number of bits.
+    """
+    if tuple(mask.shape) != (bits,):
+        raise ValueError(f"it has shape {tuple(mask.shape)}; expected {(bits,)}")
+    values = 2.0 ** torch.arange(bits - 1, -1, -1, dtype=torch.float64, device="cpu")
+    return float((mask.to("cpu", torch.float64) - values).abs().max())
+
+
+def _mask_difference(mask: Tensor, arguments: Mapping[str, Any]) -> float:
+    if arguments["first_bit"] != "most":
+        raise ValueError(f"first_bit is {arguments['first_bit']!r}; accepted: 'most'")
+    return bit_mask_difference(mask, arguments["bits"][0])
 
 
 class LookupFreeQuantizer(Block):
@@ -85,8 +137,10 @@ class LookupFreeQuantizer(Block):
         Layout(
             "vector_quantize_pytorch",
             (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
-            ignored=("mask",),
+            derived=(Derived("mask", _mask_difference),),
             config=_config,
+            published_config=_published_config,
+            harmless=LFQ_HARMLESS,
         ),
     )
 

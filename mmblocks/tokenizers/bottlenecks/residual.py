@@ -15,37 +15,100 @@ from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.multi_head import agree_with_all, check_options, drawn_from, reset_library_buffers
+from mmblocks.tokenizers.bottlenecks.multi_head import (
+    HARMLESS,
+    OPTIONS,
+    agree_with_all,
+    check_options,
+    drawn_from,
+    reset_library_buffers,
+)
+from mmblocks.tokenizers.bottlenecks.options import check_plain, given
 from mmblocks.tokens import Latents
 
 PIECE = 256
 """Tokens at once where each has codes of its own (implicit codebooks), or several candidates (beam search)."""
 
-_IGNORED = ("accept_image_fmap", "commitment_weight")
+_OPTIONS = (
+    *OPTIONS,
+    "beam_score_quantizer_weights",
+    "beam_size",
+    "diveq",
+    "eval_beam_size",
+    "mlp_kwargs",
+    "quant_grad_frac",
+    "quantize_dropout",
+    "quantize_dropout_cutoff_index",
+    "quantize_dropout_multiple_of",
+)
+"""Arguments of ``ResidualVQ`` that are handed on to it."""
+
+_HARMLESS = (
+    *HARMLESS,
+    "layernorm_after_project_in",  # of the quantizers inside, which project nothing and have one head
+    "rand_quantize_dropout_fixed_seed",  # of a forward pass, as dropout_seed is
+    "separate_codebook_per_head",
+)
+
+_PLAIN = {"accept_3d_fmap": False, "affine_param": False, "channel_last": True, "heads": 1}
+"""The quantizers inside would take channels for places."""
+
+
+def _grouped_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of ``GroupedResidualVQ``, or of ``ResidualVQ``."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    check_plain(config, _PLAIN)
+    options, sizes = given(config, _OPTIONS), config["codebook_size"]
+    if options.get("orthogonal_reg_weight") or options.get("codebook_diversity_loss_weight"):
+        only(config, "commitment_weight", 1.0)  # the library adds all up
+    each = sizes if isinstance(sizes, int) else tuple(sizes)
+    count = config.get("num_quantizers")
+    if count is None and isinstance(each, tuple):
+        count = len(each)
+    if count is None:
+        raise KeyError("num_quantizers")
+    return {
+        "dim": config["dim"],
+        "num_codes": each,
+        "num_quantizers": count,
+        "num_groups": config.get("groups", 1),
+        "code_dim": config.get("codebook_dim"),
+        "shared": config.get("shared_codebook", False),
+        "implicit": config.get("implicit_neural_codebook", False),
+        "metric": "cosine" if config.get("use_cosine_sim", False) else "l2",
+        "options": options or None,
+    }
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """From the arguments of ``ResidualVQ`` or ``GroupedResidualVQ``."""
-    if not config:  # the arguments are given to from_pretrained then
-        return {}
-    options = {name: value for name, value in config.items() if name not in _IGNORED}
-    arguments = {
-        "dim": options.pop("dim"),
-        "num_codes": options.pop("codebook_size"),
-        "num_quantizers": options.pop("num_quantizers"),
-        "num_groups": options.pop("groups", 1),
-        "code_dim": options.pop("codebook_dim", None),
-        "shared": options.pop("shared_codebook", False),
-        "implicit": options.pop("implicit_neural_codebook", False),
-        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
+    """From the arguments of ``ResidualVQ``."""
+    only(config, "groups", 1)
+    return _grouped_config(config)
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dim": arguments["dim"],
+        "codebook_size": arguments["num_codes"],
+        "num_quantizers": arguments["num_quantizers"],
+        "codebook_dim": arguments["code_dim"],
+        "shared_codebook": arguments["shared"],
+        "implicit_neural_codebook": arguments["implicit"],
+        "use_cosine_sim": arguments["metric"] == "cosine",
+        **(arguments["options"] or {}),
     }
-    return {**arguments, "options": options}
+
+
+def _published_grouped_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_published_config(arguments), "groups": arguments["num_groups"]}
 
 
 class ResidualQuantizer(Block):
@@ -59,7 +122,7 @@ class ResidualQuantizer(Block):
 
     Args:
         dim: D.
-        num_codes: K, of each codebook.
+        num_codes: K, of each codebook; or one number for each quantizer.
         num_quantizers: Q.
         num_groups: G; each group of D / G entries has its own quantizers.
         code_dim: width of a code; linear layers lead there and back where it is not D / G. None: D / G.
@@ -71,18 +134,27 @@ class ResidualQuantizer(Block):
             ``threshold_ema_dead_code``, ``quantize_dropout``, ``beam_size``.
 
     Raises:
-        ValueError: a width that the groups do not divide, or an option that is not supported.
+        ValueError: a width that the groups do not divide, numbers of codes for another count of quantizers, or an option that is
+            not supported.
 
     Source: SoundStream (arXiv 2107.03312), HiFi-Codec (arXiv 2305.02765), QINCo (arXiv 2401.14732); lucidrains'
     vector-quantize-pytorch.
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("vector_quantize_pytorch_grouped", (Rule("rvqs.{}.*", "groups.{}.*"),), config=_config),
+        Layout(
+            "vector_quantize_pytorch_grouped",
+            (Rule("rvqs.{}.*", "groups.{}.*"),),
+            config=_grouped_config,
+            published_config=_published_grouped_config,
+            harmless=_HARMLESS,
+        ),
         Layout(
             "vector_quantize_pytorch",
             tuple(Rule(f"{name}.*", f"groups.0.{name}.*") for name in ("layers", "mlps", "project_in", "project_out")),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 
@@ -90,7 +162,7 @@ class ResidualQuantizer(Block):
         self,
         *,
         dim: int,
-        num_codes: int,
+        num_codes: int | tuple[int, ...],
         num_quantizers: int,
         num_groups: int = 1,
         code_dim: int | None = None,
@@ -105,10 +177,14 @@ class ResidualQuantizer(Block):
         check_options(options)
         if dim % num_groups:
             raise ValueError(f"dim is {dim}; accepted: multiples of {num_groups}, the number of groups")
+        sizes = num_codes if isinstance(num_codes, tuple) else (num_codes,) * num_quantizers
+        if len(sizes) != num_quantizers or (shared and len({*sizes}) > 1):
+            accepted = "one number" if shared else f"one number, or {num_quantizers} numbers (num_quantizers)"
+            raise ValueError(f"num_codes is {num_codes}; accepted: {accepted}")
         self.dim = dim
         self.metric = metric
         self.num_quantizers = num_quantizers
-        self.num_codes = num_codes
+        self.sizes = sizes
         self.groups = torch.nn.ModuleList(
             ResidualVQ(
                 dim=dim // num_groups,
@@ -126,7 +202,7 @@ class ResidualQuantizer(Block):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """K for each quantizer of each group."""
-        return (self.num_codes,) * (self.num_quantizers * len(self.groups))
+        return self.sizes * len(self.groups)
 
     @without_autocast
     def forward(
@@ -161,12 +237,14 @@ class ResidualQuantizer(Block):
             ValueError: a number outside [0, K) (checked on CPU), or not G Q of them a token.
         """
         ids = as_int64("ids", ids)
-        dropped = any(group.quantize_dropout for group in self.groups)
-        check_range("ids", torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
         if ids.shape[-1] != len(self.codebook_sizes):
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; accepted: {len(self.codebook_sizes)} numbers a token, along the last axis"
             )
+        dropped = any(group.quantize_dropout for group in self.groups)
+        used = torch.where(ids == -1, 0, ids) if dropped else ids
+        for number, size in enumerate(self.sizes):
+            check_range("ids", used[..., number :: len(self.sizes)], size)
         numbers = rearrange(ids, "b ... (g q) -> g (b ...) 1 q", g=len(self.groups))
         vectors = [
             torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])

@@ -18,25 +18,31 @@ from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
 from mmblocks.tokens import Latents
 
-_IGNORED = ("channel_first", "input_to_quantize_commit_loss_weight", "commitment_weight")
+_HARMLESS = ("channel_first", "commitment_weight", "input_to_quantize_commit_loss_weight")
+"""Where channels lie, and weights of losses."""
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``SimVQ``, with its defaults."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED)
-    arguments = {
-        "num_codes": options.pop("codebook_size"),
-        "dim": options.pop("dim"),
-        "frozen_dim": options.pop("frozen_codebook_dim", None),
-        "estimator": "rotation" if options.pop("rotation_trick", True) else "straight_through",
+    return {
+        "num_codes": config["codebook_size"],
+        "dim": config["dim"],
+        "frozen_dim": config.get("frozen_codebook_dim"),
+        "estimator": "rotation" if config.get("rotation_trick", True) else "straight_through",
     }
-    refuse_unknown(options, "SimVQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "codebook_size": arguments["num_codes"],
+        "dim": arguments["dim"],
+        "frozen_codebook_dim": arguments["frozen_dim"],
+        "rotation_trick": arguments["estimator"] == "rotation",
+    }
 
 
 class SimVQ(Block):
@@ -59,6 +65,8 @@ class SimVQ(Block):
             "vector_quantize_pytorch",
             (Rule("frozen_codebook", "frozen"), Rule("code_transform.weight", "transform.weight")),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 
