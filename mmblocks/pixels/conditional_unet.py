@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 
 
 def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     """A published config.json without diffusers' notes to itself."""
-    accepted = _parameters()
-    return {"arguments": {key: value for key, value in published.items() if key in accepted}}
+    only(published, "_class_name", "UNet2DConditionModel")
+    return {"arguments": {name: published[name] for name in _parameters() if name in published}}
 
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class ConditionalUNet(Block):
 
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("diffusers", (Rule("*", "model.*"),), config=_config, published_config=_published_config),
-        Layout("emu2-gen", (Rule("unet.*", "model.*"),), ignored=("*",), config=_config),
+        Layout("emu2-gen", (Rule("unet.*", "model.*"),), ignored=("*",), config=_config, published_config=_published_config),
     )
 
     def __init__(self, *, arguments: dict[str, Any]) -> None:

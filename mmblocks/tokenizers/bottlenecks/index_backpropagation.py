@@ -11,15 +11,41 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.layers.entropy import choice_entropies
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokens import Latents
 
+_HARMLESS = (
+    "batch_maximization_weight",
+    "beta",
+    "entropy_temperature",  # without an entropy loss
+    "sample_minimization_weight",
+    "unknown_index",  # without remapped numbers
+)
+"""Weights of losses, and what counts with an option alone."""
+
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"num_codes": config["n_e"], "dim": config["e_dim"]}
+    """From the arguments of IBQ's ``IndexPropagationQuantize``; ``cosine_similarity`` is an argument that its code never reads.
+
+    The entropies are computed where it computes them.
+    """
+    only(config, "l2_normalize", False)  # which Emu3.5's copy has
+    entropy = config.get("use_entropy_loss", False)
+    return {
+        "num_codes": config["n_e"],
+        "dim": config["e_dim"],
+        "entropy_temperature": config.get("entropy_temperature", 0.01) if entropy else None,
+    }
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    temperature = arguments["entropy_temperature"]
+    entropy = {"use_entropy_loss": True, "entropy_temperature": temperature}
+    return {"n_e": arguments["num_codes"], "e_dim": arguments["dim"], **({} if temperature is None else entropy)}
 
 
 class IndexBackpropagation(Codebook):
@@ -37,7 +63,15 @@ class IndexBackpropagation(Codebook):
     Source: IBQ (arXiv 2412.02692; TencentARC/SEED-Voken).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("ibq", (Rule("embedding.weight", "codes"),), config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "ibq",
+            (Rule("embedding.weight", "codes"),),
+            config=_config,
+            published_config=_published_config,
+            harmless=(*_HARMLESS, "cosine_similarity"),
+        ),
+    )
 
     def __init__(self, *, num_codes: int, dim: int, entropy_temperature: float | None = None) -> None:
         super().__init__(num_codes=num_codes, dim=dim, metric="dot")

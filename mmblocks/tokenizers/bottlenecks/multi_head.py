@@ -14,90 +14,18 @@ from torch import Generator, Tensor, distributed
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import num_of_each, several_processes
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import given
+from mmblocks.tokenizers.bottlenecks.multi_head_layout import MULTI_HEAD_LAYOUTS
 from mmblocks.tokens import Latents
 
 UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
 """Options of the library that need more than JSON, change evaluation, or move the channels."""
-
-OPTIONS = (
-    "codebook_diversity_loss_weight",
-    "codebook_diversity_temperature",
-    "commitment_use_cross_entropy_loss",
-    "decay",
-    "directional_reparam",
-    "directional_reparam_variance",
-    "ema_update",
-    "eps",
-    "freeze_codebook",
-    "kmeans_init",
-    "kmeans_iters",
-    "learnable_codebook",
-    "manual_ema_update",
-    "orthogonal_reg_active_codes_only",
-    "orthogonal_reg_max_codes",
-    "orthogonal_reg_weight",
-    "rotation_trick",
-    "route_gradients_to_input",
-    "sample_codebook_temp",
-    "stochastic_sample_codes",
-    "straight_through",
-    "sync_codebook",
-    "sync_kmeans",
-    "sync_update_v",
-    "threshold_ema_dead_code",
-)
-"""Arguments of ``VectorQuantize`` that are handed on to it."""
-
-HARMLESS = (
-    "accept_image_fmap",
-    "affine_param_batch_decay",
-    "affine_param_codebook_decay",
-    "commitment_weight",
-    "manual_in_place_optimizer_update",
-    "return_zeros_for_masked_padding",
-    "sync_affine_param",
-)
-"""Where channels lie, weights of losses, and what counts with masks or an option that is not supported alone."""
-
-
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """From the arguments of ``VectorQuantize``."""
-    if not config:  # the arguments are given to from_pretrained then
-        return {}
-    only(config, "affine_param", False)
-    options = given(config, (*OPTIONS, "layernorm_after_project_in"))
-    if options.get("learnable_codebook"):  # or the library refuses its own default
-        options.setdefault("ema_update", False)
-    return {
-        "dim": config["dim"],
-        "num_codes": config["codebook_size"],
-        "code_dim": config.get("codebook_dim"),
-        "num_heads": config.get("heads", 1),
-        "separate_codebooks": config.get("separate_codebook_per_head", False),
-        "metric": "cosine" if config.get("use_cosine_sim", False) else "l2",
-        "options": options or None,
-    }
-
-
-def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "dim": arguments["dim"],
-        "codebook_size": arguments["num_codes"],
-        "codebook_dim": arguments["code_dim"],
-        "heads": arguments["num_heads"],
-        "separate_codebook_per_head": arguments["separate_codebooks"],
-        "use_cosine_sim": arguments["metric"] == "cosine",
-        **(arguments["options"] or {}),
-    }
 
 
 class MultiHeadVectorQuantizer(Block):
@@ -126,15 +54,7 @@ class MultiHeadVectorQuantizer(Block):
     Source: improved VQGAN (arXiv 2110.04627); lucidrains' vector-quantize-pytorch.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "vector_quantize_pytorch",
-            (Rule("*", "quantizer.*"),),
-            config=_config,
-            published_config=_published_config,
-            harmless=(*HARMLESS, "accept_3d_fmap", "channel_last"),
-        ),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = MULTI_HEAD_LAYOUTS
 
     def __init__(
         self,

@@ -3,9 +3,8 @@
 Shapes: B images, H and W places of features of width D, K codes, L tokens of all scales together, h and w those of one scale.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -19,15 +18,11 @@ from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
+from mmblocks.tokenizers.bottlenecks.multi_scale_layout import MULTI_SCALE_LAYOUTS
 from mmblocks.tokens import Latents
 
 Scale = int | Sequence[int]
 """Rows and columns of a grid of tokens; one number for as many of either."""
-
-
-def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    return {**quantizer_arguments(config, layout), "dim": config.get("Cvae", 32)}
 
 
 def blend_of_scale(scale: int, num_scales: int, num_blends: int) -> int:
@@ -82,9 +77,7 @@ class MultiScaleQuantizer(Block):
 
     hits: Tensor
 
-    layouts: ClassVar[tuple[Layout, ...]] = tuple(
-        Layout(name, rules, config=partial(_config, layout=name)) for name, rules in quantizer_rules("", "").items()
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = MULTI_SCALE_LAYOUTS
 
     def __init__(
         self,

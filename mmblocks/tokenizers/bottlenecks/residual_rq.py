@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
@@ -28,8 +29,17 @@ RQ_RULES = (
 
 
 def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """RQ-VAE's options. How many places there are is not asked for: any number will do."""
+    """RQ-VAE's options. How many places there are is not asked for: any number will do.
+
+    Raises:
+        ValueError: shapes that do not divide, or a loss other than the cumulative one.
+    """
     (height, width, dim), (rows, columns, depth) = config["latent_shape"], config["code_shape"]
+    if height % rows or width % columns:
+        raise ValueError(
+            f"latent_shape is {height}x{width}, code_shape {rows}x{columns}; accepted: places that the codes' places divide"
+        )
+    only(config, "commitment_loss", "cumsum")
     sizes, decay = config["n_embed"], config.get("decay", 0.99)
     return {
         "num_codes": tuple(sizes) if isinstance(sizes, Sequence) else sizes,
@@ -39,6 +49,19 @@ def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "shared": config.get("shared_codebook", False),
         "decay": tuple(decay) if isinstance(decay, Sequence) else decay,
         "restart_unused": config.get("restart_unused_codes", True),
+    }
+
+
+def published_rq(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back of ``rq_arguments``: for one token, as the number of places is not kept."""
+    rows, columns = arguments["merge"]
+    return {
+        "latent_shape": (rows, columns, arguments["dim"]),
+        "code_shape": (1, 1, arguments["depth"]),
+        "n_embed": arguments["num_codes"],
+        "shared_codebook": arguments["shared"],
+        "decay": arguments["decay"],
+        "restart_unused_codes": arguments["restart_unused"],
     }
 
 
@@ -64,7 +87,7 @@ class RQBottleneck(Block):
     Source: RQ-VAE (arXiv 2203.01941; kakaobrain/rq-vae-transformer), DualToken (arXiv 2503.14324; songweii/DualToken).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("rq", RQ_RULES, config=rq_arguments),)
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("rq", RQ_RULES, config=rq_arguments, published_config=published_rq),)
 
     def __init__(
         self,

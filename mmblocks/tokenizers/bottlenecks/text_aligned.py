@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding, linear, mse_loss, normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.codebook import check_finite
@@ -30,6 +30,21 @@ TEXT_ALIGNED_RULES = (
 UNTRAINED = ("regularizer.stochastic_temperature_inv",)
 """An optional temperature to be learned. Draws pass it no gradient, so that it stays what it was at first."""
 
+TEXT_ALIGNED_HARMLESS = ("args.*", "name", "regularizer.name", "same_index_shape", "token_nums")
+"""How many tokens there are, and arguments that Tar's code never reads."""
+
+
+def temperature_difference(inverse: Tensor, arguments: Mapping[str, Any]) -> float:
+    """Of the temperature in a published file (``UNTRAINED``) from what follows from the config: 0.1.
+
+    Raises:
+        ValueError: a quantiser that draws nothing.
+    """
+    temperature = arguments["temperature"]
+    if temperature is None:
+        raise ValueError("temperature is None; accepted with it: a quantiser that draws codes")
+    return abs(float(inverse) * temperature - 1)
+
 
 def text_aligned_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Tar's options of the bottleneck and its quantiser, in one."""
@@ -42,6 +57,19 @@ def text_aligned_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "out_dim": config["output_dim"],
         "metric": "cosine" if config.get("l2_normalized") else "l2",
         "temperature": (temperature if temperature > 0 else 0.1) if config.get("stochastic") else None,
+    }
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    temperature = arguments["temperature"]
+    return {
+        "input_dim": arguments["in_dim"],
+        "bottleneck_dim": arguments["code_dim"],
+        "output_dim": arguments["out_dim"],
+        "codebook_size": arguments["num_codes"],
+        "l2_normalized": arguments["metric"] == "cosine",
+        "stochastic": temperature is not None,
+        **({} if temperature is None else {"stochastic_temperature": temperature}),
     }
 
 
@@ -65,7 +93,16 @@ class TextAlignedQuantizer(Block):
     Source: Tar (arXiv 2506.18898; csuhan/Tar); learned maps of a codebook: SimVQ (arXiv 2411.02038).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("tar", TEXT_ALIGNED_RULES, ignored=UNTRAINED, config=text_aligned_arguments),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "tar",
+            TEXT_ALIGNED_RULES,
+            derived=tuple(Derived(name, temperature_difference) for name in UNTRAINED),
+            config=text_aligned_arguments,
+            published_config=_published_config,
+            harmless=TEXT_ALIGNED_HARMLESS,
+        ),
+    )
 
     def __init__(
         self,
