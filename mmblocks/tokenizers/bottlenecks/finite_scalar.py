@@ -25,19 +25,21 @@ from mmblocks.tokens import Latents
 _HARMLESS = (
     "allowed_dtypes",
     "channel_first",
-    "force_quantization_f32",
     "keep_num_codebooks_dim",
     "return_indices",
     "scale",  # which the library only keeps
 )
-"""What changes shapes alone, or the precision of what is float32 here."""
+"""What changes shapes alone; codes are always found in float32 here."""
+
+
+FSQ_PLAIN = {"force_quantization_f32": True, "noise_dropout": 0.0, "orthogonal_rotation": False}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``FSQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    check_plain(config, {"noise_dropout": 0.0, "orthogonal_rotation": False})
+    check_plain(config, FSQ_PLAIN)
     return {
         "levels": tuple(config["levels"]),
         "dim": config.get("dim"),

@@ -35,13 +35,13 @@ LFQ_HARMLESS = (
     "diversity_gamma",
     "entropy_loss_offset",
     "entropy_loss_weight",
-    "force_quantization_f32",
     "keep_num_codebooks_dim",
 )
-"""Weights of losses, what changes shapes alone, the precision of what is float32 here, and what counts with an option alone."""
+"""Weights of losses, what changes shapes alone, and what counts with an option alone."""
 
 LFQ_PLAIN = {
     "experimental_softplus_entropy_loss": False,
+    "force_quantization_f32": True,
     "frac_per_sample_entropy": 1.0,
     "orthogonal_rotation": False,
 }

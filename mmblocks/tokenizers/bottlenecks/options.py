@@ -10,12 +10,11 @@ from mmblocks.checkpoints.published_config import only
 
 RESIDUAL = (
     "accept_image_fmap",
-    "force_quantization_f32",
     "keep_num_codebooks_dim",
     "projection_has_bias",  # of the quantizers inside, which project nothing
     "rand_quantize_dropout_fixed_seed",  # of a forward pass, as num_kept is
 )
-"""What changes nothing in residual quantizers without codebooks: shapes, and the precision of what is float32 here."""
+"""What changes nothing in residual quantizers without codebooks."""
 
 
 def given(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -151,8 +151,9 @@ class ResidualQuantizer(Block):
             )
         dropped = any(group.quantize_dropout for group in self.groups)
         used = torch.where(ids == -1, 0, ids) if dropped else ids
-        for number, size in enumerate(self.sizes):
-            check_range("ids", used[..., number :: len(self.sizes)], size)
+        each = set(self.sizes)
+        for number, size in enumerate(self.sizes if len(each) > 1 else each):
+            check_range("ids", used[..., number :: len(self.sizes)] if len(each) > 1 else used, size)
         numbers = rearrange(ids, "b ... (g q) -> g (b ...) 1 q", g=len(self.groups))
         vectors = [
             torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])

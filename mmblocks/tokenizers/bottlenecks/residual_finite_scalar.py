@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.finite_scalar import FSQ_PLAIN, FiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.residual_scales import (
     Level,
@@ -21,7 +21,7 @@ from mmblocks.tokenizers.bottlenecks.residual_scales import (
     residual_layouts,
 )
 
-_PLAIN = {"channel_first": False, "noise_dropout": 0.0, "num_codebooks": 1, "orthogonal_rotation": False}
+_PLAIN = {**FSQ_PLAIN, "channel_first": False, "num_codebooks": 1}
 
 
 def _config(config: Published) -> dict[str, Any]:
