@@ -58,7 +58,7 @@ def others(value: Any) -> list[Any]:
         case int() | float():
             return [value + 1, value / 2]
         case _:
-            return [2, True, 0.5, "another"]
+            return [2, True, False, 0.5, "another"]
 
 
 @pytest.mark.parametrize(("cls", "number", "names", "base"), LAYOUTS)
