@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
 from mmblocks.ops.nearest_code import code_stats
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokens import Latents
@@ -178,11 +179,11 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
             generator: source of randomness, for k-means and for dead codes while training.
 
         Raises:
-            ValueError: if a value is not finite (while training, of any process); nothing is learned then. A compiled graph warns
-                instead.
+            ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then. A
+                compiled graph warns instead of the latter.
         """
         if self.training:
-            check_finite_in_all(features)
+            check_in_all(features, wrong_width(features, self.dim))
         x = self._unit(features)
         flat = x.detach().flatten(0, -2).float()
         if self.training and self.kmeans_init and not self.placed:
@@ -193,7 +194,7 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
             return Latents(z=in_evaluation(x, chosen).to(features.dtype), ids=ids)
         self._learn(flat, ids.flatten(), generator)
         z = pass_gradients(x, chosen, self.estimator).to(features.dtype)
-        return Latents(z=z, ids=ids, loss={"commitment": mse_loss(x, chosen)})
+        return Latents(z=z, ids=ids, loss={"commitment": squared_distance(x, chosen)})
 
     def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
         """As ``Codebook.nearest``; features of any length with metric "cosine"."""

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import mse_loss, one_hot
+from torch.nn.functional import one_hot
 
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
-from mmblocks.layers.entropy import choice_entropies
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import entropies, squared_distance
 from mmblocks.tokens import Latents
 
 _HARMLESS = (
@@ -82,22 +82,22 @@ class IndexBackpropagation(Codebook):
         """Quantises the last axis.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
         ids = self.nearest(features)
         if not self.training:
-            return Latents(z=in_evaluation(features, self.rows(ids)), ids=ids)
+            return Latents(z=in_evaluation(features, self.rows(ids)).to(features.dtype), ids=ids)
         scores = self.scores(features)
         soft = scores.softmax(dim=-1)
         hard = one_hot(ids, len(self.codes)).to(soft.dtype)
-        z = (hard - soft.detach() + soft) @ self.codes
+        z = (hard - soft.detach() + soft) @ self.codes.to(soft.dtype)
         chosen = self.rows(ids)
         losses = {
-            "index": mse_loss(z, features),
-            "commitment": mse_loss(features, chosen.detach()),
-            "codebook": mse_loss(chosen, features.detach()),
+            "index": squared_distance(z, features),
+            "commitment": squared_distance(features, chosen.detach()),
+            "codebook": squared_distance(chosen, features.detach()),
         }
         if self.entropy_temperature is not None:
             logits = scores.flatten(0, -2) / self.entropy_temperature
-            losses["sample_entropy"], losses["codebook_entropy"] = choice_entropies(logits)
-        return Latents(z=z, ids=ids, loss=losses)
+            losses["sample_entropy"], losses["codebook_entropy"] = entropies(logits)
+        return Latents(z=z.to(features.dtype), ids=ids, loss=losses)

@@ -9,16 +9,18 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokenizers.bottlenecks.options import bits_of, check_plain, published_temperature, temperature_of
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
@@ -189,14 +191,16 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
-        check_finite(features)
-        x = self._prepared(self.project_in(features).float())
+        check(features, wrong_width(features, self.dim))
+        x = self._prepared(mapped(self.project_in, features).float())
         positive = x > 0
         signs = self._codes(positive)
-        z = (pass_gradients if self.training else in_evaluation)(x, signs).to(features.dtype)
-        return Latents(z=self.project_out(z), ids=self._ids(positive), loss=self._losses(x, signs) if self.training else None)
+        z = (pass_gradients if self.training else in_evaluation)(x, signs)
+        return Latents(
+            z=mapped(self.project_out, z).to(features.dtype),
+            ids=self._ids(positive),
+            loss=self._losses(x, signs) if self.training else None,
+        )
 
     @without_autocast
     def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
@@ -211,7 +215,7 @@ class LookupFreeQuantizer(Block):
         for number, size in zip(numbers, self.codebook_sizes, strict=True):
             check_range("ids", number, size)
         positive = [self._bits(number, bits) for number, bits in zip(numbers, self.bits, strict=True)]
-        return self._projected(self._codes(torch.cat(positive, dim=-1)))
+        return mapped(self.project_out, self._codes(torch.cat(positive, dim=-1)))
 
     @without_autocast
     def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*Q K"]:
@@ -222,9 +226,8 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: numbers of different sizes, whose weights have no common shape.
         """
-        return soft_choices(
-            self._prepared(self.project_in(features).float()).split(self.bits, dim=-1), self._tables(features.device), temperature
-        )
+        x = self._prepared(mapped(self.project_in, features).float())
+        return soft_choices(x.split(self.bits, dim=-1), self._tables(features.device), temperature)
 
     @without_autocast
     def mix(self, weights: Float[Tensor, "*Q K"]) -> Float[Tensor, "*N D"]:
@@ -233,14 +236,11 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: weights of another shape.
         """
-        return self._projected(mixtures(weights, self._tables(weights.device)))
+        return mapped(self.project_out, mixtures(weights, self._tables(weights.device)))
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         every = [self._bits(torch.arange(2**bits, device=device), bits) for bits in self.bits]
         return [torch.where(positive, size, -size) for positive, size in zip(every, self._sizes, strict=True)]
-
-    def _projected(self, codes: Tensor) -> Tensor:
-        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
 
     def _prepared(self, x: Tensor) -> Tensor:
         if self.soft_clamp is not None:
@@ -289,4 +289,4 @@ class LookupFreeQuantizer(Block):
             for group, scale in zip(groups, scales, strict=True)
         ]
         sample, codebook = (torch.stack(entropies).mean() for entropies in zip(*pairs, strict=True))
-        return {"commitment": mse_loss(x, signs), "sample_entropy": sample, "codebook_entropy": codebook}
+        return {"commitment": squared_distance(x, signs), "sample_entropy": sample, "codebook_entropy": codebook}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
-from mmblocks.layers.entropy import choice_entropies
 from mmblocks.ops.nearest_code import Metric
+from mmblocks.tokenizers.bottlenecks.losses import entropies
 from mmblocks.tokenizers.bottlenecks.unitok_options import UNITOK_OTHERS
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
@@ -158,5 +158,5 @@ class MultiCodebook(Block):
         if self.entropy_temperature is not None:
             for codebook, part, term in zip(self._books, slices, terms, strict=True):
                 logits = codebook.scores(part).flatten(0, -2) / self.entropy_temperature
-                term["sample_entropy"], term["codebook_entropy"] = choice_entropies(logits, _EPSILON)
+                term["sample_entropy"], term["codebook_entropy"] = entropies(logits, _EPSILON)
         return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}

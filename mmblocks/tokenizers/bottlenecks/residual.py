@@ -18,7 +18,7 @@ from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.multi_head import (
@@ -65,6 +65,7 @@ class ResidualQuantizer(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = RESIDUAL_LAYOUTS
+    learns_together: ClassVar[bool] = True  # see all_processes
 
     def __init__(
         self,
@@ -127,11 +128,9 @@ class ResidualQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if self.training:
             return self._learned(features, generator, dropout_seed)
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         results = [self._quantise(group, piece) for group, piece in self._pairs(features)]
         z, ids = zip(*results, strict=True)
         return _joined(features, z, ids)
@@ -172,7 +171,7 @@ class ResidualQuantizer(Block):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _learned(self, features: Tensor, generator: Generator | None, dropout_seed: int | None) -> Latents:
         """A training step of the library, which moves the codes."""
-        check_finite_in_all(features)
+        check_in_all(features, wrong_width(features, self.dim))
         agree_with_all(self, self.config["options"], features.flatten(0, -2))
         with drawn_from(generator):
             # Groups drop the same quantizers, and so do processes, which sum up what each quantizer learns.
@@ -183,11 +182,12 @@ class ResidualQuantizer(Block):
         return _joined(features, z, ids, {"commitment": torch.stack(losses).mean()})
 
     def _pairs(self, features: Tensor) -> list[tuple[Any, Tensor]]:
-        """Each group with its entries of the features, (B, N, D / G)."""
+        """Each group with its entries of the features, (B, N, D / G), in the dtype of its codes."""
         pieces = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1]).chunk(
             len(self.groups), dim=-1
         )
-        return list(zip(self.groups, pieces, strict=True))
+        dtype = cast("Any", self.groups[0]).layers[0]._codebook.embed.dtype
+        return [(group, piece.to(dtype)) for group, piece in zip(self.groups, pieces, strict=True)]
 
     def _quantise(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:

@@ -16,8 +16,9 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokenizers.bottlenecks.soft_choices import soft_choice
 from mmblocks.tokens import Latents
 
@@ -130,9 +131,10 @@ class RQBottleneck(Block):
             generator: source of randomness for codes that restart while training.
 
         Raises:
-            ValueError: a size that ``merge`` does not divide, or a value that is not finite (while training, of any process).
+            ValueError: another width than C, a size that ``merge`` does not divide, or a value that is not finite (while training,
+                of any process).
         """
-        (check_finite_in_all if self.training else check_finite)(features)
+        (check_in_all if self.training else check)(features, self._refusal(features))
         wide = features.float()
         ids, vectors = self._search(self._merged(wide).detach(), generator)
         depths = torch.stack(vectors, dim=-2)
@@ -200,7 +202,8 @@ class RQBottleneck(Block):
     def commitment(self, features: Float[Tensor, "B H W C"], depths: Float[Tensor, "B h w Q D"]) -> Float[Tensor, ""]:
         """The mean over depths of the squared distance from the features to the sum of the codes so far."""
         so_far = depths.float().cumsum(dim=-2).detach()
-        return (self._merged(features).float()[..., None, :] - so_far).square().mean()
+        merged = self._merged(features).float()[..., None, :]
+        return squared_distance(merged.expand_as(so_far), so_far)
 
     def _search(self, tokens: Tensor, generator: Generator | None) -> tuple[list[Tensor], list[Tensor]]:
         """Numbers and codes of each depth, for float32 tokens (B, h, w, D); learns on the way while training."""
@@ -217,11 +220,18 @@ class RQBottleneck(Block):
     def _books(self) -> list[AveragingCodebook]:
         return list(self.codebooks)  # type: ignore[arg-type]
 
-    def _merged(self, features: Tensor) -> Tensor:
+    def _refusal(self, features: Tensor) -> str | None:
+        """Why the features do not fit."""
         rows, columns = self.merge
         if features.shape[1] % rows or features.shape[2] % columns:
             size = f"{features.shape[1]}x{features.shape[2]}"
-            raise ValueError(f"features are {size} places; accepted: multiples of merge, {rows}x{columns}")
+            return f"features are {size} places; accepted: multiples of merge, {rows}x{columns}"
+        return wrong_width(features, self.dim)
+
+    def _merged(self, features: Tensor) -> Tensor:
+        rows, columns = self.merge
+        if (refusal := self._refusal(features)) is not None:
+            raise ValueError(refusal)
         return rearrange(features, "b (h r) (w s) c -> b h w (r s c)", r=rows, s=columns)
 
     def _split(self, tokens: Tensor) -> Tensor:

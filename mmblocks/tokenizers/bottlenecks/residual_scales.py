@@ -18,7 +18,8 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.options import RESIDUAL
 from mmblocks.tokens import Latents
@@ -122,11 +123,9 @@ class ResidualScales(Block):
         Raises:
             ValueError: if the width is not D, a value is not finite, or ``num_kept`` is none of 1, ..., Q.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if num_kept is not None and not 1 <= num_kept <= self.num_quantizers:
             raise ValueError(f"num_kept is {num_kept}; accepted: from 1 to {self.num_quantizers}")
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         kept = num_kept or self._drawn(generator)
         flat = features.reshape(len(features), math.prod(features.shape[1:-1]), self.dim)
         pieces = flat.chunk(len(self.groups), dim=-1)
@@ -202,11 +201,11 @@ class _Ways(nn.Module):
 
     def into(self, piece: Tensor) -> Tensor:
         """Entries of features, of any dtype, to a code."""
-        return self.project_in(piece.to(self.project_in.weight.dtype) if isinstance(self.project_in, nn.Linear) else piece)
+        return mapped(self.project_in, piece)
 
     def out(self, codes: Tensor) -> Tensor:
         """Codes to entries of features, in the layer's dtype."""
-        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
+        return mapped(self.project_out, codes)
 
 
 def residual_layouts(

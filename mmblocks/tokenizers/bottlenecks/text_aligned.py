@@ -9,14 +9,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
-from torch.nn.functional import embedding, linear, mse_loss, normalize
+from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped, product
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokens import Latents
 
 TEXT_ALIGNED_RULES = (
@@ -150,9 +152,9 @@ class TextAlignedQuantizer(Block):
             gumbel: the draws themselves: standard Gumbel noise for every code.
 
         Raises:
-            ValueError: a value that is not finite, or draws without a ``temperature``.
+            ValueError: another width than C, a value that is not finite, or draws without a ``temperature``.
         """
-        narrow = self._scaled(self.project_in(features))
+        narrow = self._narrowed(features)
         check_finite(narrow)
         given = generator is not None or gumbel is not None
         if given and self.temperature is None:
@@ -161,7 +163,7 @@ class TextAlignedQuantizer(Block):
         draws = self.temperature is not None and (self.training or given)
         ids = self._drawn(narrow, codes, generator, gumbel) if draws else self._nearest(narrow, codes)
         chosen = embedding(ids, codes)
-        z = self.project_out(narrow + (chosen - narrow).detach())
+        z = self.project_out(narrow + (chosen - narrow).detach()).to(features.dtype)
         return Latents(z=z, ids=ids, features=narrow, loss=self._losses(narrow, chosen) if self.training else None)
 
     @without_autocast
@@ -179,7 +181,7 @@ class TextAlignedQuantizer(Block):
     @without_autocast
     def assign(self, features: Float[Tensor, "*N C"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
         """A soft choice of codes: the softmax of cosines, or of negative squared distances."""
-        narrow, codes = self._scaled(self.project_in(features)), self.vectors
+        narrow, codes = self._narrowed(features), self.vectors
         products = narrow @ codes.T
         if self.metric == "l2":
             products = 2 * products - narrow.square().sum(-1, keepdim=True) - codes.square().sum(-1)
@@ -188,7 +190,14 @@ class TextAlignedQuantizer(Block):
     @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N O"]:
         """The mixture of codes with these weights, mapped to the width that comes out."""
-        return self.project_out(weights @ self.vectors)
+        return mapped(self.project_out, product(weights, self.vectors))
+
+    def _narrowed(self, features: Tensor) -> Tensor:
+        """In the dtype of the weights."""
+        refusal = wrong_width(features, self.project_in.in_features)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return self._scaled(mapped(self.project_in, features))
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
@@ -200,7 +209,7 @@ class TextAlignedQuantizer(Block):
 
     @torch.no_grad()
     def _drawn(self, narrow: Tensor, codes: Tensor, generator: Generator | None, gumbel: Tensor | None) -> Tensor:
-        logits = linear(narrow, codes).float() / self.temperature  # type: ignore[operator]
+        logits = (narrow @ codes.T).float() / self.temperature  # type: ignore[operator]
         if gumbel is not None:
             return (logits + gumbel).argmax(dim=-1)
         weights = logits.softmax(dim=-1).flatten(0, -2)
@@ -208,6 +217,6 @@ class TextAlignedQuantizer(Block):
 
     def _losses(self, narrow: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         return {
-            "codebook": mse_loss(chosen, narrow.detach()),
-            "commitment": mse_loss(narrow, chosen.detach()),
+            "codebook": squared_distance(chosen, narrow.detach()),
+            "commitment": squared_distance(narrow, chosen.detach()),
         }

@@ -109,6 +109,7 @@ def test_options_that_change_the_steps_are_refused(option) -> None:
 
 @pytest.mark.parametrize("num_features", [3, 200])
 def test_dead_codes_move_to_different_features(num_features: int) -> None:
+    torch.manual_seed(0)
     quantizer = EMAVectorQuantizer(num_codes=30, dim=4, dead_below=1.0, decay=0.5)
     quantizer.usage.zero_()
     x = features(1, num_features, 4) + 5

@@ -105,7 +105,12 @@ def test_arguments_of_tomorrow_are_refused(cls: type[Block], number: int, names:
         (ResidualFiniteScalarQuantizer, 1, {**LEVELS, "groups": 2}, "groups is 2; accepted: 1"),
         (ResidualLookupFreeQuantizer, 1, {**RESIDUAL, "groups": 2}, "groups is 2; accepted: 1"),
         (LookupFreeQuantizer, 0, {"dim": 3, "codebook_size": 12}, "codebook_size is 12; accepted: powers of two"),
-        (LookupFreeQuantizer, 0, {"dim": 3, "codebook_size": 8, "has_projections": True}, "has_projections is True; accepted: False"),
+        (
+            LookupFreeQuantizer,
+            0,
+            {"dim": 3, "has_projections": True},
+            "has_projections is True; accepted: False",
+        ),
         (ResidualQuantizer, 0, {**RESIDUAL, "orthogonal_reg_weight": 1.0, "commitment_weight": 0.5}, "commitment_weight is 0.5"),
         (ResidualQuantizer, 0, {**RESIDUAL, "channel_last": False}, "channel_last is False; accepted: True"),
     ],
