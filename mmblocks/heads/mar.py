@@ -54,6 +54,8 @@ _OF_MAR = (
 
 def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of ``DiffLoss``; how often a token is learned is MAR's."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     return {
         "dim": config["z_channels"],
         "token_dim": config["target_channels"],
@@ -66,6 +68,8 @@ def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_mar(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of ``MAR``, and the name of the function that makes one."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     only(config, "function", *_DIMS)
     function, dim = config.get("function"), config.get("decoder_embed_dim")
     if dim is None:

@@ -13,6 +13,8 @@ from mmblocks.layers.noise_paths import FlowPath
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of NOVA's ``DiffusionMLP``, of its scheduler (shift, steps) and of its guidance (trunc, renorm)."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     return {
         "dim": config["cond_dim"],
         "channels": config.get("image_dim", 4),

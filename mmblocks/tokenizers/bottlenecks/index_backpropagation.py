@@ -33,6 +33,8 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The entropies are computed where it computes them.
     """
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     only(config, "l2_normalize", False)  # which Emu3.5's copy has
     entropy = config.get("use_entropy_loss", False)
     return {

@@ -35,6 +35,8 @@ def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: shapes that do not divide, or a loss other than the cumulative one.
     """
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     (height, width, dim), (rows, columns, depth) = config["latent_shape"], config["code_shape"]
     if height % rows or width % columns:
         raise ValueError(

@@ -50,6 +50,8 @@ def temperature_difference(inverse: Tensor, arguments: Mapping[str, Any]) -> flo
 
 def text_aligned_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Tar's options of the bottleneck and its quantiser, in one."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     features = config["input_dim"]
     temperature = config.get("stochastic_temperature", 1.0)
     return {
