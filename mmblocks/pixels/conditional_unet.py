@@ -15,6 +15,17 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
 
+_OF_AVERAGES = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+"""What diffusers notes beside weights that are averages over training."""
+
 
 def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     """A published config.json without diffusers' notes to itself."""
@@ -39,8 +50,21 @@ class ConditionalUNet(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("diffusers", (Rule("*", "model.*"),), config=_config, published_config=_published_config),
-        Layout("emu2-gen", (Rule("unet.*", "model.*"),), ignored=("*",), config=_config, published_config=_published_config),
+        Layout(
+            "diffusers",
+            (Rule("*", "model.*"),),
+            config=_config,
+            published_config=_published_config,
+            harmless=_OF_AVERAGES,
+        ),
+        Layout(
+            "emu2-gen",
+            (Rule("unet.*", "model.*"),),
+            ignored=("*",),
+            config=_config,
+            published_config=_published_config,
+            harmless=_OF_AVERAGES,
+        ),
     )
 
     def __init__(self, *, arguments: dict[str, Any]) -> None:
