@@ -13,6 +13,7 @@ from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.any_dtype import mapped, product
@@ -32,8 +33,8 @@ TEXT_ALIGNED_RULES = (
 UNTRAINED = ("regularizer.stochastic_temperature_inv",)
 """An optional temperature to be learned. Draws pass it no gradient, so that it stays what it was at first."""
 
-TEXT_ALIGNED_HARMLESS = ("args.*", "name", "regularizer.name", "same_index_shape", "token_nums")
-"""How many tokens there are, and arguments that Tar's code never reads."""
+_HARMLESS = ("same_index_shape", "token_nums", *(f"regularizer.args.{name}" for name in ("dim", "same_index_shape", "token_nums")))
+"""How many tokens there are, an argument that Tar's code never reads, and a width that it replaces."""
 
 
 def temperature_difference(inverse: Tensor, arguments: Mapping[str, Any]) -> float:
@@ -49,18 +50,22 @@ def temperature_difference(inverse: Tensor, arguments: Mapping[str, Any]) -> flo
 
 
 def text_aligned_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Tar's options of the bottleneck and its quantiser, in one."""
+    """Tar's options of the bottleneck and its quantiser, in one or, as it writes them, with the quantiser's inside."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    features = config["input_dim"]
-    temperature = config.get("stochastic_temperature", 1.0)
+    features, width = config["input_dim"], config["bottleneck_dim"]
+    quantiser = config
+    if "regularizer" in config:
+        only(config["regularizer"], "name", "simvq")
+        quantiser = config["regularizer"]["args"]
+    temperature = quantiser.get("stochastic_temperature", 1.0)
     return {
-        "num_codes": config["codebook_size"],
-        "code_dim": config["bottleneck_dim"] if config["bottleneck_dim"] > 0 else features,
+        "num_codes": quantiser["codebook_size"],
+        "code_dim": width if width > 0 else features,
         "in_dim": features,
         "out_dim": config["output_dim"],
-        "metric": "cosine" if config.get("l2_normalized") else "l2",
-        "temperature": (temperature if temperature > 0 else 0.1) if config.get("stochastic") else None,
+        "metric": "cosine" if quantiser.get("l2_normalized") else "l2",
+        "temperature": (temperature if temperature > 0 else 0.1) if quantiser.get("stochastic") else None,
     }
 
 
@@ -104,7 +109,7 @@ class TextAlignedQuantizer(Block):
             derived=tuple(Derived(name, temperature_difference) for name in UNTRAINED),
             config=text_aligned_arguments,
             published_config=_published_config,
-            harmless=TEXT_ALIGNED_HARMLESS,
+            harmless=_HARMLESS,
         ),
     )
 

@@ -33,6 +33,11 @@ def test_entries_that_change_nothing() -> None:
     unitok = {"vocab_size": 15, "vocab_width": 6, "num_codebooks": 3}
     options = {"vq_beta": 0.5, "model": "vitamin_base", "lr": 1e-3, "e_temp": 0.1, "quant_proj": "linear"}
     assert arguments(MultiCodebook, {**unitok, **options}) == arguments(MultiCodebook, unitok)
+    nested = {name: TAR[name] for name in ("input_dim", "bottleneck_dim", "output_dim")}
+    inner = {"codebook_size": 6, "l2_normalized": True, "dim": 9}
+    assert arguments(TextAlignedQuantizer, {**nested, "regularizer": {"name": "simvq", "args": inner}}) == arguments(
+        TextAlignedQuantizer, TAR
+    )
     tar = {"token_nums": 9, "same_index_shape": False}
     assert arguments(TextAlignedQuantizer, {**TAR, **tar}) == arguments(TextAlignedQuantizer, TAR)
 
@@ -67,6 +72,8 @@ def test_entries_that_are_followed(cls: type[Block], layout: str | None, config:
         (RQBottleneck, None, {**RQ, "code_shape": [3, 4, 2]}, "latent_shape is 4x4, code_shape 3x4"),
         (RQBottleneck, None, {**RQ, "ema": False}, "ema"),
         (TextAlignedQuantizer, None, {**TAR, "llm_model": "qwen"}, "llm_model"),
+        (TextAlignedQuantizer, None, {**TAR, "regularizer": {"name": "vq", "args": {}}}, "regularizer.name is 'vq'"),
+        (TextAlignedQuantizer, None, {**TAR, "regularizer": {"args": {"codebook_size": 6, "beta": 1}}}, "regularizer.args.beta"),
     ],
 )
 def test_entries_that_are_refused(cls: type[Block], layout: str | None, config: dict[str, Any], message: str) -> None:
