@@ -62,6 +62,8 @@ class IndexBackpropagation(Codebook):
         dim: D.
         entropy_temperature: also return ``sample_entropy`` and ``codebook_entropy`` at this temperature.
 
+    Published: the quantizer alone. The authors' yaml files name its arguments, as a config.json beside its weights does.
+
     Source: IBQ (arXiv 2412.02692; TencentARC/SEED-Voken).
     """
 

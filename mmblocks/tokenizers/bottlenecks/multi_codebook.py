@@ -75,6 +75,9 @@ class MultiCodebook(Block):
         metric: "cosine" as in UniTok, where every slice of what comes out has length one; or "l2".
         entropy_temperature: also return entropies, at this temperature.
 
+    Published: in a whole model's file, whose training options lie beside the weights; a config.json names them, or the arguments of
+    the quantizer.
+
     Source: UniTok (arXiv 2502.20321; FoundationVision/UniTok).
     """
 

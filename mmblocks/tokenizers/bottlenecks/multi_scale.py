@@ -74,6 +74,8 @@ class MultiScaleQuantizer(Block):
     Raises:
         ValueError: no scale.
 
+    Published: the quantizer alone. The authors' scripts name its arguments, as a config.json beside its weights does.
+
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR).
     """
 

@@ -87,6 +87,8 @@ class RQBottleneck(Block):
     Raises:
         ValueError: numbers for another count of depths, or several for a shared codebook.
 
+    Published: the bottleneck alone. The authors' yaml files name its arguments, as a config.json beside its weights does.
+
     Source: RQ-VAE (arXiv 2203.01941; kakaobrain/rq-vae-transformer), DualToken (arXiv 2503.14324; songweii/DualToken).
     """
 
