@@ -99,7 +99,7 @@ class TextAlignedQuantizer(Block):
     Raises:
         ValueError: a temperature that is not positive, or one for the metric "l2".
 
-    Published: the bottleneck alone; Tar's files hold its arguments beside a whole model's weights, a config.json those of this part.
+    Published: the bottleneck alone; Tar's files hold arguments beside a whole model's weights, a config.json those of this part.
 
     Source: Tar (arXiv 2506.18898; csuhan/Tar); learned maps of a codebook: SimVQ (arXiv 2411.02038).
     """
