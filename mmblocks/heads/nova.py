@@ -12,6 +12,9 @@ from mmblocks.layers.noise_paths import FlowPath
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the arguments of NOVA's ``DiffusionMLP``, of its scheduler (shift, steps) and of its guidance (trunc, renorm)."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     return {
         "dim": config["cond_dim"],
         "channels": config.get("image_dim", 4),
@@ -22,6 +25,22 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_steps": config.get("steps", 25),
         "guidance_below": config.get("trunc", 0.0),
         "guidance_renorm": config.get("renorm", 1.0),
+        "repeats": config.get("loss_repeat", 1),
+    }
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "cond_dim": arguments["dim"],
+        "image_dim": arguments["channels"],
+        "patch_size": arguments["patch_size"],
+        "embed_dim": arguments["width"],
+        "depth": arguments["num_blocks"],
+        "shift": arguments["shift"],
+        "steps": arguments["num_steps"],
+        "trunc": arguments["guidance_below"],
+        "renorm": arguments["guidance_renorm"],
+        "loss_repeat": arguments["repeats"],
     }
 
 
@@ -59,10 +78,14 @@ class NOVAFlowHead(DenoisingHead):
         guidance_below, guidance_renorm: see ``LinearGuidance``.
         repeats: times that each token is learned at in one step.
 
+    Published: the head alone, without a config: one beside its file names the arguments of the three classes.
+
     Source: NOVA (arXiv 2412.14169; baaivision/NOVA).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("nova", _RULES, config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("nova", _RULES, config=_config, published_config=_published_config, harmless=("gs", "guidance_scale")),
+    )
 
     def __init__(
         self,

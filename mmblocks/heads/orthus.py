@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.heads.denoising import DenoisingHead
 from mmblocks.heads.mar import adaln_mlp_rules
 from mmblocks.layers.adaln_mlp import AdaLNMLP
@@ -14,14 +16,27 @@ _BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Orthus-7B's sizes, which its code spells out, unless the config has others."""
+    """Orthus-7B's sizes, which its code spells out, unless the config, a Chameleon's, has others."""
+    check_model(config, "orthus", "chameleon")
     return {
         "dim": config.get("hidden_size", 4096),
-        "token_dim": config.get("vq_config", {}).get("embed_dim", 256),
+        "token_dim": (config.get("vq_config") or {}).get("embed_dim", 256),
         "width": config.get("diffloss_w", 1536),
         "num_blocks": config.get("num_res_blocks", 3),
         "repeats": config.get("diffusion_batch_mul", 8),
         "num_steps": config.get("denoise_steps", 100),
+    }
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    only(arguments, "scale", 0.1)
+    return {
+        "hidden_size": arguments["dim"],
+        "vq_config": {"embed_dim": arguments["token_dim"]},
+        "diffloss_w": arguments["width"],
+        "num_res_blocks": arguments["num_blocks"],
+        "diffusion_batch_mul": arguments["repeats"],
+        "denoise_steps": arguments["num_steps"],
     }
 
 
@@ -40,7 +55,16 @@ class OrthusDiffusionHead(DenoisingHead):
     Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("orthus", adaln_mlp_rules("mlp_head."), ignored=("*",), config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "orthus",
+            adaln_mlp_rules("mlp_head."),
+            ignored=("*",),
+            config=_config,
+            published_config=_published_config,
+            harmless=(*LANGUAGE_MODEL, "image_token_id", "model_parallel_size", "swin_norm", "vocabulary_map.*", "vq_config.*"),
+        ),
+    )
 
     def __init__(
         self,

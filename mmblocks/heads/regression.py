@@ -4,7 +4,6 @@ Shapes: N rows, D width of the states, C width of the embeddings.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,9 +12,14 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.checks import check_finite
 from mmblocks.layers.row_losses import check_rows, weighted
+
+_OF_EMU = ("embed_dim", "llama.*", "multimodal_cfg.*", "t5_config.*", "token_ids.*", "vision_cfg.*", "vladapter_cfg.*", "vocab")
+"""Emu's other parts."""
 
 
 def _emu(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,9 +28,44 @@ def _emu(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"dim": dim, "target_dim": dim}
 
 
-def _emu2(config: Mapping[str, Any], *, vision: str) -> dict[str, Any]:
-    dim = config.get("hidden_size") or config.get("llama", {}).get("hidden_size", 6656)
-    return {"dim": dim, "target_dim": config.get(vision, {}).get("width", 1792)}
+def _published_emu(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    _check_plain(arguments)
+    only(arguments, "target_dim", arguments["dim"])
+    return {"llama": {"hidden_size": arguments["dim"]}}
+
+
+def _emu2(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As ``_emu``."""
+    return {
+        "dim": config.get("llama", {}).get("hidden_size", 6656),
+        "target_dim": config.get("vision_cfg", {}).get("width", 1792),
+    }
+
+
+def _published_emu2(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    _check_plain(arguments)
+    return {"llama": {"hidden_size": arguments["dim"]}, "vision_cfg": {"width": arguments["target_dim"]}}
+
+
+def _emu2_hub(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config on the Hub is the language model's, with the vision tower's inside; it may name their common width too."""
+    check_model(config, "emu2", "emu", "")
+    if "llama" in config:
+        return _emu2(config)
+    width = config.get("vision_config", {}).get("width")
+    return {"dim": config.get("hidden_size", 6656), "target_dim": config.get("d_model") or width or 1792}
+
+
+def _published_emu2_hub(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    _check_plain(arguments)
+    sizes = {"hidden_size": arguments["dim"], "d_model": arguments["target_dim"]}
+    return {**sizes, "vision_config": {"width": arguments["target_dim"]}}
+
+
+def _check_plain(arguments: Mapping[str, Any]) -> None:
+    """What published files are learned with, and have no bias."""
+    only(arguments, "distance", "squared")
+    only(arguments, "bias", False)
 
 
 class RegressionHead(Block):
@@ -52,18 +91,29 @@ class RegressionHead(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("emu", (Rule("decoder.lm.stu_regress_head.weight", "projection.weight"),), ignored=("*",), config=_emu),
+        Layout(
+            "emu",
+            (Rule("decoder.lm.stu_regress_head.weight", "projection.weight"),),
+            ignored=("*",),
+            config=_emu,
+            published_config=_published_emu,
+            harmless=_OF_EMU,
+        ),
         Layout(
             "emu2",
             (Rule("project_down.weight", "projection.weight"),),
             ignored=("visual.*", "decoder.*", "project_up.weight"),
-            config=partial(_emu2, vision="vision_cfg"),
+            config=_emu2,
+            published_config=_published_emu2,
+            harmless=(*_OF_EMU, "instruct"),
         ),
         Layout(
             "emu2-hub",
             (Rule("project_down.weight", "projection.weight"),),
             ignored=("model.*", "project_up.weight"),
-            config=partial(_emu2, vision="vision_config"),
+            config=_emu2_hub,
+            published_config=_published_emu2_hub,
+            harmless=(*_OF_EMU, *LANGUAGE_MODEL, "instruct", "vision_config.*"),
         ),
     )
 

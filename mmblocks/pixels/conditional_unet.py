@@ -13,12 +13,24 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
+
+_OF_AVERAGES = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+"""What diffusers notes beside weights that are averages over training."""
 
 
 def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     """A published config.json without diffusers' notes to itself."""
-    accepted = _parameters()
-    return {"arguments": {key: value for key, value in published.items() if key in accepted}}
+    only(published, "_class_name", "UNet2DConditionModel")
+    return {"arguments": {name: published[name] for name in _parameters() if name in published}}
 
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,8 +50,21 @@ class ConditionalUNet(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("diffusers", (Rule("*", "model.*"),), config=_config, published_config=_published_config),
-        Layout("emu2-gen", (Rule("unet.*", "model.*"),), ignored=("*",), config=_config),
+        Layout(
+            "diffusers",
+            (Rule("*", "model.*"),),
+            config=_config,
+            published_config=_published_config,
+            harmless=_OF_AVERAGES,
+        ),
+        Layout(
+            "emu2-gen",
+            (Rule("unet.*", "model.*"),),
+            ignored=("*",),
+            config=_config,
+            published_config=_published_config,
+            harmless=_OF_AVERAGES,
+        ),
     )
 
     def __init__(self, *, arguments: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from mmblocks import RegressionHead
 from mmblocks.connectors.emu2 import Emu2UpProjection
 from mmblocks.tokenizers.emu2_latents import Emu2Latents
 from tests.parity.cases import Case
-from tests.parity.emu1_regression import language_parts, regress, table_of
+from tests.parity.emu1_regression import language_parts, published_config, regress, table_of
 
 MANIFESTS = {
     **{name: [(RegressionHead, "emu2")] for name in ("emu2_native", "emu2_chat_native", "emu2_visual_projections")},
@@ -14,12 +14,13 @@ MANIFESTS = {
 
 def run(case: Case) -> None:
     parts = language_parts(case)
-    head, up = case.load(RegressionHead, layout="emu2"), case.load(Emu2UpProjection, layout="emu2")
+    config = published_config(case)
+    head, up = case.load(RegressionHead, config, layout="emu2"), case.load(Emu2UpProjection, config, layout="emu2")
     ids, mask = case.io["in.prompt_input_ids"], case.io["in.prompt_attention_mask"]
     marks, real = case.config["token_ids"], case.io["in.prompt_attention_mask"] == 1
     embeds = parts["embed"](ids)
     if "in.image" in case.io:
-        latents = case.load(Emu2Latents, layout="emu2")
+        latents = case.load(Emu2Latents, config, layout="emu2")
         tokens = latents.encoder(case.io["in.image"])  # behind the tokenizer's own normalisation
         of_images = up.projection(latents.pool(tokens).flatten(1, 2))
         case.check("out.prompt_image_embeds", of_images)

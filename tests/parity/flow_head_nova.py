@@ -10,9 +10,12 @@ from mmblocks.heads.nova import NOVAFlowHead
 from mmblocks.layers.row_losses import weighted_mean
 from tests.parity.cases import Case
 
+ARGUMENTS = ("cond_dim", "depth", "embed_dim", "image_dim", "patch_size", "renorm", "shift", "steps", "trunc")
+"""Of the official classes; how far predictions are guided is an argument of ours."""
+
 
 def run(case: Case) -> None:
-    head = case.load(NOVAFlowHead)
+    head = case.load(NOVAFlowHead, {name: value for name, value in case.config.items() if name in ARGUMENTS})
     check_training(case, head)
     check_sampling(case, head)
 

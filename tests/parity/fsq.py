@@ -34,7 +34,7 @@ def built(case: Case, cls: type[AnyBlock], **options: float) -> AnyBlock:
     """From the weights; where no layer projects anything, there are none, or buffers alone."""
     if case.has_weights and any(layout.fits(case.weights, case.config) for layout in cls.layouts):
         return case.load(cls, **options)
-    return cls(**cls.layouts[0].arguments(case.config), **options).eval()
+    return cls(**{**cls.layouts[0].arguments(case.config), **options}).eval()
 
 
 def run_residual(case: Case) -> None:

@@ -37,9 +37,14 @@ def _has_pairs(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, list) for item in value)
 
 
+def own_arguments(case: Case) -> dict[str, Any]:
+    """The config without what the official forward was given."""
+    return {name: value for name, value in case.config.items() if "override" not in name and not _has_pairs(value)}
+
+
 def check_quantizer(case: Case) -> None:
-    bottleneck = case.load(MultiScaleQuantizer)
     scales = scales_of(case)
+    bottleneck = case.load(MultiScaleQuantizer, own_arguments(case))
     f = case.io["in.f"].requires_grad_()
     latents = bottleneck(channels_last(f), scales=scales)
     ids = latents.ids
@@ -69,7 +74,7 @@ def check_training(case: Case, bottleneck: MultiScaleQuantizer, f: Tensor) -> No
     case.check("out.train_fhat", out)
     case.check("loss.vq", loss)
     (loss + 0.01 * (out * case.io["in.w"]).sum()).backward()
-    (layout,) = (known for known in bottleneck.layouts if known.fits(case.weights, case.config))
+    (layout,) = (known for known in bottleneck.layouts if known.fits(case.weights, own_arguments(case)))
     case.check_gradients(bottleneck, layout.name, f=f)
     state = dict(layout.convert(bottleneck.state_dict(), bottleneck.config, to="theirs"))
     for name in case.named("state."):

@@ -1,5 +1,7 @@
 """Embeddings to pixels by diffusion in an autoencoder's latents; the numbers are compared in tests/parity."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,3 +95,22 @@ def test_only_schedulers_are_asked_of_diffusers() -> None:
         DiffusersSampler(scheduler="DiffusionPipeline").times(None)
     with pytest.raises(ValueError, match="unknown 'width'"):
         ConditionalUNet(arguments={"width": 3})
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "emu2-gen"])
+def test_round_trip(tmp_path: Path, layout: str) -> None:
+    unet = ConditionalUNet(arguments=UNET)
+    unet.to_upstream(tmp_path, layout=layout)
+    again = ConditionalUNet.from_pretrained(tmp_path, layout=layout)
+    assert again.config == unet.config
+    torch.testing.assert_close(again.state_dict(), unet.state_dict(), rtol=0, atol=0)
+
+
+def test_entries_of_published_configs() -> None:
+    for layout in ConditionalUNet.layouts:
+        notes = {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.21.2", "decay": 0.9, "use_ema_warmup": False}
+        assert layout.arguments({**UNET, **notes}) == {"arguments": UNET}
+        with pytest.raises(ValueError, match="_class_name is 'AutoencoderKL'; accepted: 'UNet2DConditionModel'"):
+            layout.arguments({**UNET, "_class_name": "AutoencoderKL"})
+        with pytest.raises(ValueError, match="block_channels"):
+            layout.arguments({**UNET, "block_channels": [4, 8]})

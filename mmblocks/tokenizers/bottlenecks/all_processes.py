@@ -1,5 +1,7 @@
 """What codebooks that move without gradients learn from: the features of all processes, so that codes stay the same in each.
 
+A module whose training talks so says ``learns_together = True``: what holds it can refuse features before it begins.
+
 Without a process group, or with a single process in it, these functions give their input back. With several, all of them have to
 call, with as many features as each has: none at all is fine.
 

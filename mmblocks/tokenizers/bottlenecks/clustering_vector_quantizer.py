@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import gather_equal, nan_if_any_is, num_of_each, several_processes, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
@@ -47,10 +47,10 @@ class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):
         """Quantises the last axis; while training, moves codes afterwards, so that result and losses are those before.
 
         Raises:
-            ValueError: if a value is not finite; while training, of any process.
+            ValueError: if the width is not D, or a value is not finite; while training, of any process.
         """
         if self.training:
-            check_finite_in_all(features)
+            check_in_all(features, wrong_width(features, self.dim))
         latents = super().forward(features)
         if self.training and latents.ids is not None:
             self._move(features.detach().flatten(0, -2), latents.ids.flatten())

@@ -11,8 +11,18 @@ from torch.nn.functional import embedding, normalize
 from mmblocks.block import Block
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.all_processes import from_first, nan_if_any_is, num_of_each, rows_of_all, sum_of_all
+from mmblocks.tokenizers.bottlenecks.all_processes import (
+    from_first,
+    gather_equal,
+    num_of_each,
+    rows_of_all,
+    several_processes,
+    sum_of_all,
+)
+from mmblocks.tokenizers.bottlenecks.any_dtype import product
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+
+_NOT_FINITE = "the features to quantise hold NaN or infinity; nothing was learned from them"
 
 
 def check_finite(features: Tensor) -> None:
@@ -24,19 +34,52 @@ def check_finite(features: Tensor) -> None:
         ValueError: a value that is not finite.
     """
     if not torch.compiler.is_compiling() and not features.isfinite().all():
-        raise ValueError("the features to quantise hold NaN or infinity; nothing was learned from them")
+        raise ValueError(_NOT_FINITE)
 
 
-def check_finite_in_all(features: Tensor) -> None:
-    """``check_finite`` where all processes learn together: if one of them has to refuse, all do.
+def wrong_width(features: Tensor, dim: int) -> str | None:
+    """Why the features do not fit a bottleneck of width ``dim``; None if they do."""
+    width = features.shape[-1]
+    return None if width == dim else f"features are {width} wide; accepted: {dim}"
 
-    Were it one alone, the others would wait for what it has to tell them. Every process has to call.
+
+def check(features: Tensor, refusal: str | None) -> None:
+    """Refuses features that do not fit, and those that hold NaN or infinity.
+
+    Args:
+        features: of this process.
+        refusal: why their shape does not fit; None if it does.
 
     Raises:
-        ValueError: a value that is not finite, of any process.
+        ValueError: they do not fit, or a value is not finite.
     """
-    if not torch.compiler.is_compiling():
-        check_finite(nan_if_any_is(features))
+    if refusal is not None:
+        raise ValueError(refusal)
+    check_finite(features)
+
+
+def check_in_all(features: Tensor, refusal: str | None) -> None:
+    """``check`` where all processes learn together: if one of them has to refuse, all do.
+
+    Were it one alone, the others would wait for what it has to tell them. Every process has to call, before anything else that
+    they tell each other.
+
+    Raises:
+        ValueError: as ``check``, of any process.
+    """
+    if torch.compiler.is_compiling() or not several_processes():
+        check(features, refusal)
+        return
+    spoiled = ~features.isfinite().all()
+    flags = torch.stack([torch.full_like(spoiled, refusal is not None), spoiled]).to(torch.uint8)
+    misshapen, spoilt = torch.stack(gather_equal(flags)).bool().T.tolist()
+    if refusal is not None:
+        raise ValueError(refusal)
+    if any(misshapen):
+        numbers = ", ".join(str(number) for number, wrong in enumerate(misshapen) if wrong)
+        raise ValueError(f"the features of process {numbers} do not fit; nothing was learned")
+    if any(spoilt):
+        raise ValueError(_NOT_FINITE)
 
 
 class Codebook(Block):
@@ -69,9 +112,9 @@ class Codebook(Block):
         """The number of the nearest code; the lowest of equals. Compared in float32 whatever the dtype.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         return nearest_code(features.flatten(0, -2), self.codes, self.metric).view(features.shape[:-1])
 
     def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
@@ -90,12 +133,17 @@ class Codebook(Block):
         chosen = embedding(ids, self.codes)
         return normalize(chosen, dim=-1) if self.metric == "cosine" else chosen
 
+    def widened(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """In the dtype of the codes, where that is the wider one."""
+        return features.to(torch.promote_types(features.dtype, self.codes.dtype))
+
     @without_autocast
     def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
         """How near each code is: the negative squared distance, or the dot product. Gradients flow to features and codes."""
+        features = self.widened(features)
         if self.metric == "cosine":
             features = normalize(features, dim=-1)
-        products = features @ self.vectors.T
+        products = product(features, self.vectors.T)
         if self.metric == "dot":
             return products
         return 2 * products - features.square().sum(-1, keepdim=True) - self.vectors.square().sum(-1)
@@ -107,7 +155,7 @@ class Codebook(Block):
     @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights."""
-        return weights @ self.vectors
+        return product(weights, self.vectors)
 
     @torch.no_grad()
     def fit(self, features: Float[Tensor, "N D"], *, num_iterations: int = 10, generator: Generator | None = None) -> None:
@@ -118,13 +166,13 @@ class Codebook(Block):
         those of the features of all.
 
         Raises:
-            ValueError: if there is no feature, or a value is not finite.
+            ValueError: if there is no feature, the width is not D, or a value is not finite, of any process.
         """
+        check_in_all(features, wrong_width(features, self.dim))
         nums = num_of_each(features)
         count, found = len(self.codes), sum(nums)
         if not found:
             raise ValueError("features holds no vector; accepted: at least one")
-        check_finite_in_all(features)
         if found < count:
             drawn = torch.randint(found, (count,), generator=generator, device=features.device)
         else:
@@ -150,12 +198,14 @@ class Codebook(Block):
             generator: source of randomness.
 
         Raises:
-            ValueError: if there is no feature, or a value is not finite; nothing is moved then.
+            ValueError: if there is no feature, the width is not D, there is not one count a code, or a value is not finite, of any
+                process; nothing is moved then.
         """
+        counts = None if len(used) == len(self.codes) else f"used holds {len(used)} counts; accepted: {len(self.codes)}"
+        check_in_all(features, wrong_width(features, self.dim) or counts)
         nums = num_of_each(features)
         if not sum(nums):
             raise ValueError("features holds no vector; accepted: at least one")
-        check_finite_in_all(features)
         used = used.clone()
         sum_of_all(used)
         return self._replace(features, used, nums, generator)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokens import Latents
 
 
@@ -52,10 +53,11 @@ class DualBottleneck(Block):
             draws: handed to both.
 
         Raises:
-            ValueError: features of another width, or what the bottlenecks refuse.
+            ValueError: features of another width, a value that is not finite (while parts learn, of any process), or what the
+                bottlenecks refuse.
         """
-        if features.shape[-1] != sum(self.dims):
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {sum(self.dims)}")
+        together = self.training and any(getattr(part, "learns_together", False) for part in self.modules())
+        (check_in_all if together else check)(features, wrong_width(features, sum(self.dims)))  # before either part learns
         pixel_features, semantic_features = features.split(self.dims, dim=-1)
         pixel, semantic = self.pixel(pixel_features, **draws), self.semantic(semantic_features, **draws)
         return Latents(

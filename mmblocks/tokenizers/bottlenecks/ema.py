@@ -9,40 +9,94 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.ops.nearest_code import code_stats
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
+from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokens import Latents
 
-_IGNORED = ("commitment_weight", "channel_last", "accept_image_fmap", "accept_3d_fmap", "kmeans_iters", "sync_kmeans")
-_DEFAULTS = {"ema_update": True, "learnable_codebook": False}
+_HARMLESS = (
+    "accept_3d_fmap",
+    "accept_image_fmap",
+    "affine_param_batch_decay",
+    "affine_param_codebook_decay",
+    "channel_last",
+    "codebook_diversity_temperature",
+    "commitment_weight",
+    "directional_reparam_variance",
+    "kmeans_iters",
+    "layernorm_after_project_in",
+    "manual_in_place_optimizer_update",
+    "orthogonal_reg_active_codes_only",
+    "orthogonal_reg_max_codes",
+    "return_zeros_for_masked_padding",
+    "sample_codebook_temp",
+    "separate_codebook_per_head",
+    "sync_affine_param",
+    "sync_codebook",
+    "sync_kmeans",
+)
+"""Where channels lie, weights of losses, and what counts with several heads, projections, masks or an option of ``_PLAIN`` alone.
+
+Processes learn together whether or not they are told so."""
+
+_PLAIN = {
+    "affine_param": False,
+    "codebook_diversity_loss_weight": 0.0,
+    "commitment_use_cross_entropy_loss": False,
+    "directional_reparam": False,
+    "ema_update": True,
+    "freeze_codebook": False,
+    "heads": 1,
+    "learnable_codebook": False,
+    "manual_ema_update": False,
+    "orthogonal_reg_weight": 0.0,
+    "route_gradients_to_input": True,
+    "stochastic_sample_codes": False,
+    "straight_through": False,
+    "sync_update_v": 0.0,
+}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``VectorQuantize``, with its defaults."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED, defaults={**_DEFAULTS, "codebook_dim": config["dim"]})
-    dim = options.pop("dim")
-    rotation = options.pop("rotation_trick", None)
-    arguments = {
-        "num_codes": options.pop("codebook_size"),
+    dim, rotation = config["dim"], config.get("rotation_trick")
+    only(config, "codebook_dim", dim)
+    check_plain(config, _PLAIN)
+    if config.get("kmeans_init"):
+        only(config, "kmeans_iters", 10)
+    return {
+        "num_codes": config["codebook_size"],
         "dim": dim,
-        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
-        "decay": options.pop("decay", 0.8),
-        "eps": options.pop("eps", 1e-5),
-        "dead_below": options.pop("threshold_ema_dead_code", 0),
-        "kmeans_init": options.pop("kmeans_init", False),
+        "metric": "cosine" if config.get("use_cosine_sim", False) else "l2",
+        "decay": config.get("decay", 0.8),
+        "eps": config.get("eps", 1e-5),
+        "dead_below": config.get("threshold_ema_dead_code", 0),
+        "kmeans_init": config.get("kmeans_init", False),
         "estimator": "rotation" if (dim > 1 if rotation is None else rotation) else "straight_through",
     }
-    refuse_unknown(options, "VectorQuantize", "; MultiHeadVectorQuantizer takes all that the library does")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dim": arguments["dim"],
+        "codebook_size": arguments["num_codes"],
+        "use_cosine_sim": arguments["metric"] == "cosine",
+        "decay": arguments["decay"],
+        "eps": arguments["eps"],
+        "threshold_ema_dead_code": arguments["dead_below"],
+        "kmeans_init": arguments["kmeans_init"],
+        "rotation_trick": arguments["estimator"] == "rotation",
+    }
 
 
 class EMAVectorQuantizer(RunningAverages, Codebook):
@@ -75,6 +129,9 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
                 Rule("_codebook.initted", "placed"),
             ),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
+            otherwise="MultiHeadVectorQuantizer takes all that vector-quantize-pytorch does",
         ),
     )
 
@@ -122,11 +179,11 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
             generator: source of randomness, for k-means and for dead codes while training.
 
         Raises:
-            ValueError: if a value is not finite (while training, of any process); nothing is learned then. A compiled graph warns
-                instead.
+            ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then. A
+                compiled graph warns instead of the latter.
         """
         if self.training:
-            check_finite_in_all(features)
+            check_in_all(features, wrong_width(features, self.dim))
         x = self._unit(features)
         flat = x.detach().flatten(0, -2).float()
         if self.training and self.kmeans_init and not self.placed:
@@ -137,7 +194,7 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
             return Latents(z=in_evaluation(x, chosen).to(features.dtype), ids=ids)
         self._learn(flat, ids.flatten(), generator)
         z = pass_gradients(x, chosen, self.estimator).to(features.dtype)
-        return Latents(z=z, ids=ids, loss={"commitment": mse_loss(x, chosen)})
+        return Latents(z=z, ids=ids, loss={"commitment": squared_distance(x, chosen)})
 
     def nearest(self, features: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
         """As ``Codebook.nearest``; features of any length with metric "cosine"."""

@@ -16,30 +16,50 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
-_IGNORED = ("keep_num_codebooks_dim", "channel_first", "return_indices", "allowed_dtypes")
+_HARMLESS = (
+    "allowed_dtypes",
+    "channel_first",
+    "keep_num_codebooks_dim",
+    "return_indices",
+    "scale",  # which the library only keeps
+)
+"""What changes shapes alone; codes are always found in float32 here."""
+
+
+FSQ_PLAIN = {"force_quantization_f32": True, "noise_dropout": 0.0, "orthogonal_rotation": False}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``FSQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED)
-    arguments = {
-        "levels": tuple(options.pop("levels")),
-        "dim": options.pop("dim", None),
-        "num_numbers": options.pop("num_codebooks", 1),
-        "symmetric": options.pop("preserve_symmetry", False),
-        "clamp": options.pop("bound_hard_clamp", False),
-        "projection_bias": options.pop("projection_has_bias", True),
+    check_plain(config, FSQ_PLAIN)
+    return {
+        "levels": tuple(config["levels"]),
+        "dim": config.get("dim"),
+        "num_numbers": config.get("num_codebooks", 1),
+        "symmetric": config.get("preserve_symmetry", False),
+        "clamp": config.get("bound_hard_clamp", False),
+        "projection_bias": config.get("projection_has_bias", True),
     }
-    refuse_unknown(options, "FSQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "levels": arguments["levels"],
+        "dim": arguments["dim"],
+        "num_codebooks": arguments["num_numbers"],
+        "preserve_symmetry": arguments["symmetric"],
+        "bound_hard_clamp": arguments["clamp"],
+        "projection_has_bias": arguments["projection_bias"],
+    }
 
 
 class FiniteScalarQuantizer(Block):
@@ -67,6 +87,8 @@ class FiniteScalarQuantizer(Block):
             "vector_quantize_pytorch",
             (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 
@@ -106,18 +128,16 @@ class FiniteScalarQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         scaled = self._squashed(features)
         if self.symmetric:  # in the library's order of steps, whose rounding is what later quantizers of a residual code see
             scaled = scaled + 0.5
         nearest = (scaled.floor() if self.symmetric else scaled.round()).detach()
-        z = self._between(scaled + (nearest - scaled).detach()).flatten(-2).to(features.dtype)
+        z = self._between(scaled + (nearest - scaled).detach()).flatten(-2)
         digits = nearest.long() + (0 if self.symmetric else self._levels(scaled) // 2)
         ids = (digits * self._basis(scaled)).sum(dim=-1)
         ids = ids if self.num_numbers > 1 else ids.squeeze(-1)
-        return Latents(z=self.project_out(z), ids=ids, loss={} if self.training else None)
+        return Latents(z=mapped(self.project_out, z).to(features.dtype), ids=ids, loss={} if self.training else None)
 
     @without_autocast
     def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
@@ -134,7 +154,7 @@ class FiniteScalarQuantizer(Block):
                 f"ids have shape {tuple(ids.shape)}; accepted: {self.num_numbers} numbers a token, along the last axis"
             )
         ids = ids[..., None] if self.num_numbers == 1 else ids
-        return self._projected(self._codes(ids).flatten(-2))
+        return mapped(self.project_out, self._codes(ids).flatten(-2))
 
     @without_autocast
     def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*Q K"]:
@@ -151,13 +171,10 @@ class FiniteScalarQuantizer(Block):
         Raises:
             ValueError: weights of another shape.
         """
-        return self._projected(mixtures(weights, self._tables(weights.device)))
+        return mapped(self.project_out, mixtures(weights, self._tables(weights.device)))
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         return [self._codes(torch.arange(self.codebook_sizes[0], device=device))] * self.num_numbers
-
-    def _projected(self, codes: Tensor) -> Tensor:
-        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
 
     def _codes(self, ids: Tensor) -> Tensor:
         levels = self._levels(ids)
@@ -166,7 +183,7 @@ class FiniteScalarQuantizer(Block):
 
     def _squashed(self, features: Tensor) -> Tensor:
         """In levels, before they are rounded: (*N, Q, d)."""
-        x = self.project_in(features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
+        x = mapped(self.project_in, features).float().unflatten(-1, (self.num_numbers, len(self.levels)))
         return self._symmetric_bound(x) if self.symmetric else self._bound(x)
 
     def _bound(self, x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class DiagonalGaussian(Block):
         z = mean
         if sample:
             z = mean + torch.exp(0.5 * logvar) * _standard_normal(mean, generator, noise)
-        loss = {"kl": divergence(mean, logvar).sum() / len(mean)} if self.training else None
+        loss = {"kl": divergence(mean, logvar).sum() / max(len(mean), 1)} if self.training else None
         return Latents(z=z.to(features.dtype), loss=loss, mean=mean, logvar=logvar)
 
     def lookup(self, ids: Int[Tensor, "*N"]) -> NoReturn:

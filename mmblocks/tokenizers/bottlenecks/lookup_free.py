@@ -9,49 +9,103 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
+from mmblocks.tokenizers.bottlenecks.options import bits_of, check_plain, published_temperature, temperature_of
 from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
 from mmblocks.tokens import Latents
 
 FirstBit = Literal["least", "most"]
 """Whether the first entry of a feature is the least or the most significant bit of its number."""
 
-_IGNORED = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma", "keep_num_codebooks_dim", "channel_first")
 _CONVENTIONS = {"first_bit": "most", "joint_entropy": False, "floor": "clamp"}
+
+LFQ_HARMLESS = (
+    "channel_first",
+    "commitment_loss_weight",
+    "cosine_sim_project_in_scale",
+    "diversity_gamma",
+    "entropy_loss_offset",
+    "entropy_loss_weight",
+    "keep_num_codebooks_dim",
+)
+"""Weights of losses, what changes shapes alone, and what counts with an option alone."""
+
+LFQ_PLAIN = {
+    "experimental_softplus_entropy_loss": False,
+    "force_quantization_f32": True,
+    "frac_per_sample_entropy": 1.0,
+    "orthogonal_rotation": False,
+}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``LFQ``; its temperature is an argument of the forward there."""
     if not config:  # the arguments are given to from_pretrained then
         return dict(_CONVENTIONS)
-    options = published_options(config, ignored=_IGNORED)
-    dim, size = options.pop("dim", None), options.pop("codebook_size", None)
-    bits = dim if size is None else size.bit_length() - 1
+    dim, bits, numbers = config.get("dim"), bits_of(config), config.get("num_codebooks", 1)
+    bits = dim if bits is None else bits
     if bits is None:
         raise KeyError("codebook_size")
-    numbers = options.pop("num_codebooks", 1)
-    if options.get("has_projections") is (dim not in (None, bits * numbers)):  # as the sizes say anyway
-        del options["has_projections"]
-    arguments = {
+    only(config, "has_projections", dim not in (None, bits * numbers))
+    check_plain(config, {**LFQ_PLAIN, "cosine_sim_project_in": False})
+    return {
         "bits": (bits,) * numbers,
         "dim": dim,
         **_CONVENTIONS,
-        "scale": options.pop("codebook_scale", 1.0),
-        "spherical": options.pop("spherical", False),
-        "soft_clamp": options.pop("soft_clamp_input_value", None),
-        "projection_bias": options.pop("projection_has_bias", True),
+        **temperature_of(config),
+        "scale": config.get("codebook_scale", 1.0),
+        "spherical": config.get("spherical", False),
+        "soft_clamp": config.get("soft_clamp_input_value"),
+        "projection_bias": config.get("projection_has_bias", True),
     }
-    refuse_unknown(options, "LFQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    others = {name: arguments[name] for name, value in _CONVENTIONS.items() if arguments[name] != value}
+    if others or len({*arguments["bits"]}) > 1:
+        raise ValueError(
+            f"the arguments are bits {arguments['bits']}, {others}; accepted in vector-quantize-pytorch's layout: as many bits for"
+            f" each number, {_CONVENTIONS}"
+        )
+    return {
+        "codebook_size": 2 ** arguments["bits"][0],
+        "num_codebooks": len(arguments["bits"]),
+        "dim": arguments["dim"],
+        "codebook_scale": arguments["scale"],
+        "spherical": arguments["spherical"],
+        "soft_clamp_input_value": arguments["soft_clamp"],
+        "projection_has_bias": arguments["projection_bias"],
+        **published_temperature(arguments["temperature"]),
+    }
+
+
+def bit_mask_difference(mask: Tensor, bits: int) -> float:
+    """Of the values of the bits in a published file from those that the numbers here are read by: most significant first.
+
+    Raises:
+        ValueError: another number of bits.
+    """
+    if tuple(mask.shape) != (bits,):
+        raise ValueError(f"it has shape {tuple(mask.shape)}; expected {(bits,)}")
+    values = 2.0 ** torch.arange(bits - 1, -1, -1, dtype=torch.float64, device="cpu")
+    return float((mask.to("cpu", torch.float64) - values).abs().max())
+
+
+def _mask_difference(mask: Tensor, arguments: Mapping[str, Any]) -> float:
+    if arguments["first_bit"] != "most":
+        raise ValueError(f"first_bit is {arguments['first_bit']!r}; accepted: 'most'")
+    return bit_mask_difference(mask, arguments["bits"][0])
 
 
 class LookupFreeQuantizer(Block):
@@ -85,8 +139,10 @@ class LookupFreeQuantizer(Block):
         Layout(
             "vector_quantize_pytorch",
             (Rule("project_in.*", "project_in.*"), Rule("project_out.*", "project_out.*")),
-            ignored=("mask",),
+            derived=(Derived("mask", _mask_difference),),
             config=_config,
+            published_config=_published_config,
+            harmless=LFQ_HARMLESS,
         ),
     )
 
@@ -135,14 +191,16 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
-        check_finite(features)
-        x = self._prepared(self.project_in(features).float())
+        check(features, wrong_width(features, self.dim))
+        x = self._prepared(mapped(self.project_in, features).float())
         positive = x > 0
         signs = self._codes(positive)
-        z = (pass_gradients if self.training else in_evaluation)(x, signs).to(features.dtype)
-        return Latents(z=self.project_out(z), ids=self._ids(positive), loss=self._losses(x, signs) if self.training else None)
+        z = (pass_gradients if self.training else in_evaluation)(x, signs)
+        return Latents(
+            z=mapped(self.project_out, z).to(features.dtype),
+            ids=self._ids(positive),
+            loss=self._losses(x, signs) if self.training else None,
+        )
 
     @without_autocast
     def lookup(self, ids: Integer[Tensor, "B *grid"]) -> Float[Tensor, "B *grid2 D"]:
@@ -157,7 +215,7 @@ class LookupFreeQuantizer(Block):
         for number, size in zip(numbers, self.codebook_sizes, strict=True):
             check_range("ids", number, size)
         positive = [self._bits(number, bits) for number, bits in zip(numbers, self.bits, strict=True)]
-        return self._projected(self._codes(torch.cat(positive, dim=-1)))
+        return mapped(self.project_out, self._codes(torch.cat(positive, dim=-1)))
 
     @without_autocast
     def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*Q K"]:
@@ -168,9 +226,8 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: numbers of different sizes, whose weights have no common shape.
         """
-        return soft_choices(
-            self._prepared(self.project_in(features).float()).split(self.bits, dim=-1), self._tables(features.device), temperature
-        )
+        x = self._prepared(mapped(self.project_in, features).float())
+        return soft_choices(x.split(self.bits, dim=-1), self._tables(features.device), temperature)
 
     @without_autocast
     def mix(self, weights: Float[Tensor, "*Q K"]) -> Float[Tensor, "*N D"]:
@@ -179,14 +236,11 @@ class LookupFreeQuantizer(Block):
         Raises:
             ValueError: weights of another shape.
         """
-        return self._projected(mixtures(weights, self._tables(weights.device)))
+        return mapped(self.project_out, mixtures(weights, self._tables(weights.device)))
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         every = [self._bits(torch.arange(2**bits, device=device), bits) for bits in self.bits]
         return [torch.where(positive, size, -size) for positive, size in zip(every, self._sizes, strict=True)]
-
-    def _projected(self, codes: Tensor) -> Tensor:
-        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
 
     def _prepared(self, x: Tensor) -> Tensor:
         if self.soft_clamp is not None:
@@ -235,4 +289,4 @@ class LookupFreeQuantizer(Block):
             for group, scale in zip(groups, scales, strict=True)
         ]
         sample, codebook = (torch.stack(entropies).mean() for entropies in zip(*pairs, strict=True))
-        return {"commitment": mse_loss(x, signs), "sample_entropy": sample, "codebook_entropy": codebook}
+        return {"commitment": squared_distance(x, signs), "sample_entropy": sample, "codebook_entropy": codebook}

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.entropy import choice_entropies
+from mmblocks.checkpoints.published_config import only
 from mmblocks.ops.nearest_code import Metric
+from mmblocks.tokenizers.bottlenecks.losses import entropies
+from mmblocks.tokenizers.bottlenecks.unitok_options import UNITOK_OTHERS
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokens import Latents
 
@@ -29,15 +31,34 @@ def unitok_codebooks(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: sizes that do not divide.
     """
     count = config.get("num_codebooks", 8)
-    codes, width = config.get("vocab_size", config.get("vocab_size_total", 32768)), config.get("vocab_width", 64)
+    codes = config["vocab_size"] if "vocab_size" in config else config.get("vocab_size_total", 32768)
+    width = config.get("vocab_width", 64)
     if codes % count or width % count:
         raise ValueError(f"vocab_size is {codes}, vocab_width {width}; accepted: multiples of num_codebooks, {count}")
-    has_entropy = config.get("use_entropy_loss", config.get("le", 0) > 0)
+    has_entropy = config["use_entropy_loss"] if "use_entropy_loss" in config else config.get("le", 0) > 0
     return {
         "num_codebooks": count,
         "num_codes": codes // count,
         "code_dim": width // count,
-        "entropy_temperature": config.get("entropy_temp", config.get("e_temp", 0.01)) if has_entropy else None,
+        "entropy_temperature": _temperature(config) if has_entropy else None,
+    }
+
+
+def _temperature(config: Mapping[str, Any]) -> float:
+    """As the quantiser's own arguments call it, or the options of a whole model."""
+    temperature: float = config["entropy_temp"] if "entropy_temp" in config else config.get("e_temp", 0.01)
+    return temperature
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    only(arguments, "metric", "cosine")
+    count, temperature = arguments["num_codebooks"], arguments["entropy_temperature"]
+    entropy = {"use_entropy_loss": True, "entropy_temp": temperature}
+    return {
+        "num_codebooks": count,
+        "vocab_size": count * arguments["num_codes"],
+        "vocab_width": count * arguments["code_dim"],
+        **({} if temperature is None else entropy),
     }
 
 
@@ -54,6 +75,9 @@ class MultiCodebook(Block):
         metric: "cosine" as in UniTok, where every slice of what comes out has length one; or "l2".
         entropy_temperature: also return entropies, at this temperature.
 
+    Published: in a whole model's file, whose training options lie beside the weights; a config.json names them, or the arguments of
+    the quantizer.
+
     Source: UniTok (arXiv 2502.20321; FoundationVision/UniTok).
     """
 
@@ -63,6 +87,8 @@ class MultiCodebook(Block):
             (Rule("quantizer.codebooks.{}.codebook.weight", "codebooks.{}.codes"),),
             ignored=("*",),
             config=unitok_codebooks,
+            published_config=_published_config,
+            harmless=UNITOK_OTHERS,
         ),
     )
 
@@ -135,5 +161,5 @@ class MultiCodebook(Block):
         if self.entropy_temperature is not None:
             for codebook, part, term in zip(self._books, slices, terms, strict=True):
                 logits = codebook.scores(part).flatten(0, -2) / self.entropy_temperature
-                term["sample_entropy"], term["codebook_entropy"] = choice_entropies(logits, _EPSILON)
+                term["sample_entropy"], term["codebook_entropy"] = entropies(logits, _EPSILON)
         return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}

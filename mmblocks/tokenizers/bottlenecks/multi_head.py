@@ -14,37 +14,19 @@ from torch import Generator, Tensor, distributed
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import num_of_each, several_processes
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.multi_head_layout import MULTI_HEAD_LAYOUTS
 from mmblocks.tokens import Latents
 
 UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
 """Options of the library that need more than JSON, change evaluation, or move the channels."""
-
-_IGNORED = ("channel_last", "accept_image_fmap", "accept_3d_fmap", "commitment_weight")
-
-
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """From the arguments of ``VectorQuantize``."""
-    if not config:  # the arguments are given to from_pretrained then
-        return {}
-    options = {name: value for name, value in config.items() if name not in _IGNORED}
-    arguments = {
-        "dim": options.pop("dim"),
-        "num_codes": options.pop("codebook_size"),
-        "code_dim": options.pop("codebook_dim", None),
-        "num_heads": options.pop("heads", 1),
-        "separate_codebooks": options.pop("separate_codebook_per_head", False),
-        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
-    }
-    if options.get("learnable_codebook"):  # or the library refuses its own default
-        options.setdefault("ema_update", False)
-    return {**arguments, "options": options}
 
 
 class MultiHeadVectorQuantizer(Block):
@@ -73,7 +55,8 @@ class MultiHeadVectorQuantizer(Block):
     Source: improved VQGAN (arXiv 2110.04627); lucidrains' vector-quantize-pytorch.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("vector_quantize_pytorch", (Rule("*", "quantizer.*"),), config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = MULTI_HEAD_LAYOUTS
+    learns_together: ClassVar[bool] = True  # see all_processes
 
     def __init__(
         self,
@@ -119,11 +102,9 @@ class MultiHeadVectorQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if self.training:
             return self._learned(features, generator)
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         ids = self._nearest(features)
         return Latents(z=in_evaluation(features, self._vectors(ids).to(features.dtype)), ids=ids)
 
@@ -149,20 +130,21 @@ class MultiHeadVectorQuantizer(Block):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _learned(self, features: Tensor, generator: Generator | None) -> Latents:
         """A training step of the library, which moves the codes."""
-        check_finite_in_all(features)
+        check_in_all(features, wrong_width(features, self.dim))
         tokens = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1])
         agree_with_all(self.quantizer, self.config["options"], tokens.flatten(0, 1))
         with drawn_from(generator):
-            z, ids, _, terms = self.quantizer(tokens, return_loss_breakdown=True)
+            z, ids, _, terms = self.quantizer(tokens.to(self.quantizer._codebook.embed.dtype), return_loss_breakdown=True)
         losses = {"commitment": terms.commitment}
         if self.quantizer.has_codebook_diversity_loss:
             losses["codebook_diversity"] = terms.codebook_diversity
         if self.quantizer.has_codebook_orthogonal_loss:
             losses["orthogonality"] = terms.orthogonal_reg
-        return Latents(z=z.view(features.shape), ids=ids.reshape(*features.shape[:-1], *ids.shape[2:]), loss=losses)
+        z, ids = z.to(features.dtype).view(features.shape), ids.reshape(*features.shape[:-1], *ids.shape[2:])
+        return Latents(z=z, ids=ids, loss=losses)
 
     def _nearest(self, features: Tensor) -> Tensor:
-        pieces = self.quantizer.project_in(features).float().unflatten(-1, (self.num_heads, -1)).flatten(0, -3)
+        pieces = mapped(self.quantizer.project_in, features).float().unflatten(-1, (self.num_heads, -1)).flatten(0, -3)
         pieces = self.quantizer._codebook.transform_input(pieces)  # of length one with metric "cosine", as the codes are
         metric: Metric = "dot" if self.metric == "cosine" else "l2"
         ids = [nearest_code(pieces[:, head], codes, metric) for head, codes in enumerate(self._codebooks())]
@@ -172,7 +154,7 @@ class MultiHeadVectorQuantizer(Block):
     def _vectors(self, ids: Tensor) -> Tensor:
         numbers = ids[..., None] if self.num_heads == 1 else ids
         pieces = [embedding(numbers[..., head], codes) for head, codes in enumerate(self._codebooks())]
-        return self.quantizer.project_out(torch.cat(pieces, dim=-1))
+        return mapped(self.quantizer.project_out, torch.cat(pieces, dim=-1))
 
     def _codebooks(self) -> list[Tensor]:
         """(K, d) for each head."""

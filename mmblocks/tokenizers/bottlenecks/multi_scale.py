@@ -3,31 +3,28 @@
 Shapes: B images, H and W places of features of width D, K codes, L tokens of all scales together, h and w those of one scale.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
-from torch.nn.functional import embedding, interpolate, mse_loss
+from torch.nn.functional import embedding, interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import as_int64, check_range, check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import product
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
+from mmblocks.tokenizers.bottlenecks.multi_scale_layout import MULTI_SCALE_LAYOUTS
 from mmblocks.tokens import Latents
 
 Scale = int | Sequence[int]
 """Rows and columns of a grid of tokens; one number for as many of either."""
-
-
-def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    return {**quantizer_arguments(config, layout), "dim": config.get("Cvae", 32)}
 
 
 def blend_of_scale(scale: int, num_scales: int, num_blends: int) -> int:
@@ -77,14 +74,14 @@ class MultiScaleQuantizer(Block):
     Raises:
         ValueError: no scale.
 
+    Published: the quantizer alone. The authors' scripts name its arguments, as a config.json beside its weights does.
+
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR).
     """
 
     hits: Tensor
 
-    layouts: ClassVar[tuple[Layout, ...]] = tuple(
-        Layout(name, rules, config=partial(_config, layout=name)) for name, rules in quantizer_rules("", "").items()
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = MULTI_SCALE_LAYOUTS
 
     def __init__(
         self,
@@ -124,10 +121,10 @@ class MultiScaleQuantizer(Block):
             scales: other scales than the Block's own, for maps of another size or shape; the last is the map's.
 
         Raises:
-            ValueError: the last scale is not the map's size, or a value is not finite.
+            ValueError: the last scale is not the map's size, the width is not D, or a value is not finite.
         """
         sizes = self.sizes(scales, features.shape[1:3])
-        check_finite(features)
+        check(features, wrong_width(features, self.codes.shape[1]))
         maps = channels_first(features).float()
         total, rest, ids, totals = torch.zeros_like(maps), maps.detach(), [], []
         for number, size in enumerate(sizes):
@@ -239,7 +236,7 @@ class MultiScaleQuantizer(Block):
     @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights, for ``add_scale``."""
-        return weights @ self.codes
+        return product(weights, self.codes)
 
     def sizes(self, scales: Sequence[Scale] | None = None, map_size: Sequence[int] | None = None) -> tuple[tuple[int, int], ...]:
         """Rows and columns of each scale.
@@ -272,8 +269,8 @@ class MultiScaleQuantizer(Block):
 
 def _losses(maps: Tensor, totals: list[Tensor]) -> dict[str, Tensor]:
     return {
-        "codebook": torch.stack([mse_loss(total, maps.detach()) for total in totals]).mean(),
-        "commitment": torch.stack([mse_loss(maps, total.detach()) for total in totals]).mean(),
+        "codebook": torch.stack([squared_distance(total, maps.detach()) for total in totals]).mean(),
+        "commitment": torch.stack([squared_distance(maps, total.detach()) for total in totals]).mean(),
     }
 
 

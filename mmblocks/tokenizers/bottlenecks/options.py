@@ -1,47 +1,55 @@
-"""Reading the constructor arguments of a published class: nothing that changes the numbers is passed over in silence."""
+"""Constructor arguments of vector-quantize-pytorch's classes, as a config.json beside their weights holds them.
 
-from collections.abc import Collection, Mapping
-from inspect import signature
+The library has no file for them: ``to_upstream`` writes one, whose entries its constructor takes.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmblocks.checkpoints.published_config import only
 
-def published_options(
-    config: Mapping[str, Any], *, ignored: Collection[str] = (), defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """A copy to take arguments from.
-
-    Args:
-        config: argument name -> value.
-        ignored: names that change nothing here, such as weights of losses or the place of the channels.
-        defaults: values with which an argument changes nothing here.
-    """
-    harmless = defaults or {}
-    return {
-        name: value for name, value in config.items() if name not in ignored and not (name in harmless and value == harmless[name])
-    }
+RESIDUAL = (
+    "accept_image_fmap",
+    "keep_num_codebooks_dim",
+    "projection_has_bias",  # of the quantizers inside, which project nothing
+    "rand_quantize_dropout_fixed_seed",  # of a forward pass, as num_kept is
+)
+"""What changes nothing in residual quantizers without codebooks."""
 
 
-def refuse_unknown(left: Mapping[str, Any], published: str, note: str = "", *, inside: str | None = None) -> None:
-    """Refuses what is left over, except what says what vector-quantize-pytorch does by default anyway.
+def given(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the arguments that a config holds."""
+    return {name: value for name in names if (value := config.get(name)) is not None}
 
-    Args:
-        left: argument name -> value.
-        published: name of the library's class.
-        note: said behind what is refused.
-        inside: name of another class of the library, which that one hands further arguments on to.
+
+def check_plain(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Refuses arguments with other values than the only ones that are followed: name -> value.
 
     Raises:
-        ValueError: an argument that nothing here stands for.
+        ValueError: names the argument, its value and what is accepted.
     """
-    import vector_quantize_pytorch  # type: ignore[import-untyped]
+    for name, value in plain.items():
+        only(config, name, value)
 
-    classes = [name for name in (inside, published) if name is not None]
-    parameters = {
-        name: parameter
-        for one in classes
-        for name, parameter in signature(getattr(vector_quantize_pytorch, one)).parameters.items()
-    }
-    unknown = {name: value for name, value in left.items() if name not in parameters or value != parameters[name].default}
-    if unknown:
-        named = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
-        raise ValueError(f"{published} with {named} is not known here{note}")
+
+def bits_of(config: Mapping[str, Any]) -> int | None:
+    """How many bits number the codes of a quantizer without a codebook; None where no ``codebook_size`` is said.
+
+    Raises:
+        ValueError: a number of codes that is no power of two.
+    """
+    size = config.get("codebook_size")
+    if size is not None and (size < 2 or size & (size - 1)):
+        raise ValueError(f"codebook_size is {size}; accepted: powers of two")
+    return None if size is None else size.bit_length() - 1
+
+
+def temperature_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The temperature of the soft choices; the library is told its inverse, 100 by default, in a forward pass."""
+    inverse = config.get("inv_temperature")
+    return {} if inverse is None else {"temperature": 1 / inverse}
+
+
+def published_temperature(temperature: float) -> dict[str, float]:
+    """The way back of ``temperature_of``."""
+    return {} if temperature == 0.01 else {"inv_temperature": 1 / temperature}

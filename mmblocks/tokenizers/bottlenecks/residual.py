@@ -4,7 +4,7 @@ Shapes: B images, D width of a feature, G groups, Q quantizers a group, K codes,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -14,38 +14,24 @@ from torch import Generator, Tensor
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
 from mmblocks.tokenizers.bottlenecks.all_processes import from_first
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.multi_head import agree_with_all, check_options, drawn_from, reset_library_buffers
+from mmblocks.tokenizers.bottlenecks.multi_head import (
+    agree_with_all,
+    check_options,
+    drawn_from,
+    reset_library_buffers,
+)
+from mmblocks.tokenizers.bottlenecks.residual_layout import RESIDUAL_LAYOUTS
 from mmblocks.tokens import Latents
 
 PIECE = 256
 """Tokens at once where each has codes of its own (implicit codebooks), or several candidates (beam search)."""
-
-_IGNORED = ("accept_image_fmap", "commitment_weight")
-
-
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """From the arguments of ``ResidualVQ`` or ``GroupedResidualVQ``."""
-    if not config:  # the arguments are given to from_pretrained then
-        return {}
-    options = {name: value for name, value in config.items() if name not in _IGNORED}
-    arguments = {
-        "dim": options.pop("dim"),
-        "num_codes": options.pop("codebook_size"),
-        "num_quantizers": options.pop("num_quantizers"),
-        "num_groups": options.pop("groups", 1),
-        "code_dim": options.pop("codebook_dim", None),
-        "shared": options.pop("shared_codebook", False),
-        "implicit": options.pop("implicit_neural_codebook", False),
-        "metric": "cosine" if options.pop("use_cosine_sim", False) else "l2",
-    }
-    return {**arguments, "options": options}
 
 
 class ResidualQuantizer(Block):
@@ -59,7 +45,7 @@ class ResidualQuantizer(Block):
 
     Args:
         dim: D.
-        num_codes: K, of each codebook.
+        num_codes: K, of each codebook; or one number for each quantizer.
         num_quantizers: Q.
         num_groups: G; each group of D / G entries has its own quantizers.
         code_dim: width of a code; linear layers lead there and back where it is not D / G. None: D / G.
@@ -71,26 +57,21 @@ class ResidualQuantizer(Block):
             ``threshold_ema_dead_code``, ``quantize_dropout``, ``beam_size``.
 
     Raises:
-        ValueError: a width that the groups do not divide, or an option that is not supported.
+        ValueError: a width that the groups do not divide, numbers of codes for another count of quantizers, or an option that is
+            not supported.
 
     Source: SoundStream (arXiv 2107.03312), HiFi-Codec (arXiv 2305.02765), QINCo (arXiv 2401.14732); lucidrains'
     vector-quantize-pytorch.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("vector_quantize_pytorch_grouped", (Rule("rvqs.{}.*", "groups.{}.*"),), config=_config),
-        Layout(
-            "vector_quantize_pytorch",
-            tuple(Rule(f"{name}.*", f"groups.0.{name}.*") for name in ("layers", "mlps", "project_in", "project_out")),
-            config=_config,
-        ),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = RESIDUAL_LAYOUTS
+    learns_together: ClassVar[bool] = True  # see all_processes
 
     def __init__(
         self,
         *,
         dim: int,
-        num_codes: int,
+        num_codes: int | tuple[int, ...],
         num_quantizers: int,
         num_groups: int = 1,
         code_dim: int | None = None,
@@ -105,10 +86,14 @@ class ResidualQuantizer(Block):
         check_options(options)
         if dim % num_groups:
             raise ValueError(f"dim is {dim}; accepted: multiples of {num_groups}, the number of groups")
+        sizes = num_codes if isinstance(num_codes, tuple) else (num_codes,) * num_quantizers
+        if len(sizes) != num_quantizers or (shared and len({*sizes}) > 1):
+            accepted = "one number" if shared else f"one number, or {num_quantizers} numbers (num_quantizers)"
+            raise ValueError(f"num_codes is {num_codes}; accepted: {accepted}")
         self.dim = dim
         self.metric = metric
         self.num_quantizers = num_quantizers
-        self.num_codes = num_codes
+        self.sizes = sizes
         self.groups = torch.nn.ModuleList(
             ResidualVQ(
                 dim=dim // num_groups,
@@ -126,7 +111,7 @@ class ResidualQuantizer(Block):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """K for each quantizer of each group."""
-        return (self.num_codes,) * (self.num_quantizers * len(self.groups))
+        return self.sizes * len(self.groups)
 
     @without_autocast
     def forward(
@@ -143,11 +128,9 @@ class ResidualQuantizer(Block):
         Raises:
             ValueError: if the width is not D, or a value is not finite (while training, of any process); nothing is learned then.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if self.training:
             return self._learned(features, generator, dropout_seed)
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         results = [self._quantise(group, piece) for group, piece in self._pairs(features)]
         z, ids = zip(*results, strict=True)
         return _joined(features, z, ids)
@@ -161,12 +144,15 @@ class ResidualQuantizer(Block):
             ValueError: a number outside [0, K) (checked on CPU), or not G Q of them a token.
         """
         ids = as_int64("ids", ids)
-        dropped = any(group.quantize_dropout for group in self.groups)
-        check_range("ids", torch.where(ids == -1, 0, ids) if dropped else ids, self.num_codes)
         if ids.shape[-1] != len(self.codebook_sizes):
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; accepted: {len(self.codebook_sizes)} numbers a token, along the last axis"
             )
+        dropped = any(group.quantize_dropout for group in self.groups)
+        used = torch.where(ids == -1, 0, ids) if dropped else ids
+        each = set(self.sizes)
+        for number, size in enumerate(self.sizes if len(each) > 1 else each):
+            check_range("ids", used[..., number :: len(self.sizes)] if len(each) > 1 else used, size)
         numbers = rearrange(ids, "b ... (g q) -> g (b ...) 1 q", g=len(self.groups))
         vectors = [
             torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])
@@ -185,7 +171,7 @@ class ResidualQuantizer(Block):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _learned(self, features: Tensor, generator: Generator | None, dropout_seed: int | None) -> Latents:
         """A training step of the library, which moves the codes."""
-        check_finite_in_all(features)
+        check_in_all(features, wrong_width(features, self.dim))
         agree_with_all(self, self.config["options"], features.flatten(0, -2))
         with drawn_from(generator):
             # Groups drop the same quantizers, and so do processes, which sum up what each quantizer learns.
@@ -196,11 +182,12 @@ class ResidualQuantizer(Block):
         return _joined(features, z, ids, {"commitment": torch.stack(losses).mean()})
 
     def _pairs(self, features: Tensor) -> list[tuple[Any, Tensor]]:
-        """Each group with its entries of the features, (B, N, D / G)."""
+        """Each group with its entries of the features, (B, N, D / G), in the dtype of its codes."""
         pieces = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1]).chunk(
             len(self.groups), dim=-1
         )
-        return list(zip(self.groups, pieces, strict=True))
+        dtype = cast("Any", self.groups[0]).layers[0]._codebook.embed.dtype
+        return [(group, piece.to(dtype)) for group, piece in zip(self.groups, pieces, strict=True)]
 
     def _quantise(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:

@@ -10,36 +10,43 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.finite_scalar import FSQ_PLAIN, FiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.options import check_plain
 from mmblocks.tokenizers.bottlenecks.residual_scales import (
-    CHANNELS,
     Level,
     Published,
     ResidualScales,
+    published_arguments,
     residual_arguments,
     residual_layouts,
 )
 
-_IGNORED = (*CHANNELS, "return_indices", "allowed_dtypes")
+_PLAIN = {**FSQ_PLAIN, "channel_first": False, "num_codebooks": 1}
 
 
 def _config(config: Published) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``ResidualFSQ`` or ``GroupedResidualFSQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED)
-    clamp = options.pop("soft_clamp_input_value", None)
-    arguments = {
-        "levels": tuple(options.pop("levels")),
-        "dim": options.pop("dim", None),
-        "hard_clamp": options.pop("bound_hard_clamp", True),
+    check_plain(config, _PLAIN)
+    clamp = config.get("soft_clamp_input_value")
+    return {
+        "levels": tuple(config["levels"]),
+        "dim": config.get("dim"),
+        "hard_clamp": config.get("bound_hard_clamp", True),
         "soft_clamp": tuple(clamp) if isinstance(clamp, list | tuple) else clamp,
-        **residual_arguments(options),
+        **residual_arguments(config),
     }
-    options.pop("projection_has_bias", None)  # of the quantizers inside, which project nothing
-    refuse_unknown(options, "ResidualFSQ", inside="FSQ")
-    return arguments
+
+
+def _published_config(arguments: Published) -> dict[str, Any]:
+    return {
+        "levels": arguments["levels"],
+        "dim": arguments["dim"] or len(arguments["levels"]) * arguments["num_groups"],  # which the grouped class asks for
+        "bound_hard_clamp": arguments["hard_clamp"],
+        "soft_clamp_input_value": arguments["soft_clamp"],
+        **published_arguments(arguments),
+    }
 
 
 class ResidualFiniteScalarQuantizer(ResidualScales):
@@ -64,7 +71,9 @@ class ResidualFiniteScalarQuantizer(ResidualScales):
     vector-quantize-pytorch.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config)
+    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(
+        _config, _published_config, ("allowed_dtypes", "is_channel_first", "return_indices", "scale")
+    )
 
     def __init__(
         self,

@@ -9,38 +9,60 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.tokenizers.bottlenecks.lookup_free import FirstBit, LookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.checkpoints.published_config import only
+from mmblocks.tokenizers.bottlenecks.lookup_free import (
+    LFQ_HARMLESS,
+    LFQ_PLAIN,
+    FirstBit,
+    LookupFreeQuantizer,
+    bit_mask_difference,
+)
+from mmblocks.tokenizers.bottlenecks.options import bits_of, check_plain, published_temperature, temperature_of
 from mmblocks.tokenizers.bottlenecks.residual_scales import (
-    CHANNELS,
     Level,
     Published,
     ResidualScales,
+    published_arguments,
     residual_arguments,
     residual_layouts,
 )
 
-_WEIGHTS = ("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma")
+_HARMLESS = (*LFQ_HARMLESS, "cosine_sim_project_in")  # of the quantizers inside, which project nothing
 
 
 def _config(config: Published) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``ResidualLFQ`` or ``GroupedResidualLFQ``."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=(*CHANNELS, *_WEIGHTS))
-    size = options.pop("codebook_size")
-    if size < 2 or size & (size - 1):
-        raise ValueError(f"codebook_size is {size}; accepted: powers of two")
-    arguments = {
-        "bits": size.bit_length() - 1,
-        "dim": options.pop("dim"),
-        "spherical": options.pop("spherical", False),
-        "soft_clamp": options.pop("soft_clamp_input_value", None),
-        **residual_arguments(options),
+    check_plain(config, {**LFQ_PLAIN, "has_projections": False, "num_codebooks": 1})
+    bits = bits_of(config)
+    if bits is None:
+        raise KeyError("codebook_size")
+    return {
+        "bits": bits,
+        "dim": config["dim"],
+        **temperature_of(config),
+        "spherical": config.get("spherical", False),
+        "soft_clamp": config.get("soft_clamp_input_value"),
+        **residual_arguments(config),
     }
-    options.pop("projection_has_bias", None)  # of the quantizers inside, which project nothing
-    refuse_unknown(options, "ResidualLFQ", inside="LFQ")
-    return arguments
+
+
+def _published_config(arguments: Published) -> dict[str, Any]:
+    only(arguments, "first_bit", "most")
+    return {
+        "codebook_size": 2 ** arguments["bits"],
+        "dim": arguments["dim"] or arguments["bits"] * arguments["num_groups"],
+        "spherical": arguments["spherical"],
+        "soft_clamp_input_value": arguments["soft_clamp"],
+        **published_temperature(arguments["temperature"]),
+        **published_arguments(arguments),
+    }
+
+
+def _mask_difference(mask: Tensor, arguments: Published) -> float:
+    only(arguments, "first_bit", "most")
+    return bit_mask_difference(mask, arguments["bits"])
 
 
 class ResidualLookupFreeQuantizer(ResidualScales):
@@ -66,7 +88,7 @@ class ResidualLookupFreeQuantizer(ResidualScales):
     Source: SoundStream's residual codes (arXiv 2107.03312) of MAGVIT-v2's (arXiv 2310.05737); lucidrains' vector-quantize-pytorch.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config)
+    layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config, _published_config, _HARMLESS, _mask_difference)
 
     def __init__(
         self,

@@ -13,10 +13,12 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, check_finite_in_all
+from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokenizers.bottlenecks.soft_choices import soft_choice
 from mmblocks.tokens import Latents
 
@@ -28,8 +30,19 @@ RQ_RULES = (
 
 
 def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """RQ-VAE's options. How many places there are is not asked for: any number will do."""
+    """RQ-VAE's options. How many places there are is not asked for: any number will do.
+
+    Raises:
+        ValueError: shapes that do not divide, or a loss other than the cumulative one.
+    """
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
     (height, width, dim), (rows, columns, depth) = config["latent_shape"], config["code_shape"]
+    if height % rows or width % columns:
+        raise ValueError(
+            f"latent_shape is {height}x{width}, code_shape {rows}x{columns}; accepted: places that the codes' places divide"
+        )
+    only(config, "commitment_loss", "cumsum")
     sizes, decay = config["n_embed"], config.get("decay", 0.99)
     return {
         "num_codes": tuple(sizes) if isinstance(sizes, Sequence) else sizes,
@@ -39,6 +52,19 @@ def rq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "shared": config.get("shared_codebook", False),
         "decay": tuple(decay) if isinstance(decay, Sequence) else decay,
         "restart_unused": config.get("restart_unused_codes", True),
+    }
+
+
+def published_rq(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back of ``rq_arguments``: for one token, as the number of places is not kept."""
+    rows, columns = arguments["merge"]
+    return {
+        "latent_shape": (rows, columns, arguments["dim"]),
+        "code_shape": (1, 1, arguments["depth"]),
+        "n_embed": arguments["num_codes"],
+        "shared_codebook": arguments["shared"],
+        "decay": arguments["decay"],
+        "restart_unused_codes": arguments["restart_unused"],
     }
 
 
@@ -61,10 +87,12 @@ class RQBottleneck(Block):
     Raises:
         ValueError: numbers for another count of depths, or several for a shared codebook.
 
+    Published: the bottleneck alone. The authors' yaml files name its arguments, as a config.json beside its weights does.
+
     Source: RQ-VAE (arXiv 2203.01941; kakaobrain/rq-vae-transformer), DualToken (arXiv 2503.14324; songweii/DualToken).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("rq", RQ_RULES, config=rq_arguments),)
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("rq", RQ_RULES, config=rq_arguments, published_config=published_rq),)
 
     def __init__(
         self,
@@ -107,9 +135,10 @@ class RQBottleneck(Block):
             generator: source of randomness for codes that restart while training.
 
         Raises:
-            ValueError: a size that ``merge`` does not divide, or a value that is not finite (while training, of any process).
+            ValueError: another width than C, a size that ``merge`` does not divide, or a value that is not finite (while training,
+                of any process).
         """
-        (check_finite_in_all if self.training else check_finite)(features)
+        (check_in_all if self.training else check)(features, self._refusal(features))
         wide = features.float()
         ids, vectors = self._search(self._merged(wide).detach(), generator)
         depths = torch.stack(vectors, dim=-2)
@@ -177,7 +206,8 @@ class RQBottleneck(Block):
     def commitment(self, features: Float[Tensor, "B H W C"], depths: Float[Tensor, "B h w Q D"]) -> Float[Tensor, ""]:
         """The mean over depths of the squared distance from the features to the sum of the codes so far."""
         so_far = depths.float().cumsum(dim=-2).detach()
-        return (self._merged(features).float()[..., None, :] - so_far).square().mean()
+        merged = self._merged(features).float()[..., None, :]
+        return squared_distance(merged.expand_as(so_far), so_far)
 
     def _search(self, tokens: Tensor, generator: Generator | None) -> tuple[list[Tensor], list[Tensor]]:
         """Numbers and codes of each depth, for float32 tokens (B, h, w, D); learns on the way while training."""
@@ -194,11 +224,18 @@ class RQBottleneck(Block):
     def _books(self) -> list[AveragingCodebook]:
         return list(self.codebooks)  # type: ignore[arg-type]
 
-    def _merged(self, features: Tensor) -> Tensor:
+    def _refusal(self, features: Tensor) -> str | None:
+        """Why the features do not fit."""
         rows, columns = self.merge
         if features.shape[1] % rows or features.shape[2] % columns:
             size = f"{features.shape[1]}x{features.shape[2]}"
-            raise ValueError(f"features are {size} places; accepted: multiples of merge, {rows}x{columns}")
+            return f"features are {size} places; accepted: multiples of merge, {rows}x{columns}"
+        return wrong_width(features, self.dim)
+
+    def _merged(self, features: Tensor) -> Tensor:
+        rows, columns = self.merge
+        if (refusal := self._refusal(features)) is not None:
+            raise ValueError(refusal)
         return rearrange(features, "b (h r) (w s) c -> b h w (r s c)", r=rows, s=columns)
 
     def _split(self, tokens: Tensor) -> Tensor:

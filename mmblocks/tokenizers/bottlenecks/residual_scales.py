@@ -15,14 +15,20 @@ from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.options import RESIDUAL
 from mmblocks.tokens import Latents
 
 DROPPED = -1
 """The number of a quantizer that was left out."""
+
+Published = Mapping[str, Any]
+"""Arguments of a published class, or of a Block."""
 
 
 class Level(NamedTuple):
@@ -117,11 +123,9 @@ class ResidualScales(Block):
         Raises:
             ValueError: if the width is not D, a value is not finite, or ``num_kept`` is none of 1, ..., Q.
         """
-        if features.shape[-1] != self.dim:
-            raise ValueError(f"features are {features.shape[-1]} wide; accepted: {self.dim}")
         if num_kept is not None and not 1 <= num_kept <= self.num_quantizers:
             raise ValueError(f"num_kept is {num_kept}; accepted: from 1 to {self.num_quantizers}")
-        check_finite(features)
+        check(features, wrong_width(features, self.dim))
         kept = num_kept or self._drawn(generator)
         flat = features.reshape(len(features), math.prod(features.shape[1:-1]), self.dim)
         pieces = flat.chunk(len(self.groups), dim=-1)
@@ -197,45 +201,72 @@ class _Ways(nn.Module):
 
     def into(self, piece: Tensor) -> Tensor:
         """Entries of features, of any dtype, to a code."""
-        return self.project_in(piece.to(self.project_in.weight.dtype) if isinstance(self.project_in, nn.Linear) else piece)
+        return mapped(self.project_in, piece)
 
     def out(self, codes: Tensor) -> Tensor:
         """Codes to entries of features, in the layer's dtype."""
-        return self.project_out(codes.to(self.project_out.weight.dtype) if isinstance(self.project_out, nn.Linear) else codes)
+        return mapped(self.project_out, codes)
 
 
-def residual_layouts(config: Callable[[Mapping[str, Any]], dict[str, Any]]) -> tuple[Layout, ...]:
-    """Of vector-quantize-pytorch's grouped class and of the class for one group; ``config`` reads the arguments of either."""
+def residual_layouts(
+    config: Callable[[Published], dict[str, Any]],
+    published_config: Callable[[Published], dict[str, Any]],
+    harmless: tuple[str, ...],
+    mask: Callable[[Tensor, Published], float] | None = None,
+) -> tuple[Layout, ...]:
+    """Of vector-quantize-pytorch's grouped class and of the class for one group.
+
+    Args:
+        config: reads the arguments of either.
+        published_config: the way back, without ``groups``.
+        harmless: names of arguments that change nothing here.
+        mask: how far a table of bits, which each quantizer has, is from what follows from the arguments.
+    """
+
+    def alone(published: Published) -> dict[str, Any]:
+        only(published, "groups", 1)
+        return config(published)
+
+    def grouped(arguments: Published) -> dict[str, Any]:
+        return {**published_config(arguments), "groups": arguments["num_groups"]}
+
     ways = ("project_in", "project_out")
     return (
         Layout(
             "vector_quantize_pytorch_grouped",
             tuple(Rule(f"rvqs.{{}}.{way}.*", f"groups.{{}}.{way}.*") for way in ways),
-            ignored=("rvqs.{}.layers.{}.mask",),
+            derived=() if mask is None else (Derived("rvqs.{}.layers.{}.mask", mask),),
             config=config,
+            published_config=grouped,
+            harmless=(*RESIDUAL, *harmless),
         ),
         Layout(
             "vector_quantize_pytorch",
             tuple(Rule(f"{way}.*", f"groups.0.{way}.*") for way in ways),
-            ignored=("layers.{}.mask",),
-            config=config,
+            derived=() if mask is None else (Derived("layers.{}.mask", mask),),
+            config=alone,
+            published_config=published_config,
+            harmless=(*RESIDUAL, *harmless),
         ),
     )
 
 
-def residual_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """What both residual classes of vector-quantize-pytorch have in common, taken out of their arguments."""
+def residual_arguments(config: Published) -> dict[str, Any]:
+    """What both residual classes of vector-quantize-pytorch have in common."""
     return {
-        "num_quantizers": options.pop("num_quantizers"),
-        "num_groups": options.pop("groups", 1),
-        "dropout": options.pop("quantize_dropout", False),
-        "dropout_first": options.pop("quantize_dropout_cutoff_index", 0),
-        "dropout_multiple": options.pop("quantize_dropout_multiple_of", 1),
+        "num_quantizers": config["num_quantizers"],
+        "num_groups": config.get("groups", 1),
+        "dropout": config.get("quantize_dropout", False),
+        "dropout_first": config.get("quantize_dropout_cutoff_index", 0),
+        "dropout_multiple": config.get("quantize_dropout_multiple_of", 1),
     }
 
 
-CHANNELS = ("is_channel_first", "accept_image_fmap", "channel_first", "keep_num_codebooks_dim")
-"""Arguments that say where channels and numbers lie, which changes nothing here: features are channels-last."""
-
-Published = Mapping[str, Any]
-"""Arguments of a published class."""
+def published_arguments(arguments: Published) -> dict[str, Any]:
+    """The way back of ``residual_arguments``, without ``groups``."""
+    return {
+        "num_quantizers": arguments["num_quantizers"],
+        "quantize_dropout": arguments["dropout"],
+        "quantize_dropout_cutoff_index": arguments["dropout_first"],
+        "quantize_dropout_multiple_of": arguments["dropout_multiple"],
+    }

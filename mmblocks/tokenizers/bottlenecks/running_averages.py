@@ -13,9 +13,11 @@ class RunningAverages(nn.Module):
 
     Attributes:
         averages: names of the buffers that stay float32.
+        learns_together: whether processes tell each other what they saw while training; see ``all_processes``.
     """
 
     averages: ClassVar[tuple[str, ...]] = ()
+    learns_together: ClassVar[bool] = True
 
     def reset_buffers(self, device: torch.device) -> None:
         """The averages in float32, whatever dtype the module was loaded in."""

@@ -9,34 +9,42 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.nn.functional import embedding, mse_loss
+from torch.nn.functional import embedding
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import product
+from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
 from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import published_options, refuse_unknown
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokens import Latents
 
-_IGNORED = ("channel_first", "input_to_quantize_commit_loss_weight", "commitment_weight")
+_HARMLESS = ("channel_first", "commitment_weight", "input_to_quantize_commit_loss_weight")
+"""Where channels lie, and weights of losses."""
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """From the arguments of vector-quantize-pytorch's ``SimVQ``, with its defaults."""
     if not config:  # the arguments are given to from_pretrained then
         return {}
-    options = published_options(config, ignored=_IGNORED)
-    arguments = {
-        "num_codes": options.pop("codebook_size"),
-        "dim": options.pop("dim"),
-        "frozen_dim": options.pop("frozen_codebook_dim", None),
-        "estimator": "rotation" if options.pop("rotation_trick", True) else "straight_through",
+    return {
+        "num_codes": config["codebook_size"],
+        "dim": config["dim"],
+        "frozen_dim": config.get("frozen_codebook_dim"),
+        "estimator": "rotation" if config.get("rotation_trick", True) else "straight_through",
     }
-    refuse_unknown(options, "SimVQ")
-    return arguments
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "codebook_size": arguments["num_codes"],
+        "dim": arguments["dim"],
+        "frozen_codebook_dim": arguments["frozen_dim"],
+        "rotation_trick": arguments["estimator"] == "rotation",
+    }
 
 
 class SimVQ(Block):
@@ -59,6 +67,8 @@ class SimVQ(Block):
             "vector_quantize_pytorch",
             (Rule("frozen_codebook", "frozen"), Rule("code_transform.weight", "transform.weight")),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 
@@ -89,15 +99,18 @@ class SimVQ(Block):
         """Quantises the last axis.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
-        check_finite(features)
+        check(features, wrong_width(features, self.transform.out_features))
         codes = self.vectors
         ids = nearest_code(features.flatten(0, -2), codes).view(features.shape[:-1])
         chosen = embedding(ids, codes).to(features.dtype)
         if not self.training:
             return Latents(z=in_evaluation(features, chosen), ids=ids)
-        losses = {"codebook": mse_loss(chosen, features.detach()), "commitment": mse_loss(features, chosen.detach())}
+        losses = {
+            "codebook": squared_distance(chosen, features.detach()),
+            "commitment": squared_distance(features, chosen.detach()),
+        }
         return Latents(z=pass_gradients(features, chosen, self.estimator), ids=ids, loss=losses)
 
     @without_autocast
@@ -116,7 +129,7 @@ class SimVQ(Block):
     def scores(self, features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N K"]:
         """How near each code is: the negative squared distance. Gradients flow to features and codes."""
         codes = self.vectors
-        return 2 * features @ codes.T - features.square().sum(-1, keepdim=True) - codes.square().sum(-1)
+        return 2 * product(features, codes.T) - features.square().sum(-1, keepdim=True) - codes.square().sum(-1)
 
     def assign(self, features: Float[Tensor, "*N D"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
         """A soft choice of codes, with weights that sum to one; harder at smaller temperatures."""
@@ -125,4 +138,4 @@ class SimVQ(Block):
     @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N D"]:
         """The mixture of codes with these weights."""
-        return weights @ self.vectors
+        return product(weights, self.vectors)

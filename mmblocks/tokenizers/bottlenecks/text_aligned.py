@@ -9,14 +9,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
-from torch.nn.functional import embedding, linear, mse_loss, normalize
+from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import as_int64, check_range
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite
+from mmblocks.tokenizers.bottlenecks.any_dtype import mapped, product
+from mmblocks.tokenizers.bottlenecks.codebook import check_finite, wrong_width
 from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.losses import squared_distance
 from mmblocks.tokens import Latents
 
 TEXT_ALIGNED_RULES = (
@@ -30,18 +33,52 @@ TEXT_ALIGNED_RULES = (
 UNTRAINED = ("regularizer.stochastic_temperature_inv",)
 """An optional temperature to be learned. Draws pass it no gradient, so that it stays what it was at first."""
 
+_HARMLESS = ("same_index_shape", "token_nums", *(f"regularizer.args.{name}" for name in ("dim", "same_index_shape", "token_nums")))
+"""How many tokens there are, an argument that Tar's code never reads, and a width that it replaces."""
+
+
+def temperature_difference(inverse: Tensor, arguments: Mapping[str, Any]) -> float:
+    """Of the temperature in a published file (``UNTRAINED``) from what follows from the config: 0.1.
+
+    Raises:
+        ValueError: a quantiser that draws nothing.
+    """
+    temperature = arguments["temperature"]
+    if temperature is None:
+        raise ValueError("temperature is None; accepted with it: a quantiser that draws codes")
+    return abs(float(inverse) * temperature - 1)
+
 
 def text_aligned_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Tar's options of the bottleneck and its quantiser, in one."""
-    features = config["input_dim"]
-    temperature = config.get("stochastic_temperature", 1.0)
+    """Tar's options of the bottleneck and its quantiser, in one or, as it writes them, with the quantiser's inside."""
+    if not config:  # the arguments are given to from_pretrained then
+        return {}
+    features, width = config["input_dim"], config["bottleneck_dim"]
+    quantiser = config
+    if "regularizer" in config:
+        only(config["regularizer"], "name", "simvq")
+        quantiser = config["regularizer"]["args"]
+    temperature = quantiser.get("stochastic_temperature", 1.0)
     return {
-        "num_codes": config["codebook_size"],
-        "code_dim": config["bottleneck_dim"] if config["bottleneck_dim"] > 0 else features,
+        "num_codes": quantiser["codebook_size"],
+        "code_dim": width if width > 0 else features,
         "in_dim": features,
         "out_dim": config["output_dim"],
-        "metric": "cosine" if config.get("l2_normalized") else "l2",
-        "temperature": (temperature if temperature > 0 else 0.1) if config.get("stochastic") else None,
+        "metric": "cosine" if quantiser.get("l2_normalized") else "l2",
+        "temperature": (temperature if temperature > 0 else 0.1) if quantiser.get("stochastic") else None,
+    }
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    temperature = arguments["temperature"]
+    return {
+        "input_dim": arguments["in_dim"],
+        "bottleneck_dim": arguments["code_dim"],
+        "output_dim": arguments["out_dim"],
+        "codebook_size": arguments["num_codes"],
+        "l2_normalized": arguments["metric"] == "cosine",
+        "stochastic": temperature is not None,
+        **({} if temperature is None else {"stochastic_temperature": temperature}),
     }
 
 
@@ -62,10 +99,21 @@ class TextAlignedQuantizer(Block):
     Raises:
         ValueError: a temperature that is not positive, or one for the metric "l2".
 
+    Published: the bottleneck alone; Tar's files hold arguments beside a whole model's weights, a config.json those of this part.
+
     Source: Tar (arXiv 2506.18898; csuhan/Tar); learned maps of a codebook: SimVQ (arXiv 2411.02038).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("tar", TEXT_ALIGNED_RULES, ignored=UNTRAINED, config=text_aligned_arguments),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "tar",
+            TEXT_ALIGNED_RULES,
+            derived=tuple(Derived(name, temperature_difference) for name in UNTRAINED),
+            config=text_aligned_arguments,
+            published_config=_published_config,
+            harmless=_HARMLESS,
+        ),
+    )
 
     def __init__(
         self,
@@ -113,9 +161,9 @@ class TextAlignedQuantizer(Block):
             gumbel: the draws themselves: standard Gumbel noise for every code.
 
         Raises:
-            ValueError: a value that is not finite, or draws without a ``temperature``.
+            ValueError: another width than C, a value that is not finite, or draws without a ``temperature``.
         """
-        narrow = self._scaled(self.project_in(features))
+        narrow = self._narrowed(features)
         check_finite(narrow)
         given = generator is not None or gumbel is not None
         if given and self.temperature is None:
@@ -124,7 +172,7 @@ class TextAlignedQuantizer(Block):
         draws = self.temperature is not None and (self.training or given)
         ids = self._drawn(narrow, codes, generator, gumbel) if draws else self._nearest(narrow, codes)
         chosen = embedding(ids, codes)
-        z = self.project_out(narrow + (chosen - narrow).detach())
+        z = self.project_out(narrow + (chosen - narrow).detach()).to(features.dtype)
         return Latents(z=z, ids=ids, features=narrow, loss=self._losses(narrow, chosen) if self.training else None)
 
     @without_autocast
@@ -142,7 +190,7 @@ class TextAlignedQuantizer(Block):
     @without_autocast
     def assign(self, features: Float[Tensor, "*N C"], temperature: float = 1.0) -> Float[Tensor, "*N K"]:
         """A soft choice of codes: the softmax of cosines, or of negative squared distances."""
-        narrow, codes = self._scaled(self.project_in(features)), self.vectors
+        narrow, codes = self._narrowed(features), self.vectors
         products = narrow @ codes.T
         if self.metric == "l2":
             products = 2 * products - narrow.square().sum(-1, keepdim=True) - codes.square().sum(-1)
@@ -151,7 +199,14 @@ class TextAlignedQuantizer(Block):
     @without_autocast
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N O"]:
         """The mixture of codes with these weights, mapped to the width that comes out."""
-        return self.project_out(weights @ self.vectors)
+        return mapped(self.project_out, product(weights, self.vectors))
+
+    def _narrowed(self, features: Tensor) -> Tensor:
+        """In the dtype of the weights."""
+        refusal = wrong_width(features, self.project_in.in_features)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return self._scaled(mapped(self.project_in, features))
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
@@ -163,7 +218,7 @@ class TextAlignedQuantizer(Block):
 
     @torch.no_grad()
     def _drawn(self, narrow: Tensor, codes: Tensor, generator: Generator | None, gumbel: Tensor | None) -> Tensor:
-        logits = linear(narrow, codes).float() / self.temperature  # type: ignore[operator]
+        logits = (narrow @ codes.T).float() / self.temperature  # type: ignore[operator]
         if gumbel is not None:
             return (logits + gumbel).argmax(dim=-1)
         weights = logits.softmax(dim=-1).flatten(0, -2)
@@ -171,6 +226,6 @@ class TextAlignedQuantizer(Block):
 
     def _losses(self, narrow: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         return {
-            "codebook": mse_loss(chosen, narrow.detach()),
-            "commitment": mse_loss(narrow, chosen.detach()),
+            "codebook": squared_distance(chosen, narrow.detach()),
+            "commitment": squared_distance(narrow, chosen.detach()),
         }

@@ -5,11 +5,11 @@ Shapes: B images, D width of a code.
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
-from mmblocks.layers.entropy import choice_entropies
 from mmblocks.ops.nearest_code import Metric
 from mmblocks.tokenizers.bottlenecks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.losses import entropies, squared_distance
 from mmblocks.tokens import Latents
 
 
@@ -37,21 +37,22 @@ class VectorQuantizer(Codebook):
         """Quantises the last axis.
 
         Raises:
-            ValueError: if a value is not finite.
+            ValueError: if the width is not D, or a value is not finite.
         """
         ids = self.nearest(features)
         chosen = self.rows(ids)
+        dtype, features = features.dtype, self.widened(features)
         if self.metric == "cosine":
             features = normalize(features, dim=-1)
-        z = features + (chosen - features).detach()
+        z = (features + (chosen - features).detach()).to(dtype)
         return Latents(z=z, ids=ids, loss=self._losses(features, chosen) if self.training else None)
 
     def _losses(self, features: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         losses = {
-            "codebook": mse_loss(chosen, features.detach()),
-            "commitment": mse_loss(features, chosen.detach()),
+            "codebook": squared_distance(chosen, features.detach()),
+            "commitment": squared_distance(features, chosen.detach()),
         }
         if self.entropy_temperature is not None:
             logits = self.scores(features).flatten(0, -2) / self.entropy_temperature
-            losses["sample_entropy"], losses["codebook_entropy"] = choice_entropies(logits)
+            losses["sample_entropy"], losses["codebook_entropy"] = entropies(logits)
         return losses

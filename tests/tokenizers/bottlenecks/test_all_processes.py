@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -127,13 +128,43 @@ def refused_together(rank: int) -> dict[str, str]:
     return said
 
 
+MISSHAPEN = {
+    "narrow": lambda rank: torch.randn(2, 3, 3, 8 - rank),
+    "odd": lambda rank: torch.randn(2, 4, 4 - rank, 8),
+}
+"""Features that do not fit in the last process alone."""
+
+
+def misshapen_together(rank: int) -> list[str]:
+    """What each says where the features of one process alone do not fit, and that it learned nothing."""
+    impatient = distributed.new_group(timeout=timedelta(seconds=20))
+    said = []
+    makers = {f"narrow {name}": make for name, make in (ALONE | LIBRARY).items()}
+    makers["odd rq"] = lambda: RQBottleneck(**SIZES, depth=2, merge=(2, 2))
+    for name, made in built(makers).items():
+        before = {key: value.clone() for key, value in made.state_dict().items()}
+        with pytest.raises(ValueError, match=r"accepted|do not fit") as info:
+            made.train()(MISSHAPEN[name.split()[0]](rank))
+        said.append(str(info.value))
+        distributed.barrier(group=impatient)
+        assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items()), name
+    for made in built(METHODS).values():
+        rows = torch.randn(30, 8 - rank)
+        for call in (made.fit, partial(made.replace_unused, used=torch.zeros(24).long())):
+            with pytest.raises(ValueError, match=r"accepted|do not fit") as info:
+                call(rows)
+            said.append(str(info.value))
+            distributed.barrier(group=impatient)
+    return said
+
+
 def in_one_process(rank: int) -> dict[str, Any]:
     """All states of a process. Its draws and its share of the features are its own."""
     states = {name: after(made, shares(rank), rank) for name, made in built(ALONE).items()}
     seen = [batch for counts, batch in zip(SHARES, shares(rank), strict=True) if all(counts)]
     states |= {name: after(made, seen, rank) for name, made in built(LIBRARY).items()}
     states |= {f"methods of {name}": fitted(made, shares(rank), rank) for name, made in built(METHODS).items()}
-    return states | {"refused": refused(rank), "refused together": refused_together(rank)}
+    return states | {"refused": refused(rank), "refused together": refused_together(rank), "misshapen": misshapen_together(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +223,13 @@ def test_a_nan_in_one_process_is_refused_in_all(states) -> None:
         assert state["refused together"].keys() == {*ALONE, *LIBRARY}
         for said in state["refused together"].values():
             assert said == "the features to quantise hold NaN or infinity; nothing was learned from them"
+
+
+def test_features_that_do_not_fit_in_one_process_are_refused_in_all(states) -> None:
+    others, own = (state["misshapen"] for state in states)
+    assert len(others) == len(own) == len(ALONE) + len(LIBRARY) + 1 + 2 * len(METHODS)
+    assert set(own) == {"features are 7 wide; accepted: 8", "features are 4x3 places; accepted: multiples of merge, 2x2"}
+    assert set(others) == {"the features of process 1 do not fit; nothing was learned"}
 
 
 def test_options_by_which_codes_drift(states) -> None:

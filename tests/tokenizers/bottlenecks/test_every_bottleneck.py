@@ -102,6 +102,58 @@ def test_gradients_reach_the_features(bottleneck, mode: str) -> None:
     assert features.grad is not None and features.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_in_half_precision(bottleneck, mode: str, dtype: torch.dtype) -> None:
+    features = torch.randn(1, 8, 8, 16).to(dtype)
+    wanted = bottleneck(features.float())
+    again = getattr(bottleneck, mode)()
+    latents = again(features.requires_grad_())
+    assert torch.equal(latents.ids, wanted.ids) or isinstance(again, DualBottleneck | RQBottleneck | ResidualQuantizer)
+    assert latents.z.dtype == dtype
+    assert all(loss.isfinite() for loss in (latents.loss or {}).values())
+    latents.z.square().sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()
+    if mode == "eval":
+        assert torch.equal(latents.ids, wanted.ids)
+        torch.testing.assert_close(latents.z.float(), wanted.z, atol=0.02, rtol=0.02)
+
+
+def test_soft_choices_of_features_in_half_precision(bottleneck) -> None:
+    if not hasattr(bottleneck, "assign"):
+        pytest.skip("makes no soft choices")
+    features = torch.randn(1, 8, 8, 16).bfloat16()
+    torch.testing.assert_close(bottleneck.assign(features), bottleneck.assign(features.float()), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.unchecked
+def test_features_of_another_width_are_refused(bottleneck) -> None:
+    for mode in (True, False):
+        with pytest.raises(ValueError, match="features are 15 wide; accepted: 16"):
+            bottleneck.train(mode)(torch.randn(1, 8, 8, 15))
+
+
+def test_no_feature_is_no_loss(bottleneck) -> None:
+    features = torch.zeros(0, 8, 8, 16, requires_grad=True)
+    if isinstance(bottleneck, MultiHeadVectorQuantizer | ResidualQuantizer):
+        with pytest.raises(ValueError, match=r"features hold \[0\] vectors"):
+            bottleneck.train()(features)
+        return
+    latents = bottleneck.train()(features)
+    assert all(loss.item() == 0 for loss in latents.loss.values())
+    (latents.z.sum() + sum(latents.loss.values(), torch.zeros(()))).backward()
+    assert features.grad is not None
+    assert all(tensor.grad is None or not tensor.grad.any() for tensor in bottleneck.parameters())
+
+
+@pytest.mark.parametrize("cls", [VectorQuantizer, IndexBackpropagation])
+def test_entropies_of_no_feature_are_none(cls) -> None:
+    quantizer = cls(num_codes=30, dim=4, entropy_temperature=0.5).train()
+    losses = quantizer(torch.zeros(0, 2, 4, requires_grad=True)).loss
+    assert "sample_entropy" in losses and all(loss.item() == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+
+
 def test_gradients_change_no_number(bottleneck) -> None:
     features = torch.randn(1, 8, 8, 16)
     with torch.no_grad():

@@ -87,7 +87,7 @@ def test_bad_input_is_refused() -> None:
         FiniteScalarQuantizer(levels=(2, 4))
     with pytest.raises(ValueError, match="2 numbers a token"):
         FiniteScalarQuantizer(levels=(3,), num_numbers=2).lookup(torch.tensor([[1]]))
-    with pytest.raises(ValueError, match=r"noise_dropout=0\.5"):
+    with pytest.raises(ValueError, match=r"noise_dropout is 0\.5; accepted: 0\.0"):
         FiniteScalarQuantizer.layouts[0].arguments({"levels": [3], "noise_dropout": 0.5})
 
 
@@ -104,7 +104,7 @@ def test_options_of_the_library_are_taken_or_refused() -> None:
     arguments = FiniteScalarQuantizer.layouts[0].arguments
     plain = {"levels": [8, 5], "dim": 6}
     assert arguments({**plain, "noise_dropout": 0.0, "scale": None, "force_quantization_f32": True}) == arguments(plain)
-    with pytest.raises(ValueError, match="force_quantization_f32=False is not known here"):
+    with pytest.raises(ValueError, match="force_quantization_f32 is False; accepted: True"):
         arguments({**plain, "force_quantization_f32": False})
 
     theirs = FSQ(**plain, projection_has_bias=False).eval()

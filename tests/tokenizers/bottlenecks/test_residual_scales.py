@@ -191,11 +191,11 @@ def test_what_does_not_fit_is_refused(call, message) -> None:
 @pytest.mark.parametrize(
     ("cls", "config", "message"),
     [
-        (ResidualFiniteScalarQuantizer, {**FSQ[0], "noise_dropout": 0.5}, "ResidualFSQ with noise_dropout=0.5"),
-        (ResidualFiniteScalarQuantizer, {**FSQ[0], "orthogonal_rotation": True}, "orthogonal_rotation=True is not known"),
-        (ResidualFiniteScalarQuantizer, {**FSQ[0], "num_codebooks": 2}, "num_codebooks=2"),
+        (ResidualFiniteScalarQuantizer, {**FSQ[0], "noise_dropout": 0.5}, "noise_dropout is 0.5; accepted: 0.0"),
+        (ResidualFiniteScalarQuantizer, {**FSQ[0], "orthogonal_rotation": True}, "orthogonal_rotation is True; accepted: False"),
+        (ResidualFiniteScalarQuantizer, {**FSQ[0], "num_codebooks": 2}, "num_codebooks is 2; accepted: 1"),
         (ResidualLookupFreeQuantizer, {**LFQ[0], "codebook_size": 12}, "codebook_size is 12; accepted: powers of two"),
-        (ResidualLookupFreeQuantizer, {**LFQ[0], "frac_per_sample_entropy": 0.5}, "ResidualLFQ with frac_per_sample_entropy=0.5"),
+        (ResidualLookupFreeQuantizer, {**LFQ[0], "frac_per_sample_entropy": 0.5}, "frac_per_sample_entropy is 0.5; accepted: 1.0"),
     ],
 )
 def test_options_of_the_library_that_are_refused(cls, config, message) -> None:
