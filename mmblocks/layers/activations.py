@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, sigmoid, silu
 
 from mmblocks.checkpoints.published_config import shown, title
@@ -43,6 +43,18 @@ def activation_of(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation is {name!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     return ACTIVATIONS[name]
+
+
+class ActivationLayer(nn.Module):
+    """The function of that name as a module; raises as ``activation_of``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = activation_of(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return self.function(x)
 
 
 def published_activation(config: Mapping[str, Any], key: str, default: str) -> str:
