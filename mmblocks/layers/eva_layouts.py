@@ -31,7 +31,7 @@ TOWER_HARMLESS = tuple(
         *("timm_proj_bias", "pt_hw_seq_len", "intp_freq"),
     )
 )
-"""Of a tower's config: a name of any kind, which kernels compute it, other kinds of towers, and places where there is no ``rope``."""
+"""Of a tower's config: any name, which kernels compute it, other kinds of towers, and places where there is no ``rope``."""
 
 BESIDE_TOWERS = ("custom_text", "model_name", "checkpoint", "readme_precision", "visual_params", "text_params")
 """Of an EVA-CLIP config: how the towers' tensors are called, and which file was published with which number of parameters."""
