@@ -17,7 +17,8 @@ def check_arguments(arguments: Arguments, **accepted: object) -> None:
         ValueError: an argument is something else.
     """
     for name, value in accepted.items():
-        if arguments[name] != value:
+        given = arguments[name]
+        if (tuple(given) if isinstance(given, list) else given) != value:
             raise ValueError(
                 f"{name} is {shown(arguments[name])}; accepted in this layout: {value!r}, which its config cannot change"
             )

@@ -11,6 +11,7 @@ from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.layers.activations import published_activation, transformers_name
 from mmblocks.layers.eva_layouts import BESIDE_TOWERS, TOWER_HARMLESS, complete_tower, eva_tower_arguments, eva_tower_config
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
 
 Part = Literal["clip", "vision", "text"]
 Reader = Callable[..., dict[str, Any]]
@@ -38,7 +39,8 @@ def vision_config(arguments: Arguments) -> dict[str, Any]:
         ValueError: a tower that the authors' code cannot build.
     """
     tower = complete_tower(arguments["tower"])
-    given = _with_defaults(arguments, head_bias=True, pooling="class", patch_dropout=0.0, embed_dim=None)
+    given = _with_defaults(arguments, head_bias=True, pooling="class", patch_dropout=0.0, embed_dim=None, **_CLIP)
+    check_arguments(given, **_CLIP)
     config = eva_tower_config(tower)
     if given["head_bias"] == tower["qkv_bias"]:
         config.setdefault("use_rms_norm", False)
@@ -209,6 +211,7 @@ def hub_config(arguments: Arguments, *, head_bias: bool = False) -> dict[str, An
     return vision_hub_config(_of(arguments["vision"]), head_bias=head_bias) | text_hub_config(_of(arguments["text"]))
 
 
+_CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD}
 _HUB_MODEL = {"model_type": "clip", "architectures": ["EvaCLIPModel"]}
 
 

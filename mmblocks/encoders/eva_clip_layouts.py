@@ -16,6 +16,7 @@ from torch import Tensor
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
 from mmblocks.checkpoints.rules import Arguments, Side, Source
 from mmblocks.encoders.eva_clip_configs import AUTHORS, CONFIGS, HUB, HUB_CONFIGS, Part
+from mmblocks.encoders.eva_clip_images import CLIP_IMAGES, VISION_IMAGES
 from mmblocks.layers.eva_layouts import BESIDE_VISUAL, WRAPPERS, eva_rules, rope_tables
 
 Rules = tuple[Rule | Split, ...]
@@ -187,4 +188,5 @@ def _hub_layouts(part: Part, rules: Rules, *ignored: str) -> tuple[Layout, ...]:
 
 def _hub_layout(name: str, part: Part, rules: Rules, *ignored: str, **options: bool) -> Layout:
     config, published_config = (partial(function, **options) for function in HUB_CONFIGS[part])
-    return Layout(name, rules, ignored, config, published_config, derived=_POSITION_IDS, harmless=HUB[part])
+    images = {"clip": CLIP_IMAGES, "vision": VISION_IMAGES, "text": None}[part]
+    return Layout(name, rules, ignored, config, published_config, derived=_POSITION_IDS, harmless=HUB[part], preprocessor=images)

@@ -269,3 +269,29 @@ def test_what_the_authors_cannot_build_is_not_written(tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             clip(**options).to_upstream(tmp_path / "x", layout="eva02-clip" if "swiglu" in options else "eva-clip")
+
+
+def test_images_are_prepared_as_the_hubs_folder_says(tmp_path) -> None:
+    ours = clip(**RMS)
+    ours.to_upstream(tmp_path, layout="eva-clip-hub")
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert written["size"] == {"shortest_edge": 28} and written["crop_size"] == {"height": 28, "width": 28}
+    assert EVACLIP.from_pretrained(tmp_path).vision.mean == ours.vision.mean
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written | {"image_mean": [0.5, 0.5, 0.5]}))
+    for cls in (EVACLIP, EVACLIPVision):
+        again = cls.from_pretrained(tmp_path)
+        assert (again.vision if cls is EVACLIP else again).mean == (0.5, 0.5, 0.5)
+        again.to_upstream(tmp_path / "again", layout="eva-clip-hub")
+        assert cls.from_pretrained(tmp_path / "again").config == again.config
+        with pytest.raises(ValueError, match=r"mean is \(0\.5, 0\.5, 0\.5\)"):
+            again.to_upstream(tmp_path / "authors", layout="eva-clip")
+    for entry, message in (
+        ({"crop_size": 20}, "crop_size is 20; accepted: 28"),
+        ({"do_center_crop": False}, "do_center_crop is False"),
+        ({"resample": 2}, "resample is 2"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "accepted: CLIPImageProcessor"),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(written | entry))
+        with pytest.raises(ValueError, match=message):
+            EVACLIPVision.from_pretrained(tmp_path)
+    EVACLIPText.from_pretrained(tmp_path)
