@@ -59,12 +59,13 @@ def _images(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
     patch = entries.get("patch_size") or {}
     for side in ("height", "width"):
         only(patch, side, arguments["patch_size"])
+    # The first files say it in two entries.
     size = entries.get("size") or {}
-    return {
-        "max_height": entries.get("target_height") or size.get("height", 1080),
-        "max_width": entries.get("target_width") or size.get("width", 1920),
-        **normalisation(entries),
-    }
+    height = size.get("height") or entries.get("target_height") or 1080
+    width = size.get("width") or entries.get("target_width") or 1920
+    only(entries, "target_height", height)
+    only(entries, "target_width", width)
+    return {"max_height": height, "max_width": width, **normalisation(entries)}
 
 
 def _published_images(arguments: Arguments) -> dict[str, Any]:
