@@ -65,10 +65,9 @@ def _fetch_published(cls: type[Block], repository: Repository, path: str, layout
     candidates = published.layouts(cls, where, layout)  # before anything large is downloaded
     names = repository.folder(path)
     chosen = files.choose(names, where)
-    if any(entry.preprocessor is not None for entry in candidates):
-        for name in preprocessing.FILES:
-            if name in names:
-                repository.get(_join(path, name))
+    images = preprocessing.FILES if any(entry.preprocessor is not None for entry in candidates) else ()
+    for name in {*images, *(entry.config_file for entry in candidates)} & {*names}:
+        repository.get(_join(path, name))
     return _fetch_file(cls, repository, _join(path, chosen), layout, content).parent
 
 
@@ -81,11 +80,12 @@ def _fetch_file(
     if not path.endswith(files.INDEX):
         return file
     shards = files.places(file)
-    fitting = [entry for entry in candidates if layout is not None or entry.fits(shards, content or {})]
+    contents = {entry.name: published.config_of(entry, file.parent, content or {}) for entry in candidates}
+    fitting = [entry for entry in candidates if layout is not None or entry.fits(shards, contents[entry.name])]
     keys = [key for key in shards if any(entry.to_ours(key) != () for entry in fitting)]
     if not fitting:
         names = dict.fromkeys(shards, "of a shape that is not known yet")
-        reasons = [published.Reason.of(entry, names, content or {}) for entry in candidates]
+        reasons = [published.Reason.of(entry, names, contents[entry.name]) for entry in candidates]
         raise ValueError(published.fits_none(f"{repository.name}/{path}", cls, reasons))
     for shard in sorted({shards[key] for key in keys}):
         repository.get(_join(path.rpartition("/")[0], shard))

@@ -34,7 +34,10 @@ def build_published(
     """
     config.check_arguments(cls, overrides, "from_pretrained")
     candidates = _candidates(cls, path, published, name)
-    built = [(layout, stored, instance(cls, layout, published, overrides, images)) for layout, stored in candidates]
+    built = [
+        (layout, stored, instance(cls, layout, config_of(layout, path, published), overrides, images))
+        for layout, stored in candidates
+    ]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
@@ -42,6 +45,13 @@ def build_published(
     sources = layout.sources(stored, block.config)
     job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
     return block, layout, [job._replace(check=_derived_check(title, layout, stored, block)) if layout.derived else job]
+
+
+def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str, Any]:
+    """What a layout reads: ``published``, the content of config.json, or that of the layout's own file."""
+    if layout.config_file == config.FILE:
+        return published
+    return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
 
 
 def _derived_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
@@ -78,10 +88,11 @@ def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: s
         except ValueError as error:
             reasons.append(Reason(layout, str(error), sys.maxsize))
             continue
-        if layout.fits(stored, published):
+        content = config_of(layout, path, published)
+        if layout.fits(stored, content):
             fitting.append((layout, stored))
         else:
-            reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, published))
+            reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, content))
     if not fitting:
         raise ValueError(fits_none(str(path), cls, reasons))
     return fitting

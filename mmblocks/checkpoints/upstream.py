@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import config, preprocessing, shards, tensors, write
+from mmblocks.checkpoints import preprocessing, shards, tensors, write
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checkpoints.rules import Source
 
@@ -67,7 +67,7 @@ def write_folder(
 
     with torch.no_grad():
         shards.write(folder, meta, value, max_shard_size, finished)
-    for name, content in ((config.FILE, published_config(block, layout)), (preprocessing.FILE, _images(block, layout))):
+    for name, content in ((layout.config_file, published_config(block, layout)), (preprocessing.FILE, _images(block, layout))):
         if content is not None:
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")
