@@ -41,7 +41,7 @@ def matching_names(model: dict[str, Any]) -> list[str]:
 
 
 def _tower(model: dict[str, Any]) -> tuple[Any, ...]:
-    from open_clip.model import CLIPVisionCfg
+    from open_clip.model import CLIPVisionCfg  # type: ignore[import-untyped]
 
     try:
         vision = asdict(CLIPVisionCfg(**model["vision_cfg"]))
