@@ -32,16 +32,16 @@ _OURS = (CLASS, VERSION, SHARED, CHECKSUMS, ORIGIN)
 _ACCEPTED = "accepted: None, bool, int, float, str, Blocks, and lists, tuples or dicts of these"
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's config.json, None where there is no such file.
+def read(folder: Path, name: str = FILE) -> dict[str, Any] | None:
+    """The content of a folder's config.json, or of another file of JSON; None where there is no such file.
 
     Raises:
         ValueError: it is not a JSON object.
     """
-    file = folder / FILE
+    file = folder / name
     if not file.is_file():
         return None
-    content = json_files.read(inside.checked(folder, file, f"{folder} holds {FILE!r}"))
+    content = json_files.read(inside.checked(folder, file, f"{folder} holds {name!r}"))
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
     return json_files.read(file, unique=True) if is_ours(content) else content

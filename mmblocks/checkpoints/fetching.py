@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import config, files, published
+from mmblocks.checkpoints import config, files, preprocessing, published
 from mmblocks.checkpoints.hub import Repository
 
 _INDEX = f"model.safetensors{files.INDEX}"
@@ -38,7 +38,7 @@ def fetch(
     folder = repository.get(_join(path, config.FILE)).parent
     content = config.read(folder) or {}
     if not config.is_ours(content):
-        return _fetch_published(cls, repository, path, layout, config.without(content, ignored))
+        return _fetch_published(cls, repository, path, layout, config.without(content, preprocessing.of_config(ignored)))
     _fetch_own(repository, path, content, given)
     return folder
 
@@ -62,8 +62,12 @@ def _fetch_own(repository: Repository, path: str, content: dict[str, Any], given
 
 def _fetch_published(cls: type[Block], repository: Repository, path: str, layout: str | None, content: dict[str, Any]) -> Path:
     where = f"{repository.name}/{path}".rstrip("/")
-    published.layouts(cls, where, layout)  # before anything large is downloaded
-    chosen = files.choose(repository.folder(path), where)
+    candidates = published.layouts(cls, where, layout)  # before anything large is downloaded
+    names = repository.folder(path)
+    chosen = files.choose(names, where)
+    images = preprocessing.FILES if any(entry.preprocessor is not None for entry in candidates) else ()
+    for name in {*images, *(entry.config_file for entry in candidates)} & {*names}:
+        repository.get(_join(path, name))
     return _fetch_file(cls, repository, _join(path, chosen), layout, content).parent
 
 
@@ -76,11 +80,12 @@ def _fetch_file(
     if not path.endswith(files.INDEX):
         return file
     shards = files.places(file)
-    fitting = [entry for entry in candidates if layout is not None or entry.fits(shards, content or {})]
+    contents = {entry.name: published.config_of(entry, file.parent, content or {}) for entry in candidates}
+    fitting = [entry for entry in candidates if layout is not None or entry.fits(shards, contents[entry.name])]
     keys = [key for key in shards if any(entry.to_ours(key) != () for entry in fitting)]
     if not fitting:
         names = dict.fromkeys(shards, "of a shape that is not known yet")
-        reasons = [published.Reason.of(entry, names, content or {}) for entry in candidates]
+        reasons = [published.Reason.of(entry, names, contents[entry.name]) for entry in candidates]
         raise ValueError(published.fits_none(f"{repository.name}/{path}", cls, reasons))
     for shard in sorted({shards[key] for key in keys}):
         repository.get(_join(path.rpartition("/")[0], shard))

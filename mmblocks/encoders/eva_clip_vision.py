@@ -36,6 +36,7 @@ class EVACLIPVision(Block):
         patch_dropout: share of the patches that ``embed`` leaves out while training.
         feature_layer: the block whose states are the features, from 0, or from the end.
         feature_norm: whether the features go through the final norm. The official "all features" do not, nor do Emu's.
+        mean, std: what pixels are normalised with.
 
     Raises:
         ValueError: a share of patches outside [0, 1).
@@ -55,6 +56,8 @@ class EVACLIPVision(Block):
         patch_dropout: float = 0.0,
         feature_layer: int = -1,
         feature_norm: bool = False,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
         super().__init__()
         if not 0 <= patch_dropout < 1:
@@ -66,7 +69,9 @@ class EVACLIPVision(Block):
         self.patch_dropout = patch_dropout
         self.feature_layer = feature_layer
         self.feature_norm = feature_norm
-        norm = eva_norm(self.tower.config["norm"])
+        self.mean = mean
+        self.std = std
+        norm = eva_norm(self.tower.config["norm"], self.tower.config["norm_eps"])
         self.norm = norm(self.dim) if pooling == "class" else nn.Identity()
         self.pool_norm = norm(self.dim) if pooling == "mean" else nn.Identity()
         self.head = None if embed_dim is None else _small_linear(self.dim, embed_dim, head_bias)
@@ -197,7 +202,7 @@ class EVACLIPVision(Block):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)
-        return normalised_for(self.tower, pixels, CLIP_MEAN, CLIP_STD)
+        return normalised_for(self.tower, pixels, self.mean, self.std)
 
 
 def _small_linear(dim: int, embed_dim: int, bias: bool) -> nn.Linear:

@@ -4,7 +4,7 @@ Shapes: B images, H and W pixels, h and w places, M tokens, D width, E width of 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +14,52 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only, plain
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.encoders.open_clip_models import known_ways, matching_names, model_config, quick_gelu
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
-from mmblocks.layers.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, check_size, check_some, normalised_for, rgb_of
 from mmblocks.pickling import weightless
 
 _BESIDE_VISUAL = (
     *("text.*", "logit_scale", "logit_bias"),
     *("transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*", "text_projection", "attn_mask"),
 )
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a repository of open_clip on the Hub. The model is known by its image tower, whatever its size of images."""
+    if not config:
+        return {}
+    model, ways = dict(plain(config["model_cfg"])), config.get("preprocess_cfg") or {}
+    only(ways, "mode", "RGB")
+    only(ways, "fill_color", 0)
+    names = matching_names(model)
+    if not names:
+        raise ValueError("model_cfg is of a tower that open_clip knows by no name; accepted: those of open_clip.list_models()")
+    size = _pair(model["vision_cfg"].get("image_size", 224))
+    return {
+        "name": names[0],
+        "image_size": None if size == _pair(model_config(names[0])["vision_cfg"].get("image_size", 224)) else size,
+        "mean": tuple(ways.get("mean", CLIP_MEAN)),
+        "std": tuple(ways.get("std", CLIP_STD)),
+        "interpolation": ways.get("interpolation", "bicubic"),
+        "resizing": ways.get("resize_mode", "shortest"),
+    }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    model = model_config(arguments["name"])
+    if arguments["image_size"] is not None:
+        height, width = arguments["image_size"]
+        model["vision_cfg"]["image_size"] = height if height == width else [height, width]
+    if quick_gelu(arguments["name"], arguments["weights"]):
+        model["quick_gelu"] = True
+    ways = dict(zip(_WAYS, known_ways(arguments["name"], arguments["weights"], *(arguments[way] for way in _WAYS)), strict=True))
+    return {"model_cfg": model, "preprocess_cfg": {"resize_mode": ways.pop("resizing"), **ways}}
+
+
+_WAYS = ("mean", "std", "resizing", "interpolation")
 
 
 class OpenClipEncoder(Block):
@@ -34,11 +72,14 @@ class OpenClipEncoder(Block):
 
     Args:
         name: as ``open_clip.create_model`` knows it.
-        weights: the published weights (open_clip's ``pretrained``) whose mean, standard deviation and way of resizing are meant.
-            None where all that are known of ``name`` agree. Nothing is downloaded.
+        weights: the published weights (open_clip's ``pretrained``) whose mean, standard deviation and way of resizing are meant,
+            and whose GELU: some were trained with QuickGELU. None where all that are known of ``name`` agree, with the GELU of
+            ``name``. Nothing is downloaded.
         image_size: height and width, for a tower that shall have another size; None for its own.
         feature_layer: the block, or stage, whose states are the features: from 0, or from the end.
         feature_norm: let them through the tower's final norm.
+        mean, std: what pixels are normalised with; None for those of ``weights``.
+        resizing, interpolation: how ``preprocess`` brings an image to its size, in open_clip's words; None likewise.
 
     Raises:
         ValueError: a name or weights that open_clip does not know; known weights that differ in how they want their images; no
@@ -48,7 +89,15 @@ class OpenClipEncoder(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("open_clip", (Rule("visual.*", "model.*"),), ignored=_BESIDE_VISUAL, unwrap="state_dict|"),
+        Layout(
+            "open_clip",
+            (Rule("visual.*", "model.*"),),
+            ignored=_BESIDE_VISUAL,
+            config=_config,
+            published_config=_published_config,
+            unwrap="state_dict|",
+            config_file="open_clip_config.json",
+        ),
     )
 
     def __init__(
@@ -59,10 +108,14 @@ class OpenClipEncoder(Block):
         image_size: tuple[int, int] | None = None,
         feature_layer: int = -1,
         feature_norm: bool = False,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        resizing: str | None = None,
+        interpolation: str | None = None,
     ) -> None:
         super().__init__()
-        self.mean, self.std, self.resizing, self.interpolation = _ways(name, weights)
-        self.model = _built(name, image_size)
+        self.mean, self.std, self.resizing, self.interpolation = known_ways(name, weights, mean, std, resizing, interpolation)
+        self.model = _built(name, image_size, quick_gelu(name, weights))
         self.num_layers, self.dim, self.stride = _sizes(self.model, feature_layer)
         self.name = name
         self.feature_layer = feature_layer
@@ -139,8 +192,8 @@ class OpenClipEncoder(Block):
 
     def reset_buffers(self, device: torch.device) -> None:
         """What no checkpoint holds, such as rotary tables: as a tower that is built anew has it."""
-        name, image_size = self.config["name"], self.config["image_size"]
-        fill_buffers(self.model, lambda: _built(name, image_size), device)
+        name, image_size, weights = (self.config[option] for option in ("name", "image_size", "weights"))
+        fill_buffers(self.model, lambda: _built(name, image_size, quick_gelu(name, weights)), device)
 
     def _intermediates(
         self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: Any
@@ -176,7 +229,7 @@ def _no_warning(record: logging.LogRecord) -> bool:
     return "No pretrained weights loaded" not in record.getMessage()
 
 
-def _built(name: str, image_size: tuple[int, int] | None) -> Any:
+def _built(name: str, image_size: tuple[int, int] | None, force_quick_gelu: bool) -> Any:
     import open_clip
 
     # A ResNet knows squares alone, by one side.
@@ -187,34 +240,11 @@ def _built(name: str, image_size: tuple[int, int] | None) -> Any:
     try:
         # The default device decides: under torch.device("meta") nothing is filled in.
         device = torch.get_default_device()
-        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_image_size=size, device=device)
+        options: dict[str, Any] = {"force_image_size": size, "force_quick_gelu": force_quick_gelu, "device": device}
+        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
     finally:
         logging.getLogger().removeFilter(_no_warning)
     return model.visual
-
-
-def _ways(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str, str]:
-    """Mean, standard deviation, way of resizing and filter of published weights."""
-    import open_clip
-
-    known = open_clip.list_models()
-    if name not in known:
-        import difflib
-
-        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3])
-        raise ValueError(f"name is {name!r}, which open_clip does not know; accepted: of open_clip.list_models(), such as {near}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if weights is not None and weights not in tags:
-        raise ValueError(f"weights are {weights!r}; accepted of {name}: {', '.join(tags) or 'none'}")
-    ways = {}
-    for tag in (weights,) if weights is not None else tags:
-        cfg = open_clip.get_pretrained_cfg(name, tag)
-        ways[tag] = (tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("resize_mode", "shortest"), cfg.get("interpolation", "bicubic"))
-    if len(set(ways.values())) > 1:
-        raise ValueError(f"weights is None, but those of {name} want their images differently; accepted: one of {', '.join(ways)}")
-    if not ways:  # a tower that nobody has published: as CLIP
-        return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "shortest", "bicubic"
-    return next(iter(ways.values()))
 
 
 def _sizes(model: Any, layer: int) -> tuple[int, int, int]:

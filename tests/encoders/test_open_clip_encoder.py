@@ -1,3 +1,4 @@
+import json
 import logging
 
 import open_clip
@@ -106,3 +107,69 @@ def test_images_are_resized_as_open_clip_does(name, weights) -> None:
 def test_what_does_not_fit_is_refused(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def hub_folder(folder, name: str, **ways):
+    """As open_clip pushes a model to the Hub; the config.json beside it is of transformers' conversion."""
+    theirs = open_clip.create_model(name, pretrained_text=False).eval()
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3], **ways}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"hidden_act": "quick_gelu"}}))
+    return theirs, config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_of_the_hub_says_all(name, tmp_path) -> None:
+    theirs, config = hub_folder(tmp_path, name, interpolation="bilinear", resize_mode="squash")
+    ours = OpenClipEncoder.from_pretrained(tmp_path)
+    assert ours.name == name and (ours.mean, ours.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    pixels = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(ours.embed(pixels), theirs.encode_image(normalise(pixels, ours.mean, ours.std)))
+    ways = {"interpolation": "bilinear", "resize_mode": "squash", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    photo = PILImage.effect_noise((64, 43), 90).convert("RGB")
+    assert torch.equal(ours.preprocess(photo), open_clip.image_transform((32, 32), is_train=False, **ways)(photo))
+
+    ours.to_upstream(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "open_clip_config.json").read_text())
+    assert written == config and not (tmp_path / "again" / "config.json").exists()
+    again = OpenClipEncoder.from_pretrained(tmp_path / "again")
+    assert again.config == ours.config
+    torch.testing.assert_close(again.embed(pixels), ours.embed(pixels))
+
+
+def test_another_size_of_images_is_written_and_read(tmp_path) -> None:
+    ours = encoder("tiny-ViT", image_size=(32, 48))
+    ours.to_upstream(tmp_path)
+    again = OpenClipEncoder.from_pretrained(tmp_path)
+    assert again.image_size == (32, 48) and again.name == "tiny-ViT"
+    torch.testing.assert_close(again(torch.ones(1, 3, 32, 48) / 2), ours(torch.ones(1, 3, 32, 48) / 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_cfg": TINY | {"text_cfg": TEXT, "quick_gelu": True}}, "model_cfg is of a tower that open_clip knows by no name"),
+        ({"model_cfg": {**TINY, "vision_cfg": {**TINY["vision_cfg"], "of_tomorrow": 1}}}, "of_tomorrow"),
+        ({"preprocess_cfg": {"fill_color": 3}}, "fill_color is 3"),
+        ({"preprocess_cfg": {"rotation": 3}}, "does not know: preprocess_cfg.rotation = 3"),
+    ],
+)
+def test_configs_that_are_not_followed_are_refused(changes, message, tmp_path) -> None:
+    _, config = hub_folder(tmp_path, "tiny-ViT")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=message):
+        OpenClipEncoder.from_pretrained(tmp_path)
+
+
+def test_weights_that_were_trained_with_quick_gelu_have_it(monkeypatch) -> None:
+    cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "quick_gelu": True}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["plain", "quick"])
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: cfg | {"quick_gelu": tag == "quick"})
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quick", TINY | {"text_cfg": TEXT, "quick_gelu": True})
+    quick, plain, named = encoder(weights="quick"), encoder(weights="plain"), encoder("tiny-quick")
+    for other in (plain, named):
+        other.load_state_dict(quick.state_dict())
+    pixels = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(quick(pixels), named(pixels))
+    assert not torch.allclose(quick(pixels), plain(pixels), atol=1e-4)
