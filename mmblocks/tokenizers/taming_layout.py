@@ -135,12 +135,11 @@ TRAINING_ENTRIES = (
     "l2_normalize",
     "sample_minimization_weight",
     "batch_maximization_weight",
-    "ddconfig.resolution",
-    "resolution",
+    *(f"{part}{name}" for part in ("", "ddconfig.") for name in ("resolution", "attn_resolutions")),
 )
 """Of taming-transformers' VQModel and its descendants: what counts in training alone, and of losses their weights.
 
-The resolution counts where attention goes by it.
+The two resolutions are read, but not every value of either moves attention to other levels.
 """
 
 

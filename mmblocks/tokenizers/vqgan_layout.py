@@ -42,6 +42,13 @@ def _taming_config(config: Mapping[str, Any], own: Mapping[str, Any] = _OWN) -> 
 
 
 def _published_taming_config(arguments: Arguments, own: Mapping[str, Any] = _OWN) -> dict[str, Any]:
+    """The way back.
+
+    Raises:
+        ValueError: a decoder whose levels are counted from the deepest, as in diffusers' files.
+    """
+    if arguments.get("deepest_first"):
+        raise ValueError("deepest_first is True; accepted: False, since taming's files count levels from the finest")
     return {
         "ddconfig": published_ddconfig(arguments),
         "n_embed": arguments["num_codes"],
