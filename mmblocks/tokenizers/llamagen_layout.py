@@ -49,12 +49,12 @@ def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     only(config, "resamp_with_conv", True)
     only(config, "in_channels", 3)
     only(config, "out_channels", 3)
-    deepest = (1, 1, 2, 2, 4)
+    named: tuple[int, ...] = _MULTIPLIERS["VQ-16"]
     if config.get("model") is not None:
         if config["model"] not in _MULTIPLIERS:
             raise ValueError(f"{title(config, 'model')} is {shown(config['model'])}; accepted: {', '.join(_MULTIPLIERS)}")
-        deepest = _MULTIPLIERS[config["model"]]
-    both = config.get("ch_mult") or deepest
+        named = _MULTIPLIERS[config["model"]]
+    both = config.get("ch_mult") or named
     multipliers = tuple(config.get("encoder_ch_mult") or both)
     decoder_multipliers = tuple(config.get("decoder_ch_mult") or both)
     own = own_entries.read(config, {**_OWN, "search": "cosine" if config.get("codebook_l2_norm", True) else "l2"})

@@ -4,18 +4,18 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from diffusers import VQModel
-from PIL import Image
-from safetensors.torch import save_file
-from transformers import ChameleonConfig, ChameleonImageProcessor, JanusConfig
+from transformers import ChameleonConfig, JanusConfig
 
 import mmblocks
 from mmblocks import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import normalise
 from mmblocks.tokenizers.lavit_decoder import LaVITDecoder
 from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN
+
+
+def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
+
 
 DDCONFIG: dict[str, Any] = {
     "z_channels": 4,
@@ -54,16 +54,13 @@ DUAL = {
     "weight_shortcut": 0.6,
     "vq_pix": DUAL_PART,
     "vq_sem": DUAL_PART,
-    "ddconfig": {**DDCONFIG, "decoder_in_channels": 32},
+    "ddconfig": {**_without(DDCONFIG, "z_channels"), "decoder_in_channels": 32},
     "decoder_latent_shape": [4, 4],
     "pretrained_model": "siglip2-so400m-patch14-384",
 }
-TAR = {
-    "bottleneck": {
-        "name": "bottleneck",
-        "args": {"bottleneck_dim": 8, "regularizer": {"name": "simvq", "args": {"codebook_size": 40}}},
-    }
-}
+SIMVQ = {"name": "simvq", "args": {"codebook_size": 40}}
+TAR = {"bottleneck": {"name": "bottleneck", "args": {"bottleneck_dim": 8, "regularizer": SIMVQ}}}
+JANUS = {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}}
 EMU2 = {"vision_cfg": {"image_size": 28, "width": 12, "layers": 1, "head_width": 6, "mlp_ratio": 2.0, "n_query": 4}}
 CONFIGS: dict[str, tuple[type[Block], str, dict[str, Any]]] = {
     "vqgan": (mmblocks.VQGAN, "taming", TAMING),
@@ -72,12 +69,12 @@ CONFIGS: dict[str, tuple[type[Block], str, dict[str, Any]]] = {
     "chameleon-transformers": (mmblocks.ChameleonVQ, "chameleon-transformers", {"model_type": "chameleon_vqgan"}),
     "chameleon-whole": (mmblocks.ChameleonVQ, "chameleon-transformers-whole", ChameleonConfig().to_dict()),
     "llamagen": (mmblocks.LlamaGenVQ, "llamagen", {"model": "VQ-8", "codebook_size": 16}),
-    "janus": (mmblocks.LlamaGenVQ, "janus", {"gen_vision_config": {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}}}),
+    "janus": (mmblocks.LlamaGenVQ, "janus", {"gen_vision_config": JANUS}),
     "janus-transformers": (mmblocks.LlamaGenVQ, "janus-transformers", {"model_type": "janus_vqgan"}),
     "janus-whole": (mmblocks.LlamaGenVQ, "janus-transformers-whole", JanusConfig().to_dict()),
     "ibq": (mmblocks.IBQ, "ibq", TAMING),
     "ibq-flat": (mmblocks.IBQ, "ibq", {**DDCONFIG, "codebook_size": 16, "embed_dim": 4, "model_type": "Emu3p5VisionVQ"}),
-    "magvit2": (mmblocks.OpenMAGVIT2, "open_magvit2", {**TAMING, "ddconfig": {k: v for k, v in DDCONFIG.items() if k != "attn_resolutions"}}),
+    "magvit2": (mmblocks.OpenMAGVIT2, "open_magvit2", {**TAMING, "ddconfig": _without(DDCONFIG, "attn_resolutions")}),
     "var": (mmblocks.VARVQ, "var", {}),
     "titok": (mmblocks.TiTok, "titok", {"model": {"vq_model": VQ_MODEL}}),
     "titok-one-stage": (mmblocks.OneStageTiTok, "titok", {"model": {"vq_model": ONE_STAGE}}),
@@ -91,7 +88,7 @@ CONFIGS: dict[str, tuple[type[Block], str, dict[str, Any]]] = {
     "unitok": (mmblocks.UniTok, "unitok", {}),
     "dualtoken": (mmblocks.DualToken, "dualtoken", {"rqvaesiglip": DUAL}),
     "emu2": (mmblocks.Emu2Latents, "emu2", EMU2),
-}  # fmt: skip
+}
 
 
 def changed(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -222,7 +219,7 @@ REFUSED = [
     ("emu2", "vision_cfg.global_average_pool", True),
     ("emu2", "vision_cfg.init_value", 0.1),
     ("emu2", "vision_cfg.ls_init_value", 0.1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "path", "value"), REFUSED, ids=[f"{name}-{path}-{value}" for name, path, value in REFUSED])
@@ -236,7 +233,6 @@ FOLLOWED = [
     ("chameleon-whole", "vq_config.resolution", 256, {"image_size": 256}),
     ("llamagen", "codebook_l2_norm", False, {"search": "l2"}),
     ("llamagen", "encoder_ch_mult", [1, 2, 4, 4], {"multipliers": (1, 2, 4, 4), "decoder_multipliers": (1, 2, 2, 4)}),
-    ("llamagen", "ModelArgs.ch", 64, {"channels": 64, "multipliers": (1, 1, 2, 2, 4)}),
     ("janus-whole", "vq_config.num_embeddings", 32, {"num_codes": 32, "code_dim": 8}),
     ("magvit2", "token_factorization", True, None),
     ("titok", "dataset.preprocessing.crop_size", 512, {"image_size": 512}),
@@ -319,66 +315,14 @@ def test_an_entry_that_nobody_knows(name) -> None:
         read(name, ("an_entry_of_tomorrow", 1))
 
 
+def test_janus_s_arguments_in_their_own_dict() -> None:
+    (layout, *_) = mmblocks.LlamaGenVQ.layouts
+    arguments = layout.arguments({"ModelArgs": {"ch": 64, "codebook_size": 16}})
+    assert (arguments["channels"], arguments["multipliers"], arguments["num_codes"]) == (64, (1, 1, 2, 2, 4), 16)
+
+
 def test_vae_of_titok_needs_no_codebook() -> None:
-    without = {key: value for key, value in ONE_STAGE.items() if key not in ("codebook_size", "use_l2_norm")}
+    without = _without(ONE_STAGE, "codebook_size", "use_l2_norm")
     (layout,) = mmblocks.OneStageTiTok.layouts
     assert layout.arguments({**without, "quantize_mode": "vae"})["num_codes"] is None
     assert layout.arguments({**ONE_STAGE, "quantize_mode": "vae"})["num_codes"] is None
-
-
-def test_mean_and_deviation_in_tar_s_file(tmp_path) -> None:
-    """They are not read, but must be those with which pixels are normalised."""
-    torch.manual_seed(0)
-    sizes = {"dim": 24, "num_layers": 2, "num_heads": 2, "mlp_dim": 32, "image_size": 28, "patch_size": 14}
-    decoder = {"decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_dim": 32, "decoder_positions": 4}
-    tok = mmblocks.TATok(num_codes=8, code_dim=4, **sizes, **decoder)
-    tok.to_upstream(tmp_path)
-    (layout,) = tok.layouts
-    tensors = {key: value.contiguous() for key, value in layout.convert(tok.state_dict(), tok.config, to="theirs")}
-    for scale, fits in ((0.5, True), (0.6, False)):
-        extra = {"scale_layer.shift": torch.full((1, 3, 1, 1), 0.5), "scale_layer.scale": torch.full((1, 3, 1, 1), scale)}
-        save_file({**tensors, **extra}, tmp_path / "model.safetensors")
-        if fits:
-            assert mmblocks.TATok.from_pretrained(tmp_path).config == tok.config
-        else:
-            with pytest.raises(ValueError, match="scale_layer.scale differs by up to 0.1"):
-                mmblocks.TATok.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "image_mean": [0.9, 1.0, 1.1], "image_std": 0.8},
-    ],
-)
-def test_chameleon_s_image_processor_in_transformers(tmp_path, options) -> None:
-    (layout,) = (layout for layout in mmblocks.ChameleonVQ.layouts if layout.name == "chameleon-transformers")
-    sizes = {"num_codes": 16, "code_dim": 4, "channels": 32, "multipliers": (1, 2), "num_blocks": 1, "latent_channels": 8}
-    vq = mmblocks.ChameleonVQ(**sizes, image_size=32, has_decoder=False)
-    vq.to_upstream(tmp_path, layout=layout.name)
-    options = {name: [value] * 3 if name == "image_std" else value for name, value in options.items()}
-    processor = ChameleonImageProcessor(**options)
-    processor.save_pretrained(tmp_path)
-    loaded = mmblocks.ChameleonVQ.from_pretrained(tmp_path)
-    side = options.get("crop_size", {}).get("height", 512)
-    image = Image.effect_noise((side, side), 60).convert("RGB")
-    theirs = processor(image, return_tensors="pt")["pixel_values"]
-    pixels = loaded.preprocess(image)[None]
-    torch.testing.assert_close(normalise(pixels, loaded.mean, loaded.std), theirs, atol=1e-4, rtol=1e-4)
-    for change in (
-        {"resample": 3},
-        {"do_center_crop": False},
-        {"size": {"height": 16, "width": 16}},
-        {"crop_size": 24},
-        {"do_pad": True},
-    ):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
-        with pytest.raises(ValueError, match="preprocessor_config.json"):
-            mmblocks.ChameleonVQ.from_pretrained(tmp_path)
-
-
-def test_layouts_are_of_one_kind() -> None:
-    """What the tests above look up."""
-    for cls, name, _ in CONFIGS.values():
-        assert isinstance(next(layout for layout in cls.layouts if layout.name == name), Layout)

@@ -62,7 +62,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         pixel_patch_size=8,
         latent_mean=0.5,
         latent_std=2.0,
-    ),  # fmt: skip
+    ),
     "SEEDTokenizer": lambda: mmblocks.SEEDTokenizer(
         image_size=(28, 42),
         encoder_dim=16,
@@ -77,7 +77,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         decoder_heads=2,
         embed_dim=8,
         head="qformer",
-    ),  # fmt: skip
+    ),
     "LaVITTokenizer": lambda: mmblocks.LaVITTokenizer(
         **TOWER, dim=16, num_codes=20, code_dim=4, num_layers=1, num_heads=2, mlp_dim=20, keep_rate=0.5, llm_dim=8
     ),
@@ -94,7 +94,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         decoder_positions=4,
         metric="cosine",
         temperature=0.5,
-    ),  # fmt: skip
+    ),
     "UniTok": lambda: mmblocks.UniTok(
         num_codebooks=2,
         num_codes=12,
@@ -108,7 +108,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         num_heads=2,
         text_dim=8,
         image_size=32,
-    ),  # fmt: skip
+    ),
     "DualToken": lambda: mmblocks.DualToken(
         **SIGLIP,
         num_codes=30,
@@ -127,7 +127,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         attention_levels=(1,),
         latent_channels=32,
         latent_size=(4, 4),
-    ),  # fmt: skip
+    ),
     "Emu2Latents": lambda: mmblocks.Emu2Latents(**TOWER, num_tokens=4, dim=12, num_layers=1, num_heads=2, mlp_dim=19),
 }
 NO_PLACE = {
