@@ -5,7 +5,6 @@ Shapes: B images or clips, T frames, H and W pixels, D width of a latent.
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -113,14 +112,12 @@ _RULES = (
 
 
 def _config(published: Config) -> dict[str, Any]:
-    """A published config.json without diffusers' notes to itself."""
+    """A published config.json without diffusers' notes to itself. What the installed class does not take is left unread."""
     name = published["_class_name"]
     accepted = _parameters(_class(name))
-    given = {key: value for key, value in published.items() if not key.startswith("_")}
-    unknown = [key for key in given if key not in accepted and key not in KINDS[name].leftovers]
-    if unknown:
-        warnings.warn(f"the installed diffusers' {name} knows no {', '.join(unknown)}: left out, as diffusers does", stacklevel=2)
-    return {"kind": name, "arguments": {key: value for key, value in given.items() if key in accepted}}
+    for leftover in KINDS[name].leftovers:
+        published.get(leftover)
+    return {"kind": name, "arguments": {key: published[key] for key in published if key in accepted}}
 
 
 def _published_config(arguments: Config) -> dict[str, Any]:
@@ -147,7 +144,16 @@ class DiffusersAutoencoder(VisualTokenizer):
     Source: huggingface/diffusers. The weight of ``kl`` is that of latent diffusion (arXiv 2112.10752).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("diffusers", _RULES, config=_config, published_config=_published_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "diffusers",
+            _RULES,
+            config=_config,
+            published_config=_published_config,
+            harmless=("_use_default_values",),
+            otherwise="A newer diffusers may know the entries",
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = {"kl": 1e-6}
 
     def __init__(self, *, kind: str, arguments: dict[str, Any]) -> None:

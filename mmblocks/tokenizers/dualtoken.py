@@ -3,7 +3,6 @@
 Shapes: B images, H and W pixels, h and w tokens, C width of SigLIP 2, D2 width of the codes of both kinds side by side.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,68 +13,20 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.attention_projection import AttentionProjection, attention_projection_rules
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.layers.attention_projection import AttentionProjection
 from mmblocks.layers.conv import GroupNorm, channels_first, channels_last, norm_silu
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
-from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
+from mmblocks.layers.siglip import SiglipVision
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQ_RULES, JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder
-from mmblocks.tokenizers.taming_layout import half_rules, levels_at
+from mmblocks.tokenizers.dualtoken_layout import DUALTOKEN_LAYOUTS
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
 
-_RULES = (
-    *siglip_rules("siglip_model.vision_model.", "encoder.vision."),
-    *attention_projection_rules("prequant_pix.", "encoder.to_pixel."),
-    *attention_projection_rules("prequant_shortcut.", "encoder.to_shortcut."),
-    *attention_projection_rules("prequant_sem.", "encoder.to_semantic."),
-    *(Rule(f"quantizer_pix.{rule.theirs}", f"bottleneck.pixel.{rule.ours}") for rule in RQ_RULES),
-    *(Rule(f"quantizer_sem.{rule.theirs}", f"bottleneck.semantic.{rule.ours}") for rule in RQ_RULES),
-    *attention_projection_rules("postquant_sem.", "from_semantic."),
-    *attention_projection_rules("postquant_pix.", "decoder.from_pixel."),
-    *(Rule(f"post_quant_conv.{name}.*", f"decoder.widen.{name}.*") for name in ("norm1", "conv1", "norm2", "conv2")),
-    Rule("post_quant_conv.nin_shortcut.*", "decoder.widen.shortcut.*"),
-    *half_rules("decoder", "decoder.network", "up"),
-)
 _BOTTLENECKS = {"rq": RQBottleneck, "rq_ema": JointRQBottleneck}
-_TEXT_SIDE = ("siglip_model.text_model.*", "siglip_model.logit_scale", "siglip_model.logit_bias")
-
-
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """DualToken's config, which names the SigLIP 2 that it began with.
-
-    Raises:
-        ValueError: two bottlenecks of different sizes, or codebooks that are not shared.
-    """
-    config = config.get("rqvaesiglip", config)
-    pixel, semantic, network = config["vq_pix"], config["vq_sem"], config["ddconfig"]
-    both = (pixel, semantic)
-    sizes = [[options[name] for name in ("n_embed", "embed_dim", "code_shape")] for options in both]
-    if sizes[0] != sizes[1] or not all(options["shared_codebook"] for options in both):
-        raise ValueError(f"vq_pix is {pixel}, vq_sem {semantic}; accepted: equal sizes and shared codebooks")
-    multipliers = tuple(network["ch_mult"])
-    return {
-        **siglip_sizes(config["pretrained_model"]),
-        "pixel_layer": config["layer_recon"],
-        "semantic_layer": config["layer_sem"],
-        "shortcut_layer": config["layer_shortcut"],
-        "shortcut_weight": config["weight_shortcut"],
-        "num_codes": pixel["n_embed"],
-        "code_dim": pixel["embed_dim"],
-        "depth": pixel["code_shape"][-1],
-        "bottleneck_types": tuple(options["bottleneck_type"] for options in both),
-        "decays": tuple(options.get("decay", 0.99) for options in both),
-        "restart_unused": tuple(options.get("restart_unused_codes", True) for options in both),
-        "channels": network["ch"],
-        "multipliers": multipliers,
-        "num_blocks": network["num_res_blocks"],
-        "attention_levels": levels_at(network["attn_resolutions"], network["resolution"], len(multipliers)),
-        "latent_channels": network["decoder_in_channels"],
-        "latent_size": tuple(config["decoder_latent_shape"]),
-    }
 
 
 class DualTokenEncoder(Block):
@@ -218,7 +169,7 @@ class DualToken(VisualTokenizer):
     Source: DualToken (arXiv 2503.14324; songweii/DualToken).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("dualtoken", _RULES, ignored=_TEXT_SIDE, config=_config, unwrap="state_dict"),)
+    layouts: ClassVar[tuple[Layout, ...]] = DUALTOKEN_LAYOUTS
     loss_weights: ClassVar[dict[str, float]] = {"pixel_commitment": 5.0, "semantic_commitment": 5.0}
     encoder: DualTokenEncoder
 

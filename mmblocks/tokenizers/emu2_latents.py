@@ -5,6 +5,7 @@ Shapes: B images, H and W pixels, h and w tokens, D width.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from einops import reduce
@@ -12,7 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.eva import EvaTower
 from mmblocks.layers.eva_layouts import eva_rules
 from mmblocks.tokenizers.tower_tokenizer import NoDecoder, TowerTokenizer
@@ -55,20 +59,72 @@ def average_squares(patches: Float[Tensor, "B rows columns D"], num_tokens: int)
     return reduce(whole, "b (h p) (w q) d -> b h w d", "mean", p=side, q=side)
 
 
+_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *("llama.*", "llm_hidden", "vocab", "vocab_after_special_tokens", "token_ids.*", "texts", "instruct", "d_model"),
+    *(
+        f"{part}.{name}"
+        for part in ("vision_cfg", "vision_config")
+        for name in ("patch_dropout", "xattn", "pt_hw_seq_len", "intp_freq", "v_query")
+    ),
+)
+"""The language model's; of the tower what counts in training, its kernels, rotations that it has not, and frames of a video."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Emu2's own config, or that of its Hub repository."""
+    """Emu2's own config, or that of its Hub repository, with the defaults of Emu2's own class.
+
+    Raises:
+        ValueError: another tower than EVA02-CLIP-E's kind, with norms behind attention and MLP.
+    """
+    check_model(config, "emu", "emu2", "llama", "EmuForCausalLM")
     vision = config["vision_cfg"] if "vision_cfg" in config else config["vision_config"]
-    if not vision.get("postnorm", True) or vision.get("rope") or vision.get("naiveswiglu") or vision.get("subln"):
-        raise ValueError("the config is of another tower; accepted: EVA02-CLIP-E's kind, with norms behind attention and MLP")
+    only(vision, "eva_model_name", "eva-clip-4b-14-x")
+    only(vision, "postnorm", True)
+    only(vision, "qkv_bias", True)
+    for name in ("rope", "naiveswiglu", "subln", "global_average_pool"):
+        only(vision, name, False)
+    only(vision, "init_value", 0)  # of layer scale, which it has not
+    size, dim = vision.get("image_size", 448), vision.get("width", 1792)
     return {
-        "image_size": (vision["image_size"],) * 2,
-        "patch_size": vision["patch_size"],
-        "dim": vision["width"],
-        "num_layers": vision["layers"],
-        "num_heads": vision["width"] // vision["head_width"],
-        "mlp_dim": int(vision["width"] * vision["mlp_ratio"]),
+        "image_size": tuple(size) if isinstance(size, list) else (size, size),
+        "patch_size": vision.get("patch_size", 14),
+        "dim": dim,
+        "num_layers": vision.get("layers", 64),
+        "num_heads": dim // vision.get("head_width", 112),
+        "mlp_dim": int(dim * vision.get("mlp_ratio", 60 / 7)),
         "num_tokens": vision.get("n_query", 64),
     }
+
+
+def _published_config(arguments: Arguments, name: str) -> dict[str, Any]:
+    """The tower's part of the config, under ``name``; a tower that was handed in is not told."""
+    (height, width), dim, mlp_dim = arguments["image_size"], arguments["dim"], arguments["mlp_dim"]
+    ratio = mlp_dim / dim
+    vision = {
+        "eva_model_name": "eva-clip-4b-14-x",
+        "image_size": height if height == width else [height, width],
+        "patch_size": arguments["patch_size"],
+        "width": dim,
+        "layers": arguments["num_layers"],
+        "head_width": dim // arguments["num_heads"],
+        "mlp_ratio": ratio if int(dim * ratio) == mlp_dim else (mlp_dim + 0.5) / dim,  # which is rounded down
+        "qkv_bias": True,
+        "postnorm": True,
+        "rope": False,
+        "naiveswiglu": False,
+        "subln": False,
+        "n_query": arguments["num_tokens"],
+    }
+    return {name: vision}
+
+
+_OWN_FILES: dict[str, Any] = {
+    "config": _config,
+    "published_config": partial(_published_config, name="vision_cfg"),
+    "harmless": _HARMLESS,
+}
+_HUB_FILES: dict[str, Any] = {**_OWN_FILES, "published_config": partial(_published_config, name="vision_config")}
 
 
 class Emu2Latents(TowerTokenizer):
@@ -86,18 +142,18 @@ class Emu2Latents(TowerTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("emu2", eva_rules("visual.", "encoder."), ignored=("decoder.*", "project_up.*", "project_down.*"), config=_config),
+        Layout("emu2", eva_rules("visual.", "encoder."), ignored=("decoder.*", "project_up.*", "project_down.*"), **_OWN_FILES),
         Layout(
             "emu2-gen",
             eva_rules("multimodal_encoder.visual.", "encoder."),
             ignored=("multimodal_encoder.*", "unet.*", "vae.*", "safety_checker.*"),
-            config=_config,
+            **_OWN_FILES,
         ),
         Layout(
             "emu2-hub",
             eva_rules("model.visual.", "encoder."),
             ignored=("model.decoder.*", "project_up.*", "project_down.*"),
-            config=_config,
+            **_HUB_FILES,
         ),
     )
 

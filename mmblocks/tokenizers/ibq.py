@@ -11,29 +11,57 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.pixels import pixels_of, rgb_of
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
-from mmblocks.tokenizers.taming_layout import TAMING_RULES, TRAINING_MODULES, averaged, taming_network
+from mmblocks.tokenizers.taming_layout import (
+    TAMING_RULES,
+    TRAINING_ENTRIES,
+    TRAINING_MODULES,
+    averaged,
+    published_ddconfig,
+    taming_network,
+)
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
-_FLAT = ("double_z", "z_channels", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions")
+_OWN = {"image_area": 1024 * 1024}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested as in SEED-Voken's and Emu3.5's yaml, or flat as in the config.json beside Emu3.5's safetensors."""
-    if config.get("cosine_similarity"):
-        raise ValueError("cosine_similarity is true; accepted: false (no published IBQ scales its codes)")
-    ddconfig = config.get("ddconfig") or {name: config[name] for name in _FLAT if name in config}
+    check_model(config, "Emu3p5VisionVQ", "IBQ")
+    only(config, "cosine_similarity", False)  # no published IBQ scales its codes
+    only(config, "out_channels", 3)
     entropy = config.get("entropy_temperature", 0.01) if config.get("use_entropy_loss") else None
     return {
-        **taming_network(ddconfig),
+        **taming_network(config.get("ddconfig") or config),
         "num_codes": config["n_embed"] if "n_embed" in config else config["codebook_size"],
         "code_dim": config["embed_dim"],
         "entropy_temperature": entropy,
+        **own_entries.read(config, _OWN),
     }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """As SEED-Voken's yaml has it under ``params``."""
+    temperature = arguments["entropy_temperature"]
+    return {
+        "ddconfig": published_ddconfig(arguments),
+        "n_embed": arguments["num_codes"],
+        "embed_dim": arguments["code_dim"],
+        "use_entropy_loss": temperature is not None,
+        **({} if temperature is None else {"entropy_temperature": temperature}),
+        **own_entries.written(arguments, _OWN),
+    }
+
+
+_HARMLESS = (*TRAINING_ENTRIES, "entropy_temperature", "diffusion_decoder_kwargs.*")
+"""The temperature counts with ``use_entropy_loss``; Emu3.5's diffusion decoder is not released."""
 
 
 class IBQ(VisualTokenizer):
@@ -53,7 +81,15 @@ class IBQ(VisualTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("ibq", TAMING_RULES, ignored=TRAINING_MODULES, config=_config, unwrap="state_dict"),
+        Layout(
+            "ibq",
+            TAMING_RULES,
+            ignored=TRAINING_MODULES,
+            config=_config,
+            published_config=_published_config,
+            unwrap="state_dict",
+            harmless=_HARMLESS,
+        ),
         Layout(
             "ibq-averaged",
             averaged(TAMING_RULES),
@@ -63,7 +99,9 @@ class IBQ(VisualTokenizer):
                 *("model_ema.decay", "model_ema.num_updates"),
             ),
             config=_config,
+            published_config=_published_config,
             unwrap="state_dict",
+            harmless=_HARMLESS,
         ),
     )
     loss_weights: ClassVar[dict[str, float]] = {

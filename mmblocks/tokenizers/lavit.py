@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.eva import EvaTower
 from mmblocks.tokenizers.lavit_bottleneck import LaVITBottleneck
-from mmblocks.tokenizers.lavit_layout import TOKENIZER_RULES
+from mmblocks.tokenizers.lavit_layout import LAYERS_HARMLESS, MLP_RATIO, TOKENIZER_RULES, check_layers
 from mmblocks.tokenizers.tower_tokenizer import NoDecoder, TowerTokenizer
 from mmblocks.tokens import PADDING, Latents
 
@@ -23,20 +25,38 @@ IMAGE_START, IMAGE_END, FIRST_CODE = 32000, 32001, 32002
 """Ids in LaVIT's language model, behind the 32,000 of Llama's text: around an image, and of code 0."""
 
 
+_SIZES = {
+    "dim": ("width", 1408),
+    "num_layers": ("layers", 12),
+    "num_heads": ("heads", 16),
+    "num_codes": ("n_code", 16384),
+    "code_dim": ("code_dim", 32),
+    "llm_dim": ("llm_embed_dim", 4096),
+    "patch_size": ("patch_size", 14),
+}
+"""Arguments -> those of the published class, or what stands in it, and their defaults."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the published class, which has no config file: without any, the defaults."""
-    names = {
-        "width": "dim",
-        "layers": "num_layers",
-        "heads": "num_heads",
-        "n_code": "num_codes",
-        "code_dim": "code_dim",
-        "llm_embed_dim": "llm_dim",
+    check_layers(config)
+    arguments = {ours: config.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
+    image_size = config.get("img_size", 224)
+    return {
+        **arguments,
+        "image_size": tuple(image_size) if isinstance(image_size, list) else (image_size, image_size),
+        **own_entries.read(config, {"mlp_dim": int(arguments["dim"] * config.get("mlp_ratio", MLP_RATIO)), "keep_rate": 1 / 3}),
     }
-    arguments = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-    if "mlp_ratio" in config:
-        arguments["mlp_dim"] = int(config["width"] * config["mlp_ratio"])
-    return arguments
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """Under the names of the published class, which has no config file; parts that are handed in are not told."""
+    height, width = arguments["image_size"]
+    return {
+        **{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()},
+        "img_size": height if height == width else [height, width],
+        **own_entries.written(arguments, {"mlp_dim": int(arguments["dim"] * MLP_RATIO), "keep_rate": 1 / 3}),
+    }
 
 
 class LaVITTokenizer(TowerTokenizer):
@@ -64,7 +84,14 @@ class LaVITTokenizer(TowerTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("lavit", TOKENIZER_RULES, ignored=("encoder.norm.*", "encoder.head.*"), config=_config),
+        Layout(
+            "lavit",
+            TOKENIZER_RULES,
+            ignored=("encoder.norm.*", "encoder.head.*"),
+            config=_config,
+            published_config=_published_config,
+            harmless=("encoder", "model_path", "use_xformers", *LAYERS_HARMLESS),
+        ),
     )
     loss_weights: ClassVar[dict[str, float]] = {"rate": 2.0, "features": 1.0}
 

@@ -3,8 +3,9 @@
 Shapes: B images, N patches, L codes of the longest row, d width of a code, D width of the features.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +13,39 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks.block import Block
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checks import check_shape
 from mmblocks.layers.cross_attention import CrossAttentionLayer
-from mmblocks.tokenizers.lavit_layout import DECODER_RULES
+from mmblocks.tokenizers.lavit_layout import DECODER_RULES, LAYERS_HARMLESS, MLP_RATIO, check_layers
 
 _UNSEEN = -1e4
 """Added to the scores of padding. Finite, so that an image without any code has an answer too."""
+
+
+_SIZES = {
+    "code_dim": ("in_chans", 32),
+    "dim": ("embed_dim", 1408),
+    "num_layers": ("depth", 12),
+    "num_heads": ("num_heads", 16),
+}
+"""Arguments -> those of the published class, and their defaults."""
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the published class, which has no config file: without any, the defaults."""
+    check_layers(config)
+    arguments = {ours: config.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
+    side = config.get("img_size", 224) // config.get("patch_size", 14)
+    own = {"num_patches": side**2, "mlp_dim": int(arguments["dim"] * config.get("mlp_ratio", MLP_RATIO))}
+    return {**arguments, **own_entries.read(config, own)}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """Under the names of the published class, which has no config file."""
+    own = {"num_patches": 256, "mlp_dim": int(arguments["dim"] * MLP_RATIO)}
+    return {**{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()}, **own_entries.written(arguments, own)}
 
 
 class LaVITDecoder(Block):
@@ -36,7 +63,14 @@ class LaVITDecoder(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("lavit", DECODER_RULES, ignored=("unet_proj.*", "unet_proj_1.*", "unet_proj_2.*", "unet_attnpool.*")),
+        Layout(
+            "lavit",
+            DECODER_RULES,
+            ignored=("unet_proj.*", "unet_proj_1.*", "unet_proj_2.*", "unet_attnpool.*"),
+            config=_config,
+            published_config=_published_config,
+            harmless=LAYERS_HARMLESS,
+        ),
     )
 
     def __init__(

@@ -1,6 +1,10 @@
 """How LaVIT names the tensors of its dynamic tokenizer and of the decoder, which lies in another file."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmblocks.checkpoints.layouts import Rule, Split
+from mmblocks.checkpoints.published_config import only
 from mmblocks.layers.eva_layouts import eva_rules
 
 _QKV = ("query", "key", "value")
@@ -44,3 +48,18 @@ DECODER_RULES = (
     Rule("norm.*", "norm.*"),
     Rule("decode_task_layer.*", "project_out.*"),
 )
+
+MLP_RATIO = 4.3637
+"""Of an MLP's width to the layer's, in both classes."""
+
+LAYERS_HARMLESS = ("drop_rate", "attn_drop_rate")
+
+
+def check_layers(config: Mapping[str, Any]) -> None:
+    """Refuses layers of another kind than both classes have.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    only(config, "qkv_bias", True)
+    only(config, "ln_eps", 1e-5)

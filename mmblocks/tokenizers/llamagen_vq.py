@@ -3,7 +3,6 @@
 Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Integer
@@ -11,78 +10,14 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
-from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
+from mmblocks.tokenizers.llamagen_layout import LLAMAGEN_LAYOUTS
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
-
-_MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
-_SIDES = (("encoder", "down"), ("decoder", "up"))
-
-LLAMAGEN_RULES = (
-    *(
-        rule
-        for half, side in _SIDES
-        for rule in (
-            *residual_rules(f"{half}.conv_blocks.{{}}.res.{{}}", f"{half}.levels.{{}}.blocks.{{}}"),
-            *attention_rules(f"{half}.conv_blocks.{{}}.attn.{{}}", f"{half}.levels.{{}}.attentions.{{}}"),
-            Rule(f"{half}.conv_blocks.{{}}.{side}sample.conv.*", f"{half}.levels.{{}}.resample.conv.*"),
-            *residual_rules(f"{half}.mid.0", f"{half}.middle.block1"),
-            *attention_rules(f"{half}.mid.1", f"{half}.middle.attention"),
-            *residual_rules(f"{half}.mid.2", f"{half}.middle.block2"),
-            *(Rule(f"{half}.{name}.*", f"{half}.{name}.*") for name in ("conv_in", "norm_out", "conv_out")),
-        )
-    ),
-    Rule("quant_conv.*", "encoder.project.*"),
-    Rule("post_quant_conv.*", "decoder.project.*"),
-    Rule("quantize.embedding.weight", "bottleneck.codes"),
-)
-
-_USAGE = "quantize.codebook_used"
-"""Which codes the last training batches used: a statistic that upstream keeps with the weights."""
-
-
-def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """LlamaGen names its model ("VQ-16"); Janus, and options of either, spell it out."""
-    config = config.get("ModelArgs") or config
-    multipliers = config.get("ch_mult") or config.get("encoder_ch_mult") or _MULTIPLIERS[config["model"]]
-    decoder_multipliers = tuple(config.get("decoder_ch_mult") or multipliers)
-    optional = {"channels": config.get("ch"), "num_blocks": config.get("num_res_blocks")}
-    return {
-        "num_codes": config["codebook_size"],
-        "code_dim": config["codebook_embed_dim"],
-        "latent_channels": config.get("z_channels", 256),
-        "multipliers": tuple(multipliers),
-        "decoder_multipliers": None if decoder_multipliers == tuple(multipliers) else decoder_multipliers,
-        "search": "cosine" if config.get("codebook_l2_norm", True) else "l2",
-        **{name: value for name, value in optional.items() if value is not None},
-    }
-
-
-def _janus_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole Janus: the tokenizer is one of its parts."""
-    part = config["gen_vision_config"]
-    sizes = {"codebook_size": part["params"]["image_token_size"], "codebook_embed_dim": part["params"]["n_embed"]}
-    return _llamagen_config({"model": part["cls"], **sizes})
-
-
-def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "num_codes": config["num_embeddings"],
-        "code_dim": config["embed_dim"],
-        "channels": config["base_channels"],
-        "multipliers": tuple(config["channel_multiplier"]),
-        "num_blocks": config["num_res_blocks"],
-        "latent_channels": config["latent_channels"],
-    }
-
-
-def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _transformers_config(config["vq_config"])
 
 
 class PlainSearchQuantizer(VectorQuantizer):
@@ -132,12 +67,7 @@ class LlamaGenVQ(VisualTokenizer):
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen), Janus (arXiv 2410.13848; deepseek-ai/Janus).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("llamagen", LLAMAGEN_RULES, ignored=(_USAGE,), config=_llamagen_config, unwrap="model"),
-        Layout("janus", at("gen_vision_model.", LLAMAGEN_RULES), ignored=("*",), config=_janus_config),
-        Layout("janus-transformers", TAMING_RULES, config=_transformers_config),
-        Layout("janus-transformers-whole", at("model.vqmodel.", TAMING_RULES), ignored=("*",), config=_transformers_whole),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = LLAMAGEN_LAYOUTS
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
 
     def __init__(

@@ -11,7 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checks import check_shape
 from mmblocks.layers.conv import Conv2d, GroupNorm, ResidualBlock, Upsample, channels_first, channels_last, norm_silu
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
@@ -31,19 +34,44 @@ def maskgit_half_rules(theirs: str, ours: str, side: str) -> tuple[Rule, ...]:
 
 
 _ARGUMENTS = {
-    "num_codes": "num_embeddings",
-    "code_dim": "z_channels",
-    "channels": "hidden_channels",
-    "multipliers": "channel_mult",
-    "num_blocks": "num_res_blocks",
+    "num_codes": ("num_embeddings", 1024),
+    "code_dim": ("z_channels", 256),
+    "channels": ("hidden_channels", 128),
+    "multipliers": ("channel_mult", (1, 1, 2, 2, 4)),
+    "num_blocks": ("num_res_blocks", 2),
 }
+"""Arguments -> entries, and what open-muse's class takes where there is none."""
+
+_UNUSED = (
+    "resolution",
+    "attn_resolutions",
+    "resample_with_conv",
+    "commitment_cost",
+    "num_resolutions",
+    "reduction_factor",
+    "latent_size",
+    "_version",
+)
+"""Of open-muse's class: its network takes any size, has no attention and averages; the rest follows, or is a loss's weight."""
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """open-muse's config; the file that TiTok's authors pass around has none, and the same sizes."""
-    if config.get("quantized_embed_dim", config.get("z_channels")) != config.get("z_channels"):
-        raise ValueError(f"quantized_embed_dim is {config['quantized_embed_dim']}; accepted: that of z_channels")
-    return {ours: config[theirs] for ours, theirs in _ARGUMENTS.items() if theirs in config}
+    only(config, "_class_name", "MaskGitVQGAN")
+    only(config, "num_channels", 3)
+    arguments = {ours: own_entries.as_tuples(config.get(theirs, default)) for ours, (theirs, default) in _ARGUMENTS.items()}
+    if config.get("quantized_embed_dim", 256) != arguments["code_dim"]:
+        raise ValueError(f"quantized_embed_dim is {config.get('quantized_embed_dim', 256)}; accepted: that of z_channels")
+    return arguments
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    return {
+        "_class_name": "MaskGitVQGAN",
+        "num_channels": 3,
+        "quantized_embed_dim": arguments["code_dim"],
+        **{theirs: arguments[ours] for ours, (theirs, _) in _ARGUMENTS.items()},
+    }
 
 
 class OutputShortcutBlock(ResidualBlock):
@@ -175,6 +203,8 @@ class MaskGITVQGAN(VisualTokenizer):
                 Rule("quantize.embedding.weight", "bottleneck.codes"),
             ),
             config=_config,
+            published_config=_published_config,
+            harmless=_UNUSED,
         ),
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 0.25, "commitment": 1.0}

@@ -11,10 +11,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only, shown, title
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.affine import AffineBottleneck
-from mmblocks.tokenizers.ming_tok_vit import MingTokDecoder, MingTokEncoder, MingTokSemanticDecoder
+from mmblocks.tokenizers.ming_tok_vit import HEAD_DIM, MingTokDecoder, MingTokEncoder, MingTokSemanticDecoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
 
@@ -45,12 +47,29 @@ _RULES = (
 )
 
 
+_TRAINING = ("initialization_method", "fa_enable", "frozen", "norm_pix_loss", "loss_type", "enable_lpips_loss")
+_HARMLESS = (
+    "pretrained_checkpoint",
+    "model_dtype",
+    *(f"{part}.{name}" for part in ("low_level_encoder", "semantic_decoder", "pixel_decoder") for name in _TRAINING),
+)
+"""How the parts are made and trained, and which kernels they run on."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ming's config; sizes that its own may leave out are required, since none of its defaults is a published model's."""
+    check_model(config, "mingtok")
     encoder, semantic, pixel = (config[name] for name in ("low_level_encoder", "semantic_decoder", "pixel_decoder"))
     for part in (encoder, semantic):
         kind = part.get("ffn_layer", "mlp")
         if kind not in ("swiglu", "swiglufused"):
-            raise ValueError(f"ffn_layer is {kind!r}; accepted: 'swiglu', 'swiglufused'")
+            raise ValueError(f"{title(part, 'ffn_layer')} is {shown(kind)}; accepted: 'swiglu', 'swiglufused'")
+    only(pixel, "ffn_layer", "mlp")
+    for part in (encoder, semantic, pixel):
+        _check_transformer(part)
+    only(semantic, "in_dim", encoder["out_dim"])
+    if semantic.get("patch_size", 16) != encoder["patch_size"]:
+        raise ValueError(f"semantic_decoder.patch_size is {semantic.get('patch_size', 16)}; accepted: {encoder['patch_size']}")
     return {
         "image_size": encoder["img_size"],
         "patch_size": encoder["patch_size"],
@@ -61,6 +80,46 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "pixel_patch_size": pixel["patch_size"],
         "latent_mean": config.get("mean", 0.0),
         "latent_std": config.get("scaling_factor", 1.0),
+    }
+
+
+def _check_transformer(part: Mapping[str, Any]) -> None:
+    """Ming's own builder gives every transformer heads of 64 and MLPs of four times its width, whatever a config says."""
+    only(part, "num_heads", part["embed_dim"] // HEAD_DIM)
+    only(part, "mlp_ratio", 4)
+    only(part, "qkv_bias", True)
+    only(part, "in_chans", 3)
+    only(part, "num_register_tokens", 0)
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    names = ("encoder_size", "semantic_size", "pixel_size")
+    (dim, layers), (semantic_dim, semantic_layers), (pixel_dim, pixel_layers) = (arguments[name] for name in names)
+    patch_size, latent_dim = arguments["patch_size"], arguments["latent_dim"]
+    return {
+        "model_type": "mingtok",
+        "low_level_encoder": {
+            "img_size": arguments["image_size"],
+            "patch_size": patch_size,
+            "depth": layers,
+            "embed_dim": dim,
+            "ffn_layer": "swiglufused",
+            "out_dim": latent_dim,
+        },
+        "semantic_decoder": {
+            "in_dim": latent_dim,
+            "patch_size": patch_size,
+            "embed_dim": semantic_dim,
+            "decoder_depth": semantic_layers,
+            "ffn_layer": "swiglufused",
+        },
+        "pixel_decoder": {
+            "patch_size": arguments["pixel_patch_size"],
+            "decoder_depth": pixel_layers,
+            "embed_dim": pixel_dim,
+        },
+        "mean": arguments["latent_mean"],
+        "scaling_factor": arguments["latent_std"],
     }
 
 
@@ -81,7 +140,9 @@ class MingTok(VisualTokenizer):
     Source: MingTok (arXiv 2510.06590; inclusionAI/Ming-UniVision).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("mingtok", _RULES, config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("mingtok", _RULES, config=_config, published_config=_published_config, harmless=_HARMLESS),
+    )
 
     def __init__(
         self,

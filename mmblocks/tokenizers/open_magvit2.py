@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.open_magvit2_autoencoder import OpenMAGVIT2Decoder, OpenMAGVIT2Encoder
+from mmblocks.tokenizers.taming_layout import TRAINING_ENTRIES, check_ddconfig
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 _LOSS_MODULES = ("loss.*",)
@@ -48,17 +51,19 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments in a published config; none where there is none, since the published checkpoints have no config file.
 
     Raises:
-        ValueError: an encoder of twice the latent width, or a width that is not the number of bits.
+        ValueError: an encoder of twice the latent width, a width that is not the number of bits, or what is no RGB.
     """
     if not config:
         return {}
     ddconfig = config["ddconfig"]
-    if ddconfig.get("double_z"):
-        raise ValueError("double_z is true; accepted: false (signs have no variance)")
+    check_ddconfig(ddconfig)
     bits = config["n_embed"].bit_length() - 1
     if 2**bits != config["n_embed"] or ddconfig["z_channels"] != bits:
         raise ValueError(f"n_embed is {config['n_embed']}; accepted: 2 to the power of z_channels, {ddconfig['z_channels']}")
+    only(config, "embed_dim", bits)
     factorized = tuple(config.get("factorized_bits", (9, 9))) if config.get("token_factorization") else (bits,)
+    if sum(factorized) != bits:
+        raise ValueError(f"factorized_bits is {list(factorized)}; accepted: numbers whose sum is {bits}")
     return {
         "bits": factorized,
         "channels": ddconfig["ch"],
@@ -67,10 +72,43 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def published_network(arguments: Arguments) -> dict[str, Any]:
+    """The way back, as SEED-Voken's yaml has it under ``params``; its code takes the resolution and does not use it."""
+    bits, multipliers = arguments["bits"], arguments["multipliers"]
+    return {
+        "ddconfig": {
+            "double_z": False,
+            "z_channels": sum(bits),
+            "resolution": 128,
+            "in_channels": 3,
+            "out_ch": 3,
+            "ch": arguments["channels"],
+            "ch_mult": list(multipliers),
+            "num_res_blocks": arguments["num_blocks"],
+        },
+        "n_embed": 2 ** sum(bits),
+        "embed_dim": sum(bits),
+        **({"token_factorization": True, "factorized_bits": list(bits)} if len(bits) > 1 else {}),
+    }
+
+
+HARMLESS = (*TRAINING_ENTRIES, "factorized_bits")
+"""The bits count with ``token_factorization``."""
+
+
 def _blocks(theirs: str, ours: str, conv: str) -> list[tuple[str, str]]:
     pairs = [(f"conv{number}{conv}", f"conv{number}") for number in (1, 2)]
     pairs += [("norm1", "norm1"), ("norm2", "norm2"), (f"nin_shortcut{conv}", "shortcut")]
     return [(f"{theirs}.{key}.*", f"{ours}.{name}.*") for key, name in pairs]
+
+
+_OPTIONS: dict[str, Any] = {
+    "config": network,
+    "published_config": published_network,
+    "unwrap": "state_dict",
+    "harmless": HARMLESS,
+}
+"""Of both layouts."""
 
 
 class OpenMAGVIT2(VisualTokenizer):
@@ -90,8 +128,8 @@ class OpenMAGVIT2(VisualTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("open_magvit2", plain_rules(), ignored=PLAIN_IGNORED, config=network, unwrap="state_dict"),
-        Layout("open_magvit2_ema", averaged_rules(plain_rules()), ignored=AVERAGED_IGNORED, config=network, unwrap="state_dict"),
+        Layout("open_magvit2", plain_rules(), ignored=PLAIN_IGNORED, **_OPTIONS),
+        Layout("open_magvit2_ema", averaged_rules(plain_rules()), ignored=AVERAGED_IGNORED, **_OPTIONS),
     )
     loss_weights: ClassVar[dict[str, float]] = {"commitment": 0.25, "sample_entropy": 0.1, "codebook_entropy": -0.1}
 

@@ -3,23 +3,50 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
-from mmblocks.tokenizers.open_magvit2 import AVERAGED_IGNORED, PLAIN_IGNORED, averaged_rules, network, plain_rules
+from mmblocks.tokenizers.open_magvit2 import (
+    AVERAGED_IGNORED,
+    HARMLESS,
+    PLAIN_IGNORED,
+    averaged_rules,
+    network,
+    plain_rules,
+    published_network,
+)
 from mmblocks.tokenizers.open_magvit2_autoencoder import OpenMAGVIT2Decoder, OpenMAGVIT2Encoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 _RULES = plain_rules(".conv_1")
 
 
+def _halved(multipliers: tuple[int, ...]) -> tuple[int, ...]:
+    """The levels behind which frames are halved with the sides: not those of the least width."""
+    return tuple(level for level, multiplier in enumerate(multipliers[:-1]) if multiplier != 1)
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Frames are halved with the sides, except behind levels of the least width. No config: that of the published model."""
+    """No config: that of the published model."""
     if not config:
         return {}
     arguments = network(config)
-    multipliers = arguments["multipliers"]
-    halved = tuple(level for level, multiplier in enumerate(multipliers[:-1]) if multiplier != 1)
-    return {**arguments, "temporal_levels": halved}
+    return {**arguments, **own_entries.read(config, {"temporal_levels": _halved(arguments["multipliers"])})}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    own = own_entries.written(arguments, {"temporal_levels": _halved(arguments["multipliers"])})
+    return {**published_network(arguments), **own}
+
+
+_OPTIONS: dict[str, Any] = {
+    "config": _config,
+    "published_config": _published_config,
+    "unwrap": "state_dict",
+    "harmless": HARMLESS,
+}
+"""Of both layouts."""
 
 
 class OpenMAGVIT2Video(VisualTokenizer):
@@ -37,8 +64,8 @@ class OpenMAGVIT2Video(VisualTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("open_magvit2_video", _RULES, ignored=PLAIN_IGNORED, config=_config, unwrap="state_dict"),
-        Layout("open_magvit2_video_ema", averaged_rules(_RULES), ignored=AVERAGED_IGNORED, config=_config, unwrap="state_dict"),
+        Layout("open_magvit2_video", _RULES, ignored=PLAIN_IGNORED, **_OPTIONS),
+        Layout("open_magvit2_video_ema", averaged_rules(_RULES), ignored=AVERAGED_IGNORED, **_OPTIONS),
     )
     loss_weights: ClassVar[dict[str, float]] = {"commitment": 0.25, "sample_entropy": 0.1, "codebook_entropy": -0.1}
 

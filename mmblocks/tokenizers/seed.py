@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from mmblocks.block import Block
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.eva import EvaTower
 from mmblocks.layers.eva_layouts import eva_rules
 from mmblocks.layers.qformer import qformer_rules
@@ -38,27 +41,58 @@ _RULES = (
 )
 
 
+_SIZES = {
+    "dim": ("hidden_size", 768),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "mlp_dim": ("intermediate_size", 3072),
+    "encoder_dim": ("encoder_width", 1408),
+    "cross_attention_every": ("cross_attention_freq", 2),
+    "num_codes": ("n_embed", 8192),
+    "code_dim": ("codebook_embed_dim", 32),
+    "decoder_layers": ("decode_depth", 4),
+    "embed_dim": ("image_features_dim", 1024),
+    "num_queries": ("num_query_token", 32),
+}
+"""Arguments -> those of the published class, or of its BERT, and their defaults."""
+
+_HARMLESS = (
+    *("vit", "bert", "use_grad_checkpoint", "vit_precision", "freeze_vit", "embed_dim", "max_txt_len", "use_recon_s_for_image"),
+    *("max_position_embeddings", "vocab_size", "type_vocab_size", "position_embedding_type", "query_length", "add_cross_attention"),
+)
+"""Of the published class: how it is trained, BLIP-2's contrastive head, and of its BERT what queries do not go through."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the published class. Sizes of BERT base and EVA-g are in none: they are the defaults."""
-    num_queries = config.get("num_query_token", 32)
-    sizes = {
-        "hidden_size": "dim",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "mlp_dim",
-        "encoder_width": "encoder_dim",
-        "cross_attention_freq": "cross_attention_every",
-        "n_embed": "num_codes",
-        "codebook_embed_dim": "code_dim",
-        "decode_depth": "decoder_layers",
-        "image_features_dim": "embed_dim",
-    }
+    """The arguments of the published class, which has no config file, and of the BERT in it."""
+    only(config, "vit_model", "eva_clip_g")
+    only(config, "recon_s", True)
+    only(config, "blocks_for_image", True)
+    only(config, "layer_norm_eps", 1e-12)
+    only(config, "hidden_act", "gelu")
+    arguments = {ours: config.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
+    own = {"causal": arguments["num_queries"] == 32, "decoder_heads": 12}  # the published code goes by the number
     return {
-        **{ours: config[theirs] for theirs, ours in sizes.items() if theirs in config},
-        **({"image_size": (config["img_size"],) * 2} if "img_size" in config else {}),
-        "num_queries": num_queries,
-        "causal": num_queries == 32,  # the published code goes by the number
+        **arguments,
+        "image_size": _pair(config.get("img_size", 224)),
         "head": "qformer" if config.get("use_qformer_image") else "mlp",
+        **own_entries.read(config, own),
+    }
+
+
+def _pair(side: int | list[int]) -> tuple[int, ...]:
+    return tuple(side) if isinstance(side, list) else (side, side)
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """Under the names of the published class, which has no config file; an image tower that is handed in is not told."""
+    height, width = arguments["image_size"]
+    own = {"causal": arguments["num_queries"] == 32, "decoder_heads": 12}
+    return {
+        **{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()},
+        "img_size": height if height == width else [height, width],
+        "use_qformer_image": arguments["head"] == "qformer",
+        **own_entries.written(arguments, own),
     }
 
 
@@ -89,6 +123,8 @@ class SEEDTokenizer(TowerTokenizer):
             _RULES,
             ignored=("Qformer.bert.embeddings.position_ids", "Reverse_Qformer.bert.embeddings.position_ids"),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.25, "commitment": 5.0, "image": 0.5, "features": 2.0}

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Rule
+from mmblocks.checkpoints.published_config import only, shown, title
+from mmblocks.checkpoints.rules import Arguments
 
 _RESIDUAL = (
     ("norm1.*", "norm1.*"),
@@ -108,6 +110,39 @@ TRAINING_MODULES = ("loss.*",)
 """Perceptual network and discriminator, which training checkpoints hold too."""
 
 
+TRAINING_ENTRIES = (
+    "lossconfig.*",
+    "learning_rate",
+    "base_learning_rate",
+    "resume_lr",
+    "min_learning_rate",
+    "warmup_epochs",
+    "scheduler_type",
+    "scheduler_config.*",
+    "lr_drop_epoch",
+    "lr_drop_rate",
+    "lr_g_factor",
+    "gradient_clip_val",
+    "ckpt_path",
+    "ignore_keys",
+    "image_key",
+    "monitor",
+    "use_ema",
+    "stage",
+    "sane_index_shape",
+    "beta",
+    "legacy",
+    "l2_normalize",
+    "sample_minimization_weight",
+    "batch_maximization_weight",
+    *(f"{part}{name}" for part in ("", "ddconfig.") for name in ("resolution", "attn_resolutions")),
+)
+"""Of taming-transformers' VQModel and its descendants: what counts in training alone, and of losses their weights.
+
+The two resolutions are read, but not every value of either moves attention to other levels.
+"""
+
+
 def at(prefix: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The same rules where the published names begin with ``prefix``."""
     return tuple(Rule(prefix + rule.theirs, rule.ours, rule.transform) for rule in rules)
@@ -127,10 +162,9 @@ def taming_network(ddconfig: Mapping[str, Any]) -> dict[str, Any]:
     """What taming's ``ddconfig`` says of the network. Attention goes by the nominal resolution, whatever the image's size.
 
     Raises:
-        ValueError: an encoder of twice the latent width, which is a variational one.
+        ValueError: an encoder of twice the latent width, which is a variational one; or another form of the network.
     """
-    if ddconfig.get("double_z"):
-        raise ValueError("double_z is true; accepted: false (a VQ tokenizer's encoder has no variance)")
+    check_ddconfig(ddconfig)
     multipliers = tuple(ddconfig["ch_mult"])
     return {
         "channels": ddconfig["ch"],
@@ -138,6 +172,41 @@ def taming_network(ddconfig: Mapping[str, Any]) -> dict[str, Any]:
         "num_blocks": ddconfig["num_res_blocks"],
         "attention_levels": levels_at(ddconfig["attn_resolutions"], ddconfig["resolution"], len(multipliers)),
         "latent_channels": ddconfig["z_channels"],
+    }
+
+
+def check_ddconfig(ddconfig: Mapping[str, Any]) -> None:
+    """Refuses what the network in latent diffusion's and taming's code can be beside what tokenizers are.
+
+    Raises:
+        ValueError: names the entry.
+    """
+    only(ddconfig, "double_z", False)  # a VQ tokenizer's encoder has no variance
+    only(ddconfig, "in_channels", 3)
+    only(ddconfig, "out_ch", 3)
+    only(ddconfig, "resamp_with_conv", True)
+    only(ddconfig, "use_linear_attn", False)
+    only(ddconfig, "give_pre_end", False)
+    only(ddconfig, "tanh_out", False)
+    if "attn_type" in ddconfig and ddconfig["attn_type"] != "vanilla":  # None, too, is another one
+        raise ValueError(f"{title(ddconfig, 'attn_type')} is {shown(ddconfig['attn_type'])}; accepted: 'vanilla'")
+
+
+def published_ddconfig(arguments: Arguments) -> dict[str, Any]:
+    """The way back from the arguments of ``taming_network``, for images of as many pixels as make each level's side unlike."""
+    multipliers = arguments["multipliers"]
+    resolution = 2 ** (len(multipliers) + 3)
+    return {
+        "double_z": False,
+        "z_channels": arguments["latent_channels"],
+        "resolution": resolution,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": arguments["channels"],
+        "ch_mult": list(multipliers),
+        "num_res_blocks": arguments["num_blocks"],
+        "attn_resolutions": [resolution // 2**level for level in arguments["attention_levels"]],
+        "dropout": 0.0,
     }
 
 

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints import own_entries
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checks import check_shape
 from mmblocks.layers.conv import channels_first, channels_last
 from mmblocks.layers.pixels import check_pixels, normalised_for, pixels_of
@@ -24,7 +27,6 @@ from mmblocks.tokenizers.bottlenecks.text_aligned import (
     TEXT_ALIGNED_RULES,
     UNTRAINED,
     TextAlignedQuantizer,
-    text_aligned_arguments,
 )
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
@@ -39,28 +41,70 @@ _RULES = (
 )
 
 
+_TEACHER = "google/siglip2-so400m-patch14-384"
+_OWN = {"decoder_heads": 12, "decoder_mlp_dim": 3072, "decoder_positions": 16}
+"""Arguments that stand in no config: Tar's decoder has SigLIP 2's own defaults."""
+
+_REGULARIZER = (
+    *("dim", "same_index_shape", "stochastic_temperature", "commitment_loss_weight", "codebook_loss_weight"),
+    *("entropy_loss_weight", "entropy_loss_temperature"),
+)
+_HARMLESS = (
+    *("name", "bottleneck_token_num", "input_type", "bottleneck.args.norm", "bottleneck.args.token_nums"),
+    *(f"bottleneck.args.regularizer.args.{name}" for name in _REGULARIZER),
+)
+"""Numbers of tokens, which go by the image; what ``forward`` returns; training. The temperature counts with ``stochastic``."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments in TA-Tok's file; without them the defaults are taken."""
     if not config:
         return {}
-    sizes = siglip_sizes(config.get("teacher", "google/siglip2-so400m-patch14-384"))
+    vision = own_entries.read(config, siglip_sizes(config.get("teacher", _TEACHER)))
+    only(config["bottleneck"], "name", "bottleneck")
     bottleneck = config["bottleneck"]["args"]
-    quantizer = text_aligned_arguments(
-        {
-            **bottleneck["regularizer"]["args"],
-            "bottleneck_dim": bottleneck["bottleneck_dim"],
-            "input_dim": sizes["dim"],
-            "output_dim": bottleneck["bottleneck_dim"],
-        }
-    )
+    only(bottleneck["regularizer"], "name", "simvq")
+    regularizer = bottleneck["regularizer"]["args"]
+    temperature = regularizer.get("stochastic_temperature", 1.0)
+    code_dim = bottleneck["bottleneck_dim"]
     return {
-        **sizes,
-        **{name: quantizer[name] for name in ("num_codes", "code_dim", "metric", "temperature")},
-        "image_size": config.get("input_size", sizes["image_size"]),
+        **vision,
+        "num_codes": regularizer["codebook_size"],
+        "code_dim": code_dim if code_dim > 0 else vision["dim"],
+        "metric": "cosine" if regularizer.get("l2_normalized") else "l2",
+        "temperature": (temperature if temperature > 0 else 0.1) if regularizer.get("stochastic") else None,
+        "image_size": config.get("input_size", vision["image_size"]),
         "state": config.get("select_layer_id", -2),
         "pool_scale": config.get("pool_scale", 1),
         "decoder_layers": config.get("decoder_depth", 3),
+        **own_entries.read(config, _OWN),
     }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """The arguments that TA-Tok's file holds beside its weights."""
+    temperature = arguments["temperature"]
+    regularizer = {
+        "codebook_size": arguments["num_codes"],
+        "l2_normalized": arguments["metric"] == "cosine",
+        "stochastic": temperature is not None,
+        **({} if temperature is None else {"stochastic_temperature": temperature}),
+    }
+    bottleneck = {"bottleneck_dim": arguments["code_dim"], "regularizer": {"name": "simvq", "args": regularizer}}
+    return {
+        "teacher": _TEACHER,
+        "input_size": arguments["image_size"],
+        "select_layer_id": arguments["state"],
+        "pool_scale": arguments["pool_scale"],
+        "decoder_depth": arguments["decoder_layers"],
+        "bottleneck": {"name": "bottleneck", "args": bottleneck},
+        **own_entries.written(arguments, {**siglip_sizes(_TEACHER), **_OWN, "image_size": arguments["image_size"]}),
+    }
+
+
+def _scale_difference(values: Tensor, arguments: Arguments) -> float:
+    """Of the mean, or the deviation, in a file from that with which pixels are normalised."""
+    return float((values.float() - 0.5).abs().max())
 
 
 class TATokEncoder(Block):
@@ -172,9 +216,12 @@ class TATok(VisualTokenizer):
         Layout(
             "tar",
             _RULES,
-            ignored=("scale_layer.*", "teacher.*", *(f"bottleneck.{name}" for name in UNTRAINED)),
+            ignored=("teacher.*", *(f"bottleneck.{name}" for name in UNTRAINED)),
+            derived=(Derived("scale_layer.*", _scale_difference),),
             config=_config,
+            published_config=_published_config,
             unwrap="model.sd",
+            harmless=_HARMLESS,
         ),
     )
 

@@ -3,6 +3,7 @@
 Shapes: B images, H and W pixels, K tokens, D width of a token.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Integer
@@ -19,10 +20,12 @@ from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.maskgit_vqgan import MaskGITDecoder
 from mmblocks.tokenizers.titok_layout import (
+    HARMLESS,
     ONE_STAGE_RULES,
     TEXT_RULES,
     TWO_STAGE_RULES,
     one_stage_config,
+    published_config,
     text_config,
     two_stage_config,
 )
@@ -85,7 +88,15 @@ class TiTok(OneDimensionalTokenizer):
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("titok", TWO_STAGE_RULES, config=two_stage_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "titok",
+            TWO_STAGE_RULES,
+            config=two_stage_config,
+            published_config=partial(published_config, kind="TiTok"),
+            harmless=HARMLESS,
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
 
     def __init__(
@@ -139,7 +150,15 @@ class OneStageTiTok(OneDimensionalTokenizer):
     Source: TiTok (arXiv 2406.07550), one-stage as in TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("titok", ONE_STAGE_RULES, config=one_stage_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "titok",
+            ONE_STAGE_RULES,
+            config=one_stage_config,
+            published_config=partial(published_config, kind="OneStageTiTok"),
+            harmless=HARMLESS,
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25, "kl": 1e-6}
 
     def __init__(
@@ -182,7 +201,11 @@ class TATiTok(OneDimensionalTokenizer):
     Source: TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("tatitok", TEXT_RULES, config=text_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "tatitok", TEXT_RULES, config=text_config, published_config=partial(published_config, kind="TATiTok"), harmless=HARMLESS
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = OneStageTiTok.loss_weights
 
     def __init__(

@@ -3,6 +3,7 @@
 Shapes: B images, H and W pixels, K tokens, D width of a token, h and w codes of the other tokenizer, C how many there are of them.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Int, Integer
@@ -13,7 +14,7 @@ from mmblocks.checkpoints.layouts import Layout
 from mmblocks.ops.nearest_code import Metric
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.titok import OneDimensionalTokenizer, transformer_arguments
-from mmblocks.tokenizers.titok_layout import FIRST_STAGE_RULES, first_stage_config
+from mmblocks.tokenizers.titok_layout import FIRST_STAGE_RULES, HARMLESS, first_stage_config, published_config
 from mmblocks.tokenizers.titok_vit import LARGE, TiTokEncoder, TiTokLogitDecoder
 from mmblocks.tokens import Latents
 
@@ -36,7 +37,15 @@ class FirstStageTiTok(OneDimensionalTokenizer):
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("titok", FIRST_STAGE_RULES, config=first_stage_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "titok",
+            FIRST_STAGE_RULES,
+            config=first_stage_config,
+            published_config=partial(published_config, kind="FirstStageTiTok"),
+            harmless=HARMLESS,
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25, "pixel_codes": 1.0}
 
     def __init__(

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Rule
+from mmblocks.checkpoints.published_config import only, shown, title
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.maskgit_vqgan import maskgit_half_rules
 from mmblocks.tokenizers.titok_vit import BASE, LARGE, SMALL
 
@@ -67,6 +70,35 @@ TEXT_RULES = (
 )
 
 
+_PIXELS = {
+    "num_pixel_codes": 1024,
+    "pixel_code_dim": 256,
+    "pixel_channels": 128,
+    "pixel_multipliers": (1, 1, 2, 2, 4),
+    "pixel_blocks": 2,
+}
+"""Sizes of the VQGAN, which stand in the official code alone."""
+
+_VQ_MODEL = (
+    "commitment_cost",
+    "pretrained_tokenizer_weight",
+    "clustering_vq",
+    "text_context_length",
+    "text_embed_dim",
+    "codebook_size",
+    "use_l2_norm",
+)
+"""What the model's part holds for training, for another kind of bottleneck, or for the kind of model that reads a text."""
+
+HARMLESS = (
+    *_VQ_MODEL,
+    *(f"model.vq_model.{name}" for name in _VQ_MODEL),
+    *(f"{section}.*" for section in ("experiment", "losses", "optimizer", "lr_scheduler", "training", "dataset.params")),
+    *(f"dataset.preprocessing.{name}" for name in ("random_crop", "random_flip", "res_ratio_filtering", "min_size")),
+)
+"""Of the whole config: how the model is trained."""
+
+
 def two_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``TiTok``.
 
@@ -74,7 +106,8 @@ def two_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the config of another kind of model.
     """
     _check_kind(config, "TiTok")
-    return _network(config) | _codebook(_model(config))
+    only(_model(config), "quantize_mode", "vq")
+    return _network(config) | _codebook(_model(config)) | own_entries.read(config, _PIXELS)
 
 
 def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,10 +117,9 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the config of another kind of model, or of one with a Gaussian, which upstream cannot train so.
     """
     _check_kind(config, "FirstStageTiTok")
-    mode = _model(config).get("quantize_mode", "vq")
-    if mode != "vq":
-        raise ValueError(f"quantize_mode is {mode!r}; accepted: 'vq'")
-    return _network(config) | _codebook(_model(config))
+    only(_model(config), "quantize_mode", "vq")
+    own = own_entries.read(config, {"num_pixel_codes": _PIXELS["num_pixel_codes"]})
+    return _network(config) | _codebook(_model(config)) | own
 
 
 def one_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,10 +130,9 @@ def one_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     _check_kind(config, "OneStageTiTok")
     model = _model(config)
-    mode = model.get("quantize_mode", "vq")
-    if mode not in ("vq", "vae"):
-        raise ValueError(f"quantize_mode is {mode!r}; accepted: 'vq', 'vae'")
-    return _network(config) | (_codebook(model) if mode == "vq" else {"num_codes": None})
+    only(model, "quantize_mode", "vq", "vae")
+    codebook = {"num_codes": None} if model.get("quantize_mode") == "vae" else _codebook(model)
+    return _network(config) | codebook
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +144,43 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "text_dim": model.get("text_embed_dim", 768),
         "text_length": model.get("text_context_length", 77),
     }
+
+
+def published_config(arguments: Arguments, kind: str) -> dict[str, Any]:
+    """The way back, for the ``TiTok``, ``FirstStageTiTok``, ``OneStageTiTok`` or ``TATiTok`` that ``kind`` says.
+
+    Sizes of transformers that upstream has no name for are written as they are, and read again here alone.
+    """
+    is_legacy, finetune_decoder = _KINDS["OneStageTiTok" if kind == "TATiTok" else kind]
+    codebook: dict[str, Any] = {"quantize_mode": "vae"}
+    if arguments["num_codes"] is not None:
+        l2_norm = arguments["metric"] == "cosine"
+        codebook = {"quantize_mode": "vq", "codebook_size": arguments["num_codes"], "use_l2_norm": l2_norm}
+    model: dict[str, Any] = {
+        **codebook,
+        "token_size": arguments["code_dim"],
+        "commitment_cost": 0.25,
+        "vit_enc_model_size": _size_name(arguments["encoder_size"]),
+        "vit_dec_model_size": _size_name(arguments["decoder_size"]),
+        "vit_enc_patch_size": arguments["patch_size"],
+        "vit_dec_patch_size": arguments["decoder_patch_size"],
+        "num_latent_tokens": arguments["num_tokens"],
+        "finetune_decoder": finetune_decoder,
+        "is_legacy": is_legacy,
+    }
+    if kind == "TATiTok":
+        names = {"clustering": "clustering_vq", "text_dim": "text_embed_dim", "text_length": "text_context_length"}
+        model |= {theirs: arguments[ours] for ours, theirs in names.items()}
+    own = {name: default for name, default in _PIXELS.items() if name in arguments}
+    return {
+        "model": {"vq_model": model},
+        "dataset": {"preprocessing": {"crop_size": arguments["image_size"]}},
+        **own_entries.written(arguments, own),
+    }
+
+
+def _size_name(size: tuple[int, int, int]) -> str | list[int]:
+    return next((name for name, known in _SIZES.items() if known == tuple(size)), list(size))
 
 
 def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -136,14 +204,34 @@ def _check_kind(config: Mapping[str, Any], wanted: str) -> None:
 def _network(config: Mapping[str, Any]) -> dict[str, Any]:
     model = _model(config)
     return {
-        "image_size": config.get("dataset", {}).get("preprocessing", {}).get("crop_size", 256),
+        "image_size": _image_size(config),
         "num_tokens": model["num_latent_tokens"],
         "code_dim": model["token_size"],
         "patch_size": model["vit_enc_patch_size"],
         "decoder_patch_size": model["vit_dec_patch_size"],
-        "encoder_size": _SIZES[model["vit_enc_model_size"]],
-        "decoder_size": _SIZES[model["vit_dec_model_size"]],
+        "encoder_size": _size(model, "vit_enc_model_size"),
+        "decoder_size": _size(model, "vit_dec_model_size"),
     }
+
+
+def _image_size(config: Mapping[str, Any]) -> int:
+    """Of the square that the evaluation cuts, behind resizing the shorter side to as many pixels."""
+    images = config.get("dataset", {}).get("preprocessing", {})
+    size: int = images.get("crop_size", 256)
+    only(images, "resize_shorter_edge", size)
+    only(images, "interpolation", "bicubic")
+    only(images, "normalize_mean", [0.0, 0.0, 0.0])
+    only(images, "normalize_std", [1.0, 1.0, 1.0])
+    return size
+
+
+def _size(model: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = model[key]
+    if isinstance(value, list):
+        return tuple(value)
+    if value not in _SIZES:
+        raise ValueError(f"{title(model, key)} is {shown(value)}; accepted: {', '.join(_SIZES)}")
+    return _SIZES[value]
 
 
 def _codebook(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only, shown
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.attention_projection import attention_projection_rules
 from mmblocks.layers.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.pickling import weightless
@@ -19,7 +22,7 @@ from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vitamin import VITAMIN_RULES, ViTaminDecoder, ViTaminEncoder
 from mmblocks.tokens import Latents
 
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     "vitamin_base": {"dim": 768, "widths": (128, 256), "num_layers": 14, "num_heads": 12},
     "vitamin_large": {"dim": 1024, "widths": (160, 320), "num_layers": 31, "num_heads": 16},
 }
@@ -35,14 +38,66 @@ _RULES = (
 _LEFT_OUT = ("encoder.pos_embed", "quantizer.codebooks.{}.vocab_usage", "text_encoder.*", "logit_scale")
 
 
+_DEPTHS = {"depths": (2, 4), "decoder_depths": (4, 2)}
+
+_HARMLESS = (
+    # the quantiser's losses, and an option that nothing reads
+    *("vq_beta", "beta", "le", "lq", "e_temp", "use_entropy_loss", "entropy_temp", "vocab_norm"),
+    # the text encoder, and how it and the image encoder begin
+    *("text_width", "text_heads", "text_layers", "text_vocab_size", "text_context_length", "use_clip_pretrain"),
+    *("clip_pretrain_path", "pretrained_clip", "pretrained_clip_text", "lock_text", "lock_text_unlocked_layers"),
+    *("lock_text_freeze_layer_norm", "force_custom_text", "force_custom_vision", "local_loss", "gather_with_grad"),
+    *("vae_init", "vocab_init", "disc_init", "drop_path"),
+    # files, devices and number formats
+    *("exp_name", "output_dir", "resume_from", "lpips_path", "dino_path", "fid_eval_src", "fid_eval_dst", "vis_img_dir"),
+    *("fid_feature_extractor", "fp16", "bf16", "tf32", "compile_model", "ddp_static", "grad_ckpt", "grad_accu", "device"),
+    *("seed", "deterministic", "same_seed_for_all_ranks", "report_wandb", "wandb_notes", "run_id", "eval_per_epoch"),
+    *("dbg_unused_param", "dbg_nan", "zeroshot_eval_freq"),
+    # data
+    *("train_data", "val_data", "dataset_type", "imagenet_val", "imagenet_v2", "subset_ratio", "hflip", "workers"),
+    *("train_num_samples", "train_data_upsampling_factors", "dataset_resampled", "use_aug"),
+    # the discriminator, the optimiser and the weights of losses
+    *("dino_depth", "dino_kernel_size", "disc_norm", "disc_aug_prob", "disc_specnorm", "step_disc_every", "disc_lr", "disc_wd"),
+    *("disc_start_ep", "disc_warmup_ep", "disc_lr_end_ratio", "disc_optim_beta", "dcrit", "gada", "bcr", "bcr_cut"),
+    *("epoch", "local_bs", "vae_local_bs", "global_bs", "lr", "wd", "grad_clip", "ema", "warmup_iter", "warmup_ep", "schedule"),
+    *("lr_start_ratio", "lr_end_ratio", "custom_lr_multiplier", "optimizer", "optim_eps", "fuse_opt", "optim_beta"),
+    *("l1", "l2", "lp", "lpr", "ld", "lc"),
+)
+"""Of the arguments of UniTok's training script, which its file holds all of."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options in UniTok's file, which are handed in by hand; without them the defaults are taken."""
-    if config.get("quant_proj", "attn") != "attn":
-        raise ValueError(f"quant_proj is {config['quant_proj']!r}; accepted: 'attn'")
+    only(config, "quant_proj", "attn")
+    only(config, "num_query", 0)
+    only(config, "patch_size", 16)
+    only(config, "resize_ratio", 1.125)
+    model = config.get("model", "vitamin_large")
+    if model not in _SIZES:
+        raise ValueError(f"model is {shown(model)}; accepted: {', '.join(_SIZES)}")
     return {
-        **_SIZES[config.get("model", "vitamin_large")],
+        **own_entries.read(config, {**_SIZES[model], **_DEPTHS}),
         **unitok_codebooks(config),
         "text_dim": config.get("embed_dim", 768),
+        "image_size": config.get("img_size", 256),
+    }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """The options of UniTok's training script; sizes that it has no name for are written as they are, and read here alone."""
+    count, temperature = arguments["num_codebooks"], arguments["entropy_temperature"]
+    known = (name for name, sizes in _SIZES.items() if all(arguments[key] == value for key, value in sizes.items()))
+    model = next(known, "vitamin_large")
+    return {
+        "model": model,
+        "num_codebooks": count,
+        "vocab_size": count * arguments["num_codes"],
+        "vocab_width": count * arguments["code_dim"],
+        "quant_proj": "attn",
+        "embed_dim": arguments["text_dim"],
+        "img_size": arguments["image_size"],
+        **({"le": 0.0} if temperature is None else {"le": 1.0, "e_temp": temperature}),
+        **own_entries.written(arguments, {**_SIZES[model], **_DEPTHS}),
     }
 
 
@@ -64,7 +119,17 @@ class UniTok(VisualTokenizer):
     Source: UniTok (arXiv 2502.20321; FoundationVision/UniTok).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("unitok", _RULES, ignored=_LEFT_OUT, config=_config, unwrap="trainer.unitok"),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "unitok",
+            _RULES,
+            ignored=_LEFT_OUT,
+            config=_config,
+            published_config=_published_config,
+            unwrap="trainer.unitok",
+            harmless=_HARMLESS,
+        ),
+    )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
     decoder: ViTaminDecoder
 

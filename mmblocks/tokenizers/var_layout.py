@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Rule, Split
+from mmblocks.checkpoints.own_entries import as_tuples
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.taming_layout import residual_rules
 
 _BLENDS = (
@@ -36,12 +39,27 @@ def quantizer_arguments(config: Mapping[str, Any], layout: str) -> dict[str, Any
     wanted = {0: "var-all-blends", 1: "var-one-blend"}.get(num_blends, "var")
     if layout != wanted:
         raise ValueError(f"share_quant_resi is {num_blends}, whose layout is {wanted!r}")
+    scales = as_tuples(config.get("v_patch_nums", (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
+    only(config, "default_qresi_counts", 0, len(scales))
+    if abs(config.get("quant_resi", 0.5)) < 1e-6:
+        raise ValueError("quant_resi is 0, which leaves the smoothing convolutions out; accepted: any other number")
     return {
         "num_codes": config.get("vocab_size", 4096),
-        "scales": tuple(config.get("v_patch_nums", (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))),
+        "scales": scales,
         "num_blends": num_blends,
         "blend": abs(config.get("quant_resi", 0.5)),
         "metric": "cosine" if config.get("using_znorm") else "l2",
+    }
+
+
+def published_quantizer(arguments: Arguments) -> dict[str, Any]:
+    """The way back. Scales that are no squares are lists, which VAR's own options do not know."""
+    return {
+        "vocab_size": arguments["num_codes"],
+        "v_patch_nums": list(arguments["scales"]),
+        "share_quant_resi": arguments["num_blends"],
+        "quant_resi": arguments["blend"],
+        "using_znorm": arguments["metric"] == "cosine",
     }
 
 

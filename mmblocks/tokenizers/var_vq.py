@@ -12,24 +12,42 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.conv import Conv2d
 from mmblocks.layers.pixels import check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer, Scale
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
-from mmblocks.tokenizers.var_layout import NETWORK_RULES, quantizer_arguments, quantizer_rules
+from mmblocks.tokenizers.var_layout import NETWORK_RULES, published_quantizer, quantizer_arguments, quantizer_rules
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokens import Latents
 
 
 def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
     """VAR's options; its file comes without any, and is that of the defaults."""
+    only(config, "quant_conv_ks", 3)
+    only(config, "using_sa", True)
+    only(config, "using_mid_sa", True)
+    only(config, "in_channels", 3)
+    only(config, "double_z", False)
     return {
         **quantizer_arguments(config, layout),
         "code_dim": config.get("z_channels", 32),
         "channels": config.get("ch", 160),
         "multipliers": tuple(config.get("ch_mult", (1, 1, 2, 2, 4))),
         "num_blocks": config.get("num_res_blocks", 2),
+    }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """Under the names of VAR's class, which has no config file."""
+    return {
+        **published_quantizer(arguments),
+        "z_channels": arguments["code_dim"],
+        "ch": arguments["channels"],
+        "ch_mult": list(arguments["multipliers"]),
+        "num_res_blocks": arguments["num_blocks"],
     }
 
 
@@ -94,7 +112,13 @@ class VARVQ(VisualTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = tuple(
-        Layout(name, (*NETWORK_RULES, *rules), config=partial(_config, layout=name))
+        Layout(
+            name,
+            (*NETWORK_RULES, *rules),
+            config=partial(_config, layout=name),
+            published_config=_published_config,
+            harmless=("beta", "test_mode"),
+        )
         for name, rules in quantizer_rules("quantize.", "bottleneck.").items()
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}

@@ -3,7 +3,6 @@
 Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -16,57 +15,8 @@ from mmblocks.layers.pixels import centre_square, on_white, pixels_of
 from mmblocks.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
-from mmblocks.tokenizers.taming_layout import DIFFUSERS_RULES, TAMING_RULES, TRAINING_MODULES, at, levels_at, taming_network
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-
-
-def _taming_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    network = taming_network(config["ddconfig"])
-    return {**network, "num_codes": config["n_embed"], "code_dim": config["embed_dim"]}
-
-
-def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' names. Its Chameleon has no decoder."""
-    num_levels = len(config["channel_multiplier"])
-    return {
-        "num_codes": config["num_embeddings"],
-        "code_dim": config["embed_dim"],
-        "channels": config["base_channels"],
-        "multipliers": tuple(config["channel_multiplier"]),
-        "num_blocks": config["num_res_blocks"],
-        "attention_levels": levels_at(config.get("attn_resolutions") or (), config["resolution"], num_levels),
-        "latent_channels": config["latent_channels"],
-        "image_size": config["resolution"],
-        "has_decoder": False,
-    }
-
-
-def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a whole Chameleon."""
-    return _transformers_config(config["vq_config"])
-
-
-def _diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """diffusers' VQModel.
-
-    Raises:
-        ValueError: another norm, another activation or no attention in the middle, which this class does not have.
-    """
-    fixed = {"norm_type": "group", "act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": True}
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{name} is {config[name]!r}; accepted: {value!r}")
-    widths = config["block_out_channels"]
-    return {
-        "num_codes": config["num_vq_embeddings"],
-        "code_dim": config["vq_embed_dim"] or config["latent_channels"],
-        "channels": widths[0],
-        "multipliers": tuple(width // widths[0] for width in widths),
-        "num_blocks": config["layers_per_block"],
-        "attention_levels": tuple(n for n, kind in enumerate(config["down_block_types"]) if kind.startswith("Attn")),
-        "latent_channels": config["latent_channels"],
-        "deepest_first": True,
-    }
+from mmblocks.tokenizers.vqgan_layout import CHAMELEON_LAYOUTS, VQGAN_LAYOUTS
 
 
 class MissingDecoder(Block):
@@ -100,10 +50,7 @@ class VQGAN(VisualTokenizer):
     Source: Esser et al., Taming Transformers (arXiv 2012.09841; CompVis/taming-transformers).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("taming", TAMING_RULES, ignored=TRAINING_MODULES, config=_taming_config, unwrap="state_dict"),
-        Layout("diffusers", DIFFUSERS_RULES, config=_diffusers_config),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = VQGAN_LAYOUTS
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 0.25, "commitment": 1.0}
 
     def __init__(
@@ -148,15 +95,12 @@ class ChameleonVQ(VQGAN):
         image_size: shorter side, in pixels, to which ``preprocess`` brings an image before it cuts a square.
         has_decoder: transformers' checkpoints of Chameleon hold the encoder's half alone, and cannot decode.
         num_codes, code_dim, channels, multipliers, num_blocks, attention_levels, latent_channels: as in ``VQGAN``.
+        mean, std: see ``VisualTokenizer``.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon), Anole (arXiv 2407.06135; GAIR-NLP/anole).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("chameleon", TAMING_RULES, ignored=TRAINING_MODULES, config=_taming_config, unwrap="state_dict"),
-        Layout("chameleon-transformers", TAMING_RULES, config=_transformers_config),
-        Layout("chameleon-transformers-whole", at("model.vqmodel.", TAMING_RULES), ignored=("*",), config=_transformers_whole),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = CHAMELEON_LAYOUTS
 
     def __init__(
         self,
@@ -170,6 +114,8 @@ class ChameleonVQ(VQGAN):
         latent_channels: int = 256,
         image_size: int = 512,
         has_decoder: bool = True,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(
             num_codes=num_codes,
@@ -182,6 +128,8 @@ class ChameleonVQ(VQGAN):
             has_decoder=has_decoder,
         )
         self.image_size = image_size
+        self.mean = mean
+        self.std = std
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:

@@ -20,6 +20,10 @@ def ramp_mean(values: Tensor) -> Tensor:
     return (values * torch.linspace(-1, 1, values.numel()).view_as(values)).mean()
 
 
+_NOTES = re.compile(r"(\w+_)?(override|production|constants)(_\w+)?")
+"""Entries of a case's config that are about how the case was made: no published config has them."""
+
+
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
@@ -69,7 +73,9 @@ class Case:
         """
         with TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "config.json").write_text(json.dumps(self.config if config is None else config))
+            content = self.config if config is None else config
+            published = {name: value for name, value in content.items() if not _NOTES.fullmatch(name)}
+            (folder / "config.json").write_text(json.dumps(published))
             save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
             block = cls.from_pretrained(folder, **options)
             self._check_written_back(block, options.get("layout"))

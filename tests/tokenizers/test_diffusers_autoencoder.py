@@ -180,8 +180,9 @@ def test_leftovers_in_a_published_config(tmp_path) -> None:
     assert "block_out_channels" in config
     DiffusersAutoencoder.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"novelty": 3}))
-    with pytest.warns(UserWarning, match="AutoencoderTiny knows no novelty"):
+    with pytest.raises(ValueError, match="does not know: novelty = 3"):
         DiffusersAutoencoder.from_pretrained(tmp_path)
+    DiffusersAutoencoder.from_pretrained(tmp_path, ignored_entries=["novelty"])
     (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "DiffusionPipeline"}))
     with pytest.raises(ValueError, match="'DiffusionPipeline'; accepted: AutoencoderKL, "):
         DiffusersAutoencoder.from_pretrained(tmp_path)

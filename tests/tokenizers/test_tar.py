@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from mmblocks import Block
@@ -94,3 +95,19 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_preprocess_gives_what_encode_takes() -> None:
     tok = tokenizer()
     assert tok.encode(tok.preprocess(Image.new("RGB", (90, 50), "white"))[None]).ids.shape == (1, 5, 5)
+
+
+def test_mean_and_deviation_in_tar_s_file(tmp_path) -> None:
+    """They are not read, but must be those with which pixels are normalised."""
+    tok = tokenizer().eval()
+    tok.to_upstream(tmp_path)
+    (layout,) = tok.layouts
+    tensors = {key: value.contiguous() for key, value in layout.convert(tok.state_dict(), tok.config, to="theirs")}
+    for scale, fits in ((0.5, True), (0.6, False)):
+        extra = {"scale_layer.shift": torch.full((1, 3, 1, 1), 0.5), "scale_layer.scale": torch.full((1, 3, 1, 1), scale)}
+        save_file({**tensors, **extra}, tmp_path / "model.safetensors")
+        if fits:
+            assert TATok.from_pretrained(tmp_path).config == tok.config
+        else:
+            with pytest.raises(ValueError, match=r"scale_layer\.scale differs by up to 0\.1"):
+                TATok.from_pretrained(tmp_path)

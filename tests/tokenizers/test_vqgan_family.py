@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 from diffusers import VQModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from transformers import ChameleonVQVAEConfig, JanusVQVAEConfig
+from transformers import ChameleonImageProcessor, ChameleonVQVAEConfig, JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from mmblocks import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ
 from mmblocks.layers.conv import channels_first
+from mmblocks.layers.pixels import normalise
 
 SMALL = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "latent_channels": 8, "code_dim": 4, "num_codes": 16}
 KINDS = [VQGAN, ChameleonVQ, LlamaGenVQ, IBQ]
@@ -199,3 +201,40 @@ def test_nan_never_reaches_the_codebook() -> None:
     tokenizer = VQGAN(**SMALL)
     with pytest.raises(ValueError, match="NaN or infinity; nothing was learned"):
         tokenizer.bottleneck(torch.full((1, 2, 2, 4), torch.nan))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "size": {"shortest_edge": 16},
+            "crop_size": {"height": 16, "width": 16},
+            "image_mean": [0.9, 1.0, 1.1],
+            "image_std": [0.8] * 3,
+        },
+    ],
+)
+def test_chameleon_s_image_processor_in_transformers(tmp_path, options) -> None:
+    (layout,) = (layout for layout in ChameleonVQ.layouts if layout.name == "chameleon-transformers")
+    sizes = {"num_codes": 16, "code_dim": 4, "channels": 32, "multipliers": (1, 2), "num_blocks": 1, "latent_channels": 8}
+    vq = ChameleonVQ(**sizes, image_size=32, has_decoder=False)
+    vq.to_upstream(tmp_path, layout=layout.name)
+    processor = ChameleonImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    loaded = ChameleonVQ.from_pretrained(tmp_path)
+    side = options.get("crop_size", {}).get("height", 512)
+    image = Image.effect_noise((side, side), 60).convert("RGB")
+    theirs = processor(image, return_tensors="pt")["pixel_values"]
+    pixels = loaded.preprocess(image)[None]
+    torch.testing.assert_close(normalise(pixels, loaded.mean, loaded.std), theirs, atol=1e-4, rtol=1e-4)
+    for change in (
+        {"resample": 3},
+        {"do_center_crop": False},
+        {"size": {"height": 16, "width": 16}},
+        {"crop_size": 24},
+        {"do_pad": True},
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
+        with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+            ChameleonVQ.from_pretrained(tmp_path)
