@@ -69,7 +69,8 @@ class Derived:
             difference = self.difference(tensor, arguments)
         except ValueError as error:
             raise ValueError(f"{key} is not what follows from the config: {error}") from error
-        if not difference <= self.tolerance + torch.finfo(tensor.dtype).eps:
+        rounding = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        if not difference <= self.tolerance + rounding:
             raise ValueError(
                 f"{key} differs by up to {difference:.3g} from what follows from the config; accepted: {self.tolerance:g} and"
                 " rounding. The file was made with other arguments than its config names"
