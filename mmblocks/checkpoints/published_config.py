@@ -111,13 +111,14 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
 
     Args:
         config: the config. One that names no model is taken.
-        accepted: values of ``model_type``. A class fits that is called like one of them, as ``LlamaForCausalLM`` is for "llama".
+        accepted: values of ``model_type``, in which case and punctuation do not count. A class fits that is called like one of
+            them, as ``LlamaForCausalLM`` is for "llama".
 
     Raises:
         ValueError: it is another model's.
     """
     kind = config.get("model_type")
-    if kind is not None and kind not in accepted:
+    if kind is not None and _letters(str(kind)) not in map(_letters, accepted):
         raise ValueError(f"{title(config, 'model_type')} is {shown(kind)}; accepted: {', '.join(accepted)}")
     names = "|".join(re.escape(_letters(name)) for name in accepted)
     for architecture in config.get("architectures") or ():

@@ -9,7 +9,8 @@ from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES
+from mmblocks.trunks.llama_config import llama_config
 
 
 def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES
+from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.routed_decoder import EVE2_RULES, PARTS, RoutedDecoder, RouteRule, eve2_config
 
 

@@ -15,8 +15,9 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention import Prepared
 from mmblocks.positions import PositionScheme, RotaryTable
 from mmblocks.trunks.decoder import Attention, Decoder, DecoderLayer
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, NOT_THE_TRUNK, llama_config
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES, NOT_THE_TRUNK
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.llama_config import llama_config
 
 HEAD_NORM_EPS = 1e-5
 

@@ -1,92 +1,12 @@
 """What the published checkpoints of the Llama family look like, next to ``Decoder``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
-from mmblocks.layers.rotary_scaling import yarn_growth
-
-
-def llama_config(config: Mapping[str, Any], *, qk_norm: bool = False) -> dict[str, Any]:
-    """A transformers config of the Llama family as ``Decoder`` arguments.
-
-    Raises:
-        ValueError: a sliding window or partly rotated heads, which ``Decoder`` does not have.
-    """
-    _check_followed(config)
-    num_heads = config["num_attention_heads"]
-    return {
-        "dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": num_heads,
-        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
-        "mlp_dim": config["intermediate_size"],
-        "norm_eps": config["rms_norm_eps"],
-        "rope_theta": config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0),
-        "rope_scaling": _scaling(config),
-        "qk_norm": qk_norm,
-    }
-
-
-def qwen2_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers config of Qwen2 or Qwen2.5 as ``Decoder`` arguments; that q, k and v have biases is not in it."""
-    return {**llama_config(config), "qkv_bias": True}
-
-
-def _scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ``rope_scaling`` of ``Decoder``. Newer files have it among the ``rope_parameters``, older ones call longrope "su"."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = given.get("type", given.get("rope_type", "default"))
-    match kind:
-        case "default":
-            return None
-        case "dynamic":
-            return {"type": kind, "factor": given["factor"], "max_position": config["max_position_embeddings"]}
-        case "longrope" | "su":
-            trained = _trained(config, given)
-            return {
-                "type": "longrope",
-                "factor": given.get("factor") or config["max_position_embeddings"] / trained,
-                "max_position": trained,
-                "short_factor": tuple(given["short_factor"]),
-                "long_factor": tuple(given["long_factor"]),
-            }
-        case "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor")
-            return {"type": kind, **{name: given[name] for name in names}, "max_position": _trained(config, given)}
-        case "yarn":
-            return {"type": kind, **_yarn(given, config["max_position_embeddings"], _trained(config, given))}
-        case _:
-            return {"type": kind, "factor": given["factor"]}
-
-
-def _trained(config: Mapping[str, Any], given: Mapping[str, Any]) -> int:
-    """The length that was trained with; the longest one where nothing else is said."""
-    name = "original_max_position_embeddings"
-    length: int = given.get(name) or config.get(name) or config["max_position_embeddings"]
-    return length
-
-
-def _yarn(given: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
-    """YaRN's entries; a config may give two weights in place of the growth of queries and keys (DeepSeek)."""
-    factor = given.get("factor") or longest / trained
-    growth, above, below = (given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
-    if growth is None and above and below:
-        growth = yarn_growth(factor, above) / yarn_growth(factor, below)
-    more = {name: given.get(name) for name in ("beta_fast", "beta_slow", "truncate")} | {"attention_factor": growth}
-    return {"factor": factor, "max_position": trained, **{name: value for name, value in more.items() if value is not None}}
-
-
-def _check_followed(config: Mapping[str, Any]) -> None:
-    window = config.get("sliding_window")
-    if window is not None and config.get("use_sliding_window", True) and window < config.get("max_position_embeddings", window):
-        raise ValueError(f"sliding_window is {window}; accepted: none, or one as long as max_position_embeddings")
-    rotated = config.get("partial_rotary_factor") or config.get("rope_parameters", {}).get("partial_rotary_factor", 1.0)
-    if rotated != 1.0:
-        raise ValueError(f"partial_rotary_factor is {rotated}; accepted: 1, heads that are rotated as a whole")
-
+from mmblocks.trunks.derived_tables import inverse_frequencies
+from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config, qwen2_config
 
 LLAMA_RULES = (
     Rule("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
@@ -127,13 +47,31 @@ def attention_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     return arguments["num_heads"] * head_dim, key, key
 
 
-NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.{}.self_attn.rotary_emb.inv_freq")
-"""Tensors of a language model that belong to other parts, or to none."""
+NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors of a language model that belong to other parts."""
+
+INVERSE_FREQUENCIES = inverse_frequencies("model.layers.{}.self_attn.rotary_emb.inv_freq")
+"""The angles, which older files hold once a layer."""
+
+_EMU3_IDS = ("img_token_id", "boi_token_id", "eoi_token_id", "eol_token_id", "eof_token_id", "image_area")
+
+
+def _layout(name: str, rules: tuple[Rule | Split, ...], config: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Layout:
+    return Layout(
+        name,
+        rules,
+        ignored=NOT_THE_TRUNK,
+        config=config,
+        derived=(INVERSE_FREQUENCIES,),
+        harmless=(*LLAMA_HARMLESS, *_EMU3_IDS),
+        otherwise="TransformersTrunk loads most other decoders of transformers",
+    )
+
 
 DECODER_LAYOUTS = (
-    Layout("llama", _PLAIN_RULES, ignored=NOT_THE_TRUNK, config=llama_config),
-    Layout("llama-qk-norm", LLAMA_RULES, ignored=NOT_THE_TRUNK, config=partial(llama_config, qk_norm=True)),
-    Layout("qwen2", _PLAIN_RULES, ignored=NOT_THE_TRUNK, config=qwen2_config),
-    Layout("phi3", PHI3_RULES, ignored=NOT_THE_TRUNK, config=llama_config),
+    _layout("llama", _PLAIN_RULES, partial(llama_config, models=("llama", "mistral", "emu3", "emu3_text_model"))),
+    _layout("llama-qk-norm", LLAMA_RULES, partial(llama_config, models=("qwen3", "emu3"), qk_norm=True)),
+    _layout("qwen2", _PLAIN_RULES, qwen2_config),
+    _layout("phi3", PHI3_RULES, partial(llama_config, models=("phi3",))),
 )
-"""Llama and Emu3; Qwen3 and Emu3.5; Qwen2 and Qwen2.5; Phi-3."""
+"""Llama, Mistral and Emu3; Qwen3 and Emu3.5; Qwen2 and Qwen2.5; Phi-3."""

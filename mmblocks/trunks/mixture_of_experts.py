@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.layers.attention import Prepared
 from mmblocks.masks import Mask, MaskRule
 from mmblocks.ops.routed_linear import group_rows, routed_linear
 from mmblocks.positions import PositionScheme, RotaryTable
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.decoder import Attention, Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.routed_decoder import unfilled
 
 
@@ -111,7 +113,9 @@ class MoELayer(nn.Module):
 
 
 def _mixtral_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {name: value for name, value in llama_config(config).items() if name not in ("qk_norm", "qkv_bias")}
+    arguments = llama_config(config, models=("mixtral",))
+    del arguments["qk_norm"]
+    only(config, "norm_topk_prob", True)
     return {**arguments, "num_experts": config["num_local_experts"], "experts_per_token": config["num_experts_per_tok"]}
 
 
@@ -142,6 +146,8 @@ class MoEDecoder(Decoder):
             ),
             ignored=("model.embed_tokens.weight", "lm_head.weight"),
             config=_mixtral_config,
+            harmless=LLAMA_HARMLESS,
+            otherwise="TransformersTrunk loads most other decoders of transformers",
         ),
     )
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
-from mmblocks.trunks.decoder_layouts import attention_rows, llama_config
+from mmblocks.trunks.decoder_layouts import attention_rows
+from mmblocks.trunks.llama_config import llama_config
 
 _LAYER = "language_model.model.layers.{}."
 _MLP = (("w1", "gate"), ("w3", "up"), ("w2", "down"))

@@ -18,9 +18,10 @@ from mmblocks.ops.routed_linear import RowGroups, group_rows
 from mmblocks.positions import PositionScheme
 from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, llama_config
+from mmblocks.trunks.decoder_layouts import LLAMA_RULES
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.mono_internvl_layout import MONO_INTERNVL_LAYOUT
 from mmblocks.trunks.routed_layers import RoutedAttention, RoutedLayer, RoutedLinear, RoutedNorm, RoutedSwiGLU
 

@@ -13,11 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.masks import Causal, Dense, Mask, MaskRule, densify, find_mask
 from mmblocks.positions import PositionScheme, sequential
 from mmblocks.renamed import TRANSFORMERS_CACHE, parameter_name
 from mmblocks.tokens import TokenTable
+from mmblocks.trunks.decoder_layouts import NOT_THE_TRUNK
+from mmblocks.trunks.derived_tables import frequencies_differ
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.transformers_hooks import ATTENTION, register, watched
@@ -57,12 +60,44 @@ class TransformersCache(KVCache):
         return chosen
 
 
+_NOT_THE_TRUNKS = (
+    "architectures",
+    "auto_map",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "quantization_config",
+)
+"""Entries of a config that say nothing about the trunk."""
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A published config: it is the argument, but for what says nothing about the trunk."""
+    """A published config: it is the argument. What transformers makes of an entry is its own affair."""
     if "model_type" not in config:
         raise ValueError("the config has no model_type; accepted: a config of transformers")
-    left_out = ("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "quantization_config")
-    return {"language_model": {name: value for name, value in config.items() if name not in left_out}}
+    if config.get("quantization_config") is not None:
+        raise ValueError(
+            "the config has a quantization_config; accepted: weights that are not quantized, or TransformersTrunk.around"
+        )
+    return _described(config)
+
+
+def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"language_model": {name: value for name, value in config.items() if name not in _NOT_THE_TRUNKS}}
+
+
+def _frequencies_differ(table: Tensor, arguments: Arguments) -> float:
+    """How far angles in a file are from those that transformers computes."""
+    from transformers import AutoConfig
+
+    described = AutoConfig.for_model(**arguments["language_model"])
+    rope = described.rope_parameters if hasattr(described, "rope_parameters") else {}
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+        raise ValueError(f"it cannot be compared for rope_parameters {rope}; accepted: rotary angles that are not scaled")
+    share = rope.get("partial_rotary_factor") or 1.0
+    head_dim = getattr(described, "head_dim", None) or described.hidden_size // described.num_attention_heads
+    return frequencies_differ(table, {"head_dim": int(head_dim * share), "rope_theta": rope["rope_theta"]})
 
 
 class TransformersTrunk(Block):
@@ -79,7 +114,8 @@ class TransformersTrunk(Block):
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no ``model_type``, or a model in which some layers see a window only: a mask from the table would widen it.
+        ValueError: no ``model_type``, quantized weights, or a model in which some layers see a window only: a mask from the table
+            would widen it.
 
     Source: huggingface/transformers.
     """
@@ -88,8 +124,10 @@ class TransformersTrunk(Block):
         Layout(
             "transformers",
             (Rule("model.*", "model.*"),),
-            ignored=("model.embed_tokens.weight", "lm_head.weight", "model.layers.{}.self_attn.rotary_emb.inv_freq"),
+            ignored=NOT_THE_TRUNK,
             config=_config,
+            derived=(Derived("model.layers.{}.self_attn.rotary_emb.inv_freq", _frequencies_differ),),
+            harmless=("architectures",),
         ),
     )
 
@@ -104,7 +142,7 @@ class TransformersTrunk(Block):
         base = getattr(model, model.base_model_prefix, model)
         described = json.loads(base.config.to_json_string(use_diff=True))
         with torch.device("meta"):
-            trunk = cls(**_config({"model_type": base.config.model_type, **described}), positions=positions)
+            trunk = cls(**_described({"model_type": base.config.model_type, **described}), positions=positions)
         return trunk._share(base)
 
     def forward(
@@ -197,7 +235,7 @@ def _build(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"language_model has {sorted(config)}; accepted: a config of transformers with its model_type")
     settings = {name: value for name, value in config.items() if name != "model_type"}
     described = AutoConfig.for_model(config["model_type"], **settings)
-    if "sliding_attention" in (getattr(described, "layer_types", None) or ()):
+    if _has_window(described):
         raise ValueError(f"{config['model_type']} has layers that see a window; accepted: models in which every layer sees all")
     register()
     auto: Any = AutoModel  # its methods have no types
@@ -206,6 +244,15 @@ def _build(config: Mapping[str, Any]) -> Any:
     if model._supports_attention_backend:
         model.set_attn_implementation(ATTENTION)
     return model
+
+
+def _has_window(described: Any) -> bool:
+    """Whether a layer sees less than rows can hold. Models without ``layer_types`` have a window in every layer, or in none."""
+    kinds = getattr(described, "layer_types", None)
+    if kinds:
+        return any(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
+    window = getattr(described, "sliding_window", None)
+    return window is not None and window < getattr(described, "max_position_embeddings", window)
 
 
 def _without_embedding(model: Any) -> Any:

@@ -1,0 +1,32 @@
+"""Tables that older language models wrote into their files, although they follow from the config."""
+
+import torch
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Derived
+from mmblocks.checkpoints.rules import Arguments
+
+
+def inverse_frequencies(name: str) -> Derived:
+    """The angles of the first position, as transformers wrote them up to its version 4.31: one for each pair of channels.
+
+    Args:
+        name: the tensor's name, or a pattern.
+    """
+    return Derived(name, frequencies_differ)
+
+
+def frequencies_differ(table: Tensor, arguments: Arguments) -> float:
+    """How far angles are from those of ``head_dim`` and ``rope_theta``.
+
+    Relative, so that slow pairs count like fast ones, as far as the dtype tells them apart.
+
+    Raises:
+        ValueError: another shape.
+    """
+    head_dim = arguments.get("head_dim") or arguments["dim"] // arguments["num_heads"]
+    pair = torch.arange(head_dim // 2, dtype=torch.float64)
+    expected = float(arguments.get("rope_theta", 10000.0)) ** (-2 * pair / head_dim)
+    if table.shape != expected.shape:
+        raise ValueError(f"it is {tuple(table.shape)}; expected {tuple(expected.shape)}")
+    return float(((table.double() - expected) / expected.clamp(min=torch.finfo(table.dtype).tiny)).abs().max())

@@ -1,0 +1,145 @@
+"""Configs of transformers language models of the Llama family as ``Decoder`` arguments, each of them read whole."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmblocks.checkpoints.published_config import check_model, only, plain, shown, title
+from mmblocks.layers.rotary_scaling import yarn_growth
+
+LLAMA_HARMLESS = (
+    "vocab_size",  # of the embedding and the head, as is the next
+    "tie_word_embeddings",
+    "max_position_embeddings",  # counts with scaled rotary angles and windows, which read it; so does the next
+    "original_max_position_embeddings",
+    "sliding_window",  # counts where use_sliding_window does not say no, and is read then
+    "max_window_layers",
+)
+"""Entries that say nothing about a ``Decoder`` without scaled angles or windows."""
+
+_WINDOW_ON_REQUEST = ("qwen2", "qwen3")
+"""Models whose ``use_sliding_window`` is False where it is not there."""
+
+_THETA = {"mixtral": 1e6, "emu3": 1e6, "emu3_text_model": 1e6}
+"""The rotary base of models that have another one than Llama's where none is named."""
+
+
+def llama_config(
+    config: Mapping[str, Any], *, models: tuple[str, ...] = ("llama", "mistral"), qk_norm: bool = False
+) -> dict[str, Any]:
+    """A config as ``Decoder`` arguments.
+
+    Args:
+        config: of the model, or the entry of a larger config that describes its language model.
+        models: values of ``model_type`` that it may have.
+        qk_norm: whether the model normalizes every head's q and k.
+
+    Raises:
+        KeyError: a size is missing.
+        ValueError: another model, or what ``Decoder`` does not have: another activation, biases on the output, a sliding window,
+            partly rotated heads, or scaling of angles that is not among ``layers.rotary_scaling``.
+    """
+    check_model(config, *models)
+    only(config, "hidden_act", "silu", "swish")
+    for bias in ("attention_bias", "mlp_bias"):
+        only(config, bias, False)
+    _check_window(config)
+    num_heads = config["num_attention_heads"]
+    theta, scaling = _rotary(config)
+    return {
+        "dim": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": num_heads,
+        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
+        "mlp_dim": config["intermediate_size"],
+        "norm_eps": config["rms_norm_eps"],
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "qk_norm": qk_norm,
+    }
+
+
+def qwen2_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of Qwen2 or Qwen2.5 as ``Decoder`` arguments; that q, k and v have biases is not in it."""
+    return {**llama_config(config, models=("qwen2",)), "qkv_bias": True}
+
+
+def _check_window(config: Mapping[str, Any]) -> None:
+    """Refuses attention that does not see all that came before."""
+    kind = config.get("model_type")
+    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
+    is_used = config.get("use_sliding_window")
+    if is_used is None:
+        is_used = kind not in _WINDOW_ON_REQUEST
+    if window is not None and is_used and window < config.get("max_position_embeddings", window):
+        what = title(config, "sliding_window")
+        raise ValueError(f"{what} is {window}; accepted: none, or one as long as max_position_embeddings")
+    for attention in config.get("layer_types") or ():
+        if attention != "full_attention":
+            raise ValueError(f"{title(config, 'layer_types')} names {shown(attention)}; accepted: full_attention")
+
+
+def _rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """``rope_theta`` and ``rope_scaling`` of ``Decoder``. Newer files have both among the ``rope_parameters``."""
+    old, new = config.get("rope_scaling"), config.get("rope_parameters")
+    if old and new and plain(old) != plain(new):
+        raise ValueError(f"{title(config, 'rope_scaling')} and rope_parameters are {old} and {new}; accepted: one of them")
+    given: Mapping[str, Any] = old or new or {}
+    theta = _agreed(config, given, "rope_theta")
+    rotated = _agreed(config, given, "partial_rotary_factor")
+    if rotated not in (None, 1.0):
+        what = title(config, "partial_rotary_factor")
+        raise ValueError(f"{what} is {shown(rotated)}; accepted: 1, heads that are rotated as a whole")
+    return theta or _THETA.get(str(config.get("model_type")).lower(), 10000.0), _scaling(config, given)
+
+
+def _agreed(config: Mapping[str, Any], given: Mapping[str, Any], name: str) -> Any:
+    """An entry that may stand at the top, among those of the angles, or in both places with one value."""
+    above, within = config.get(name), given.get(name)
+    if above is not None and within is not None and above != within:
+        found = f"{title(config, name)} is {shown(above)}, and {title(given, name)} is {shown(within)}"
+        raise ValueError(f"{found}; accepted: one value")
+    return within if above is None else above
+
+
+def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``rope_scaling`` of ``Decoder``; older files call longrope "su"."""
+    kind = _agreed({"rope_type": given.get("type")}, given, "rope_type") or "default"
+    match kind:
+        case "default":
+            return None
+        case "dynamic":
+            only(given, "original_max_position_embeddings", config["max_position_embeddings"])
+            return {"type": kind, "factor": given["factor"], "max_position": config["max_position_embeddings"]}
+        case "longrope" | "su":
+            trained = _trained(config, given)
+            return {
+                "type": "longrope",
+                "factor": given.get("factor") or config["max_position_embeddings"] / trained,
+                "max_position": trained,
+                "short_factor": tuple(given["short_factor"]),
+                "long_factor": tuple(given["long_factor"]),
+            }
+        case "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor")
+            return {"type": kind, **{name: given[name] for name in names}, "max_position": _trained(config, given)}
+        case "yarn":
+            return {"type": kind, **_yarn(given, config["max_position_embeddings"], _trained(config, given))}
+        case _:
+            return {"type": kind, "factor": given["factor"]}
+
+
+def _trained(config: Mapping[str, Any], given: Mapping[str, Any]) -> int:
+    """The length that was trained with; the longest one where nothing else is said."""
+    length: int = _agreed(config, given, "original_max_position_embeddings") or config["max_position_embeddings"]
+    return length
+
+
+def _yarn(given: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
+    """YaRN's entries; a config may give two weights in place of the growth of queries and keys (DeepSeek)."""
+    factor = given.get("factor") or longest / trained
+    growth, above, below = (given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if growth is None and above and below:
+        growth = yarn_growth(factor, above) / yarn_growth(factor, below)
+    more = {name: given.get(name) for name in ("beta_fast", "beta_slow", "truncate")} | {"attention_factor": growth}
+    return {"factor": factor, "max_position": trained, **{name: value for name, value in more.items() if value is not None}}
