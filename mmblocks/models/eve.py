@@ -10,6 +10,7 @@ from torch import Tensor
 from mmblocks.batches import Batch
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checkpoints.rules import Split
 from mmblocks.compose import ModelOutput, MultimodalModel
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
@@ -19,9 +20,11 @@ from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
+from mmblocks.trunks.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
 from mmblocks.trunks.llama_config import llama_config
-from mmblocks.trunks.routed_decoder import EVE2_RULES, PARTS, RoutedDecoder, RouteRule, eve2_config
+from mmblocks.trunks.llama_published import published_llama
+from mmblocks.trunks.routed_decoder import PARTS, RoutedDecoder, RouteRule
 
 
 def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -35,7 +38,7 @@ def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule,
 
 
 def _eve1_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _arguments(config, llama_config(config), EVE1PatchEmbedding)
+    return _arguments(config, llama_config(config, models=("eve", "eve_llama")), EVE1PatchEmbedding)
 
 
 def _eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,10 +47,50 @@ def _eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(config: Mapping[str, Any], trunk: dict[str, Any], embedding: type[Block]) -> dict[str, Any]:
     """Those of a whole model: the trunk's without what every EVE has, and the embedding's, its width named after it."""
-    vision = embedding.layouts[0].arguments(config)
+    only(config, "tie_word_embeddings", False)
+    read = embedding.layouts[0].config
+    vision = {} if read is None else dict(read(config))
     common = {name: value for name, value in trunk.items() if name not in ("qk_norm", "qkv_bias")}
     width = vision.pop("hidden_dim")
     return {**vision, **common, "vocab_size": config["vocab_size"], "vision_dim": width}
+
+
+def _published_eve1(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """EVEv1's config, whose own code finds sizes in pixels in folders that are called like the towers here."""
+    if arguments["vision_heads"] != 8:
+        raise ValueError(f"vision_heads is {arguments['vision_heads']}; accepted in the layout 'eve1': 8, as its code has")
+    sizes = {name: arguments[name] for name in ("image_size", "patch_size", "teacher_image_size", "teacher_patch_size")}
+    return {
+        **published_llama(arguments, model_type="eve", architecture="EVELlamaForCausalLM"),
+        "requires_cliploss": False,
+        "mm_hidden_size": arguments["vision_dim"],
+        "mm_projector_type": f"mlp{arguments['projector_layers']}x_gelu",
+        "mm_vision_tower": f"openai/eve-patch{sizes['patch_size']}-anypixel-{sizes['image_size']}",
+        "mm_vision_tower_clip": f"openai/clip-vit-large-patch{sizes['teacher_patch_size']}-{sizes['teacher_image_size']}",
+        "patch_stride": sizes["patch_size"],
+        "conv_stride": arguments["merge_size"],
+        "image_size": sizes["image_size"],
+        "image_size_clip": sizes["teacher_image_size"],
+        "patch_stride_clip": sizes["teacher_patch_size"],
+    }
+
+
+def _published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """EVEv2's config, whose own code finds strides and sizes in a folder that is called like the tower here."""
+    return {
+        **published_eve2(arguments),
+        "mm_hidden_size": arguments["vision_dim"],
+        "mm_vision_tower": f"openai/eve-anyratio-res{arguments['max_size']}-patch{arguments['patch_size']}",
+        "patch_stride": arguments["patch_size"],
+        "dense_stride": arguments["merge_size"],
+        "max_size": arguments["max_size"],
+    }
+
+
+_EVE1_HARMLESS = (
+    *EVE_HARMLESS,
+    *("requires_cliploss", "mm_vision_select_layer", "mm_vision_select_feature"),  # of the aligning layer and its teacher
+)
 
 
 class EVE1(MultimodalModel):
@@ -73,12 +116,11 @@ class EVE1(MultimodalModel):
                 (rule for rule in LLAMA_RULES if "q_norm" not in rule.theirs and "k_norm" not in rule.theirs),
             ),
             # What training alone needs: the patch aligning layer and its teacher, see ``aligned``.
-            ignored=(
-                "model.vision_clip.*",
-                "model.vision_tower_compressor.*",
-                "model.layers.{}.self_attn.rotary_emb.inv_freq",
-            ),
+            ignored=("model.vision_clip.*", "model.vision_tower_compressor.*"),
+            derived=(INVERSE_FREQUENCIES,),
             config=_eve1_config,
+            published_config=_published_eve1,
+            harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *_EVE1_HARMLESS),
         ),
     )
 
@@ -184,7 +226,14 @@ class EVE2(MultimodalModel):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("eve2", _rules(EVE2PatchEmbedding.layouts[0].rules, EVE2_RULES), config=_eve2_config),
+        Layout(
+            "eve2",
+            _rules(EVE2PatchEmbedding.layouts[0].rules, EVE2_RULES),
+            derived=(INVERSE_FREQUENCIES,),
+            config=_eve2_config,
+            published_config=_published_eve2,
+            harmless=(*EVE2PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
+        ),
     )
 
     def __init__(

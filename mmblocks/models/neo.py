@@ -8,27 +8,45 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.trunks.neo import NEO_RULES, NEOTrunk, neo_config
+from mmblocks.trunks.neo import NEOTrunk
+from mmblocks.trunks.neo_layout import NEO_HARMLESS, NEO_RULES, neo_config, published_neo
 
 Reduction = Literal["token", "sample", "square"]
 
 
+(_STEM,) = (layout for layout in NEOPatchEmbedding.layouts if layout.name == "neo")
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    (stem,) = (layout for layout in NEOPatchEmbedding.layouts if layout.name == "neo")
-    vision = stem.arguments(config)
+    vision = {} if _STEM.config is None else dict(_STEM.config(config))
     llm = config["llm_config"]
     if vision.pop("dim") != llm["hidden_size"]:
         raise ValueError("llm_hidden_size of the vision_config is not hidden_size of the llm_config")
-    return {
-        "vocab_size": llm["vocab_size"],
-        **neo_config(config),
-        "tie_embeddings": llm.get("tie_word_embeddings", False),
-        "vision": vision,
+    tied = llm.get("tie_word_embeddings", False)
+    only(config, "tie_word_embeddings", tied)
+    return {"vocab_size": llm["vocab_size"], **neo_config(config), "tie_embeddings": tied, "vision": vision}
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    given = arguments["vision"] or {}
+    with torch.device("meta"):
+        stem = NEOPatchEmbedding(dim=arguments["dim"], **given).config
+    vision = {
+        "model_type": "neo_vision",
+        "architectures": ["NEOVisionModel"],
+        "llm_hidden_size": arguments["dim"],
+        "downsample_ratio": 1 / stem["merge_size"],
+        "hidden_size": stem["hidden_dim"],
+        "patch_size": stem["patch_size"],
+        "rope_theta_vision": stem["rope_theta"],
+        **{name: given[name] for name in ("min_pixels", "max_pixels") if name in given},
     }
+    return {**published_neo(arguments, vision), "tie_word_embeddings": arguments["tie_embeddings"]}
 
 
 _RULES = (
@@ -57,7 +75,15 @@ class NEO(MultimodalModel):
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("neo", _RULES, config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "neo",
+            _RULES,
+            config=_config,
+            published_config=_published_config,
+            harmless=(*_STEM.harmless, *NEO_HARMLESS, "vision_config.max_position_embeddings_vision"),
+        ),
+    )
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The official constructor's arguments, those of one of its functions, or the ``args`` that a published file carries."""
     is_args = "model" in config
     name = config["model"] if is_args else config.get("function")
-    size = _FUNCTIONS.get(name, name)
+    size = _FUNCTIONS.get(str(name), name)
     if name is not None and size not in _SIZES:
         raise ValueError(f"the size is {name!r}; accepted: {', '.join((*_SIZES, *_FUNCTIONS))}")
     layers, dim, heads = _SIZES[size] if size else (config["depth"], config["hidden_size"], config["num_heads"])

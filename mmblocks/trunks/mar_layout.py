@@ -20,9 +20,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None and name not in _SIZES:
         raise ValueError(f"the size is {name!r}; accepted: {', '.join(_SIZES)}")
     for half in ("encoder", "decoder"):
-        dim, layers, heads = (
-            _SIZES[name] if name else (config[f"{half}_{entry}"] for entry in ("embed_dim", "depth", "num_heads"))
-        )
+        dim, layers, heads = _SIZES[name] if name else (config[f"{half}_{entry}"] for entry in ("embed_dim", "depth", "num_heads"))
         sizes |= {f"{half}_dim": dim, f"{half}_layers": layers, f"{half}_heads": heads}
     return {
         **sizes,

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
 
-
 _TOKENIZER = ("quant", "vae_kwargs")
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The official constructor's arguments, alone or beside the tokenizer's; what is not said is the constructor's default."""
     own = config.get("var", config)
-    codes = next((config[name] for name in _TOKENIZER if config.get(name) is not None), {})
+    codes: Mapping[str, Any] = next((config[name] for name in _TOKENIZER if config.get(name) is not None), {})
     return {
         "num_codes": codes.get("vocab_size", 4096),
         "code_dim": codes.get("Cvae", codes.get("z_channels", 32)),

@@ -12,8 +12,8 @@ from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.masks import visible
 from mmblocks.models.omnigen import OmniGen
-from mmblocks.trunks.omnigen import phi3_config
 from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
+from mmblocks.trunks.phi3_config import phi3_config
 
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
 TEXT = torch.tensor([1, 7, 3])
