@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
@@ -25,6 +25,7 @@ Reduction = Literal["token", "sample", "square"]
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = {} if _STEM.config is None else dict(_STEM.config(config))
     llm = config["llm_config"]
+    check_model(config["vision_config"], "neo_vision")
     if vision.pop("dim") != llm["hidden_size"]:
         raise ValueError("llm_hidden_size of the vision_config is not hidden_size of the llm_config")
     tied = llm.get("tie_word_embeddings", False)
