@@ -17,7 +17,6 @@ from mmblocks.generation.choosing import LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import Guidance, as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
-from mmblocks.grid_format import GridFormat
 from mmblocks.layers.categorical import Sampling
 from mmblocks.masks import MaskRule
 from mmblocks.text_tokenizers import TextTokenizer
@@ -201,11 +200,7 @@ class MultimodalModel(Block):
             input=input,
             head=head,
         )
-        first = grammar[0] if isinstance(grammar, Sequence) else grammar
-        form: GridFormat | None = getattr(first, "format", None)
-        block = getattr(first, "block", None)
-        vector_input = "latent" if block is None else block.input
-        yield from segments_of(steps, format=form, tokenizer=tokenizer, input=input, vector_input=vector_input, stream=stream)
+        yield from segments_of(steps, grammar, tokenizer=tokenizer, input=input, stream=stream)
 
     @property
     def _device(self) -> torch.device:

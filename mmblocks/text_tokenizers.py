@@ -140,6 +140,25 @@ class ByteTokenizer:
             raise ValueError(f"ids holds {strange[0]}; accepted: [0, {self.vocab_size - 1}]")
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """How many of the first ids have text that no further id changes: all but the bytes of a character that is not complete."""
+        num_following = 0
+        for place in range(len(ids) - 1, -1, -1):
+            byte = ids[place]
+            if byte >= 256:  # special tokens leave no text, and part no bytes
+                continue
+            if byte >= 0xC0:
+                return place if num_following < _following(byte) else len(ids)
+            num_following += 1
+            if byte < 0x80 or num_following == 3:
+                break
+        return len(ids)
+
+
+def _following(lead: int) -> int:
+    """How many bytes a character of UTF-8 has after its first one."""
+    return 1 + (lead >= 0xE0) + (lead >= 0xF0)
+
 
 class TokenizerFile:
     """A ``tokenizer.json`` as any Hugging Face model ships it, read by the ``tokenizers`` library.
@@ -152,6 +171,7 @@ class TokenizerFile:
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if the ``tokenizers`` library is missing.
+        ValueError: if it is no tokenizer's file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -163,7 +183,10 @@ class TokenizerFile:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError('TokenizerFile needs the tokenizers library: pip install "mmblocks[transformers]"') from error
-        self._tokenizer = Tokenizer.from_file(str(file))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # of no class of its own
+            raise ValueError(f"{file} is no tokenizer's file: {error}") from error
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         decoder = self._tokenizer.decoder
         self._later = _change_by_later(None if decoder is None else json.loads(decoder.__getstate__()))
@@ -181,8 +204,15 @@ class TokenizerFile:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """Ids -> text, special tokens left out.
+
+        Raises:
+            ValueError: if an id is negative, or above 2^32 - 1.
+        """
+        try:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        except OverflowError as error:
+            raise ValueError(f"ids holds one of {min(ids)} to {max(ids)}; accepted: ids of the vocabulary") from error
 
     def num_settled(self, ids: Sequence[int]) -> int:
         """How many of the first ids have text that no further id changes.

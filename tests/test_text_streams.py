@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmblocks import text_tokenizers
 from mmblocks.generation.autoregressive import Step
-from mmblocks.generation.grammar import State
+from mmblocks.generation.grammar import State, TextGrammar
 from mmblocks.generation.interleaved import segments_of
 from mmblocks.text_tokenizers import ByteTokenizer, TextStream, TokenizerFile
 
@@ -174,9 +174,9 @@ def test_so_are_those_of_any_ids(kind: str, data: st.DataObject) -> None:
 def test_bytes_that_are_no_text_replace_those_beside_them() -> None:
     made = tokenizer("llama")
     image, first, *rest = made[SPECIAL], *(made[f"<0x{byte:02X}>"] for byte in "é".encode())
-    spoilt = [made["▁"], first, image, *rest, made["<0xFF>"]]
-    assert pieces("llama", spoilt) == [""] * 5 + ["\ufffd" * 3]
-    assert pieces("llama", [*spoilt[:-1], made["▁"], first]) == ["", "", "", "", "é ", "", "\ufffd"]
+    broken = [made["▁"], first, image, *rest, made["<0xFF>"]]
+    assert pieces("llama", broken) == [""] * 5 + ["\ufffd" * 3]
+    assert pieces("llama", [*broken[:-1], made["▁"], first]) == ["", "", "", "", "é ", "", "\ufffd"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in [*KINDS, "bytes"] if kind != "cleaned"])
@@ -185,6 +185,21 @@ def test_text_comes_as_soon_as_it_is_certain(kind: str) -> None:
     found = pieces(kind, ids)
     assert found[-1] == ""
     assert all(found[1:-1]), "only the space that begins a text gives nothing"
+
+
+def test_the_thousandth_byte_takes_no_longer_than_the_hundredth() -> None:
+    class Counting(ByteTokenizer):
+        num_decoded = 0
+
+        def decode(self, ids) -> str:
+            self.num_decoded += len(ids)
+            return super().decode(ids)
+
+    tokenizer = Counting()
+    stream = TextStream(tokenizer)
+    text = "日本語 again " * 200
+    assert "".join(map(stream.push, tokenizer.encode(text))) == text
+    assert tokenizer.num_decoded < 8 * text_tokenizers.CONTEXT * len(text.encode())
 
 
 def test_a_stream_begins_anew_when_it_is_finished() -> None:
@@ -213,7 +228,7 @@ def test_streamed_segments_joined_are_the_whole_segment(kind: str) -> None:
     made = tokenizer(kind)
     ids, going, done = made.encode("au brother jumps 🙂"), State("text"), State("done")
     steps = [Step(torch.tensor([i]), (going,), (going,), {}) for i in ids] + [Step(torch.tensor([0]), (going,), (done,), {})]
-    (whole,) = segments_of(steps, tokenizer=made)
-    found = list(segments_of(steps, tokenizer=made, stream=True))
+    (whole,) = segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made)
+    found = list(segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made, stream=True))
     assert "".join(str(segment.content) for _, segment in found) == whole.segment.content == made.decode(ids)
     assert len(found) > 2 or kind == "cleaned"

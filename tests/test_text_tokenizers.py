@@ -45,3 +45,19 @@ def test_a_hugging_face_tokenizer_file(tmp_path) -> None:
 def test_a_missing_tokenizer_file_is_named(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         TokenizerFile(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "BPE", "vocab": 3}}', "\0"])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content: str) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer's file: "):
+        TokenizerFile(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [[0, -1], [2**32]])
+def test_ids_that_no_vocabulary_has_are_refused(tmp_path, ids: list[int]) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="ids holds one of"):
+        TokenizerFile(tmp_path).decode(ids)

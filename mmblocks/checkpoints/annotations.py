@@ -7,6 +7,8 @@ or not at all. What an annotation does not settle passes: none, ``Any``, type va
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from contextlib import suppress
+from importlib import import_module
 from reprlib import Repr
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -46,10 +48,7 @@ def check(cls: type[Block], arguments: Mapping[str, Any], origin: str) -> None:
     Raises:
         ValueError: names the class, the argument, its value, and what is accepted.
     """
-    try:
-        hints = get_type_hints(cls.__init__)
-    except Exception:  # an annotation that cannot be evaluated here says nothing
-        hints = {}
+    hints = _hints(cls)
     accepted = parameters(cls)
     for name, value in arguments.items():
         default = accepted[name].default
@@ -59,6 +58,19 @@ def check(cls: type[Block], arguments: Mapping[str, Any], origin: str) -> None:
         if misfit is not None:
             found = f"{name}{misfit.path} is {_SHORT.repr(misfit.value)}"
             raise ValueError(f"{origin} of {cls.__name__}: {found}; accepted: {misfit.accepted}")
+
+
+def _hints(cls: type[Block]) -> dict[str, Any]:
+    """The constructor's annotations, but for those that cannot be evaluated here, which say nothing."""
+    try:
+        return get_type_hints(cls.__init__)
+    except Exception:  # whatever evaluating an annotation may raise
+        found: dict[str, Any] = {}
+        for name, annotation in cls.__init__.__annotations__.items():
+            one = type("One", (), {"__annotations__": {name: annotation}})
+            with suppress(Exception):
+                found |= get_type_hints(one, globalns=vars(import_module(cls.__module__)))
+        return found
 
 
 def _endless(value: object, path: str) -> Iterator[_Misfit]:

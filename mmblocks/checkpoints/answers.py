@@ -165,9 +165,7 @@ def _check(response: _Response) -> None:
     if expected.largest is None and response.request.method == "HEAD" and (is_good or is_redirection):
         _check_stated(response, expected, is_redirection)
     if is_good and response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise _refused(
-            expected, f"an encoded body ({response.headers['Content-Encoding']}); accepted: plain ones, as it was asked for"
-        )
+        raise _refused(expected, f"an encoded body ({response.headers['Content-Encoding']}); accepted: plain ones, as requested")
     if response.request.method != "HEAD":
         response.stream = _Bounded(response.stream, _limit(response, expected) if is_good else LARGEST_REFUSAL, expected)
 
@@ -223,14 +221,14 @@ class _Bounded(import_module(TRANSPORT.__module__.partition(".")[0]).SyncByteStr
     """A body that ends with an error where it goes on for too long."""
 
     def __init__(self, stream: _Stream, limit: int, expected: _Expected) -> None:
-        self._stream, self._limit, self._asked = stream, limit, expected
+        self._stream, self._limit, self._expected = stream, limit, expected
 
     def __iter__(self) -> Iterator[bytes]:
         taken = 0
         for piece in self._stream:
             taken += len(piece)
             if taken > self._limit:
-                raise _refused(self._asked, f"a body of more than {self._limit} bytes, which is cut off")
+                raise _refused(self._expected, f"a body of more than {self._limit} bytes, which is cut off")
             yield piece
 
     def close(self) -> None:

@@ -65,22 +65,28 @@ def without(content: Mapping[str, Any], entries: Iterable[str]) -> dict[str, Any
     """
     left = dict(content)
     for entry in entries:
-        first, *rest = _split(left, entry)
-        if rest:
-            left[first] = without(left[first], rest)
-        else:
-            del left[first]
+        path = _path(left, entry)
+        if not path:
+            raise ValueError(f"ignored_entries names {entry!r}; the config has: {', '.join(content) or 'nothing'}")
+        inner = left
+        for name in path[:-1]:
+            inner[name] = dict(inner[name])
+            inner = inner[name]
+        del inner[path[-1]]
     return left
 
 
-def _split(content: Mapping[str, Any], entry: str) -> tuple[str, ...]:
-    """The name of one entry of ``content``, and what follows it; a name may have dots of its own."""
+def _path(content: Any, entry: str) -> tuple[str, ...]:
+    """The names that lead to an entry, each of which may have dots of its own; none where there is no such entry."""
+    if not isinstance(content, dict):
+        return ()
     if entry in content:
         return (entry,)
     for name in content:
-        if entry.startswith(f"{name}.") and isinstance(content[name], dict):
-            return name, entry.removeprefix(f"{name}.")
-    raise ValueError(f"ignored_entries names {entry!r}; the config has: {', '.join(content) or 'nothing'}")
+        rest = _path(content[name], entry.removeprefix(f"{name}.")) if entry.startswith(f"{name}.") else ()
+        if rest:
+            return (name, *rest)
+    return ()
 
 
 def shared(content: Mapping[str, Any]) -> dict[str, str]:

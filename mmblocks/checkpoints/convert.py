@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import filling, load, locating, save, shards, tensors, upstream, write
+from mmblocks.checkpoints import filling, leftovers, load, locating, save, shards, tensors, upstream, write
 from mmblocks.checkpoints.locating import Place
 
 OWN = "mmblocks"
@@ -76,22 +75,19 @@ def convert(
     read = _reader(jobs, dtype)
     beside = target.with_name(f".{target.name}.converting")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            _start(beside, _note(place, block, to, dtype, max_shard_size))
-            if to == OWN:
-                for name, content in save.plan(block, read=read).items():
-                    save.write_folder(content, beside / name, max_shard_size, finished)
-            else:
-                upstream.write_folder(block, upstream.choose(block, to), beside, read, max_shard_size, finished)
-            for job in jobs:
-                if job.check is not None:
-                    job.check(True)
-            (beside / _NOTE).unlink()
-            write.put(beside, target)
-            shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
-    except Timeout as error:
-        raise FileExistsError(f"another process converts to {target} right now") from error
+    with leftovers.alone(target, "converts to"):
+        _start(beside, _note(place, block, to, dtype, max_shard_size))
+        if to == OWN:
+            for name, content in save.plan(block, read=read).items():
+                save.write_folder(content, beside / name, max_shard_size, finished)
+        else:
+            upstream.write_folder(block, upstream.choose(block, to), beside, read, max_shard_size, finished)
+        for job in jobs:
+            if job.check is not None:
+                job.check(True)
+        (beside / _NOTE).unlink()
+        write.put(beside, target)
+        shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
     return block
 
 

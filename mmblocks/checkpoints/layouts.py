@@ -95,6 +95,7 @@ class Layout:
         unwrap: the key under which a ``.pt`` or ``.bin`` file holds its tensors, such as ``"state_dict"``;
             with dots where it is nested: ``"model.sd"``. Several with ``|`` between them, ``"model|state_dict|"``, where files
             differ: the first that is there counts, and an empty one is the top of the file.
+        same: pairs of published names of one tensor. One is enough; where a file holds both they must be equal.
         harmless: names, or patterns, of entries of the config that change no numbers of the Block: other parts', mostly. With dots
             for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.harmless`` need not be named again.
         otherwise: what else loads a checkpoint whose config is refused; it ends the message.
@@ -107,6 +108,7 @@ class Layout:
     published_config: Callable[[Arguments], dict[str, Any]] | None = None
     unwrap: str | None = None
     derived: tuple[Derived, ...] = ()
+    same: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
     otherwise: str = ""
 
@@ -117,6 +119,12 @@ class Layout:
     def derives(self, key: str) -> bool:
         """Whether a published tensor is one of those that are compared alone."""
         return any(derived.matches(key) for derived in self.derived)
+
+    def check_same(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ``ValueError`` where two names of one published tensor hold two different ones."""
+        for one, other in self.same:
+            if one in tensors and other in tensors and not torch.equal(tensors[one], tensors[other]):
+                raise ValueError(f"{one} and {other} differ; accepted: one tensor under two names, or one of the names alone")
 
     def check_derived(self, tensors: Mapping[str, Tensor], arguments: Arguments) -> None:
         """Raises ``ValueError`` where a published tensor is not what follows from a Block's arguments."""

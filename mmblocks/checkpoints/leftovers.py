@@ -40,6 +40,30 @@ def own_folder(target: Path) -> Iterator[Path]:
             _let_go(lock, file)
 
 
+@contextmanager
+def alone(target: Path, doing: str) -> Iterator[None]:
+    """Until the end of the block, no other process does this to ``target``, as far as the file system has locks.
+
+    Args:
+        target: the folder that is written.
+        doing: what is done to it, as in "converts to", for the message.
+
+    Raises:
+        FileExistsError: another process does it.
+    """
+    file = target.with_name(f".{target.name}.lock")
+    lock = _lock(file)
+    try:
+        is_held = _hold(lock, file, blocking=False)
+    except Timeout as error:
+        raise FileExistsError(f"another process {doing} {target} right now") from error
+    try:
+        yield
+    finally:
+        if is_held:
+            lock.release()  # the file stays: another process may be about to lock it
+
+
 def remove(target: Path) -> None:
     """Removes what killed saves of ``target`` have left beside it; what a running one is at work in stays."""
     pattern = re.compile(rf"\.{re.escape(target.name)}{_ENDING}(?P<lock>\.lock)?")
@@ -85,10 +109,12 @@ def _lock(file: Path) -> BaseFileLock:
     return FileLock(file, fallback_to_soft=False)
 
 
-def _hold(lock: BaseFileLock, file: Path) -> bool:
+def _hold(lock: BaseFileLock, file: Path, *, blocking: bool = True) -> bool:
     """False on a file system without locks, such as some that are shared over a network; no file is left there."""
     try:
-        lock.acquire()
+        lock.acquire(blocking=blocking)
+    except Timeout:
+        raise
     except (OSError, NotImplementedError):
         file.unlink(missing_ok=True)
         return False

@@ -40,7 +40,7 @@ def checked_commit(value: object, title: str, wanted: str) -> str:
     if not isinstance(value, str) or not COMMIT.fullmatch(value):
         raise ValueError(f"{title}: the server names the commit {value!r:.200}; accepted: a hash of 40 hexadecimal digits")
     if COMMIT.fullmatch(wanted) and value != wanted:
-        raise ValueError(f"{title}: the server names the commit {value}; accepted: {wanted}, as it was asked for")
+        raise ValueError(f"{title}: the server names the commit {value}; accepted: {wanted}, as requested")
     return value
 
 

@@ -33,13 +33,18 @@ def build_published(
     title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
     sources = layout.sources(stored, block.config)
     job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
-    return block, layout, [job._replace(check=_derived_check(title, layout, stored, block)) if layout.derived else job]
+    has_more = bool(layout.derived or layout.same)
+    return block, layout, [job._replace(check=_further_check(title, layout, stored, block)) if has_more else job]
 
 
-def _derived_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
-    """The comparison of what follows from the arguments, which reads no other tensor."""
+def _further_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
+    """The comparison of what follows from the arguments, or from other tensors; it reads no more than these."""
 
     def check(forgetting: bool) -> None:
+        try:
+            layout.check_same(stored)
+        except ValueError as error:
+            raise ValueError(f"{title}: {error}") from error
         for key in filter(layout.derives, stored):
             tensor = stored[key]
             try:

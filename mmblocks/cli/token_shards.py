@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import checksums, write
+from mmblocks.checkpoints import checksums, leftovers, write
 from mmblocks.cli import pictures, samples
 from mmblocks.cli.samples import Sample
 
@@ -57,18 +56,15 @@ def tokenize(
     weights = checksums.of_tensors(block.state_dict(), {})
     groups = [found[start : start + shard_size] for start in range(0, len(found), shard_size)]
     marks = {f"tokens-{number:05d}.safetensors": _made_of(weights, size, group) for number, group in enumerate(groups)}
-    try:
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            if not _is_complete(target, marks):
-                _start(beside, target, marks)
-                for number, (name, group) in enumerate(zip(marks, groups, strict=True), start=1):
-                    if not (beside / name).exists():
-                        _write(beside / name, {one.name: _tokens(tokenizer, one, size, device) for one in group}, marks[name])
-                    at(min(number * shard_size, len(found)), len(found))
-                write.put(beside, target, stale=_SHARD)
-            shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
-    except Timeout as error:
-        raise FileExistsError(f"another process writes tokens to {target} right now") from error
+    with leftovers.alone(target, "writes tokens to"):
+        if not _is_complete(target, marks):
+            _start(beside, target, marks)
+            for number, (name, group) in enumerate(zip(marks, groups, strict=True), start=1):
+                if not (beside / name).exists():
+                    _write(beside / name, {one.name: _tokens(tokenizer, one, size, device) for one in group}, marks[name])
+                at(min(number * shard_size, len(found)), len(found))
+            write.put(beside, target, stale=_SHARD)
+        shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
     return {"num_clips" if clips else "num_images": len(found), "num_shards": len(groups), "target": str(target)}
 
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.language_models import OTHER_PARTS, WRAPPER, embedding_config
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checks import check_range
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
-
-
 def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _config(config["llm_config"])
+    return embedding_config(config["llm_config"])
+
+
+_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER, "tie_word_embeddings")
 
 
 class TextEmbedding(Block):
@@ -40,19 +40,22 @@ class TextEmbedding(Block):
                 "lm_head.weight",
                 *(f"model.{part}.*" for part in ("vision_tower", "mm_projector", "vision_clip", "vision_tower_compressor")),  # EVE
             ),
-            config=_config,
+            config=embedding_config,
+            harmless=OTHER_PARTS,
         ),
         Layout(
             "neo",
             (Rule("language_model.model.embed_tokens.weight", "weight"),),
             ignored=("language_model.model.*", "language_model.lm_head.weight", "vision_model.*"),
             config=_inner_config,
+            harmless=_INNER,
         ),
         Layout(
             "mono-internvl",
             (Rule("language_model.model.tok_embeddings.weight", "weight"),),
             ignored=("language_model.model.*", "language_model.output.weight", "vision_model.*", "mlp1.*"),
             config=_inner_config,
+            harmless=_INNER,
         ),
     )
 

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
-from mmblocks.segments import NO_ID
+from mmblocks.segments import NO_ID, Vectors
+from mmblocks.segments import vectors as as_vectors
 from mmblocks.tokens import Modality
 
 
@@ -88,6 +92,10 @@ class VectorGrammar:
         if next_id in self.stop:
             return state._replace(mode="done")
         return self._opened(state) if next_id == self.block.begin else state
+
+    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str = "text") -> Vectors:
+        """The vectors of a complete image, for the embedder of the ``VectorBlock``."""
+        return as_vectors(torch.stack(list(vectors)).view(state.height, state.width, -1), input=self.block.input)
 
     def _is_vector(self, state: State) -> bool:
         return state.offset < self.block.size[0] * self.block.size[1]

@@ -11,8 +11,10 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from mmblocks.grid_format import ANY_CODE, FINISHED, GridFormat
+from mmblocks.segments import Codes, Vectors, codes
 from mmblocks.tokens import Modality
 
 IdRange = tuple[int, int]
@@ -86,6 +88,22 @@ class Grammar(Protocol):
 
     def advance(self, state: State, next_id: int) -> State:
         """The state behind ``next_id``."""
+        ...
+
+
+@runtime_checkable
+class ImageGrammar(Grammar, Protocol):
+    """A grammar whose rows may hold images."""
+
+    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str) -> Codes | Vectors:
+        """A complete image as a segment.
+
+        Args:
+            state: of the row, before the image's last token.
+            ids: those of the image's grid, where ids were written.
+            vectors: those of the image, where vectors were written.
+            input: the embedder of ids, for the segment.
+        """
         ...
 
 
@@ -163,12 +181,12 @@ class GridGrammar:
         self.size = size or format.fixed_size
         codes_end = format.first_code + format.num_codes
         vocab_size = codes_end if vocab_size is None else vocab_size
-        codes = range(format.first_code, codes_end)
+        code_ids = range(format.first_code, codes_end)
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
-        self._text = _ranges_without(vocab_size, codes, structure)
-        self._text_only = _ranges_without(vocab_size, codes, structure | begin)
-        self._codes = ((codes.start, codes.stop),)
+        self._text = _ranges_without(vocab_size, code_ids, structure)
+        self._text_only = _ranges_without(vocab_size, code_ids, structure | begin)
+        self._codes = ((code_ids.start, code_ids.stop),)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
 
     def start(self, prompt: Sequence[int] = ()) -> State:
@@ -233,6 +251,11 @@ class GridGrammar:
                 return state._replace(size=(*state.size, next_id))
             case _:
                 return self._behind_grid_token(state)
+
+    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
+        """The codes of a complete image, whose size ``state`` says."""
+        head = self.format.head(state.height, state.width)
+        return codes(self.format.read_image([*head, *ids]), self.format, input=input)
 
     def _reader(self, num_images: int) -> "GridGrammar":
         """Reads prompts, which follow the format but none of the wishes for what is written."""

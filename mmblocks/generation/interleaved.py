@@ -1,16 +1,14 @@
 """What is generated, as segments: text and images, each as soon as it is complete."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mmblocks.generation.autoregressive import Step
-from mmblocks.generation.grammar import State
-from mmblocks.grid_format import GridFormat
-from mmblocks.segments import Codes, Text, Vectors, codes, text, vectors
+from mmblocks.generation.grammar import Grammar, ImageGrammar, State
+from mmblocks.segments import Codes, Text, Vectors, text
 from mmblocks.text_tokenizers import TextStream, TextTokenizer
 
 
@@ -33,27 +31,26 @@ class _Row:
 
 def segments_of(
     steps: Iterable[Step],
+    grammar: Grammar | Sequence[Grammar],
     *,
-    format: GridFormat | None = None,
     tokenizer: TextTokenizer | None = None,
     input: str = "text",
-    vector_input: str = "latent",
     stream: bool = False,
 ) -> Iterator[Generated]:
     """Splits what each row writes into text and images, in the order in which they are completed.
 
     Args:
         steps: what ``generate_ids`` yields.
-        format: how images are written; None where only text is, or continuous images.
+        grammar: the one that the rows were written by, or one for each of them. A row's images are in its own grammar's format.
         tokenizer: turns text ids into strings; without one, text segments hold ids. The id that stops a row and the
             ids around an image are not part of any text.
         input: the embedder of ids, for the segments.
-        vector_input: the embedder of vectors, for the segments of continuous images.
         stream: hand out text piece by piece as it comes, in place of whole runs. Characters are never cut, and the pieces of a run
             joined are its text.
 
     Raises:
-        ValueError: an image without a format; streamed text of a tokenizer that changes what it gave before.
+        TypeError: an image in a row whose grammar is no ``ImageGrammar``.
+        ValueError: streamed text of a tokenizer that changes what it gave before.
     """
     rows: dict[int, _Row] = {}
     for step in steps:
@@ -77,7 +74,8 @@ def segments_of(
             elif before.mode == "grid":
                 row.image.append(next_id)
             if after.num_images > before.num_images:
-                yield Generated(number, _image(row, before, format, input, vector_input))
+                own = grammar[number] if isinstance(grammar, Sequence) else grammar
+                yield Generated(number, _image(own, row, before, input))
                 row.image.clear()
                 row.vectors.clear()
     for number, row in rows.items():
@@ -99,9 +97,7 @@ def _pieces(number: int, piece: str, input: str) -> Iterator[Generated]:
         yield Generated(number, text(piece, input=input))
 
 
-def _image(row: _Row, state: State, format: GridFormat | None, input: str, vector_input: str) -> Codes | Vectors:
-    if row.vectors:
-        return vectors(torch.stack(row.vectors).view(state.height, state.width, -1), input=vector_input)
-    if format is None:
-        raise ValueError("an image was written and no format is given: hand in the grammar's")
-    return codes(format.read_image([*format.head(state.height, state.width), *row.image]), format, input=input)
+def _image(grammar: Grammar, row: _Row, state: State, input: str) -> Codes | Vectors:
+    if not isinstance(grammar, ImageGrammar):
+        raise TypeError(f"{type(grammar).__name__} wrote an image and has no method image; accepted: an ImageGrammar")
+    return grammar.image(state, row.image, row.vectors, input=input)

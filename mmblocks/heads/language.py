@@ -12,19 +12,41 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.language_models import OTHER_PARTS, WRAPPER, head_config
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checks import check_range
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
 from mmblocks.layers.row_losses import check_rows
 from mmblocks.layers.vocabulary_losses import vocabulary_losses
 
+_HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
 
+def _layout(name: str, theirs: str, *, inside: str = "", within: str = "", tied: str | None = None) -> Layout:
+    """A head in a whole language model.
 
-def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _config(config["llm_config"])
+    Args:
+        name: the layout's.
+        theirs: the tensor.
+        inside: the entry of the config that describes the language model.
+        within: what the language model's tensors are called before their own names; a larger model has others beside them.
+        tied: the other name of a tensor that is the embedding's.
+    """
+
+    def config(published: Mapping[str, Any]) -> dict[str, Any]:
+        only(published, "tie_word_embeddings", tied is not None)
+        return head_config(published[inside] if inside else published, tied=tied is not None)
+
+    return Layout(
+        name,
+        (Rule(f"{within}{theirs}", "weight"),),
+        ignored=(f"{within}model.*", *(("vision_model.*", "mlp1.*") if within else ()), *((f"{within}{tied}",) if tied else ())),
+        config=config,
+        same=((f"{within}{theirs}", f"{within}{tied}"),) if tied else (),
+        harmless=tuple(f"{inside}.{name}" for name in OTHER_PARTS) + WRAPPER if inside else OTHER_PARTS,
+    )
 
 
 class LMHead(Block):
@@ -37,24 +59,11 @@ class LMHead(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "llama",
-            (Rule("lm_head.weight", "weight"),),
-            ignored=("model.*",),
-            config=_config,
-        ),
-        Layout(
-            "neo",
-            (Rule("language_model.lm_head.weight", "weight"),),
-            ignored=("language_model.model.*", "vision_model.*"),
-            config=_inner_config,
-        ),
-        Layout(
-            "mono-internvl",
-            (Rule("language_model.output.weight", "weight"),),
-            ignored=("language_model.model.*", "vision_model.*", "mlp1.*"),
-            config=_inner_config,
-        ),
+        _layout("llama", _HEAD),
+        _layout("llama-tied", _EMBEDDING, tied=_HEAD),
+        _layout("neo", _HEAD, inside="llm_config", within="language_model."),
+        _layout("neo-tied", _EMBEDDING, inside="llm_config", within="language_model.", tied=_HEAD),
+        _layout("mono-internvl", "output.weight", inside="llm_config", within="language_model."),
     )
 
     def __init__(self, *, dim: int, vocab_size: int, init_std: float = 0.02) -> None:

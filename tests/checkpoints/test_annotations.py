@@ -26,7 +26,7 @@ class Typed(Block):
         Layout(
             name="foreign",
             rules=(Rule("w", "linear.weight"),),
-            config=lambda published: published | {"size": int(published["size"])},
+            config=lambda published: {**published, "size": int(published["size"])},
         ),
     )
     built = 0
@@ -134,10 +134,19 @@ def test_what_is_as_annotated_or_not_annotated_passes(name, value) -> None:
 
 def test_annotations_that_cannot_be_evaluated_and_loose_defaults_pass() -> None:
     class Strange(Block):
-        def __init__(self, *, size: "Nowhere" = 3, optional: int = None, many: "list[Nowhere]" = ()) -> None:  # noqa: RUF013
+        def __init__(
+            self,
+            *,
+            size: "Nowhere" = 3,
+            optional: int = None,  # noqa: RUF013
+            many: "list[Nowhere]" = (),
+            count: "int" = 1,
+        ) -> None:
             super().__init__()
 
-    annotations.check(Strange, {"size": "a", "optional": None, "many": [1]}, "config.json")
+    annotations.check(Strange, {"size": "a", "optional": None, "many": [1], "count": 2}, "config.json")
+    with pytest.raises(ValueError, match=r"of Strange: count is '2'; accepted: int"):  # which its neighbours do not switch off
+        annotations.check(Strange, {"size": "a", "count": "2"}, "config.json")
     annotations.check(Typed, {"maybe": None}, "config.json")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
+from mmblocks.checkpoints.published_config import check_model
 from mmblocks.checkpoints.transforms import Transform, transforms
 
 
@@ -23,6 +24,7 @@ class Layer(nn.Module):
 
 
 def _config(published):
+    check_model(published, "toy")
     return {"dim": published["hidden_size"], "kv_dim": published["kv_size"], "num_layers": published["num_hidden_layers"]}
 
 
@@ -368,16 +370,19 @@ def test_foreign_tensors_or_config(block, tmp_path):
 
 
 def test_config_of_diffusers_is_not_ours(block, tmp_path):
-    write(tmp_path, published(block, SEPARATE), CONFIG | {"_class_name": "Toy", "_diffusers_version": "0.36"})
+    write(tmp_path, published(block, SEPARATE), CONFIG | {"_diffusers_version": "0.36"})
     assert same(block, Toy.from_pretrained(tmp_path))
+
+
+_OTHERS = ("hidden_size", "kv_size", "num_hidden_layers", "model_type")
 
 
 class Normed(Block):
     """Two layouts that know the same names; the config or the tensors decide."""
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("plain", (Rule("w", "weight"), Rule("n", "norm")), config=lambda published: {"norm": False}),
-        Layout("normed", (Rule("w", "weight"), Rule("n", "norm")), config=lambda published: {"norm": True}),
+        Layout("plain", (Rule("w", "weight"), Rule("n", "norm")), config=lambda published: {"norm": False}, harmless=_OTHERS),
+        Layout("normed", (Rule("w", "weight"), Rule("n", "norm")), config=lambda published: {"norm": True}, harmless=_OTHERS),
     )
 
     def __init__(self, *, norm: bool):
@@ -464,6 +469,27 @@ def test_tensors_that_follow_from_the_config_are_compared(tmp_path) -> None:
         load(torch.arange(3.0))
     with pytest.raises(ValueError, match="differs by up to nan"):
         load(torch.tensor([0.0, torch.nan, 2.0, 3.0]))
+
+
+class Echo(Block):
+    """A head that published files may hold under the embedding's name too."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("echo", (Rule("embed", "head"),), ignored=("head",), same=(("embed", "head"),)),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Parameter(torch.ones(2))
+
+
+def test_two_names_of_one_tensor_are_compared(tmp_path) -> None:
+    for names in (["embed"], ["embed", "head"]):
+        write(tmp_path, {name: torch.full((2,), 5.0) for name in names}, None)
+        assert Echo.from_pretrained(tmp_path).head.tolist() == [5, 5]
+    write(tmp_path, {"embed": torch.ones(2), "head": torch.zeros(2)}, None)
+    with pytest.raises(ValueError, match="in the layout 'echo': embed and head differ; accepted: one tensor under two names"):
+        Echo.from_pretrained(tmp_path)
 
 
 def test_in_shards_what_follows_is_compared_where_a_file_is_read_anyway(tmp_path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.checkpoints import write
+from mmblocks.checkpoints import leftovers, write
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -160,6 +160,23 @@ def test_file_system_without_locks(tmp_path, monkeypatch, number):
         assert sorted(tmp_path.iterdir()) == sorted([folder, left])
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", left])
     assert (tmp_path / "model" / "a").read_text() == "new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock")
+def test_work_that_is_done_once_at_a_time(tmp_path, monkeypatch):
+    with leftovers.alone(tmp_path / "model", "converts to"):
+        again = leftovers.alone(tmp_path / "model", "converts to")
+        with pytest.raises(FileExistsError, match=r"another process converts to .*model right now"), again:
+            pass
+        with leftovers.alone(tmp_path / "other", "converts to"):
+            pass
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with leftovers.alone(tmp_path / "model", "converts to"):  # as far as there are locks
+        pass
 
 
 def fill(folder: Path, **files: str) -> None:

@@ -1,10 +1,13 @@
 """The loop against a plain one without cache; grammars; guidance; interleaved output."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmblocks import GREEDY, GridGrammar, Sampling, TextGrammar, codes, image, text
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.generation.grammar import State
 from mmblocks.generation.guidance import classifier_free
 from mmblocks.segments import Codes, Text
 from tests.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
@@ -96,6 +99,34 @@ def test_text_and_images_come_interleaved_and_can_be_read_again() -> None:
     assert torch.equal(found[1].grid, wanted[1].grid)
     ids = model.batch_builder(TOKENIZER)([[text("?"), *found]]).ids[0].tolist()
     assert ids == [*b"?", *script[:-1]]
+
+
+def test_each_rows_images_are_in_its_own_grammars_format() -> None:
+    """Formats whose codes overlap: an id is another code in each."""
+    shifted = replace(FORMAT, first_code=FORMAT.first_code + 2, num_codes=NUM_CODES - 2)
+    grammars = [
+        TextGrammar(256),
+        *(GridGrammar(form, size=size, vocab_size=VOCABULARY) for form, size in ((shifted, (1, 2)), (FORMAT, (2, 1)))),
+    ]
+    model = tiny_model().eval()
+    batch = [[text("say")], *[[text("draw"), text([FORMAT.begin])]] * 2]
+    found = [segment for row, segment in model.generate(batch, grammars, max_tokens=20, tokenizer=TOKENIZER) if row]
+    drawn = [segment for segment in found if isinstance(segment, Codes)]
+    assert {(segment.format.first_code, tuple(segment.grid.shape)) for segment in drawn} == {
+        (FORMAT.first_code, (2, 1)),
+        (shifted.first_code, (1, 2)),
+    }
+    for segment in drawn:
+        assert int(segment.grid.min()) >= 0 and int(segment.grid.max()) < segment.format.num_codes
+
+
+def test_a_grammar_that_writes_images_has_to_read_them() -> None:
+    class Own(TextGrammar):
+        def advance(self, state: State, next_id: int) -> State:
+            return state._replace(num_images=1, mode="done")
+
+    with pytest.raises(TypeError, match="Own wrote an image and has no method image; accepted: an ImageGrammar"):
+        list(tiny_model().eval().generate([[text("draw")]], Own(256), max_tokens=2, tokenizer=TOKENIZER))
 
 
 def scripted_head(model, script: list[int]) -> None:

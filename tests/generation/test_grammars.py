@@ -110,7 +110,7 @@ def test_continuous_images_are_written_by_their_own_head() -> None:
     prompts = [[text("draw"), text([FORMAT.begin])], [text([FORMAT.begin])], [text("tell")]]
     builder = model.batch_builder(TOKENIZER)
     steps = generate_ids(model, builder(prompts, padding="left"), grammar, max_tokens=7, sampling=GREEDY)
-    found = list(segments_of(steps, vector_input="latent"))
+    found = list(segments_of(steps, grammar))
     drawn = {row: segment.values for row, segment in found if hasattr(segment, "values")}
     assert {row: tuple(values.shape) for row, values in drawn.items()} == {0: (2, 2, 5), 1: (2, 2, 5)}
 

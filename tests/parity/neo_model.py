@@ -13,7 +13,10 @@ from mmblocks.tokens import NO_SPAN, Modality, TokenTable
 from mmblocks.trunks.neo import NEOTrunk
 from tests.parity.cases import Case
 
-MANIFESTS = {name: [(cls, "neo") for cls in (NEO, NEOTrunk, TextEmbedding, LMHead)] for name in ("neo1_0_2b", "neo1_0_9b")}
+MANIFESTS = {
+    name: [*((cls, "neo") for cls in (NEO, NEOTrunk, TextEmbedding)), (LMHead, head)]
+    for name, head in (("neo1_0_2b", "neo-tied"), ("neo1_0_9b", "neo"))
+}
 IMAGE, BEGIN, END = 2, 3, 4
 STEP = 9
 """The id of the one cached step; the case's notes name it."""
