@@ -19,6 +19,9 @@ LLAMA_HARMLESS = (
 _WINDOW_ON_REQUEST = ("qwen2", "qwen3", "eve-qwen2")
 """Models whose ``use_sliding_window`` is False where it is not there."""
 
+_LONGEST = {"mistral": 131072, **dict.fromkeys(_WINDOW_ON_REQUEST, 32768)}
+"""Models that have a window of 4096 tokens where none is named -> ``max_position_embeddings``, likewise."""
+
 _THETA = {"mixtral": 1e6, "emu3": 1e6, "emu3_text_model": 1e6}
 """The rotary base of models that have another one than Llama's where none is named."""
 
@@ -72,11 +75,11 @@ def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
 
 def check_window(config: Mapping[str, Any], kind: str) -> None:
     """Refuses attention that does not see all that came before."""
-    window = config.get("sliding_window", 4096 if kind in ("mistral", *_WINDOW_ON_REQUEST) else None)
+    window = config.get("sliding_window", 4096 if kind in _LONGEST else None)
     is_used = config.get("use_sliding_window")
     if is_used is None:
         is_used = kind not in _WINDOW_ON_REQUEST
-    if window is not None and is_used and window < config.get("max_position_embeddings", window):
+    if window is not None and is_used and window < config.get("max_position_embeddings", _LONGEST.get(kind, window)):
         what = title(config, "sliding_window")
         raise ValueError(f"{what} is {window}; accepted: none, or one as long as max_position_embeddings")
     for attention in config.get("layer_types") or ():

@@ -20,7 +20,7 @@ def run(case: Case) -> None:
     (layout,) = (known for known in NEOTrunk.layouts if known.name == "neo-llm")
     made = dict(layout.convert(trunk.state_dict(), trunk.config, to="theirs"))
     made["model.embed_tokens.weight"] = case.load(TextEmbedding, config).weight
-    made["lm_head.weight"] = case.load(LMHead, config).weight
+    made["lm_head.weight"] = case.load(LMHead, config, layout="llama").weight
     for name in case.named("out."):
         case.check(f"out.{name}", made[name])
     # The layers put before are random and not stored; their norms are one.
