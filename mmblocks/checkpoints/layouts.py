@@ -69,7 +69,7 @@ class Derived:
             difference = self.difference(tensor, arguments)
         except ValueError as error:
             raise ValueError(f"{key} is not what follows from the config: {error}") from error
-        rounding = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        rounding = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0
         if not difference <= self.tolerance + rounding:
             raise ValueError(
                 f"{key} differs by up to {difference:.3g} from what follows from the config; accepted: {self.tolerance:g} and"
