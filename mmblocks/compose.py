@@ -19,6 +19,7 @@ from mmblocks.generation.guidance import Guidance, as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.layers.categorical import Sampling
 from mmblocks.masks import MaskRule
+from mmblocks.roles import AnyEmbedder, Embedder, Head, Trunk, lacks
 from mmblocks.text_tokenizers import TextTokenizer
 from mmblocks.tokens import VisionTokens
 
@@ -89,20 +90,22 @@ class MultimodalModel(Block):
         mask: a rule of one's own for who sees whom, in place of the table's; see ``masks.MaskRule``.
 
     Raises:
+        TypeError: a part that cannot play its role; the message says what it lacks.
         ValueError: if there are no inputs.
     """
 
     def __init__(
         self,
         *,
-        inputs: Mapping[str, Any],
-        trunk: Any,
-        outputs: Mapping[str, Any],
+        inputs: Mapping[str, AnyEmbedder],
+        trunk: Trunk,
+        outputs: Mapping[str, Head],
         mask: MaskRule | None = None,
     ) -> None:
         super().__init__()
         if not inputs:
             raise ValueError("inputs is empty; accepted: at least one embedder by name")
+        _check_roles(inputs, trunk, outputs)
         self.inputs = Parts(inputs)
         self.trunk = trunk
         self.outputs = Parts(outputs)
@@ -220,5 +223,19 @@ class MultimodalModel(Block):
 
     def _head(self, name: str) -> Any:
         if name not in self.outputs:
-            raise ValueError(f"the batch asks head {name!r}; the model's heads: {list(self.outputs)}")
+            raise ValueError(f"the batch has labels for head {name!r}; the model's heads: {list(self.outputs)}")
         return self.outputs[name]
+
+
+def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[str, object]) -> None:
+    """Refuses parts that a model could be made of, and could do nothing with."""
+    for name, embedder in inputs.items():
+        _check_role(f"inputs[{name!r}]", embedder, lacks(embedder, Embedder, "forward"))
+    _check_role("trunk", trunk, lacks(trunk, Trunk))
+    for name, head in outputs.items():
+        _check_role(f"outputs[{name!r}]", head, lacks(head, Head))
+
+
+def _check_role(what: str, part: object, missing: list[str]) -> None:
+    if missing:
+        raise TypeError(f"{what} is a {type(part).__name__}, which cannot be used here: {'; '.join(missing)}. See mmblocks.roles")

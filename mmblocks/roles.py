@@ -1,13 +1,16 @@
 """The roles a part can play, as protocols: anything with these methods plugs in, no base class needed.
 
+``isinstance`` looks at names alone, as with every protocol; ``lacks`` also compares what the methods take.
+
 Shapes: B batch, L tokens of a row, N tokens (or rows) in all, D width, H and W pixels. Pixels are RGB in [0, 1].
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from mmblocks.masks import Mask, MaskRule
 from mmblocks.tokens import ImageLayout, Latents, TokenTable, VisionTokens
@@ -84,13 +87,11 @@ class Trunk(Protocol):
 class Head(Protocol):
     """Hidden states to a prediction: a loss against what is true, or a sample."""
 
-    def loss(
-        self, hidden: Float[Tensor, "N D"], target: Tensor, weight: Float[Tensor, " N"] | None = None, **draws: Any
-    ) -> Float[Tensor, " N"]:
-        """One loss per row, in float32; ``weight`` scales rows. Random draws may be handed in."""
+    def loss(self, hidden: Float[Tensor, "N D"], target: Tensor, weight: Float[Tensor, " N"] | None = None) -> Float[Tensor, " N"]:
+        """One loss per row, in float32; ``weight`` scales rows."""
         ...
 
-    def sample(self, hidden: Float[Tensor, "N D"], *, generator: Generator | None = None, **draws: Any) -> Tensor:
+    def sample(self, hidden: Float[Tensor, "N D"], *, generator: Generator | None = None) -> Tensor:
         """One prediction per row."""
         ...
 
@@ -104,5 +105,52 @@ class PixelDecoder(Protocol):
         ...
 
 
+AnyEmbedder = Callable[[Any], VisionTokens | Tensor]
+"""What an input of a model is: an ``Embedder`` of images, or a part that turns ids (N,) or vectors (N, D') into (N, D)."""
+
 ImageLayoutRule = Callable[[int, int], ImageLayout]
 """(height, width) in pixels -> which tokens the image becomes."""
+
+
+def lacks(part: object, role: type, *methods: str) -> list[str]:
+    """What a part would need to play a role, in words; empty if it can.
+
+    Args:
+        part: any object.
+        role: one of this module's protocols.
+        methods: those of the role that matter; all if none are named. "forward" stands for the call.
+    """
+    missing = []
+    for name, wanted in vars(role).items():
+        public = "forward" if name == "__call__" else name
+        if not inspect.isfunction(wanted) or public.startswith("_") or (methods and public not in methods):
+            continue
+        found = _called(part) if name == "__call__" else getattr(part, name, None)
+        shape = list(inspect.signature(wanted).parameters.values())[1:]
+        described = public + str(inspect.Signature([one.replace(annotation=one.empty) for one in shape]))
+        if not callable(found):
+            missing.append(f"it has no {described}")
+        elif not _takes(found, shape):
+            missing.append(f"its {public} takes {_short(found)}, not {described.removeprefix(public)}")
+    return missing
+
+
+def _called(part: object) -> object:
+    """What runs when a part is called; a module's call itself takes anything."""
+    return getattr(part, "forward", None) if isinstance(part, nn.Module) else part
+
+
+def _takes(method: Callable[..., Any], shape: Sequence[inspect.Parameter]) -> bool:
+    """Whether a method can be called as a role's is."""
+    positional = [one.name for one in shape if one.kind is one.POSITIONAL_OR_KEYWORD]
+    named = {one.name: None for one in shape if one.kind is one.KEYWORD_ONLY}
+    try:
+        inspect.signature(method).bind(*positional, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def _short(method: Callable[..., Any]) -> str:
+    """A method's parameters without their annotations."""
+    return str(inspect.Signature([one.replace(annotation=one.empty) for one in inspect.signature(method).parameters.values()]))

@@ -108,6 +108,8 @@ class EVE1(MultimodalModel):
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """
 
+    trunk: Decoder
+
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(
             "eve1",

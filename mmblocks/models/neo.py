@@ -76,6 +76,8 @@ class NEO(MultimodalModel):
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
     """
 
+    trunk: NEOTrunk
+
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(
             "neo",

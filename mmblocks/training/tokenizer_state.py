@@ -5,7 +5,7 @@ optimizers' and generators' states and the counters, and ``trainer.json`` with t
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -17,12 +17,43 @@ from mmblocks.checkpoints import current, inside, write
 from mmblocks.checkpoints.safetensors_files import open_safetensors
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_notes
+from mmblocks.training.adversary import Adversary
+from mmblocks.training.tokenizer_codebook import CodebookCare
 from mmblocks.training.tokenizer_notes import Notes
-
-if TYPE_CHECKING:
-    from mmblocks.training.tokenizer import TokenizerTrainer
+from mmblocks.training.tokenizer_recipe import TokenizerRecipe
 
 _TENSORS = "state.safetensors"
+
+
+class Training(Protocol):
+    """What of a ``TokenizerTrainer`` decides what its next step will do."""
+
+    num_steps: int
+    num_skipped: int
+
+    @property
+    def recipe(self) -> TokenizerRecipe: ...
+
+    @property
+    def tokenizer(self) -> VisualTokenizer: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def adversary(self) -> Adversary | None: ...
+
+    @property
+    def perceptual(self) -> object | None: ...
+
+    @property
+    def codebook(self) -> CodebookCare: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Saved(NamedTuple):
@@ -34,7 +65,7 @@ class Saved(NamedTuple):
     discriminator: Block | None
 
 
-def save(trainer: "TokenizerTrainer", folder: Path) -> None:
+def save(trainer: Training, folder: Path) -> None:
     """Replaces ``folder`` in one step."""
     notes = Notes(
         recipe=trainer.recipe,
@@ -79,7 +110,7 @@ def _read(folder: Path, device: torch.device) -> Saved:
     return Saved(notes, tensors, tokenizer, blocks.get("discriminator"))
 
 
-def restore(trainer: "TokenizerTrainer", saved: Saved) -> None:
+def restore(trainer: Training, saved: Saved) -> None:
     """Brings a new trainer to the state that was saved, and torch's global generators with it.
 
     Raises:
@@ -105,7 +136,7 @@ def restore(trainer: "TokenizerTrainer", saved: Saved) -> None:
         raise ValueError(f"{_TENSORS} has tensors that nothing needs: {', '.join(sorted(tensors)[:5])}")
 
 
-def _restore_generators(trainer: "TokenizerTrainer", tensors: dict[str, Tensor]) -> None:
+def _restore_generators(trainer: Training, tensors: dict[str, Tensor]) -> None:
     state = _taken(tensors, "generator", trainer.generator.get_state())
     cpu = _taken(tensors, "rng.cpu", torch.get_rng_state())
     try:
@@ -131,7 +162,7 @@ def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _tensors(trainer: "TokenizerTrainer") -> dict[str, Tensor]:
+def _tensors(trainer: Training) -> dict[str, Tensor]:
     tensors = _counters(trainer) | {"generator": trainer.generator.get_state(), "rng.cpu": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
@@ -144,7 +175,7 @@ def _tensors(trainer: "TokenizerTrainer") -> dict[str, Tensor]:
     return tensors
 
 
-def _counters(trainer: "TokenizerTrainer") -> dict[str, Tensor]:
+def _counters(trainer: Training) -> dict[str, Tensor]:
     """Tensors that change in place."""
     counters = {f"usage.{book}": counts for book, counts in trainer.codebook.usage.counts.items()}
     if trainer.adversary is not None:
@@ -152,7 +183,7 @@ def _counters(trainer: "TokenizerTrainer") -> dict[str, Tensor]:
     return counters
 
 
-def _trained(trainer: "TokenizerTrainer") -> dict[str, tuple[Block, Optimizer]]:
+def _trained(trainer: Training) -> dict[str, tuple[Block, Optimizer]]:
     """What is trained, by the name of its subfolder."""
     trained: dict[str, tuple[Block, Optimizer]] = {"tokenizer": (trainer.tokenizer, trainer.optimizer)}
     if trainer.adversary is not None:

@@ -98,6 +98,9 @@ def test_continuous_images_are_written_by_their_own_head() -> None:
     """Text, four vectors, text: the vectors come from the head asked at their places, and are read by their embedder."""
 
     class Regression(nn.Module):
+        def loss(self, hidden, target, weight=None):
+            return (hidden[:, :5] - target).square().mean(-1)
+
         def sample(self, hidden, *, generator=None):
             return hidden[:, :5]
 
@@ -125,6 +128,9 @@ def test_heads_over_vectors_get_both_streams_where_they_know_them() -> None:
     given = []
 
     class Guided(nn.Module):
+        def loss(self, hidden, target, weight=None):
+            return (hidden[:, :5] - target).square().mean(-1)
+
         def sample(self, hidden, *, unconditional=None, guidance=None, generator=None):
             given.append((hidden, unconditional, guidance))
             return hidden[:, :5]
