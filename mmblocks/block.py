@@ -174,7 +174,8 @@ class Block(nn.Module):
                 which it needs, finds room. ``forward`` moves its inputs, other methods do not.
             layout: the name of a published layout, where it shall not be detected. Which one was found is in ``origin``.
             ignored_entries: entries of a published config that are left out, such as ``"text_config.my_note"``: those that the
-                layout does not know, and of which you know that they change no numbers.
+                layout does not know, and of which you know that they change no numbers. ``"preprocessor_config.json"`` is that file
+                as a whole, ``"preprocessor_config.json/resample"`` one entry of it.
             overrides: constructor arguments that replace those of the config. A Block among them is taken as it is.
 
         Returns:

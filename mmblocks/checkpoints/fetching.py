@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import config, files, published
+from mmblocks.checkpoints import config, files, preprocessing, published
 from mmblocks.checkpoints.hub import Repository
 
 _INDEX = f"model.safetensors{files.INDEX}"
@@ -38,7 +38,7 @@ def fetch(
     folder = repository.get(_join(path, config.FILE)).parent
     content = config.read(folder) or {}
     if not config.is_ours(content):
-        return _fetch_published(cls, repository, path, layout, config.without(content, ignored))
+        return _fetch_published(cls, repository, path, layout, config.without(content, preprocessing.of_config(ignored)))
     _fetch_own(repository, path, content, given)
     return folder
 
@@ -62,8 +62,13 @@ def _fetch_own(repository: Repository, path: str, content: dict[str, Any], given
 
 def _fetch_published(cls: type[Block], repository: Repository, path: str, layout: str | None, content: dict[str, Any]) -> Path:
     where = f"{repository.name}/{path}".rstrip("/")
-    published.layouts(cls, where, layout)  # before anything large is downloaded
-    chosen = files.choose(repository.folder(path), where)
+    candidates = published.layouts(cls, where, layout)  # before anything large is downloaded
+    names = repository.folder(path)
+    chosen = files.choose(names, where)
+    if any(entry.preprocessor is not None for entry in candidates):
+        for name in preprocessing.FILES:
+            if name in names:
+                repository.get(_join(path, name))
     return _fetch_file(cls, repository, _join(path, chosen), layout, content).parent
 
 

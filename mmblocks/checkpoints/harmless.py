@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mmblocks.checkpoints.patterns import match
+from mmblocks.checkpoints.published_config import PublishedConfig, shown
 
 TEXT = ("note", "notes", "comment", "description", "source", "source_of_config", "_commit_hash")
 """Notes for people."""
@@ -130,6 +131,28 @@ def is_harmless(key: str, value: Any, patterns: Collection[str]) -> bool:
     parts = key.split(".")
     tails = (".".join(parts[start:]) for start in range(len(parts)))
     return any(match(pattern, tail) is not None for tail in tails for pattern in _PATTERNS)
+
+
+def check_read(config: PublishedConfig, harmless: Collection[str], whose: str, prefix: str = "") -> None:
+    """Refuses a config with entries that nobody has read, and that are not known to change no numbers.
+
+    Args:
+        config: the config, once it has been read.
+        harmless: see ``is_harmless``.
+        whose: what does not know them, or where they stand.
+        prefix: of the entries' names for ``ignored_entries``.
+
+    Raises:
+        ValueError: names such entries.
+    """
+    unread = {key: value for key, value in config.unread().items() if not is_harmless(key, value, harmless)}
+    if unread:
+        first = ", ".join(f"{prefix}{key} = {shown(value)}" for key, value in list(unread.items())[:5])
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        raise ValueError(
+            f"the config has entries that {whose} does not know: {first}{more}; accepted: a config without them. If they change no"
+            " numbers, name them in from_pretrained(..., ignored_entries=...)"
+        )
 
 
 _PATTERNS = tuple(pattern for pattern in _ANYWHERE if pattern.endswith("*"))

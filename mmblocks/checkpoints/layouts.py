@@ -24,8 +24,9 @@ from torch import Tensor
 from mmblocks.block import Block
 from mmblocks.checkpoints import patterns
 from mmblocks.checkpoints.difference import Difference, Shape, compare
-from mmblocks.checkpoints.harmless import is_harmless
-from mmblocks.checkpoints.published_config import PublishedConfig, plain, shown
+from mmblocks.checkpoints.harmless import check_read
+from mmblocks.checkpoints.preprocessing import Preprocessor
+from mmblocks.checkpoints.published_config import PublishedConfig, plain
 from mmblocks.checkpoints.rules import Arguments, Rule, Side, Source, Split
 from mmblocks.checkpoints.tensors import slots
 
@@ -99,6 +100,9 @@ class Layout:
         harmless: names, or patterns, of entries of the config that change no numbers of the Block: other parts', mostly. With dots
             for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.harmless`` need not be named again.
         otherwise: what else loads a checkpoint whose config is refused; it ends the message.
+        preprocessor: how preprocessor_config.json beside the weights is read and written, for a Block whose ``preprocess`` follows
+            it; see ``checkpoints.preprocessing``. None: that file is other parts'. Where there is no file, the class's defaults
+            stay.
     """
 
     name: str
@@ -111,6 +115,7 @@ class Layout:
     same: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
     otherwise: str = ""
+    preprocessor: Preprocessor | None = None
 
     def __post_init__(self) -> None:
         for pattern in (*self.ignored, *self.harmless):
@@ -155,22 +160,12 @@ class Layout:
         tracked = PublishedConfig(published)
         try:
             arguments: dict[str, Any] = {} if self.config is None else plain(self.config(tracked))
-            self._check_read(tracked)
+            check_read(tracked, self.harmless, f"the layout {self.name!r}")
         except ValueError as error:
             if not self.otherwise:
                 raise
             raise ValueError(f"{error}. {self.otherwise}") from error
         return arguments
-
-    def _check_read(self, config: PublishedConfig) -> None:
-        unread = {key: value for key, value in config.unread().items() if not is_harmless(key, value, self.harmless)}
-        if unread:
-            first = ", ".join(f"{key} = {shown(value)}" for key, value in list(unread.items())[:5])
-            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-            raise ValueError(
-                f"the config has entries that the layout {self.name!r} does not know: {first}{more}; accepted: a config without"
-                " them. If they change no numbers, name them in from_pretrained(..., ignored_entries=...)"
-            )
 
     def fits(self, keys: Iterable[str], config: Mapping[str, Any]) -> bool:
         """Whether every published name is known, some rule is used, and the published config is understood."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmblocks.block import Block, parts
-from mmblocks.checkpoints import config, current, filling, tensors
+from mmblocks.checkpoints import config, current, filling, preprocessing, tensors
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.finite import warn_of_not_finite
 from mmblocks.checkpoints.locating import Place
@@ -80,7 +80,9 @@ def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Block, list[Job
         if place.ignored:
             raise ValueError(f"ignored_entries is {place.ignored!r}, but {path} was written by save_pretrained; accepted: none")
         return build_own(cls, path, overrides)
-    block, found, jobs = build_published(cls, path, config.without(content or {}, place.ignored), layout, overrides)
+    published = config.without(content or {}, preprocessing.of_config(place.ignored))
+    images = preprocessing.read(path, place.ignored) if path.is_dir() else None
+    block, found, jobs = build_published(cls, path, published, layout, overrides, images)
     block.origin = Origin(place.source, found.name, place.revision)
     _log.info("%s comes from %s", cls.__name__, block.origin)
     return block, jobs

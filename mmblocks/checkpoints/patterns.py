@@ -38,4 +38,4 @@ def num_spelled_out(pattern: str, key: str, values: tuple[str, ...]) -> int:
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     expression = re.escape(pattern).replace(re.escape("{}"), r"(\d+)").replace(re.escape("*"), "(.+)")
-    return re.compile(expression)
+    return re.compile(expression, re.DOTALL)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from mmblocks.block import Block
+from mmblocks.block import Block, parameters
 from mmblocks.checkpoints import config, files, mapped, tensors
 from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.difference import Difference, Shape
@@ -21,12 +21,20 @@ DETAILED = 2
 
 
 def build_published(
-    cls: type[B], path: Path, published: dict[str, Any], name: str | None, overrides: dict[str, Any]
+    cls: type[B],
+    path: Path,
+    published: dict[str, Any],
+    name: str | None,
+    overrides: dict[str, Any],
+    images: Mapping[str, Any] | None = None,
 ) -> tuple[B, Layout, list[Job]]:
-    """A Block without values, its layout, and the job that fills all of it from one published checkpoint."""
+    """A Block without values, its layout, and the job that fills all of it from one published checkpoint.
+
+    ``images`` holds the entries of preprocessor_config.json, where there are any.
+    """
     config.check_arguments(cls, overrides, "from_pretrained")
     candidates = _candidates(cls, path, published, name)
-    built = [(layout, stored, instance(cls, layout, published, overrides)) for layout, stored in candidates]
+    built = [(layout, stored, instance(cls, layout, published, overrides, images)) for layout, stored in candidates]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
@@ -161,8 +169,14 @@ def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]
     return exact
 
 
-def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides: dict[str, Any]) -> B:
-    """The Block that a layout makes of a published config, without values.
+def instance(
+    cls: type[B],
+    layout: Layout,
+    published: dict[str, Any],
+    overrides: dict[str, Any],
+    images: Mapping[str, Any] | None = None,
+) -> B:
+    """The Block that a layout makes of a published config, and of preprocessor_config.json, without values.
 
     Raises:
         ValueError, TypeError, ImportError: the config is not understood, lacks arguments, or does not fit the class.
@@ -170,7 +184,10 @@ def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides:
     origin = f"layout {layout.name!r}"
     try:
         with torch.device("meta"):
-            arguments = {**layout.arguments(published), **overrides}
+            arguments = layout.arguments(published)
+            if layout.preprocessor is not None and images is not None:
+                arguments |= layout.preprocessor.read(images, {**_defaults(cls), **arguments, **overrides})
+            arguments |= overrides
     except KeyError as error:
         raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
     except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
@@ -178,3 +195,7 @@ def instance(cls: type[B], layout: Layout, published: dict[str, Any], overrides:
     config.check_arguments(cls, arguments, origin)
     config.check_complete(cls, arguments, origin)
     return build(cls, arguments, origin, overrides)
+
+
+def _defaults(cls: type[Block]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in parameters(cls).items() if parameter.default is not parameter.empty}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import config, shards, tensors, write
+from mmblocks.checkpoints import config, preprocessing, shards, tensors, write
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checkpoints.rules import Source
 
@@ -45,7 +45,9 @@ def write_folder(
     max_shard_size: int | str,
     finished: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Writes the tensors, and the config where the layout knows it. ``read`` gives the values of each of the Block's tensors.
+    """Writes the tensors, and the configs of the model and of its image processor where the layout knows them.
+
+    ``read`` gives the values of each of the Block's tensors.
 
     Raises:
         ValueError: the layout has no place for one of the tensors.
@@ -65,12 +67,17 @@ def write_folder(
 
     with torch.no_grad():
         shards.write(folder, meta, value, max_shard_size, finished)
-    published = published_config(block, layout)
-    if published is not None:
-        text = json.dumps(published, indent=2, ensure_ascii=False)
-        (folder / config.FILE).write_text(text + "\n", encoding="utf-8")
+    for name, content in ((config.FILE, published_config(block, layout)), (preprocessing.FILE, _images(block, layout))):
+        if content is not None:
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def published_config(block: Block, layout: Layout) -> Mapping[str, Any] | None:
     """The config that the authors' files have; None where the layout does not know the way back."""
     return None if layout.published_config is None else layout.published_config(block.config)
+
+
+def _images(block: Block, layout: Layout) -> Mapping[str, Any] | None:
+    published = None if layout.preprocessor is None else layout.preprocessor.published
+    return None if published is None else published(block.config)

@@ -4,8 +4,7 @@ Shapes: B images, L tokens of an image, Q queries, C width of the features, E wi
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -14,65 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, relu, rms_norm, scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.connectors.causal_former_layouts import CAUSAL_FORMER_LAYOUTS
 from mmblocks.connectors.grids import Grid, check_width
-
-_EPS = 1e-6
-
-_T5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_decoder_layers": 12}
-"""Of the stack that Emu takes from the Hub, and that its own config does not repeat."""
-
-
-def _rules(prefix: str) -> tuple[Rule, ...]:
-    block = f"{prefix}cformer.block.{{}}.layer"
-    kinds = (("0.SelfAttention", "attention"), ("1.EncDecAttention", "cross_attention"))
-    names = (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))
-    norms = enumerate(("attention_norm", "cross_attention_norm", "mlp_norm"))
-    return (
-        Rule(f"{prefix}causal_tokens", "queries"),
-        # Only the first block has the table, which all share.
-        Rule(f"{prefix}cformer.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "position_table"),
-        *(Rule(f"{block}.{kind}.{key}.weight", f"layers.{{}}.{mine}.{name}.weight") for kind, mine in kinds for key, name in names),
-        Rule(f"{block}.2.DenseReluDense.wi.weight", "layers.{}.up.weight"),
-        Rule(f"{block}.2.DenseReluDense.wo.weight", "layers.{}.down.weight"),
-        *(Rule(f"{block}.{number}.layer_norm.weight", f"layers.{{}}.{norm}.weight") for number, norm in norms),
-        Rule(f"{prefix}cformer.final_layer_norm.weight", "norm.weight"),
-        Rule(f"{prefix}projection.*", "projection.*"),
-    )
-
-
-def _stack(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of the stack, from T5's config."""
-    t5 = _T5_BASE | dict(config.get("t5_config", {}))
-    if t5.get("feed_forward_proj", "relu") != "relu":
-        raise ValueError(f"feed_forward_proj is {t5['feed_forward_proj']!r}; accepted: 'relu'")
-    if t5.get("layer_norm_epsilon", _EPS) != _EPS:
-        raise ValueError(f"layer_norm_epsilon is {t5['layer_norm_epsilon']}; accepted: {_EPS}")
-    return {
-        "hidden_dim": t5["d_model"],
-        "num_layers": t5["num_decoder_layers"],
-        "num_heads": t5["num_heads"],
-        "head_dim": t5["d_kv"],
-        "mlp_dim": t5["d_ff"],
-        "num_buckets": t5.get("relative_attention_num_buckets", 32),
-        "max_distance": t5.get("relative_attention_max_distance", 128),
-    }
-
-
-def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the published class."""
-    return {"in_dim": config["vision_width"], "dim": config["output_dim"], "num_queries": config["n_causal"], **_stack(config)}
-
-
-def _emu(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Emu's config; what it does not say is as published, since Emu's files of weights have no config beside them."""
-    return {
-        "in_dim": config.get("vision_cfg", {}).get("width", 1408),
-        "dim": config.get("llama", {}).get("hidden_size", 5120),
-        "num_queries": config.get("multimodal_cfg", {}).get("n_causal", 32),
-        "input_norm": True,
-        **_stack(config),
-    }
 
 
 class CausalFormer(Block):
@@ -87,6 +30,7 @@ class CausalFormer(Block):
         hidden_dim: E.
         num_layers, num_heads, head_dim, mlp_dim: sizes of the stack; heads need not fill its width.
         num_buckets, max_distance: of T5's relative positions.
+        norm_eps: of the stack's norms.
         input_norm: a layer norm of the features, in Emu called ``ln_visual``.
 
     The defaults are those of Emu. There is no dropout, which T5's training has.
@@ -94,15 +38,7 @@ class CausalFormer(Block):
     Source: Emu (arXiv 2307.05222; baaivision/Emu, Emu1).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("causal_former", _rules(""), ignored=("cformer.embed_tokens.weight",), config=_alone),
-        Layout(
-            "emu",
-            (Rule("ln_visual.*", "input_norm.*"), *_rules("cformer.")),
-            ignored=("visual.*", "decoder.*", "cformer.cformer.embed_tokens.weight"),
-            config=_emu,
-        ),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = CAUSAL_FORMER_LAYOUTS
 
     def __init__(
         self,
@@ -118,16 +54,17 @@ class CausalFormer(Block):
         num_buckets: int = 32,
         max_distance: int = 128,
         input_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.in_dim = in_dim
         self.num_queries = num_queries
         self.max_distance = max_distance
-        self.input_norm = nn.LayerNorm(in_dim, eps=_EPS) if input_norm else None
+        self.input_norm = nn.LayerNorm(in_dim, eps=1e-6) if input_norm else None
         self.queries = nn.Parameter(torch.empty(1, num_queries, hidden_dim).normal_(std=0.02))
         self.position_table = nn.Parameter(torch.empty(num_buckets, num_heads).normal_(std=hidden_dim**-0.5))
-        self.layers = nn.ModuleList(_Layer(hidden_dim, in_dim, num_heads, head_dim, mlp_dim) for _ in range(num_layers))
-        self.norm = RMSNorm(hidden_dim)
+        self.layers = nn.ModuleList(_Layer(hidden_dim, in_dim, num_heads, head_dim, mlp_dim, norm_eps) for _ in range(num_layers))
+        self.norm = RMSNorm(hidden_dim, norm_eps)
         self.projection = nn.Linear(hidden_dim, dim)
 
     def forward(self, features: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B Q D"]:
@@ -180,13 +117,14 @@ def distance_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> T
 class RMSNorm(nn.Module):
     """T5's norm, computed in float32."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Keeps shape and dtype."""
-        return self.weight * rms_norm(x.float(), x.shape[-1:], eps=_EPS).to(x.dtype)
+        return self.weight * rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class _Attention(nn.Module):
@@ -209,13 +147,13 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, dim: int, context_dim: int, num_heads: int, head_dim: int, mlp_dim: int) -> None:
+    def __init__(self, dim: int, context_dim: int, num_heads: int, head_dim: int, mlp_dim: int, eps: float) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(dim)
+        self.attention_norm = RMSNorm(dim, eps)
         self.attention = _Attention(dim, dim, num_heads, head_dim)
-        self.cross_attention_norm = RMSNorm(dim)
+        self.cross_attention_norm = RMSNorm(dim, eps)
         self.cross_attention = _Attention(dim, context_dim, num_heads, head_dim)
-        self.mlp_norm = RMSNorm(dim)
+        self.mlp_norm = RMSNorm(dim, eps)
         self.up = nn.Linear(dim, mlp_dim, bias=False)
         self.down = nn.Linear(mlp_dim, dim, bias=False)
 

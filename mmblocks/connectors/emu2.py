@@ -3,14 +3,17 @@
 Shapes: B images, rows and columns of tokens, C width of the image's features, D of the trunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.connectors.average_pool import AveragePool
 from mmblocks.connectors.grids import Grid, check_width
 
@@ -19,11 +22,25 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Emu2's own config, or that of its Hub repository; nothing where a file has none, as Emu2's own files."""
     if not config:
         return {}
-    return {"image_dim": _vision(config)["width"], "dim": _trunk_dim(config)}
+    check_model(config, *_MODELS)
+    return {"image_dim": _vision(config).get("width", 1792), "dim": _trunk_dim(config)}
 
 
 def _pooled(config: Mapping[str, Any]) -> dict[str, Any]:
     return _config(config) | ({"num_tokens": _vision(config).get("n_query", 64)} if config else {})
+
+
+def _own_config(arguments: Arguments) -> dict[str, Any]:
+    """Emu2's own code has its sizes in a module beside it, under these names."""
+    return {"vision_cfg": _sizes(arguments), "llama": {"hidden_size": arguments["dim"]}}
+
+
+def _hub_config(arguments: Arguments) -> dict[str, Any]:
+    return {"architectures": ["EmuForCausalLM"], "hidden_size": arguments["dim"], "vision_config": _sizes(arguments)}
+
+
+def _sizes(arguments: Arguments) -> dict[str, Any]:
+    return {"width": arguments["image_dim"]} | ({"n_query": arguments["num_tokens"]} if "num_tokens" in arguments else {})
 
 
 def _vision(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -36,7 +53,18 @@ def _trunk_dim(config: Mapping[str, Any]) -> int:
     return config["llm_hidden"] if "llm_hidden" in config else config["hidden_size"]
 
 
-def _layouts(mine: str, other: str, arguments: Any) -> tuple[Layout, ...]:
+_MODELS = ("emu", "emu2", "")
+"""The class of the Hub's config has no ``model_type``."""
+
+_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *("vision_cfg.*", "vision_config.*", "llama.*", "llm_hidden", "vocab", "token_ids.*", "instruct"),
+    *("d_model", "model_version", "llama_config_path", "embed_dim"),
+)
+"""What Emu2's configs say of the tower and of the language model."""
+
+
+def _layouts(mine: str, other: str, arguments: Callable[[Mapping[str, Any]], dict[str, Any]]) -> tuple[Layout, ...]:
     """The three layouts of Emu2 for the projection ``mine``; ``other`` is the one that another Block has."""
     outside = (("emu2", "", ""), ("emu2-gen", "multimodal_encoder.", "multimodal_encoder."), ("emu2-hub", "", "model."))
     gen = ("unet.*", "vae.*", "safety_checker.*")
@@ -49,6 +77,8 @@ def _layouts(mine: str, other: str, arguments: Any) -> tuple[Layout, ...]:
                 *(gen if name == "emu2-gen" else ()),
             ),
             config=arguments,
+            published_config=_hub_config if name == "emu2-hub" else _own_config,
+            harmless=_HARMLESS,
         )
         for name, prefix, inner in outside
     )

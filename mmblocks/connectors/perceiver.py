@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}
@@ -54,9 +58,39 @@ def _idefics_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
+_FLAMINGO = {
+    "dim": "dim",
+    "depth": "num_layers",
+    "heads": "num_heads",
+    "dim_head": "head_dim",
+    "num_latents": "num_latents",
+    "max_num_frames": "max_frames",
+}
+"""Arguments of Flamingo's class -> ours."""
+
+
+def _flamingo(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the published class. Files have none beside them; what is not said is as in OpenFlamingo."""
+    if config.get("max_num_media") is not None:
+        raise ValueError(f"max_num_media is {config['max_num_media']!r}; accepted: none, without vectors for several media")
+    arguments = {ours: config[theirs] for theirs, ours in _FLAMINGO.items() if theirs in config}
+    times = config.get("ff_mult", 4)
+    return arguments | ({} if times == 4 else {"mlp_dim": int(config["dim"] * times)})
+
+
+def _flamingo_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, activation="gelu", qk_norm=False)
+    dim, mlp_dim = arguments["dim"], arguments["mlp_dim"]
+    times = 4 if mlp_dim is None else mlp_dim / dim if mlp_dim % dim else mlp_dim // dim
+    return {**{theirs: arguments[ours] for theirs, ours in _FLAMINGO.items()}, "ff_mult": times}
+
+
 def _idefics(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configs of transformers leave out what is as in its defaults."""
-    perceiver, dim = config["perceiver_config"], config["vision_config"].get("embed_dim", 768)
+    check_model(config, "idefics")
+    only(config, "use_resampler", True)
+    perceiver, dim = config.get("perceiver_config") or {}, (config.get("vision_config") or {}).get("embed_dim", 768)
+    only(perceiver, "model_type", "idefics", "idefics_perciever")
     return {
         "dim": dim,
         "num_latents": perceiver.get("resampler_n_latents", 64),
@@ -67,6 +101,36 @@ def _idefics(config: Mapping[str, Any]) -> dict[str, Any]:
         "activation": "relu",
         "qk_norm": perceiver.get("qk_layer_norms_perceiver", False),
     }
+
+
+def _idefics_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, activation="relu", max_frames=None)
+    if arguments["mlp_dim"] is not None:
+        check_arguments(arguments, mlp_dim=4 * arguments["dim"])
+    return {
+        "model_type": "idefics",
+        "architectures": ["IdeficsForVisionText2Text"],
+        "use_resampler": True,
+        "vision_config": {"embed_dim": arguments["dim"]},
+        "perceiver_config": {
+            "use_resampler": True,
+            "resampler_n_latents": arguments["num_latents"],
+            "resampler_depth": arguments["num_layers"],
+            "resampler_n_heads": arguments["num_heads"],
+            "resampler_head_dim": arguments["head_dim"],
+            "qk_layer_norms_perceiver": arguments["qk_norm"],
+        },
+    }
+
+
+_IDEFICS_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *("vision_config.*", "perceiver_config.use_resampler", "perceiver_config.tie_word_embeddings", "additional_vocab_size"),
+    *("alpha_initializer", "alpha_type", "alphas_initializer_range", "cross_layer_activation_function", "cross_layer_interval"),
+    *("qk_layer_norms", "freeze_lm_head", "freeze_text_layers", "freeze_text_module_exceptions", "freeze_vision_layers"),
+    *("freeze_vision_module_exceptions", "ffn_dim", "word_embed_proj_dim", "max_sequence_length", "max_new_tokens"),
+)
+"""What IDEFICS's config says of its language model and of the layers between."""
 
 
 class PerceiverResampler(Block):
@@ -89,8 +153,14 @@ class PerceiverResampler(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("flamingo", _flamingo_rules("")),
-        Layout("open_flamingo", _flamingo_rules("perceiver."), ignored=("lang_encoder.*", "vision_encoder.*")),
+        Layout("flamingo", _flamingo_rules(""), config=_flamingo, published_config=_flamingo_config),
+        Layout(
+            "open_flamingo",
+            _flamingo_rules("perceiver."),
+            ignored=("lang_encoder.*", "vision_encoder.*"),
+            config=_flamingo,
+            published_config=_flamingo_config,
+        ),
         Layout(
             "idefics",
             _idefics_rules("model.perceiver_resampler."),
@@ -99,6 +169,8 @@ class PerceiverResampler(Block):
                 *("model.vision_model.*", "lm_head.*"),
             ),
             config=_idefics,
+            published_config=_idefics_config,
+            harmless=_IDEFICS_HARMLESS,
         ),
     )
 

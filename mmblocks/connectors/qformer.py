@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
+from mmblocks.connectors.published_widths import width_of
+from mmblocks.layers.activations import published_activation, transformers_name
 from mmblocks.layers.qformer import QFormer, qformer_rules
 
 _TEXT_HALF = (
@@ -32,22 +37,79 @@ def _transformers_rules() -> tuple[Rule, ...]:
 
 
 def _transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    vision, qformer = config["vision_config"], config["qformer_config"]
-    # Transformers leaves out of config.json what is as in its defaults, which are those of QFormerConnector.
-    sizes = {
+    """Transformers leaves out of config.json what is as in its classes, whose sizes are those of QFormerConnector."""
+    check_model(config, "blip-2")
+    qformer = config.get("qformer_config") or {}
+    only(qformer, "model_type", "blip_2_qformer")
+    only(qformer, "use_qformer_text_input", False)
+    only(qformer, "position_embedding_type", "absolute")
+    return {
+        "dim": width_of(config, "text_config", "opt"),
+        "num_queries": config.get("num_query_tokens", 32),
+        "input_norm_eps": (config.get("vision_config") or {}).get("layer_norm_eps", 1e-6),
         "in_dim": qformer.get("encoder_hidden_size", 1408),
         "hidden_dim": qformer.get("hidden_size", 768),
         "num_layers": qformer.get("num_hidden_layers", 12),
         "num_heads": qformer.get("num_attention_heads", 12),
         "mlp_dim": qformer.get("intermediate_size", 3072),
         "cross_attention_every": qformer.get("cross_attention_frequency", 2),
+        "activation": published_activation(qformer, "hidden_act", "gelu"),
+        "norm_eps": qformer.get("layer_norm_eps", 1e-12),
     }
-    text = config["text_config"]
+
+
+def _transformers_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, causal=False)
     return {
-        "dim": text["d_model"] if "d_model" in text else text["hidden_size"],
-        "num_queries": config.get("num_query_tokens", 32),
-        "input_norm_eps": vision.get("layer_norm_eps", 1e-6),
-        **sizes,
+        "model_type": "blip-2",
+        "architectures": ["Blip2ForConditionalGeneration"],
+        "num_query_tokens": arguments["num_queries"],
+        "qformer_config": {
+            "model_type": "blip_2_qformer",
+            "encoder_hidden_size": arguments["in_dim"],
+            "hidden_size": arguments["hidden_dim"],
+            "num_hidden_layers": arguments["num_layers"],
+            "num_attention_heads": arguments["num_heads"],
+            "intermediate_size": arguments["mlp_dim"],
+            "cross_attention_frequency": arguments["cross_attention_every"],
+            "hidden_act": transformers_name(arguments["activation"]),
+            "layer_norm_eps": arguments["norm_eps"],
+        },
+        "vision_config": {"hidden_size": arguments["in_dim"], "layer_norm_eps": arguments["input_norm_eps"]},
+        "text_config": {"hidden_size": arguments["dim"]},
+    }
+
+
+_BERT = {
+    "query_length": "num_queries",
+    "encoder_width": "in_dim",
+    "hidden_size": "hidden_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_dim",
+    "cross_attention_freq": "cross_attention_every",
+    "layer_norm_eps": "norm_eps",
+}
+"""Entries of the BERT config that LAVIS builds its Q-Former with -> arguments."""
+
+
+def _lavis(config: Mapping[str, Any]) -> dict[str, Any]:
+    """LAVIS' BERT config, with the trunk's width as ``llm_hidden_size``; LAVIS itself builds it in code, so files have none."""
+    check_model(config, "bert")
+    only(config, "position_embedding_type", "absolute")
+    arguments = {ours: config[theirs] for theirs, ours in _BERT.items() if theirs in config}
+    if "llm_hidden_size" in config:
+        arguments["dim"] = config["llm_hidden_size"]
+    return arguments | {"activation": published_activation(config, "hidden_act", "gelu"), "input_norm_eps": 1e-5}
+
+
+def _lavis_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, causal=False, input_norm_eps=1e-5)
+    return {
+        "model_type": "bert",
+        "llm_hidden_size": arguments["dim"],
+        "hidden_act": transformers_name(arguments["activation"]),
+        **{theirs: arguments[ours] for theirs, ours in _BERT.items()},
     }
 
 
@@ -62,6 +124,9 @@ def _lavis_layout(name: str, projection: str) -> Layout:
         ),
         ignored=(*_TEXT_HALF, "visual_encoder.*", "opt_model.*", "t5_model.*", "llm_model.*"),
         unwrap="model",
+        config=_lavis,
+        published_config=_lavis_config,
+        harmless=("add_cross_attention", "vocab_size", "max_position_embeddings", "type_vocab_size"),
     )
 
 
@@ -74,10 +139,11 @@ class QFormerConnector(Block):
         num_queries: Q.
         hidden_dim, num_layers, num_heads, mlp_dim, cross_attention_every: of the Q-Former; see ``QFormer``.
         causal: let a query see only those before it, as in SEED.
+        activation, norm_eps: of the Q-Former; see ``QFormer``.
         input_norm_eps: of a layer norm of the features; None for no norm.
 
-    The defaults are those of BLIP-2. Files of LAVIS have no config: ``from_pretrained(..., dim=2560)`` for OPT-2.7B, 4096 for
-    OPT-6.7B, 2048 for Flan-T5-XL, 4096 for Flan-T5-XXL.
+    The defaults are those of BLIP-2. Files of LAVIS have no config, since it builds one in code: ``from_pretrained(..., dim=2560)``
+    for OPT-2.7B, 4096 for OPT-6.7B, 2048 for Flan-T5-XL, 4096 for Flan-T5-XXL.
 
     Source: BLIP-2 (arXiv 2301.12597; salesforce/LAVIS; transformers' ``Blip2QFormerModel``).
     """
@@ -95,6 +161,12 @@ class QFormerConnector(Block):
             ),
             ignored=("vision_model.*", "language_model.*"),
             config=_transformers,
+            published_config=_transformers_config,
+            harmless=(
+                *("vision_config.*", "text_config.*", "image_token_index", "image_token_id", "image_text_hidden_size"),
+                *("use_decoder_only_language_model", "tie_word_embeddings", "is_encoder_decoder"),
+                *("qformer_config.vocab_size", "qformer_config.max_position_embeddings", "qformer_config.tie_word_embeddings"),
+            ),
         ),
     )
 
@@ -111,6 +183,8 @@ class QFormerConnector(Block):
         cross_attention_every: int = 2,
         causal: bool = False,
         input_norm_eps: float | None = 1e-5,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
         self.in_dim = in_dim
@@ -125,6 +199,8 @@ class QFormerConnector(Block):
             mlp_dim=mlp_dim,
             cross_attention_every=cross_attention_every,
             causal=causal,
+            activation=activation,
+            norm_eps=norm_eps,
         )
         self.projection = None if dim is None else nn.Linear(hidden_dim, dim)
 

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid
 
 _LAYER = (
@@ -35,17 +39,55 @@ _LAYER = (
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Cambrian-1's config; it names the encoders and not their widths, so ``in_dims`` is given to ``from_pretrained``."""
-    if config["num_query_group"] != 1:
-        raise ValueError(f"num_query_group is {config['num_query_group']}; accepted: 1")
+    """Cambrian-1's config; it names the encoders and not their widths, so ``in_dims`` is given to ``from_pretrained``.
+
+    A config that ``to_upstream`` wrote has the widths too, as ``mm_vision_tower_aux_hidden_sizes``.
+    """
+    check_model(config, *(f"cambrian_{kind}" for kind in ("llama", "mistral", "phi3", "qwen", "gemma", "cohere")))
+    only(config, "mm_projector_type", "sva")
+    if config["num_query_group"] != 1 or len(config["query_num_list"]) != 1:
+        numbers = f"num_query_group is {config['num_query_group']}, query_num_list {config['query_num_list']}"
+        raise ValueError(f"{numbers}; accepted: 1, and one number")
     side = math.isqrt(config["query_num_list"][0])
+    widths = config.get("mm_vision_tower_aux_hidden_sizes")
     return {
+        **({} if widths is None else {"in_dims": tuple(widths)}),
         "dim": config["hidden_size"],
         "hidden_dim": config["vision_hidden_size"],
         "grid": (side, side),
         "windows": tuple(math.isqrt(count) // side for count in config["mm_vision_tower_aux_token_len_list"]),
         "num_layers": config["connector_depth"],
     }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    rows, columns = arguments["grid"]
+    check_arguments(arguments, grid=(rows, rows), num_heads=16)
+    return {
+        "model_type": "cambrian_llama",
+        "architectures": ["CambrianLlamaForCausalLM"],
+        "mm_projector_type": "sva",
+        "hidden_size": arguments["dim"],
+        "vision_hidden_size": arguments["hidden_dim"],
+        "num_query_group": 1,
+        "query_num_list": [rows * columns],
+        "mm_vision_tower_aux_token_len_list": [(rows * window) ** 2 for window in arguments["windows"]],
+        "mm_vision_tower_aux_hidden_sizes": list(arguments["in_dims"]),
+        "connector_depth": arguments["num_layers"],
+        "connector_only": True,
+    }
+
+
+_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *("connector_only", "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers", "num_of_vision_sampler_layers"),
+    *("image_token_len", "image_position", "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_hidden_size"),
+    *("mm_vision_tower_aux_list", "mm_vision_select_layer", "mm_vision_select_feature", "mm_projector_lr", "use_mm_proj"),
+    *("mm_vision_sampler_lr", "mm_vision_tower_lr", "mm_use_im_patch_token", "mm_use_im_start_end", "is_meta_device"),
+    *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "vision_tower_aux_token_len_list"),
+    *("tokenizer_model_max_length", "tokenizer_padding_side", "max_sequence_length", "model_max_length", "debug"),
+)
+"""What Cambrian-1's config says of its language model and the layers in it, of its encoders, and of its training."""
 
 
 class SpatialAggregator(Block):
@@ -84,6 +126,8 @@ class SpatialAggregator(Block):
                 *("model.image_newline", "model.vision_sampler_layers.*", "model.vision_tower_aux_list.*"),
             ),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 

@@ -4,8 +4,8 @@ Shapes: B images, rows and columns of tokens, s tokens a side behind the project
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, reduce
@@ -15,7 +15,42 @@ from torch.nn.functional import interpolate, silu
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
+from mmblocks.connectors.published_widths import width_of
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ristretto's config; a file of the projector alone has none."""
+    if not config:
+        return {}
+    check_model(config, "ristretto")
+    return {
+        "in_dim": width_of(config, "vision_config", "siglip_vision_model"),
+        "dim": width_of(config, "llm_config", "qwen2"),
+        "num_tokens": config.get("num_image_token", 256),
+    }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    if arguments["hidden_dim"] is not None:
+        check_arguments(arguments, hidden_dim=3 * arguments["in_dim"])
+    return {
+        "model_type": "ristretto",
+        "architectures": ["RistrettoModel"],
+        "num_image_token": arguments["num_tokens"],
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": arguments["in_dim"]},
+        "llm_config": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": arguments["dim"]},
+    }
+
+
+_HARMLESS = (
+    *("vision_config.*", "llm_config.*", "dynamic_image_size", "force_image_size", "max_dynamic_patch", "min_dynamic_patch"),
+    *("pad2square", "select_layer", "template", "use_thumbnail", "use_backbone_lora", "use_llm_lora", "tie_word_embeddings"),
+)
+"""What Ristretto's config says of its encoder and its language model, and of how images are cut up."""
 
 
 class TokenFlexProjector(Block):
@@ -49,6 +84,9 @@ class TokenFlexProjector(Block):
                 Rule("mlp.f2.*", "up.*"),
                 Rule("mlp.g.*", "down.*"),
             ),
+            config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 

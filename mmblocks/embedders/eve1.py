@@ -4,9 +4,8 @@ Shapes: H and W pixels, S pixels a side of a canvas, P patch tokens and N tokens
 window, E width inside, D width of the trunk.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
+from mmblocks.embedders.eve1_layout import EVE1_LAYOUTS
 from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
@@ -26,58 +26,8 @@ from mmblocks.tokens import ImageLayout, VisionTokens
 Mask = Float[Tensor, "_ _"] | Bool[Tensor, "_ _"]
 """Of a canvas: 1 where it shows its image, 0 elsewhere."""
 
-CANVAS_COLOUR = tuple(int(255 * mean) / 255 for mean in CLIP_MEAN)
-"""Around an image on its canvas."""
-
 _DUMMY_CELLS = 16
 """Patches a side that are read of a canvas that shows nothing, at most: what text-only rows carry in published training."""
-
-
-_PRESET_ENTRIES = {
-    "patch_stride": "patch_size",
-    "conv_stride": "merge_size",
-    "image_size": "image_size",
-    "image_size_clip": "teacher_image_size",
-    "patch_stride_clip": "teacher_patch_size",
-}
-"""Of the published preprocessor_config.json -> arguments."""
-
-
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv1's config. Strides and sizes stand in presets that it names, and that are not published beside the weights.
-
-    Entries of such presets may stand in the config itself, and come first.
-    """
-    depth = re.fullmatch(r"mlp(\d+)x_gelu", config["mm_projector_type"])
-    if depth is None:
-        raise ValueError(f"mm_projector_type is {config['mm_projector_type']!r}; accepted: mlp2x_gelu, or with another number")
-    arguments = {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"], "projector_layers": int(depth[1])}
-    presets = (
-        ("mm_vision_tower", r"eve-patch(\d+)-anypixel-(\d+)", ("patch_stride", "image_size")),
-        ("mm_vision_tower_clip", r"patch(\d+)-(\d+)", ("patch_stride_clip", "image_size_clip")),
-    )
-    for name, pattern, entries in presets:
-        if config.get(name) is None or config.keys() >= set(entries):
-            continue
-        numbers = re.search(pattern, config[name])
-        if numbers is None:
-            raise ValueError(
-                f"{name} is {config[name]!r}; accepted: a name such as openai/eve-patch14-anypixel-672 or"
-                f" openai/clip-vit-large-patch14-336, or the preset's entries {', '.join(entries)} in config.json"
-            )
-        arguments |= {_PRESET_ENTRIES[entry]: int(number) for entry, number in zip(entries, numbers.groups(), strict=True)}
-    return arguments | {ours: config[theirs] for theirs, ours in _PRESET_ENTRIES.items() if theirs in config}
-
-
-def _attention_rules(name: str) -> tuple[Rule, ...]:
-    theirs, ours = f"model.vision_tower.{name}", name
-    return (
-        Rule(f"{theirs}.q.0.*", f"{ours}.norm_query.*"),
-        Rule(f"{theirs}.q.1.*", f"{ours}.query.*"),
-        Rule(f"{theirs}.kv.0.*", f"{ours}.norm_context.*"),
-        Rule(f"{theirs}.kv.1.*", f"{ours}.key_value.*"),
-        Rule(f"{theirs}.proj.*", f"{ours}.out.*"),
-    )
 
 
 class EVE1PatchEmbedding(Block):
@@ -95,6 +45,7 @@ class EVE1PatchEmbedding(Block):
         projector_layers: linear layers of the projector, with GELUs between them.
         image_size: pixels of the longer side after ``preprocess``: 672, or 1344 in EVE-7B-HD.
         teacher_image_size, teacher_patch_size: of the encoder whose cells the shorter side is rounded up to.
+        mean, std: what pixels are normalised with; the mean is the colour around an image on its canvas, too.
 
     Raises:
         ValueError: heads that do not divide the width, or an ``image_size`` that is no multiple of the teacher's.
@@ -102,28 +53,7 @@ class EVE1PatchEmbedding(Block):
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "eve1",
-            (
-                Rule("model.vision_tower.patch_embedding.weight", "patch.weight"),
-                Rule("model.vision_tower.class_embedding", "class_token"),
-                Rule("model.vision_tower.split_embedding", "split_token"),
-                *_attention_rules("local_attention"),
-                *_attention_rules("global_attention"),
-                Rule("model.mm_projector.{}.*", "projector.{}.*"),
-            ),
-            ignored=(
-                "model.layers.*",
-                "model.embed_tokens.weight",
-                "model.norm.weight",
-                "lm_head.weight",
-                "model.vision_clip.*",
-                "model.vision_tower_compressor.*",
-            ),
-            config=_config,
-        ),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = EVE1_LAYOUTS
 
     def __init__(
         self,
@@ -137,6 +67,8 @@ class EVE1PatchEmbedding(Block):
         image_size: int = 672,
         teacher_image_size: int = 336,
         teacher_patch_size: int = 14,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
@@ -144,6 +76,8 @@ class EVE1PatchEmbedding(Block):
         if image_size % teacher_image_size or image_size <= 0:
             raise ValueError(f"image_size is {image_size}; accepted: multiples of teacher_image_size, {teacher_image_size}")
         self.dim = dim
+        self.mean = mean
+        self.std = std
         self.patch_size = patch_size
         self.merge_size = merge_size
         self.token_size = patch_size * merge_size
@@ -175,7 +109,7 @@ class EVE1PatchEmbedding(Block):
                 that does not mark one rectangle of whole patches.
         """
         images = check_images(images, self.patch.weight.dtype)
-        tokens = self.features([normalise(image, CLIP_MEAN, CLIP_STD) for image in images], masks)
+        tokens = self.features([normalise(image, self.mean, self.std) for image in images], masks)
         return tokens._replace(embeds=self.projector(tokens.embeds))
 
     def features(self, values: Sequence[Float[Tensor, "3 _ _"]], masks: Sequence[Mask] | None = None) -> VisionTokens:
@@ -219,7 +153,8 @@ class EVE1PatchEmbedding(Block):
         Raises:
             ValueError: an image without pixels.
         """
-        return on_canvas(self.preprocess(image), self._placement(upright_rgb(image)), CANVAS_COLOUR)
+        colour = tuple(int(255 * mean) / 255 for mean in self.mean)
+        return on_canvas(self.preprocess(image), self._placement(upright_rgb(image)), colour)
 
     def _placement(self, image: PILImage.Image) -> CanvasPlacement:
         return place_on_canvas(image.height, image.width, **self.canvas)

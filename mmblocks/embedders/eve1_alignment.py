@@ -15,14 +15,49 @@ from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.embedders.eve_presets import EVE1_HARMLESS
 from mmblocks.tokens import TokenKind, VisionTokens
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """EVEv1's config, which has the layer without saying how it is built: those are the defaults."""
+    check_model(config, "eve", "eve_llama")
     if not config["requires_cliploss"]:
         raise ValueError("requires_cliploss is false; accepted: a checkpoint that was trained with the patch aligning layer")
     return {"dim": config["hidden_size"], "num_layers": config["num_hidden_layers"]}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, teacher_dim=1024, layer_step=4, num_heads=8)
+    return {
+        "model_type": "eve",
+        "architectures": ["EVELlamaForCausalLM"],
+        "hidden_size": arguments["dim"],
+        "num_hidden_layers": arguments["num_layers"],
+        "requires_cliploss": True,
+    }
+
+
+_LAYER = {"llm_size": "dim", "num_layer": "num_layers", "layer_rate": "layer_step", "num_heads": "num_heads"}
+"""Arguments of the published class -> ours."""
+
+
+def _layer_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the published class, and those of its teacher. A file of the layer alone has none beside it."""
+    teacher = config.get("clip") or {}
+    widths = {"teacher_dim": teacher["hidden_size"]} if "hidden_size" in teacher else {}
+    return widths | {ours: config[theirs] for theirs, ours in _LAYER.items() if theirs in config}
+
+
+def _published_layer(arguments: Arguments) -> dict[str, Any]:
+    return {"clip": {"hidden_size": arguments["teacher_dim"]}, **{theirs: arguments[ours] for theirs, ours in _LAYER.items()}}
+
+
+_HARMLESS = (*EVE1_HARMLESS, "mm_vision_tower", "mm_vision_tower_clip", "mm_hidden_size", "mm_projector_type")
+"""Of the language model, of the embedding and of the teacher."""
 
 
 def _rules(prefix: str) -> tuple[Rule, ...]:
@@ -73,8 +108,17 @@ class EVE1PatchAlignment(Block):
                 "lm_head.weight",
             ),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
-        Layout("eve1-layer", _rules(""), ignored=("clip_layer.*",)),
+        Layout(
+            "eve1-layer",
+            _rules(""),
+            ignored=("clip_layer.*",),
+            config=_layer_config,
+            published_config=_published_layer,
+            harmless=("clip.*",),
+        ),
     )
 
     def __init__(self, *, dim: int, teacher_dim: int = 1024, num_layers: int = 32, layer_step: int = 4, num_heads: int = 8) -> None:

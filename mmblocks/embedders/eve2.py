@@ -16,6 +16,9 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.embedders.eve_presets import EVE2_HARMLESS, eve_preprocessor
 from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
 from mmblocks.layers.resizing import fit_area, upright_rgb
@@ -28,6 +31,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Entries of such a preset may stand in the config itself, and come first.
     """
+    check_model(config, "eve-qwen2", "eve-llama3", "eve-llama")
     arguments = {"dim": config["hidden_size"], "hidden_dim": config["mm_hidden_size"]}
     tower = config.get("mm_vision_tower")
     if tower is not None and not _PRESET_ENTRIES.keys() <= config.keys():
@@ -45,6 +49,18 @@ _PRESET_ENTRIES = {"patch_stride": "patch_size", "dense_stride": "merge_size", "
 """Of the published preprocessor_config.json -> arguments."""
 
 
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """With the preset's entries beside the preset's name, which upstream looks up in folders of its own."""
+    return {
+        "model_type": "eve-qwen2",
+        "architectures": ["EVEQwen2ForCausalLM"],
+        "hidden_size": arguments["dim"],
+        "mm_hidden_size": arguments["hidden_dim"],
+        "mm_vision_tower": f"openai/eve-anyratio-res{arguments['max_size']}-patch{arguments['patch_size']}",
+        **{theirs: arguments[ours] for theirs, ours in _PRESET_ENTRIES.items()},
+    }
+
+
 class EVE2PatchEmbedding(Block):
     """Convolution, GELU, convolution; a class token opens each image and a split token closes each row.
 
@@ -56,6 +72,7 @@ class EVE2PatchEmbedding(Block):
         patch_size: pixels a side of the first convolution's patches.
         merge_size: patches a side that the second convolution merges into a token.
         max_size: square root of the area, in pixels, to which ``preprocess`` brings an image (800 or 1600 in EVEv2).
+        mean, std: what pixels are normalised with.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
     """
@@ -71,13 +88,26 @@ class EVE2PatchEmbedding(Block):
             ),
             ignored=("model.layers.*", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"),
             config=_config,
+            published_config=_published_config,
+            harmless=EVE2_HARMLESS,
+            preprocessor=eve_preprocessor(_PRESET_ENTRIES),
         ),
     )
 
     def __init__(
-        self, *, dim: int, hidden_dim: int = 1024, patch_size: int = 16, merge_size: int = 2, max_size: int = 1600
+        self,
+        *,
+        dim: int,
+        hidden_dim: int = 1024,
+        patch_size: int = 16,
+        merge_size: int = 2,
+        max_size: int = 1600,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
         super().__init__()
+        self.mean = mean
+        self.std = std
         self.dim = dim
         self.max_size = max_size
         self.token_size = patch_size * merge_size
@@ -130,7 +160,7 @@ class EVE2PatchEmbedding(Block):
         merge = {"m": self.merge.kernel_size[0], "n": self.merge.kernel_size[1]}
         patches = torch.cat(
             [
-                rearrange(normalise(image, CLIP_MEAN, CLIP_STD), "c (h m p) (w n q) -> (h w) (m n) (c p q)", **size, **merge)
+                rearrange(normalise(image, self.mean, self.std), "c (h m p) (w n q) -> (h w) (m n) (c p q)", **size, **merge)
                 for image in images
             ]
         )

@@ -14,25 +14,87 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise, pixels_of
 from mmblocks.layers.resizing import fit_within, upright_rgb
 from mmblocks.pickling import weightless
 from mmblocks.tokens import ImageLayout, VisionTokens
 
-_HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation."""
-
 _FILL = 1 / 255
 """Of the border that completes the last patches. Published code means white by 1, and writes it before it divides by 255."""
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("num_channels", 3) != 3:
-        raise ValueError(f"num_channels is {config['num_channels']}; accepted: 3")
-    text = config.get("text_config") or config
-    return {"dim": text["hidden_size"] if "hidden_size" in text else config["hidden_size"], "patch_size": config["patch_size"]}
+    """Newer files have the width in the config of the text, older ones at the top, both as 4096 where they do not say it."""
+    check_model(config, "fuyu")
+    only(config, "num_channels", 3)
+    text = config.get("text_config") or {}
+    dim = text.get("hidden_size") or config.get("hidden_size") or 4096
+    return {"dim": dim, "patch_size": config.get("patch_size", 30)}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    return {
+        "model_type": "fuyu",
+        "architectures": ["FuyuForCausalLM"],
+        "patch_size": arguments["patch_size"],
+        "num_channels": 3,
+        "hidden_size": arguments["dim"],
+        "text_config": {"model_type": "persimmon", "hidden_size": arguments["dim"]},
+    }
+
+
+def _images(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
+    check_processor(entries, "FuyuImageProcessor")
+    only(entries, "do_resize", True)
+    only(entries, "resample", PILImage.Resampling.BILINEAR)
+    only(entries, "do_pad", True)
+    only(entries, "padding_mode", "constant")
+    only(entries, "padding_value", 1.0)
+    patch = entries.get("patch_size") or {}
+    for side in ("height", "width"):
+        only(patch, side, arguments["patch_size"])
+    size = entries.get("size") or {}
+    return {
+        "max_height": entries.get("target_height") or size.get("height", 1080),
+        "max_width": entries.get("target_width") or size.get("width", 1920),
+        **normalisation(entries),
+    }
+
+
+def _published_images(arguments: Arguments) -> dict[str, Any]:
+    return {
+        "image_processor_type": "FuyuImageProcessor",
+        "do_resize": True,
+        "size": {"height": arguments["max_height"], "width": arguments["max_width"]},
+        "resample": int(PILImage.Resampling.BILINEAR),
+        "do_pad": True,
+        "padding_value": 1.0,
+        "padding_mode": "constant",
+        "patch_size": {"height": arguments["patch_size"], "width": arguments["patch_size"]},
+        **published_normalisation(arguments["mean"], arguments["std"]),
+    }
+
+
+_HARMLESS = (*LANGUAGE_MODEL, "text_config.*", "image_size", "image_token_id", "layer_norm_eps", "qk_layernorm")
+"""Of the language model. Images have any size."""
+
+
+def _layout(name: str, prefix: str, *ignored: str) -> Layout:
+    return Layout(
+        name,
+        (Rule(f"{prefix}vision_embed_tokens.*", "linear.*"),),
+        ignored=(f"{prefix}language_model.*", *ignored),
+        config=_config,
+        published_config=_published_config,
+        harmless=_HARMLESS,
+        preprocessor=Preprocessor(_images, _published_images, ("debug", "num_additional_image_tokens")),
+    )
 
 
 class FuyuPatchEmbedding(Block):
@@ -45,22 +107,29 @@ class FuyuPatchEmbedding(Block):
         dim: D.
         patch_size: pixels a side of a patch.
         max_height, max_width: into which ``preprocess`` fits an image.
+        mean, std: what pixels are normalised with.
 
     Source: Fuyu-8B (adept/fuyu-8b; huggingface/transformers).
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "fuyu",
-            (Rule("model.vision_embed_tokens.*", "linear.*"),),
-            ignored=("model.language_model.*", "lm_head.weight"),
-            config=_config,
-        ),
-        Layout("fuyu-hub", (Rule("vision_embed_tokens.*", "linear.*"),), ignored=("language_model.*",), config=_config),
+        _layout("fuyu", "model.", "lm_head.weight"),
+        _layout("fuyu-hub", ""),
     )
 
-    def __init__(self, *, dim: int, patch_size: int = 30, max_height: int = 1080, max_width: int = 1920) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        patch_size: int = 30,
+        max_height: int = 1080,
+        max_width: int = 1920,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ) -> None:
         super().__init__()
+        self.mean = mean
+        self.std = std
         self.dim = dim
         self.patch_size = patch_size
         self.max_height = max_height
@@ -79,7 +148,7 @@ class FuyuPatchEmbedding(Block):
             ValueError: no image, a size that is no multiple, or pixels that are no RGB in [0, 1].
         """
         images = check_images(images, self.linear.weight.dtype)
-        return self.embed([normalise(image, _HALF, _HALF) for image in images], newline)
+        return self.embed([normalise(image, self.mean, self.std) for image in images], newline)
 
     def embed(self, values: Sequence[Float[Tensor, "3 _ _"]], newline: Float[Tensor, " D"] | None = None) -> VisionTokens:
         """The tokens of images that are normalised already."""

@@ -4,6 +4,7 @@ Shapes: H and W pixels or latents, N tokens of all images, D width of the trunk.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise
@@ -23,8 +28,10 @@ from mmblocks.tokens import ImageLayout, VisionTokens
 
 def _omnigen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of OmniGen's own files, whose config is the language model's, alone or beside its own arguments, or of diffusers'."""
-    dim = config.get("phi3", config)["hidden_size"]
-    own = config.get("omnigen", config)
+    language, own = config.get("phi3", config), config.get("omnigen", config)
+    check_model(language, "phi3")
+    only(config, "_class_name", "OmniGenTransformer2DModel")
+    dim = language.get("hidden_size", 3072)
     table = {"table_size": own.get("pos_embed_max_size", 192), "interpolation": own.get("pe_interpolation", 1.0)}
     return {
         "dim": dim,
@@ -34,6 +41,29 @@ def _omnigen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _published_omnigen(arguments: Arguments, *, diffusers: bool) -> dict[str, Any]:
+    """OmniGen's own code reads the language model's config alone: that its other sizes are as published."""
+    check_arguments(arguments, bias=True, mean=None, std=None)
+    positions = arguments["positions"]
+    if not isinstance(positions, SinCosPositions):
+        raise ValueError(f"positions is {type(positions).__name__}; accepted in this layout: SinCosPositions")
+    check_arguments(positions.config, dim=arguments["dim"], theta=10000.0, base_size=64)
+    common = {"patch_size": arguments["patch_size"], "in_channels": arguments["channels"]}
+    common |= {"hidden_size": arguments["dim"], "pos_embed_max_size": positions.config["table_size"]}
+    if diffusers:
+        check_arguments(positions.config, interpolation=1.0)
+        return {"_class_name": "OmniGenTransformer2DModel", **common}
+    interpolation = {"pe_interpolation": positions.config["interpolation"]}
+    return {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], **common, **interpolation}
+
+
+_OMNIGEN_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *("phi3.*", "num_layers", "rope_base", "time_step_dim", "flip_sin_to_cos", "downscale_freq_shift", "timestep_activation_fn"),
+)
+"""Of the trunk and of the steps' embedding, in both forms."""
+
+
 def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
     """Of the table of positions in a file from what ``positions`` computes, where it computes something."""
     positions = arguments["positions"]
@@ -41,8 +71,15 @@ def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
 
 
 def _omnigen(name: str, theirs: str, table: str, ignored: tuple[str, ...]) -> Layout:
-    derived = (Derived(table, _table_difference),)
-    return Layout(name, (Rule(f"{theirs}.*", "patch.*"),), ignored=ignored, config=_omnigen_config, derived=derived)
+    return Layout(
+        name,
+        (Rule(f"{theirs}.*", "patch.*"),),
+        ignored=ignored,
+        config=_omnigen_config,
+        published_config=partial(_published_omnigen, diffusers="diffusers" in name),
+        derived=(Derived(table, _table_difference),),
+        harmless=_OMNIGEN_HARMLESS,
+    )
 
 
 _OMNIGEN_REST = ("time_token.*", "t_embedder.*", "final_layer.*", "llm.*")

@@ -15,6 +15,8 @@ from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, positions, sizes
 from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
 from mmblocks.layers.resizing import smart_resize, upright
@@ -26,14 +28,44 @@ from mmblocks.tokens import ImageLayout, VisionTokens
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """NEO's config, or that of its vision part alone."""
     vision = config.get("vision_config", config)
-    ratio = _scalar(vision["downsample_ratio"])
+    check_model(vision, "neo_vision")
+    only(vision, "num_channels", 3)
+    ratio = _scalar(vision.get("downsample_ratio", 0.5))
+    if "vision_config" in config:
+        check_model(config, "neo_chat")
+        only(config, "downsample_ratio", ratio)
     return {
-        "dim": int(_scalar(vision["llm_hidden_size"])),
-        "hidden_dim": vision["hidden_size"],
-        "patch_size": vision["patch_size"],
+        "dim": int(_scalar(vision.get("llm_hidden_size", 2048))),
+        "hidden_dim": vision.get("hidden_size", 1024),
+        "patch_size": vision.get("patch_size", 16),
         "merge_size": int(1 / ratio),
-        "rope_theta": vision["rope_theta_vision"],
-    } | {name: vision[name] for name in ("min_pixels", "max_pixels") if name in vision}
+        "rope_theta": vision.get("rope_theta_vision", 10000.0),
+        "min_pixels": vision.get("min_pixels", 65536),
+        "max_pixels": vision.get("max_pixels", 4194304),
+    }
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    vision = {
+        "model_type": "neo_vision",
+        "architectures": ["NEOVisionModel"],
+        "llm_hidden_size": arguments["dim"],
+        "downsample_ratio": 1 / arguments["merge_size"],
+        "hidden_size": arguments["hidden_dim"],
+        "patch_size": arguments["patch_size"],
+        "rope_theta_vision": arguments["rope_theta"],
+        "min_pixels": arguments["min_pixels"],
+        "max_pixels": arguments["max_pixels"],
+    }
+    return {"model_type": "neo_chat", "downsample_ratio": 1 / arguments["merge_size"], "vision_config": vision}
+
+
+_HARMLESS = (
+    *("llm_config.*", "max_position_embeddings_vision", "vision_config.max_position_embeddings_vision"),
+    *("template", "use_backbone_lora", "use_llm_lora", "img_start_token_id", "img_context_token_id", "hidden_size"),
+    *("tie_word_embeddings", "vision_config.tie_word_embeddings", "extra_num_layers(pre-buffer)"),
+)
+"""Of the language model, and how long upstream's tables of angles are."""
 
 
 def _scalar(value: Any) -> float:
@@ -70,6 +102,8 @@ class NEOPatchEmbedding(Block):
             ),
             ignored=("language_model.*",),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 

@@ -6,13 +6,17 @@ The dict of tensors is the file itself, or lies in it under "model", "module" or
 The repositories BAAI/EVA-CLIP-8B, -8B-448 and -18B on the Hub have names of their own ("-hub").
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+import torch
+from torch import Tensor
+
+from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
 from mmblocks.checkpoints.rules import Arguments, Side, Source
-from mmblocks.layers.eva_layouts import BESIDE_VISUAL, ROPE_TABLES, WRAPPERS, eva_rules, eva_tower_arguments
+from mmblocks.encoders.eva_clip_configs import AUTHORS, CONFIGS, HUB, HUB_CONFIGS, Part
+from mmblocks.layers.eva_layouts import BESIDE_VISUAL, WRAPPERS, eva_rules, rope_tables
 
 Rules = tuple[Rule | Split, ...]
 
@@ -93,101 +97,14 @@ def text_hub_rules(ours: str) -> Rules:
     )
 
 
-def vision_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EVACLIPVision`` from a model's config as the authors' code has it; none from an empty one."""
-    if not published:
-        return {}
-    vision = published["vision_cfg"]
-    return {
-        "tower": eva_tower_arguments(vision),
-        "embed_dim": published["embed_dim"],
-        # The newer of the authors' two packages, that of the towers with RMS norms, ties one bias to the other.
-        "head_bias": vision.get("qkv_bias", True) or "use_rms_norm" not in vision,
-        "pooling": "mean" if vision.get("global_average_pool") else "class",
-        "patch_dropout": vision.get("patch_dropout") or 0.0,
-    }
+def _count_difference(ids: Tensor, arguments: Arguments) -> float:
+    """Of numbers of places, which count from 0."""
+    return float((ids.flatten() - torch.arange(ids.numel(), device=ids.device)).abs().max())
 
 
-def text_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EVACLIPText`` likewise."""
-    if not published:
-        return {}
-    text = published["text_cfg"]
-    if published.get("quick_gelu"):
-        raise ValueError("quick_gelu is true; accepted: false, as in all of EVA-CLIP: the exact GELU")
-    if text.get("hf_model_name"):
-        raise ValueError(f"hf_model_name is {text['hf_model_name']!r}; accepted: none, for the text tower of EVA-CLIP itself")
-    return {
-        "embed_dim": published["embed_dim"],
-        "dim": text.get("width", 512),
-        "num_layers": text.get("layers", 12),
-        "num_heads": text.get("heads", 8),
-        "context_length": text.get("context_length", 77),
-        "vocab_size": text.get("vocab_size", 49408),
-        "causal": text.get("attn_mask", True),
-        "layer_scale": text.get("ls_init_value"),
-    }
-
-
-def arguments(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EVACLIP`` likewise."""
-    if not published:
-        return {}
-    return {"vision": vision_arguments(published), "text": text_arguments(published)}
-
-
-def vision_hub_arguments(published: Mapping[str, Any], *, head_bias: bool = False) -> dict[str, Any]:
-    """Arguments of an ``EVACLIPVision`` from the config of a repository on the Hub; it is silent about the head's bias."""
-    vision = published["vision_config"]
-    for name in ("use_rope", "use_swiglu_mlp", "use_sub_ln"):
-        if vision.get(name):
-            raise ValueError(f"{name} is true; accepted: false, as in EVA-CLIP-8B and 18B")
-    qkv_bias = vision.get("q_bias", True)
-    return {
-        "tower": {
-            "image_size": (vision["image_size"],) * 2,
-            "patch_size": vision["patch_size"],
-            "dim": vision["hidden_size"],
-            "num_layers": vision["num_hidden_layers"],
-            "num_heads": vision["num_attention_heads"],
-            "mlp_dim": vision["intermediate_size"],
-            # All published towers without a bias of queries have RMS norms.
-            "norm": "rms" if vision.get("use_rms_norm", not qkv_bias) else "layer",
-            "post_norm": bool(vision.get("post_layernorm")),
-            "qkv_bias": qkv_bias,
-        },
-        "embed_dim": published["projection_dim"],
-        "head_bias": head_bias,
-    }
-
-
-def text_hub_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an ``EVACLIPText`` likewise."""
-    text = published["text_config"]
-    if text.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"hidden_act is {text['hidden_act']!r}; accepted: 'gelu'")
-    return {
-        "embed_dim": published["projection_dim"],
-        "dim": text["hidden_size"],
-        "num_layers": text["num_hidden_layers"],
-        "num_heads": text["num_attention_heads"],
-        "context_length": text.get("max_position_embeddings", 77),
-        "vocab_size": text.get("vocab_size", 49408),
-    }
-
-
-def hub_arguments(published: Mapping[str, Any], *, head_bias: bool = False) -> dict[str, Any]:
-    """Arguments of an ``EVACLIP`` likewise."""
-    return {"vision": vision_hub_arguments(published, head_bias=head_bias), "text": text_hub_arguments(published)}
-
-
-_POSITION_IDS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
+_POSITION_IDS = tuple(Derived(f"{part}_model.embeddings.position_ids", _count_difference) for part in ("vision", "text"))
 _KINDS = (("eva", False), ("eva02", True))
 """Names of towers, and whether they are gated; both kinds name the tensors of a block differently."""
-
-
-def _tables(prefix: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}visual.{name}" for name in ROPE_TABLES)
 
 
 def clip_layouts() -> tuple[Layout, ...]:
@@ -201,17 +118,14 @@ def clip_layouts() -> tuple[Layout, ...]:
                     *text_rules(f"{prefix}{text}", "text."),
                     Rule(f"{prefix}logit_scale", "logit_scale"),
                 ),
-                ignored=_tables(prefix),
-                config=arguments,
-                unwrap=WRAPPERS,
+                derived=rope_tables(f"{prefix}visual.", "vision", "tower"),
+                **_of_the_authors("clip"),
             )
             for ddp, prefix in (("", ""), ("-ddp", "module."))
             for root, text in (("", "text."), ("-root", ""))
             for kind, swiglu in _KINDS
         ),
-        *_hub_layouts(
-            (*vision_hub_rules("vision."), *text_hub_rules("text."), Rule("logit_scale", "logit_scale")), (), hub_arguments
-        ),
+        *_hub_layouts("clip", (*vision_hub_rules("vision."), *text_hub_rules("text."), Rule("logit_scale", "logit_scale"))),
     )
 
 
@@ -219,21 +133,27 @@ def vision_layouts() -> tuple[Layout, ...]:
     """Of the image tower, alone or as a part of both."""
     return (
         *(
-            Layout(kind, vision_rules("", "", swiglu=swiglu), (*ROPE_TABLES, *PRETRAINING), vision_arguments, unwrap=WRAPPERS)
+            Layout(
+                kind,
+                vision_rules("", "", swiglu=swiglu),
+                ignored=PRETRAINING,
+                derived=rope_tables("", "tower"),
+                **_of_the_authors("vision"),
+            )
             for kind, swiglu in _KINDS
         ),
         *(
             Layout(
                 f"{kind}-clip{ddp}",
                 vision_rules(f"{prefix}visual.", "", swiglu=swiglu),
-                ignored=(*_tables(prefix), *(f"{prefix}{name}" for name in BESIDE_VISUAL)),
-                config=vision_arguments,
-                unwrap=WRAPPERS,
+                ignored=tuple(f"{prefix}{name}" for name in BESIDE_VISUAL),
+                derived=rope_tables(f"{prefix}visual.", "tower"),
+                **_of_the_authors("vision"),
             )
             for ddp, prefix in (("", ""), ("-ddp", "module."))
             for kind, swiglu in _KINDS
         ),
-        *_hub_layouts(vision_hub_rules(""), ("text_model.*", "text_projection.*", "logit_scale"), vision_hub_arguments),
+        *_hub_layouts("vision", vision_hub_rules(""), "text_model.*", "text_projection.*", "logit_scale"),
     )
 
 
@@ -245,26 +165,26 @@ def text_layouts() -> tuple[Layout, ...]:
                 f"{name}{ddp}",
                 text_rules(f"{prefix}{text}", ""),
                 ignored=(f"{prefix}visual.*", f"{prefix}logit_scale"),
-                config=text_arguments,
-                unwrap=WRAPPERS,
+                **_of_the_authors("text"),
             )
             for ddp, prefix in (("", ""), ("-ddp", "module."))
             for name, text in (("text", ""), ("eva-clip", "text."))
         ),
-        Layout(
-            "eva-clip-hub",
-            text_hub_rules(""),
-            ignored=("vision_model.*", "visual_projection.*", "logit_scale", *_POSITION_IDS),
-            config=text_hub_arguments,
-        ),
+        _hub_layout("eva-clip-hub", "text", text_hub_rules(""), "vision_model.*", "visual_projection.*", "logit_scale"),
     )
 
 
-def _hub_layouts(rules: Rules, ignored: tuple[str, ...], config: Callable[..., dict[str, Any]]) -> tuple[Layout, ...]:
-    def biased(published: Mapping[str, Any]) -> dict[str, Any]:
-        return config(published, head_bias=True)
+def _of_the_authors(part: Part) -> dict[str, Any]:
+    config, published_config = CONFIGS[part]
+    return {"config": config, "published_config": published_config, "harmless": AUTHORS[part], "unwrap": WRAPPERS}
 
-    return (
-        Layout("eva-clip-hub", rules, (*ignored, *_POSITION_IDS), config),
-        Layout("eva-clip-hub-bias", rules, (*ignored, *_POSITION_IDS), biased),
-    )
+
+def _hub_layouts(part: Part, rules: Rules, *ignored: str) -> tuple[Layout, ...]:
+    """Without and with a bias of the head, about which the config is silent."""
+    names = (("eva-clip-hub", False), ("eva-clip-hub-bias", True))
+    return tuple(_hub_layout(name, part, rules, *ignored, head_bias=head_bias) for name, head_bias in names)
+
+
+def _hub_layout(name: str, part: Part, rules: Rules, *ignored: str, **options: bool) -> Layout:
+    config, published_config = (partial(function, **options) for function in HUB_CONFIGS[part])
+    return Layout(name, rules, ignored, config, published_config, derived=_POSITION_IDS, harmless=HUB[part])

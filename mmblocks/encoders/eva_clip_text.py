@@ -4,7 +4,7 @@ Shapes: B texts, L places of a text, W width, E width of the embedding that imag
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import check_range
 from mmblocks.encoders.eva_clip_layouts import text_layouts
+from mmblocks.layers.activations import ActivationLayer
 from mmblocks.pickling import weightless
 
 
@@ -28,6 +29,9 @@ class EVACLIPText(Block):
         vocab_size: of the tokenizer; CLIP's has 49408 tokens.
         causal: let a place see only those before it.
         layer_scale: where learned scales of what attention and feed-forward add begin; None for none.
+        mlp_dim: width of the feed-forward layers; None for four times ``dim``.
+        activation: of the feed-forward layers; see ``ACTIVATIONS``. CLIP's own has "quick_gelu".
+        norm_eps: of all norms.
 
     Source: EVA-CLIP (arXiv 2303.15389; baaivision/EVA); computed by open_clip's ``TextTransformer``, as for CLIP but with the exact
     GELU.
@@ -46,6 +50,9 @@ class EVACLIPText(Block):
         vocab_size: int = 49408,
         causal: bool = True,
         layer_scale: float | None = None,
+        mlp_dim: int | None = None,
+        activation: str = "gelu",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -63,6 +70,10 @@ class EVACLIPText(Block):
             vocab_size=vocab_size,
             no_causal_mask=not causal,
             ls_init_value=layer_scale,
+            # open_clip rounds dim times this ratio down
+            mlp_ratio=4.0 if mlp_dim is None else (mlp_dim + 0.5) / dim,
+            activation=activation,
+            norm_eps=norm_eps,
         )
 
     def forward(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B E"]:
@@ -119,10 +130,11 @@ class EVACLIPText(Block):
         return ids
 
 
-def _open_clip_text(**sizes: Any) -> Any:
-    from open_clip.transformer import TextTransformer  # type: ignore[import-untyped]
+def _open_clip_text(*, activation: str, norm_eps: float, **sizes: Any) -> Any:
+    from open_clip.transformer import LayerNorm, TextTransformer  # type: ignore[import-untyped]
 
-    return TextTransformer(**sizes, output_tokens=True)
+    kinds = {"act_layer": partial(ActivationLayer, activation), "norm_layer": partial(LayerNorm, eps=norm_eps)}
+    return TextTransformer(**sizes, **kinds, output_tokens=True)
 
 
 @cache

@@ -66,7 +66,7 @@ class EVACLIPVision(Block):
         self.patch_dropout = patch_dropout
         self.feature_layer = feature_layer
         self.feature_norm = feature_norm
-        norm = eva_norm(self.tower.config["norm"])
+        norm = eva_norm(self.tower.config["norm"], self.tower.config["norm_eps"])
         self.norm = norm(self.dim) if pooling == "class" else nn.Identity()
         self.pool_norm = norm(self.dim) if pooling == "mean" else nn.Identity()
         self.head = None if embed_dim is None else _small_linear(self.dim, embed_dim, head_bias)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only, shown, title
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
 from mmblocks.layers.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
 from mmblocks.pickling import weightless
@@ -23,18 +25,61 @@ _CLASSIFIERS = tuple(
 """How timm's models name the classifier, which an encoder has none of."""
 
 
+_WAYS = ("interpolation", "crop_pct", "crop_mode")
+"""How ``preprocess`` brings an image to its size: entries of timm's pretrained_cfg, and arguments."""
+
+
 def _config(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a repository ``timm/...`` on the Hub."""
+    """Of a repository ``timm/...`` on the Hub. The oldest have the entries of pretrained_cfg at the top."""
     if not published:
         return {}
-    cfg, options = published.get("pretrained_cfg", {}), published.get("model_args") or {}
-    if set(options) - {"img_size"}:
-        raise ValueError(f"model_args are {options}; accepted: img_size alone")
+    cfg, options = published.get("pretrained_cfg", published), published.get("model_args") or {}
     arguments: dict[str, Any] = {kind: tuple(cfg[kind]) for kind in ("mean", "std") if kind in cfg}
-    if "img_size" in options:
+    arguments |= {way: cfg[way] for way in _WAYS if way in cfg}
+    if "input_size" in cfg:
+        channels, height, width = cfg["input_size"]
+        if channels != 3:
+            raise ValueError(f"{title(cfg, 'input_size')} is {shown(cfg['input_size'])}; accepted: three channels")
+        # timm builds models of one size for the published one.
+        arguments["image_size" if cfg.get("fixed_input_size") else "input_size"] = height, width
+    if options.get("img_size") is not None:
         size = options["img_size"]
         arguments["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    if options.get("dynamic_img_size"):
+        arguments["any_size"] = True
+    only(options, "num_classes", 0, cfg.get("num_classes"), published.get("num_classes"))
     return {"name": published["architecture"], **arguments}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    """With what timm knows of a tag in words, since its tags are not read again."""
+    import timm
+
+    architecture, _, tag = arguments["name"].partition(".")
+    known = timm.get_pretrained_cfg(arguments["name"])
+    cfg: dict[str, Any] = {"tag": tag} if tag else {}
+    for name in ("mean", "std", *_WAYS):
+        given = arguments[name] if arguments[name] is not None else getattr(known, name, None)
+        cfg |= {} if given is None else {name: given}
+    size = arguments["input_size"] or (getattr(known, "input_size", None) or (3, None))[1:]
+    options: dict[str, Any] = {} if arguments["image_size"] is None else {"img_size": list(arguments["image_size"])}
+    options |= {"dynamic_img_size": True} if arguments["any_size"] else {}
+    cfg |= {} if len(size) < 2 else {"input_size": [3, *size]}
+    return {"architecture": architecture, "num_classes": 0, "pretrained_cfg": cfg, "model_args": options}
+
+
+_OF_A_CHECKPOINT = (
+    *("architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "state_dict", "license"),
+    *("description", "origin_url", "paper_name", "paper_ids", "notes", "num_classes", "label_offset", "labels", "label_names"),
+    *("label_descriptions", "first_conv", "classifier", "min_input_size", "test_input_size", "test_crop_pct", "pool_size"),
+    *("test_pool_size", "fixed_input_size", "crop_border_pixels"),
+)
+_HARMLESS = (
+    *("num_features", "global_pool", *_OF_A_CHECKPOINT),
+    *(f"pretrained_cfg.{name}" for name in _OF_A_CHECKPOINT),
+    *("label_descriptions.*", "pretrained_cfg.label_descriptions.*", "model_args.num_classes"),
+)
+"""Where a checkpoint comes from, its classifier, and how it was tested on images of another size."""
 
 
 class TimmEncoder(Block):
@@ -53,6 +98,8 @@ class TimmEncoder(Block):
         feature_layer: the block, or stage, whose states are the features: from 0, or from the end.
         feature_norm: let them through the model's final norm.
         mean, std: what pixels are normalised with; None for those that timm has for ``name``.
+        interpolation, crop_pct, crop_mode: how ``preprocess`` brings an image to its size, in timm's words; None likewise.
+        input_size: height and width of what it gives, for a model that takes others too; None likewise.
 
     Raises:
         ValueError: a name or tag that timm does not know; a model that gives no features on a grid, that cannot have another
@@ -62,7 +109,15 @@ class TimmEncoder(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("timm", (Rule("*", "model.*"),), ignored=_CLASSIFIERS, config=_config, unwrap="state_dict|model|"),
+        Layout(
+            "timm",
+            (Rule("*", "model.*"),),
+            ignored=_CLASSIFIERS,
+            config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
+            unwrap="state_dict|model|",
+        ),
     )
 
     def __init__(
@@ -75,6 +130,10 @@ class TimmEncoder(Block):
         feature_norm: bool = False,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        interpolation: str | None = None,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        input_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.model = _built(name, image_size, any_size)
@@ -89,6 +148,9 @@ class TimmEncoder(Block):
         self.stride = int(stages[feature_layer]["reduction"])
         cfg = self.model.pretrained_cfg
         self.mean, self.std = mean or tuple(cfg["mean"]), std or tuple(cfg["std"])
+        given = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+        self.ways = {way: cfg[way] if value is None else value for way, value in given.items()}
+        self.input_size = tuple(cfg["input_size"][1:]) if input_size is None else input_size
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -155,12 +217,11 @@ class TimmEncoder(Block):
         """
         import timm.data
 
-        patches, cfg = getattr(self.model, "patch_embed", None), self.model.pretrained_cfg
-        size = getattr(patches, "img_size", None) or cfg["input_size"][1:]
-        ways = {name: cfg[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        own = getattr(getattr(self.model, "patch_embed", None), "img_size", None)
+        size = self.config["image_size"] or self.image_size or self.config["input_size"] or own or self.input_size
         check_size(image.height, image.width)
         library: Any = timm.data  # of which type checkers see little
-        return library.create_transform((3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, **ways)(rgb_of(image))
+        return library.create_transform((3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, **self.ways)(rgb_of(image))
 
     def reset_buffers(self, device: torch.device) -> None:
         """What no checkpoint holds, such as rotary tables: as a model that is built anew has it."""

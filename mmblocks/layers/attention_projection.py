@@ -15,6 +15,10 @@ from torch.nn.functional import adaptive_avg_pool1d, gelu, linear, scaled_dot_pr
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.layers.unitok_options import UNITOK_TRAINING
 
 _RULES = (
     ("norm1.*", "attention_norm.*"),
@@ -38,11 +42,37 @@ def attention_projection_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
     return tuple(Rule(theirs + key, ours + name) for key, name in _RULES)
 
 
+_ENCODERS = {"vitamin_base": 768, "vitamin_large": 1024}
+"""Widths of the image models that UniTok's options name."""
+
+_HARMLESS = (
+    *UNITOK_TRAINING,
+    *("img_size", "patch_size", "num_query", "embed_dim"),
+    *("text_width", "text_heads", "text_layers", "text_vocab_size", "text_context_length"),
+    *("vocab_size", "vocab_size_total", "vocab_norm", "num_codebooks", "vq_beta", "le", "e_temp"),
+    *("beta", "use_entropy_loss", "entropy_temp"),
+)
+"""Of the other parts: the image model, the text encoder, and the codebooks, whose class has some of these under other names."""
+
+
 def _config(config: Mapping[str, Any], *, down: bool) -> dict[str, Any]:
-    """UniTok's options; what a file does not say is as published."""
-    wide, narrow = config.get("encoder_dim", 1024), config.get("vocab_width", 64)
+    """UniTok's options, which it keeps in its file of weights; what is not said is as published.
+
+    The width before comes from the image model's name, or is ``encoder_dim``.
+    """
+    only(config, "quant_proj", "attn")
+    only(config, "model", *_ENCODERS)
+    wide = config.get("encoder_dim") or _ENCODERS[config.get("model", "vitamin_large")]
+    narrow = config.get("vocab_width", 64)
     in_dim, out_dim = (wide, narrow) if down else (narrow, wide)
     return {"in_dim": in_dim, "out_dim": out_dim, "num_heads": wide // narrow}
+
+
+def _published_config(arguments: Arguments, *, down: bool) -> dict[str, Any]:
+    narrow, wide = sorted((arguments["in_dim"], arguments["out_dim"]))
+    in_dim, out_dim = (wide, narrow) if down else (narrow, wide)
+    check_arguments(arguments, in_dim=in_dim, out_dim=out_dim, num_heads=wide // narrow, causal=False)
+    return {"encoder_dim": wide, "vocab_width": narrow, "quant_proj": "attn"}
 
 
 class ResizingAttention(nn.Module):
@@ -117,7 +147,14 @@ class AttentionProjection(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = tuple(
-        Layout(name, attention_projection_rules(f"{prefix}.", ""), ignored=("*",), config=partial(_config, down=down))
+        Layout(
+            name,
+            attention_projection_rules(f"{prefix}.", ""),
+            ignored=("*",),
+            config=partial(_config, down=down),
+            published_config=partial(_published_config, down=down),
+            harmless=_HARMLESS,
+        )
         for name, prefix, down in (("unitok-in", "quant_proj", True), ("unitok-out", "post_quant_proj", False))
     )
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout
 from mmblocks.checks import check_range
+from mmblocks.layers.activations import ActivationLayer
 from mmblocks.layers.eva_layouts import tower_layouts
 from mmblocks.layers.pixels import check_some
 
@@ -31,9 +32,11 @@ class EvaTower(Block):
         patch_size: pixels a side of a patch.
         dim, num_layers, num_heads, mlp_dim: its sizes.
         norm: "layer", or "rms" as in EVA-CLIP-8B and 18B.
+        norm_eps: of all norms.
         post_norm: norms behind attention and feed-forward, inside the residual, as in EVA02-CLIP-E and EVA-CLIP-18B.
         qkv_bias: biases of query and value; there is none of key.
-        swiglu: a gated feed-forward with a norm inside, as in EVA-02's base and large towers; else GELU.
+        swiglu: a gated feed-forward with a norm inside, as in EVA-02's base and large towers; else a plain one.
+        activation: of the plain feed-forward; see ``ACTIVATIONS``.
         attention_norm: a norm before attention's output projection, as in EVA02-CLIP's base and large towers.
         rope: turn queries and keys by the place of their patch.
         rope_grid: rows and columns over which ``rope``'s places are spread; None for one each patch.
@@ -68,6 +71,8 @@ class EvaTower(Block):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         any_size: bool = False,
+        norm_eps: float = 1e-6,
+        activation: str = "gelu",
     ) -> None:
         super().__init__()
         if any(side % patch_size or side <= 0 for side in image_size):
@@ -76,6 +81,8 @@ class EvaTower(Block):
             raise ValueError(f"dim is {dim}, num_heads {num_heads}; accepted: heads that divide the width")
         if layer_scale is not None and post_norm:
             raise ValueError(f"layer_scale is {layer_scale} with post_norm; accepted: None")
+        if swiglu and activation != "gelu":
+            raise ValueError(f"activation is {activation!r} with swiglu, which has its own; accepted: 'gelu'")
         self.image_size = image_size
         self.patch_size = patch_size
         self.any_size = any_size
@@ -89,6 +96,7 @@ class EvaTower(Block):
             # timm rounds dim times this ratio down
             mlp_ratio=(mlp_dim + 0.5) / dim,
             norm=norm,
+            norm_eps=norm_eps,
             use_post_norm=post_norm,
             qkv_bias=qkv_bias,
             swiglu_mlp=swiglu,
@@ -100,6 +108,9 @@ class EvaTower(Block):
             drop_path_rate=drop_path,
             dynamic_img_size=any_size,
         )
+        if activation != "gelu":
+            for block in self.vit.blocks:
+                block.mlp.act = ActivationLayer(activation)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -248,21 +259,21 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(maps.float(), size=size, mode="bicubic", align_corners=False).to(maps.dtype)
 
 
-def eva_norm(norm: Literal["layer", "rms"]) -> Callable[[int], nn.Module]:
+def eva_norm(norm: Literal["layer", "rms"], eps: float) -> Callable[[int], nn.Module]:
     """Width -> a norm of the kind that a tower has throughout."""
     # here, since timm takes seconds to import
     from timm.layers.norm import LayerNorm, RmsNorm
 
     kind: Callable[..., nn.Module] = {"layer": LayerNorm, "rms": RmsNorm}[norm]
-    return partial(kind, eps=1e-6)
+    return partial(kind, eps=eps)
 
 
-def _timm_eva(*, norm: Literal["layer", "rms"], **sizes: Any) -> Any:
+def _timm_eva(*, norm: Literal["layer", "rms"], norm_eps: float, **sizes: Any) -> Any:
     from timm.models.eva import Eva
 
     return Eva(
         **sizes,
-        norm_layer=eva_norm(norm),
+        norm_layer=eva_norm(norm, norm_eps),
         # Apart, query, key and value need no buffer of zeros for the key's bias, and are called the same in all towers.
         qkv_fused=False,
         num_classes=0,

@@ -3,7 +3,8 @@
 Shapes: B rows, L tokens of a row, M images of a row, Q tokens of an image, D and C the widths of text and images.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,6 +14,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checks import check_range
 
 
@@ -45,6 +47,29 @@ class ReadableImages(NamedTuple):
         return self._replace(key=self.key[index], value=self.value[index])
 
 
+_ARGUMENTS = {
+    "dim": "dim",
+    "dim_visual": "context_dim",
+    "heads": "num_heads",
+    "dim_head": "head_dim",
+    "only_attend_immediate_media": "only_last",
+}
+"""Arguments of Flamingo's class -> ours."""
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the published class, which a file does not have beside it; what is not said is as in the class."""
+    arguments = {ours: config[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in config}
+    times = config.get("ff_mult", 4)
+    return arguments | ({} if times == 4 else {"mlp_dim": int(config["dim"] * times)})
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    dim, mlp_dim = arguments["dim"], arguments["mlp_dim"]
+    times = 4 if mlp_dim is None else mlp_dim / dim if mlp_dim % dim else mlp_dim // dim
+    return {**{theirs: arguments[ours] for theirs, ours in _ARGUMENTS.items()}, "ff_mult": times}
+
+
 class GatedCrossAttention(Block):
     """Cross-attention and a feed-forward part, each behind a norm and added through tanh of a learned gate that begins at zero.
 
@@ -74,6 +99,8 @@ class GatedCrossAttention(Block):
                 Rule("ff.3.weight", "down.weight"),
                 Rule("ff_gate", "mlp_gate"),
             ),
+            config=_config,
+            published_config=_published_config,
         ),
     )
 

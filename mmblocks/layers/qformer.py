@@ -8,14 +8,12 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Rule
+from mmblocks.layers.activations import activation_of
 from mmblocks.layers.cross_attention import CrossAttention
-
-_EPS = 1e-12
-"""Of BERT's norms."""
 
 _ATTENTION = (
     ("self.query.*", "attention.query.*"),
@@ -48,6 +46,8 @@ class QFormer(Block):
         context_dim: C.
         cross_attention_every: every how many layers attend to the features, from the first on.
         causal: let a query see only those before it.
+        activation: of the feed-forward layers; see ``ACTIVATIONS``.
+        norm_eps: of all norms; the default is BERT's.
 
     There is no dropout, which BERT's training has.
 
@@ -65,12 +65,16 @@ class QFormer(Block):
         mlp_dim: int = 3072,
         cross_attention_every: int = 2,
         causal: bool = False,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=0.02))
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.layers = nn.ModuleList(
-            _Layer(dim, context_dim if number % cross_attention_every == 0 else None, num_heads, mlp_dim, causal)
+            _Layer(
+                dim, context_dim if number % cross_attention_every == 0 else None, num_heads, mlp_dim, causal, activation, norm_eps
+            )
             for number in range(num_layers)
         )
 
@@ -83,27 +87,30 @@ class QFormer(Block):
 
 
 class _Layer(nn.Module):
-    def __init__(self, dim: int, context_dim: int | None, num_heads: int, mlp_dim: int, causal: bool) -> None:
+    def __init__(
+        self, dim: int, context_dim: int | None, num_heads: int, mlp_dim: int, causal: bool, activation: str, eps: float
+    ) -> None:
         super().__init__()
-        self.attention = _ResidualAttention(dim, dim, num_heads, causal)
-        self.cross_attention = None if context_dim is None else _ResidualAttention(dim, context_dim, num_heads, causal=False)
+        self.attention = _ResidualAttention(dim, dim, num_heads, causal, eps)
+        self.cross_attention = None if context_dim is None else _ResidualAttention(dim, context_dim, num_heads, False, eps)
         self.up = nn.Linear(dim, mlp_dim)
         self.down = nn.Linear(mlp_dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.activation = activation_of(activation)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = self.attention(x, x)
         if self.cross_attention is not None:
             x = self.cross_attention(x, context)
-        return self.norm(x + self.down(gelu(self.up(x))))
+        return self.norm(x + self.down(self.activation(self.up(x))))
 
 
 class _ResidualAttention(nn.Module):
-    def __init__(self, dim: int, context_dim: int, num_heads: int, causal: bool) -> None:
+    def __init__(self, dim: int, context_dim: int, num_heads: int, causal: bool, eps: float) -> None:
         super().__init__()
         self.attention = CrossAttention(dim, num_heads, context_dim)
         self.attend = partial(scaled_dot_product_attention, is_causal=causal)
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
+        self.norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         return self.norm(x + self.attention(x, context, self.attend))

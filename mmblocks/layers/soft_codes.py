@@ -11,7 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.way_back import check_arguments
 
 _TOKENS = 1024
 """How many latents are mixed at a time: their weights for all codes are the largest tensor here."""
@@ -19,8 +23,36 @@ _TOKENS = 1024
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Orthus is a Chameleon, whose vocabulary has the image codes from 4 on."""
-    codebook = config["vq_config"]
-    return {"num_codes": codebook["num_embeddings"], "code_dim": codebook["embed_dim"], "first": 4}
+    check_model(config, "orthus", "chameleon", "chameleonxllmx")
+    codebook = config.get("vq_config") or {}
+    ids = [config["vocabulary_map"][name] for name in config.get("vocabulary_map") or {} if name.startswith("IMGIMG")]
+    if ids and min(ids) != _FIRST:
+        raise ValueError(f"vocabulary_map has the first image code at {min(ids)}; accepted: {_FIRST}")
+    return {"num_codes": codebook.get("num_embeddings", 8192), "code_dim": codebook.get("embed_dim", 256), "first": _FIRST}
+
+
+def _published_config(arguments: Arguments) -> dict[str, Any]:
+    check_arguments(arguments, first=_FIRST)
+    codebook = {"num_embeddings": arguments["num_codes"], "embed_dim": arguments["code_dim"]}
+    return {"model_type": "chameleon", "vq_config": codebook}
+
+
+_FIRST = 4
+
+_HARMLESS = (
+    *LANGUAGE_MODEL,
+    *(
+        "swin_norm",
+        "model_parallel_size",
+        "vq_config.*",
+        "vocabulary_map.*",
+        "image_token_id",
+        "mask_image_logits",
+        "z_loss_weight",
+    ),
+    *("diffloss_w", "num_res_blocks", "diffusion_batch_mul", "cfg_scale", "denoise_steps", "mlp_head.*"),
+)
+"""Of the trunk, the tokenizer and the head of latents."""
 
 
 class SoftCodeEmbedding(Block):
@@ -51,6 +83,8 @@ class SoftCodeEmbedding(Block):
             (Rule("model.codebook_in.weight", "codes"), Rule("model.embed_tokens.weight", "table.weight")),
             ignored=("*",),
             config=_config,
+            published_config=_published_config,
+            harmless=_HARMLESS,
         ),
     )
 

@@ -12,12 +12,14 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import only
 from mmblocks.checkpoints.rules import Split
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.compose import ModelOutput, MultimodalModel
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmblocks.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
@@ -55,36 +57,21 @@ def _arguments(config: Mapping[str, Any], trunk: dict[str, Any], embedding: type
     return {**vision, **common, "vocab_size": config["vocab_size"], "vision_dim": width}
 
 
+def _published_vision(arguments: Mapping[str, Any], embedding: type[Block]) -> dict[str, Any]:
+    """The embedding's entries of a whole model's config."""
+    written = embedding.layouts[0].published_config
+    renamed = {"hidden_dim": arguments["vision_dim"], "num_heads": arguments.get("vision_heads")}
+    return {} if written is None else written({**arguments, **renamed})
+
+
 def _published_eve1(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv1's config, whose own code finds sizes in pixels in folders that are called like the towers here."""
-    if arguments["vision_heads"] != 8:
-        raise ValueError(f"vision_heads is {arguments['vision_heads']}; accepted in the layout 'eve1': 8, as its code has")
-    sizes = {name: arguments[name] for name in ("image_size", "patch_size", "teacher_image_size", "teacher_patch_size")}
-    return {
-        **published_llama(arguments, model_type="eve", architecture="EVELlamaForCausalLM"),
-        "requires_cliploss": False,
-        "mm_hidden_size": arguments["vision_dim"],
-        "mm_projector_type": f"mlp{arguments['projector_layers']}x_gelu",
-        "mm_vision_tower": f"openai/eve-patch{sizes['patch_size']}-anypixel-{sizes['image_size']}",
-        "mm_vision_tower_clip": f"openai/clip-vit-large-patch{sizes['teacher_patch_size']}-{sizes['teacher_image_size']}",
-        "patch_stride": sizes["patch_size"],
-        "conv_stride": arguments["merge_size"],
-        "image_size": sizes["image_size"],
-        "image_size_clip": sizes["teacher_image_size"],
-        "patch_stride_clip": sizes["teacher_patch_size"],
-    }
+    check_arguments(arguments, vision_heads=8)
+    trunk = published_llama(arguments, model_type="eve", architecture="EVELlamaForCausalLM")
+    return {**_published_vision(arguments, EVE1PatchEmbedding), **trunk, "requires_cliploss": False}
 
 
 def _published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv2's config, whose own code finds strides and sizes in a folder that is called like the tower here."""
-    return {
-        **published_eve2(arguments),
-        "mm_hidden_size": arguments["vision_dim"],
-        "mm_vision_tower": f"openai/eve-anyratio-res{arguments['max_size']}-patch{arguments['patch_size']}",
-        "patch_stride": arguments["patch_size"],
-        "dense_stride": arguments["merge_size"],
-        "max_size": arguments["max_size"],
-    }
+    return {**_published_vision(arguments, EVE2PatchEmbedding), **published_eve2(arguments)}
 
 
 _EVE1_HARMLESS = (
@@ -101,8 +88,8 @@ class EVE1(MultimodalModel):
     Args:
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
-        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size: of
-            the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Of a published folder, the
+        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size,
+            mean, std: of the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Of a published folder, the
             sizes in pixels come from the names of its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
@@ -122,6 +109,7 @@ class EVE1(MultimodalModel):
             derived=(INVERSE_FREQUENCIES,),
             config=_eve1_config,
             published_config=_published_eve1,
+            preprocessor=EVE1PatchEmbedding.layouts[0].preprocessor,
             harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *_EVE1_HARMLESS),
         ),
     )
@@ -147,6 +135,8 @@ class EVE1(MultimodalModel):
         image_size: int = 672,
         teacher_image_size: int = 336,
         teacher_patch_size: int = 14,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
         vision = EVE1PatchEmbedding(
             dim=dim,
@@ -158,6 +148,8 @@ class EVE1(MultimodalModel):
             image_size=image_size,
             teacher_image_size=teacher_image_size,
             teacher_patch_size=teacher_patch_size,
+            mean=mean,
+            std=std,
         )
         trunk = Decoder(
             dim=dim,
@@ -221,8 +213,8 @@ class EVE2(MultimodalModel):
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, routed, route: of the
             ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while decoding.
-        vision_dim, patch_size, merge_size, max_size: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``. Published
-            files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
+        vision_dim, patch_size, merge_size, max_size, mean, std: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``.
+            Published files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
     """
@@ -234,6 +226,7 @@ class EVE2(MultimodalModel):
             derived=(INVERSE_FREQUENCIES,),
             config=_eve2_config,
             published_config=_published_eve2,
+            preprocessor=EVE2PatchEmbedding.layouts[0].preprocessor,
             harmless=(*EVE2PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
         ),
     )
@@ -257,8 +250,12 @@ class EVE2(MultimodalModel):
         patch_size: int = 16,
         merge_size: int = 2,
         max_size: int = 1600,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
-        vision = EVE2PatchEmbedding(dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size)
+        vision = EVE2PatchEmbedding(
+            dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size, mean=mean, std=std
+        )
         trunk = RoutedDecoder(
             dim=dim,
             num_layers=num_layers,

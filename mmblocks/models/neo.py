@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
@@ -25,7 +25,6 @@ Reduction = Literal["token", "sample", "square"]
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = {} if _STEM.config is None else dict(_STEM.config(config))
     llm = config["llm_config"]
-    check_model(config["vision_config"], "neo_vision")
     if vision.pop("dim") != llm["hidden_size"]:
         raise ValueError("llm_hidden_size of the vision_config is not hidden_size of the llm_config")
     tied = llm.get("tie_word_embeddings", False)
@@ -34,20 +33,10 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    given = arguments["vision"] or {}
     with torch.device("meta"):
-        stem = NEOPatchEmbedding(dim=arguments["dim"], **given).config
-    vision = {
-        "model_type": "neo_vision",
-        "architectures": ["NEOVisionModel"],
-        "llm_hidden_size": arguments["dim"],
-        "downsample_ratio": 1 / stem["merge_size"],
-        "hidden_size": stem["hidden_dim"],
-        "patch_size": stem["patch_size"],
-        "rope_theta_vision": stem["rope_theta"],
-        **{name: given[name] for name in ("min_pixels", "max_pixels") if name in given},
-    }
-    return {**published_neo(arguments, vision), "tie_word_embeddings": arguments["tie_embeddings"]}
+        stem = NEOPatchEmbedding(dim=arguments["dim"], **(arguments["vision"] or {})).config
+    vision = {} if _STEM.published_config is None else _STEM.published_config(stem)
+    return {**vision, **published_neo(arguments), "tie_word_embeddings": arguments["tie_embeddings"]}
 
 
 _RULES = (
@@ -84,7 +73,7 @@ class NEO(MultimodalModel):
             _RULES,
             config=_config,
             published_config=_published_config,
-            harmless=(*_STEM.harmless, *NEO_HARMLESS, "vision_config.max_position_embeddings_vision"),
+            harmless=(*(name for name in _STEM.harmless if name != "llm_config.*"), *NEO_HARMLESS),
         ),
     )
 

@@ -1,10 +1,15 @@
 """How Emu3's tokenizer names its tensors, in its own files and in transformers', and what their configs say."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from PIL import Image as PILImage
+
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.checkpoints.rules import Arguments
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmblocks.tokenizers.taming_layout import at, half_rules, nested
 
 _SPATIAL_NORM = (("norm_layer.*", "norm.*"), ("conv_y.*", "scale.*"), ("conv_b.*", "shift.*"))
@@ -23,26 +28,17 @@ _IN_TRANSFORMERS = (
 """What transformers calls parts of a name."""
 
 _CONFIG = {
-    "codebook_size": "num_codes",
-    "embed_dim": "code_dim",
-    "ch": "channels",
-    "ch_mult": "multipliers",
-    "num_res_blocks": "num_blocks",
-    "attn_resolutions": "attention_levels",
-    "temporal_downsample_factor": "temporal_factor",
+    "num_codes": ("codebook_size", 32768),
+    "code_dim": ("embed_dim", 4),
+    "channels": ("ch", 256),
+    "multipliers": ("ch_mult", (1, 2, 2, 4)),
+    "num_blocks": ("num_res_blocks", 2),
+    "attention_levels": ("attn_resolutions", (3,)),
+    "temporal_factor": ("temporal_downsample_factor", 4),
 }
+"""Arguments -> entries, and what both upstream classes take where there is none: composite configs leave out defaults."""
+
 _TRANSFORMERS_CONFIG = {"ch": "base_channels", "ch_mult": "channel_multiplier", "z_channels": "latent_channels"}
-_TRANSFORMERS_DEFAULTS = {
-    "codebook_size": 32768,
-    "embed_dim": 4,
-    "latent_channels": 4,
-    "base_channels": 256,
-    "channel_multiplier": (1, 2, 2, 4),
-    "num_res_blocks": 2,
-    "attn_resolutions": (3,),
-    "temporal_downsample_factor": 4,
-}
-"""transformers leaves out of a composite model's config what is the default."""
 
 
 def _conditioned(rules: Iterable[Rule]) -> Iterator[Rule]:
@@ -85,20 +81,27 @@ _TRANSFORMERS_RULES = tuple(_in_transformers(_RULES))
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dropout, which every published model has at 0, is left out.
+    check_model(config, "Emu3VisionVQ")
+    only(config, "double_z", False)
+    return _network(config, {})
+
+
+def _network(config: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """What both configs say; ``renamed`` holds the second's names for entries of the first.
 
     Raises:
         ValueError: what upstream's own decoder cannot run, or what is no RGB.
     """
-    if config["z_channels"] != config["embed_dim"]:
-        raise ValueError(f"z_channels is {config['z_channels']}; accepted: {config['embed_dim']}, the value of embed_dim")
-    if config.get("double_z"):
-        raise ValueError("double_z is true; accepted: false (a VQ tokenizer's encoder has no variance)")
-    for name in ("in_channels", "out_channels"):
-        if config.get(name, 3) != 3:
-            raise ValueError(f"{name} is {config[name]}; accepted: 3, for RGB")
-    arguments = {ours: config[theirs] for theirs, ours in _CONFIG.items()}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    arguments = {}
+    for ours, (theirs, default) in _CONFIG.items():
+        value = config.get(renamed.get(theirs, theirs), default)
+        arguments[ours] = tuple(value) if isinstance(value, list) else value
+    only(config, "in_channels", 3)
+    only(config, "out_channels", 3)
+    name = renamed.get("z_channels", "z_channels")
+    if config.get(name, 4) != arguments["code_dim"]:
+        raise ValueError(f"{name} is {config.get(name, 4)}; accepted: {arguments['code_dim']}, the value of embed_dim")
+    return arguments
 
 
 def _published_config(arguments: Arguments) -> dict[str, Any]:
@@ -109,31 +112,85 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "in_channels": 3,
         "out_channels": 3,
         "dropout": 0.0,
-        **{theirs: arguments[ours] for theirs, ours in _CONFIG.items()},
+        **{theirs: arguments[ours] for ours, (theirs, _) in _CONFIG.items()},
     }
 
 
 def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of the tokenizer alone, or of the whole Emu3, whose ``vq_config`` it is."""
-    if "vq_config" not in config and config.get("model_type") != "emu3_vqgan":
+    if "vq_config" in config:
+        check_model(config, "emu3")
+        config = config["vq_config"]
+    elif config.get("model_type") != "emu3_vqgan":
         raise ValueError(f"model_type is {config.get('model_type')!r}; accepted: 'emu3_vqgan', or a config with a vq_config")
-    given = {**_TRANSFORMERS_DEFAULTS, **config.get("vq_config", config)}
-    if given.get("num_attention_heads", 1) != 1:
-        raise ValueError(f"num_attention_heads is {given['num_attention_heads']}; accepted: 1, as published")
-    renamed = {theirs: given[name] for theirs, name in _TRANSFORMERS_CONFIG.items()}
-    return _config({**given, **renamed, "double_z": given.get("double_latent")})
+    check_model(config, "emu3_vqgan", "Emu3VQVAE")
+    only(config, "double_latent", False)
+    only(config, "num_attention_heads", 1)
+    arguments = _network(config, _TRANSFORMERS_CONFIG)
+    only(config, "hidden_size", arguments["channels"] * arguments["multipliers"][-1])
+    return arguments
 
 
 def _published_transformers_config(arguments: Arguments) -> dict[str, Any]:
     published = _published_config(arguments)
     renamed = {name: published.pop(theirs) for theirs, name in _TRANSFORMERS_CONFIG.items()}
+    double = published.pop("double_z")
+    published.pop("dropout")
     return {
         **published,
         **renamed,
         "model_type": "emu3_vqgan",
         "hidden_size": arguments["channels"] * arguments["multipliers"][-1],
-        "double_latent": published.pop("double_z"),
+        "num_attention_heads": 1,
+        "double_latent": double,
     }
+
+
+def _published_composite(arguments: Arguments) -> dict[str, Any]:
+    return {"model_type": "emu3", "vq_config": _published_transformers_config(arguments)}
+
+
+def _images(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Mapping[str, Any], Arguments], dict[str, Any]]:
+    """The reader of the image processor's entries; the two classes take another mean and deviation where there is none."""
+
+    def read(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
+        check_processor(entries, "Emu3VisionVQImageProcessor", "Emu3ImageProcessor")
+        only(entries, "do_resize", True)
+        only(entries, "resample", PILImage.Resampling.BICUBIC)
+        step = entries.get("spatial_factor", 8)
+        return {
+            "min_pixels": entries.get("min_pixels", 512 * 512),
+            "max_pixels": entries.get("max_pixels", 1024 * 1024),
+            "size_step": None if step == 2 ** (len(arguments["multipliers"]) - 1) else step,
+            **normalisation(entries, mean=mean, std=std),
+        }
+
+    return read
+
+
+def _published_images(name: str) -> Callable[[Arguments], dict[str, Any]]:
+    def published(arguments: Arguments) -> dict[str, Any]:
+        step = arguments["size_step"]
+        return {
+            "image_processor_type": name,
+            "do_resize": True,
+            "resample": int(PILImage.Resampling.BICUBIC),
+            "min_pixels": arguments["min_pixels"],
+            "max_pixels": arguments["max_pixels"],
+            "spatial_factor": 2 ** (len(arguments["multipliers"]) - 1) if step is None else step,
+            **published_normalisation(arguments["mean"], arguments["std"]),
+        }
+
+    return published
+
+
+_SIZES_AGAIN = ("size.min_pixels", "size.max_pixels")
+"""Written by transformers beside the entries of the same names, which alone it reads."""
+
+_PREPROCESSOR = Preprocessor(_images((0.5,) * 3, (0.5,) * 3), _published_images("Emu3VisionVQImageProcessor"), _SIZES_AGAIN)
+_TRANSFORMERS_PREPROCESSOR = Preprocessor(
+    _images(CLIP_MEAN, CLIP_STD), _published_images("Emu3ImageProcessor"), (*_SIZES_AGAIN, "do_pad")
+)
 
 
 def _transformers_layout(name: str, prefix: str, ignored: tuple[str, ...] = ()) -> Layout:
@@ -142,12 +199,14 @@ def _transformers_layout(name: str, prefix: str, ignored: tuple[str, ...] = ()) 
         at(prefix, _TRANSFORMERS_RULES),
         ignored=ignored,
         config=_transformers_config,
-        published_config=_published_transformers_config if not prefix else None,
+        published_config=_published_composite if prefix else _published_transformers_config,
+        harmless=("text_config.*", "vocabulary_map.*", "image_token_id", "tie_word_embeddings"),
+        preprocessor=_TRANSFORMERS_PREPROCESSOR,
     )
 
 
 EMU3_LAYOUTS = (
-    Layout("emu3", _RULES, config=_config, published_config=_published_config),
+    Layout("emu3", _RULES, config=_config, published_config=_published_config, preprocessor=_PREPROCESSOR),
     _transformers_layout("emu3-transformers", ""),
     _transformers_layout("emu3-transformers-composite", "model.vqmodel.", ("model.text_model.*", "lm_head.weight")),
     _transformers_layout("emu3-transformers-4", "vqmodel.", ("text_model.*",)),

@@ -34,6 +34,8 @@ class Emu3VQ(VisualTokenizer):
         code_dim: width of a code.
         channels, multipliers, num_blocks, attention_levels, temporal_factor: see ``Emu3Encoder``.
         min_pixels, max_pixels: between which ``preprocess`` brings an image's area.
+        size_step: of which ``preprocess`` makes both sides multiples; None for a token's side.
+        mean, std: see ``VisualTokenizer``.
 
     The defaults are the published model's. Half precision of the encoder changes ids; keep float32 for encoding. The memory
     format ``channels_last`` is for ``encoder.spatial`` and ``decoder.spatial``, whose convolutions are 2-d. For images whose
@@ -59,6 +61,9 @@ class Emu3VQ(VisualTokenizer):
         temporal_factor: int = 4,
         min_pixels: int = 512 * 512,
         max_pixels: int = 1024 * 1024,
+        size_step: int | None = None,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
     ) -> None:
         network: dict[str, Any] = {
             "code_dim": code_dim,
@@ -74,10 +79,13 @@ class Emu3VQ(VisualTokenizer):
             bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim),
             decoder=Emu3Decoder(**network),
             downsampling=(temporal_factor, step, step),
+            mean=mean,
+            std=std,
         )
         self.grids = ("hw", "thw")
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+        self.size_step = step if size_step is None else size_step
 
     def features(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid D"]:
         """What the bottleneck is given, of images (B, 3, H, W) or clips (B, 3, T, H, W).
@@ -112,10 +120,10 @@ class Emu3VQ(VisualTokenizer):
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """Resizes (bicubic) to multiples of a token's sides with about the same aspect, within the two areas.
+        """Resizes (bicubic) to multiples of ``size_step`` with about the same aspect, within the two areas.
 
         Raises:
-            ValueError: a side shorter than a token's, or an aspect beyond 5 to 1.
+            ValueError: a side shorter than ``size_step``, or an aspect beyond 5 to 1.
 
         Source: baaivision/Emu3.
         """
@@ -124,7 +132,7 @@ class Emu3VQ(VisualTokenizer):
 
     def _resized(self, side: int, width: int, height: int) -> int:
         """What a side of an image becomes. The order of the divisions decides where the result is nearly whole."""
-        step = self.downsampling[-1]
+        step = self.size_step
         if min(width, height) < step or max(width, height) / min(width, height) > MAX_ASPECT:
             raise ValueError(
                 f"image is {height}x{width}; accepted: sides of at least {step}, the longer at most {MAX_ASPECT} times the shorter"

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
-from mmblocks.trunks.llama_published import check_published, published_llama
+from mmblocks.trunks.llama_published import published_llama
 
 _PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}
 
@@ -17,6 +18,7 @@ EVE_HARMLESS = (
     *("image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
     # of training
     *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "tune_vision_tower", "unfreeze_mm_vision_tower", "freeze_vision_tower"),
+    *("tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "max_sequence_length", "model_max_length", "init_moe"),
     *("mm_projector_lr", "mm_vision_tower_lr", "use_mm_proj", "vision_tower_lr"),
     # names of folders with sizes, which count where the config does not say the sizes itself
     *("mm_vision_tower", "mm_vision_tower_clip"),
@@ -45,7 +47,7 @@ def published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published_trunk(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    check_published(arguments, "eve2", qkv_bias=True, qk_norm=False)
+    check_arguments(arguments, qkv_bias=True, qk_norm=False, experts=("text", "vision"), rope_sections=None)
     return published_eve2(arguments)
 
 

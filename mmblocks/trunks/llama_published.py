@@ -35,23 +35,6 @@ def published_llama(arguments: Mapping[str, Any], *, model_type: str, architectu
     return {name: value for name, value in config.items() if value is not None}
 
 
-def check_published(arguments: Mapping[str, Any], layout: str, **accepted: Any) -> None:
-    """Refuses a routed trunk that the authors' own code cannot have.
-
-    Args:
-        arguments: of a ``RoutedDecoder``.
-        layout: its name.
-        accepted: arguments and the one value that the layout has.
-
-    Raises:
-        ValueError: another value.
-    """
-    for name, value in {**accepted, "experts": ("text", "vision"), "rope_sections": None}.items():
-        found = tuple(arguments[name]) if isinstance(arguments[name], list) else arguments[name]
-        if found != value:
-            raise ValueError(f"{name} is {found!r}; accepted in the layout {layout!r}: {value!r}")
-
-
 def _published_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """``rope_scaling``, and the length of texts that goes with it."""
     if scaling is None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
 from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.trunks.decoder_layouts import attention_rows
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
-from mmblocks.trunks.llama_published import check_published, published_llama
+from mmblocks.trunks.llama_published import published_llama
 
 _LAYER = "language_model.model.layers.{}."
 _MLP = (("w1", "gate"), ("w3", "up"), ("w2", "down"))
@@ -48,7 +49,7 @@ def mono_internvl_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The way back, without the vision part, whose config the trunk does not know."""
-    check_published(arguments, "mono-internvl", qkv_bias=False, qk_norm=False, routed=("mlp",))
+    check_arguments(arguments, qkv_bias=False, qk_norm=False, routed=("mlp",), experts=("text", "vision"), rope_sections=None)
     llm = published_llama(arguments, model_type="internlm2", architecture="InternLM2VEForCausalLM")
     return {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": {**llm, "bias": False}}
 

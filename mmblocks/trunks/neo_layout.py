@@ -59,11 +59,9 @@ def published_language_model(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def published_neo(arguments: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The way back; of a whole model with the config of its vision part."""
-    llm = published_language_model(arguments)
-    parts = {"llm_config": llm} if vision is None else {"llm_config": llm, "vision_config": dict(vision)}
-    return {"model_type": "neo_chat", "architectures": ["NEOChatModel"], **parts}
+def published_neo(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back; a whole model's config has that of its vision part beside it."""
+    return {"model_type": "neo_chat", "architectures": ["NEOChatModel"], "llm_config": published_language_model(arguments)}
 
 
 _PARTS_OF_PROJECTION = (

@@ -44,6 +44,6 @@ def test_other_stacks_are_refused() -> None:
     config = {"vision_width": 6, "output_dim": 8, "n_causal": 5}
     with pytest.raises(ValueError, match="feed_forward_proj is 'gated-gelu'; accepted: 'relu'"):
         alone.arguments(config | {"t5_config": {"feed_forward_proj": "gated-gelu"}})
-    with pytest.raises(ValueError, match=r"layer_norm_epsilon is 0\.1"):
-        alone.arguments(config | {"t5_config": {"layer_norm_epsilon": 0.1}})
+    with pytest.raises(ValueError, match=r"t5_config\.is_gated_act is True"):
+        alone.arguments(config | {"t5_config": {"is_gated_act": True}})
     assert CausalFormer(**{**alone.arguments(config), "num_layers": 0}).queries.shape == (1, 5, 768)

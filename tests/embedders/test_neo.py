@@ -114,4 +114,7 @@ def test_configs_may_hold_lists_of_one() -> None:
     (layout,) = NEOPatchEmbedding.layouts
     vision = {"hidden_size": 8, "llm_hidden_size": [12], "patch_size": 2, "downsample_ratio": [0.5], "rope_theta_vision": 100.0}
     arguments = layout.arguments({"vision_config": vision | {"max_pixels": 512}})
-    assert arguments == {"dim": 12, "hidden_dim": 8, "patch_size": 2, "merge_size": 2, "rope_theta": 100.0, "max_pixels": 512}
+    assert arguments == {"dim": 12, "hidden_dim": 8, "patch_size": 2, "merge_size": 2, "rope_theta": 100.0} | {
+        "min_pixels": 65536,
+        "max_pixels": 512,
+    }

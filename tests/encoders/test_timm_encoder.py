@@ -78,8 +78,54 @@ def test_a_config_with_another_size() -> None:
         "name": "test_vit",
         "image_size": (32, 32),
     }
-    with pytest.raises(ValueError, match="accepted: img_size alone"):
+    with pytest.raises(ValueError, match=r"does not know: model_args\.depth = 3"):
         layout.arguments({"architecture": "test_vit", "model_args": {"depth": 3}})
+    with pytest.raises(ValueError, match=r"pretrained_cfg\.input_size is \[4, 8, 8\]; accepted: three channels"):
+        layout.arguments({"architecture": "test_vit", "pretrained_cfg": {"input_size": [4, 8, 8]}})
+    with pytest.raises(ValueError, match=r"does not know: pretrained_cfg\.global_pool"):
+        layout.arguments({"architecture": "test_vit", "pretrained_cfg": {"global_pool": "map"}})
+
+
+def test_images_are_prepared_as_the_published_config_says(tmp_path) -> None:
+    theirs = timm.create_model("test_convnext", num_classes=5).eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    cfg = {
+        "tag": "of_tomorrow",
+        "input_size": [3, 96, 64],
+        "interpolation": "bilinear",
+        "crop_pct": 0.7,
+        "crop_mode": "border",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1, 2, 3],
+    }
+    published = {"architecture": "test_convnext", "num_classes": 5, "global_pool": "avg", "pretrained_cfg": cfg}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    ours = TimmEncoder.from_pretrained(tmp_path)
+    options = {"interpolation": "bilinear", "crop_pct": 0.7, "crop_mode": "border"}
+    wanted = timm.data.create_transform((3, 96, 64), mean=(0.0,) * 3, std=(1.0,) * 3, **options)
+    photo = PILImage.effect_noise((90, 140), 90).convert("RGB")
+    assert torch.equal(ours.preprocess(photo), wanted(photo))
+    old = cfg | {"architecture": "test_convnext", "num_features": 64}
+    assert ours.layouts[0].arguments(old) == ours.layouts[0].arguments(published)
+
+    ours.to_upstream(tmp_path / "again")
+    again = TimmEncoder.from_pretrained(tmp_path / "again")
+    assert again.config == ours.config
+    pixels = torch.rand(1, 3, 64, 32)
+    torch.testing.assert_close(again(pixels), ours(pixels))
+
+
+@pytest.mark.parametrize("options", [{"image_size": (32, 48)}, {"any_size": True}])
+def test_a_tag_is_written_in_words(options, tmp_path) -> None:
+    ours = encoder("vit_tiny_patch16_224.augreg_in21k", **{"image_size": None} | options)
+    ours.to_upstream(tmp_path)
+    again = TimmEncoder.from_pretrained(tmp_path)
+    assert again.name == "vit_tiny_patch16_224" and again.mean == ours.mean and again.ways == ours.ways
+    photo = PILImage.effect_noise((90, 140), 90).convert("RGB")
+    assert torch.equal(again.preprocess(photo), ours.preprocess(photo))
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    model = timm.create_model(theirs["architecture"], num_classes=0, **theirs["model_args"])
+    model.load_state_dict(again.model.state_dict())
 
 
 def test_tables_that_no_file_holds_are_made_anew(tmp_path) -> None:

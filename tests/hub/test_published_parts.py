@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
+from mmblocks.tokenizers.emu3_vq import Emu3VQ
 
 # huggingface_hub's own use of its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -45,3 +46,11 @@ def test_eve_s_strides_come_with_its_hub_id(hub, name) -> None:
     assert "model-00002-of-00002.safetensors" not in hub.paths()  # which holds nothing of the part
     pixels = torch.rand(3, *(28, 56) if name == "eve1" else (32, 64))
     assert torch.equal(loaded([pixels]).embeds, part([pixels]).embeds)
+
+
+def test_the_image_processor_comes_with_the_hub_id(hub, tmp_path) -> None:
+    vq = Emu3VQ(num_codes=8, channels=32, multipliers=(1,), num_blocks=1, attention_levels=(), min_pixels=77, std=(0.1, 0.2, 0.3))
+    vq.to_upstream(tmp_path, layout="emu3")
+    hub.commit("someone/emu3", {file.name: file.read_bytes() for file in tmp_path.iterdir()})
+    assert Emu3VQ.from_pretrained("someone/emu3").config == vq.config
+    assert "preprocessor_config.json" in hub.paths()

@@ -35,7 +35,7 @@ YARN = {"type": "yarn", "factor": 4.0, "max_position": 32, "beta_fast": 16}
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
 VISION1 = {"vision_dim": 16, "patch_size": 4, "merge_size": 2, "image_size": 32, "teacher_image_size": 16, "teacher_patch_size": 4}
 PLACES = {"rope_theta_place": 30.0, "bias": True, "num_prebuffer_layers": 1}
-STEM = {"hidden_dim": 8, "patch_size": 4, "merge_size": 2, "rope_theta": 20.0, "max_pixels": 4096}
+STEM = {"hidden_dim": 8, "patch_size": 4, "merge_size": 2, "rope_theta": 20.0, "min_pixels": 1024, "max_pixels": 4096}
 LATENTS = {"num_codes": 8, "latent_dim": 4, "head_width": 8, "num_head_blocks": 1, "repeats": 2, "num_steps": 5}
 OMNIGEN = {name: value for name, value in MODEL.items() if name != "head_dim"}
 MAR_HALVES = {f"{half}_{name}": value for half, value in (("encoder", 4), ("decoder", 2)) for name in ("layers", "heads")}
@@ -48,8 +48,8 @@ CASES: list[tuple[type[Block], str, Mapping[str, Any]]] = [
     (Emu3, "emu3", {**MODEL, "dropout": 0.3}),
     (Emu3, "emu3", {**MODEL, "rope_scaling": LINEAR}),
     (Emu3, "emu3.5", {**MODEL, "qk_norm": True, "rope_scaling": DYNAMIC}),
-    (EVE1, "eve1", {**MODEL, **VISION1, "projector_layers": 3}),
-    (EVE2, "eve2", {**MODEL, "vision_dim": 8, "patch_size": 4, "merge_size": 3, "max_size": 64}),
+    (EVE1, "eve1", {**MODEL, **VISION1, "projector_layers": 3, "mean": (0.5, 0.5, 0.25)}),
+    (EVE2, "eve2", {**MODEL, "vision_dim": 8, "patch_size": 4, "merge_size": 3, "max_size": 64, "std": (0.5, 0.25, 0.5)}),
     (EVE2, "eve2", {**MODEL, "vision_dim": 8, "routed": ("attention", "mlp"), "rope_scaling": YARN}),
     (RoutedDecoder, "eve2", {**LLAMA, "qkv_bias": True, "routed": ("norms",)}),
     (RoutedDecoder, "mono-internvl", {**LLAMA, "routed": ("mlp",), "rope_scaling": LINEAR}),

@@ -24,8 +24,8 @@ def run(case: Case) -> None:
         "tower", eva_rules("visual.", ""), ignored=("visual.norm.*", "visual.head.*", "ln_visual.*", "cformer.*", "decoder.*")
     )
     tower.load_state_dict(dict(names.convert(case.weights, tower.config)))
-    sizes = {"multimodal_cfg": {"n_causal": case.config["n_causal"]}}
-    former = case.load(CausalFormer, case.config | sizes, layout="emu")
+    sizes = {name: case.config[name] for name in ("vision_cfg", "llama", "t5_config")}
+    former = case.load(CausalFormer, sizes | {"vladapter_cfg": {"n_causal": case.config["n_causal"]}}, layout="emu")
 
     tokens = tower(case.io["in.image"])
     embeds_of_images = former(tokens)

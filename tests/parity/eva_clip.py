@@ -5,13 +5,13 @@ from torch.nn.functional import normalize
 from mmblocks.encoders.eva_clip import EVACLIP
 from mmblocks.training.contrastive import clip_loss
 from tests.parity.cases import Case
-from tests.parity.eva_clip_vision import EVA, EVA02
+from tests.parity.eva_clip_vision import EVA, EVA02, of_the_model
 
 MANIFESTS = {name: [(EVACLIP, layout)] for layout, names in (("eva-clip", EVA), ("eva02-clip", EVA02)) for name in names}
 
 
 def run(case: Case) -> None:
-    clip = case.load(EVACLIP)
+    clip = case.load(EVACLIP, of_the_model(case))
     # The images are normalised already, so that they go to the tower.
     pixels = case.io["in.image"].requires_grad_()
     image = normalize(clip.vision.pool(clip.vision.tower(pixels)), dim=-1)

@@ -26,7 +26,7 @@ MANIFESTS["EVA02_CLIP_B_psz16_s8B"].append((EvaTower, "eva02-clip"))
 def run(case: Case) -> None:
     wanted = case.config["vision_cfg"]
     given = case.config.get("vision_cfg_checkpoint", wanted)
-    vision = case.load(EVACLIPVision, {**case.config, "vision_cfg": given})
+    vision = case.load(EVACLIPVision, of_the_model(case) | {"vision_cfg": given})
     resized = vision
     if given != wanted:
         changed = {name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)}
@@ -44,6 +44,11 @@ def run(case: Case) -> None:
         losses["mean_square"].backward()
         # Names depend on the layout alone, which the sizes of the file decide.
         case.check_gradients(resized, case.layouts(vision)[0].name, image=image, **{"@image": image})
+
+
+def of_the_model(case: Case) -> dict[str, Any]:
+    """The case's config without its notes and what it says of a loss."""
+    return {name: value for name, value in case.config.items() if name not in ("derived", "smoothing", "vision_cfg_checkpoint")}
 
 
 def outputs(vision: EVACLIPVision, image: Tensor, keep: Tensor | None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ MANIFESTS = {"neo1_0_2b": [(NEOPatchEmbedding, "neo")], "neo1_0_9b": [(NEOPatchE
 
 
 def run(case: Case) -> None:
-    stem = case.load(NEOPatchEmbedding)
+    stem = case.load(NEOPatchEmbedding, {name: value for name, value in case.config.items() if name != "real"})
     size = stem.patch_size
     grids = case.io["in.grid_hw"].tolist()
     packed = case.io["in.pixel_values"].split([rows * columns for rows, columns in grids])

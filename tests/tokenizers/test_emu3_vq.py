@@ -6,6 +6,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks import Block
+from mmblocks.layers.pixels import normalise
 from mmblocks.layers.stripes import set_memory_budget
 from mmblocks.tokenizers import emu3_autoencoder
 from mmblocks.tokenizers.emu3_vq import Emu3VQ
@@ -206,12 +207,70 @@ def test_inside_transformers_emu3(port, tmp_path) -> None:
 
 def test_configs_there_and_back() -> None:
     vq = tokenizer()
-    for layout in Emu3VQ.layouts[:2]:
+    for layout in Emu3VQ.layouts:
         assert {**vq.config, **layout.arguments(layout.published_config(vq.config))} == vq.config
     published = Emu3VQ.layouts[0].published_config(vq.config)
-    for change, message in (({"z_channels": 8}, "accepted: 4"), ({"double_z": True}, "accepted: false"), ({"in_channels": 1}, "3")):
+    for change, message in (
+        ({"z_channels": 8}, "accepted: 4"),
+        ({"double_z": True}, "accepted: False"),
+        ({"in_channels": 1}, "3"),
+        ({"out_channels": 1}, "3"),
+        ({"model_type": "emu3_vqgan"}, "accepted: Emu3VisionVQ"),
+    ):
         with pytest.raises(ValueError, match=message):
             Emu3VQ.layouts[0].arguments({**published, **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{"double_latent": True}, {"num_attention_heads": 2}, {"hidden_size": 128}, {"latent_channels": 8}, {"resolution": 8}]
+)
+def test_entries_of_transformers_config_that_are_not_followed(change) -> None:
+    alone, composite = Emu3VQ.layouts[1:3]
+    published = alone.published_config(tokenizer().config)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        alone.arguments({**published, **change})
+    with pytest.raises(ValueError, match=next(iter(change))):
+        composite.arguments({"model_type": "emu3", "vq_config": {**published, **change}, "text_config": {"hidden_size": 8}})
+
+
+@pytest.mark.parametrize("layout", [layout.name for layout in Emu3VQ.layouts])
+def test_upstream_s_folder_loads_again(tmp_path, layout) -> None:
+    vq = tokenizer(min_pixels=64, max_pixels=900, size_step=4, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    vq.to_upstream(tmp_path, layout=layout)
+    loaded = Emu3VQ.from_pretrained(tmp_path)
+    assert loaded.config == vq.config and loaded.origin.layout == layout
+    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in vq.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_pixels": 64, "max_pixels": 2000, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.4, 0.3]},
+        {"min_pixels": 64, "max_pixels": 900, "spatial_factor": 2, "do_normalize": False},
+        {"min_pixels": 5000, "max_pixels": 9000, "rescale_factor": 1 / 100, "do_pad": False},
+    ],
+)
+def test_transformers_image_processor_is_followed(port, tmp_path, options) -> None:
+    transformers = pytest.importorskip("transformers")
+    port.save_pretrained(tmp_path)
+    processor = transformers.Emu3ImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    vq = Emu3VQ.from_pretrained(tmp_path)
+    image = PILImage.effect_noise((50, 37), 60).convert("RGB")
+    theirs = processor(image, return_tensors="pt")["pixel_values"].flatten(0, -4)
+    pixels = vq.preprocess(image)[None]
+    torch.testing.assert_close(normalise(pixels, vq.mean, vq.std), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change", [{"do_resize": False}, {"resample": 2}, {"image_area": 5}, {"image_processor_type": "ViTImageProcessor"}]
+)
+def test_image_processors_that_are_not_followed(port, tmp_path, change) -> None:
+    port.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 8, **change}))
+    with pytest.raises(ValueError, match=f"preprocessor_config.json.*{next(iter(change))}"):
+        Emu3VQ.from_pretrained(tmp_path)
 
 
 def time_and_colour_swapped(pixels: Tensor) -> Tensor:

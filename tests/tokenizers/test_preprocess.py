@@ -33,6 +33,7 @@ def preprocess(name: str, image: Image.Image, *, side: int) -> torch.Tensor:
         image_area=side * side,
         min_pixels=side * side // 16,
         max_pixels=side * side,
+        size_step=16,
         downsampling=(16, 16),
         bottleneck=SimpleNamespace(scales=((side // 16, side // 16),)),
     )

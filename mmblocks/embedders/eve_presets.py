@@ -1,0 +1,51 @@
+"""What the configs of both EVEs say beside the embedding, and the presets in which the rest of it stands.
+
+A preset is a preprocessor_config.json with further entries. It stands in a folder of EVE's code, not beside the weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.rules import Arguments
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
+
+EVE_TRAINING = (
+    *("tune_mm_mlp_adapter", "tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "freeze_mm_mlp_adapter"),
+    *("mm_projector_lr", "vision_tower_lr", "mm_vision_select_layer", "mm_vision_select_feature", "requires_cliploss"),
+    *("use_mm_proj", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio", "image_grid_pinpoints"),
+    *("tokenizer_model_max_length", "tokenizer_padding_side", "max_sequence_length", "model_max_length"),
+)
+"""How a model was trained, its teacher, and ways with images that EVE does not have: LLaVA's, from whose code it comes."""
+
+EVE1_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING)
+EVE2_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING, "add_moe", "moe_part", "init_moe", "mm_projector_type")
+"""Entries of the configs that change no numbers of the embeddings."""
+
+
+def eve_preprocessor(entries: Mapping[str, str]) -> Preprocessor:
+    """How a preset is read and written.
+
+    Args:
+        entries: those of its further entries that the embedding has -> arguments.
+    """
+
+    def read(preset: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
+        check_processor(preset, "CLIPImageProcessor", "CLIPFeatureExtractor")
+        for name in ("do_resize", "do_center_crop"):
+            if preset.get(name, True) is not False:
+                raise ValueError(f"{name} is {preset.get(name, True)!r}; accepted: False, since EVE resizes images itself")
+        found = {ours: preset[theirs] for theirs, ours in entries.items() if theirs in preset}
+        return found | normalisation(preset, mean=CLIP_MEAN, std=CLIP_STD)
+
+    def written(arguments: Arguments) -> dict[str, Any]:
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": False,
+            "do_center_crop": False,
+            **{theirs: arguments[ours] for theirs, ours in entries.items()},
+            **published_normalisation(arguments["mean"], arguments["std"]),
+        }
+
+    return Preprocessor(read, written, ("resample", "size", "size.*", "crop_size", "crop_size.*"))
