@@ -89,8 +89,8 @@ class EVE1(MultimodalModel):
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
         vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size,
-            mean, std: of the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Of a published folder,
-            the sizes in pixels come from the names of its towers in config.json.
+            mean, std: of the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. The sizes in pixels
+            of a published folder come from the names of its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """

@@ -9,9 +9,9 @@ _SIZES = {"mar_base": (768, 12, 12), "mar_large": (1024, 16, 16), "mar_huge": (1
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The official constructor's arguments, or the name of a size, which comes with an epsilon of its own.
+    """The official constructor's arguments, or the name of a size.
 
-    The constructor takes no epsilon but a class of norms; ``norm_eps`` stands for it.
+    The constructor takes no epsilon but a class of norms; ``norm_eps`` stands for it, and is that of all published sizes if missing.
     """
     patch = config.get("patch_size", 1)
     side = config.get("img_size", 256) // config.get("vae_stride", 16) // patch
@@ -29,7 +29,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "grid": (side, side),
         "num_classes": config.get("class_num", 1000),
         "num_class_tokens": config.get("buffer_size", 64),
-        "norm_eps": config.get("norm_eps", 1e-6 if name else 1e-5),
+        "norm_eps": config.get("norm_eps", 1e-6),
         "dropout": config.get("proj_dropout", 0.1),
         "label_dropout": config.get("label_drop_prob", 0.1),
         "min_mask_ratio": config.get("mask_ratio_min", 0.7),
