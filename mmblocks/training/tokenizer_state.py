@@ -5,12 +5,12 @@ optimizers' and generators' states and the counters, and ``trainer.json`` with t
 """
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from mmblocks.block import Block
 from mmblocks.checkpoints import current, inside, write
@@ -19,41 +19,27 @@ from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_notes
 from mmblocks.training.adversary import Adversary
 from mmblocks.training.tokenizer_codebook import CodebookCare
+from mmblocks.training.tokenizer_losses import Perceptual
 from mmblocks.training.tokenizer_notes import Notes
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe
 
 _TENSORS = "state.safetensors"
 
 
+@runtime_checkable
 class Training(Protocol):
     """What of a ``TokenizerTrainer`` decides what its next step will do."""
 
     num_steps: int
     num_skipped: int
-
-    @property
-    def recipe(self) -> TokenizerRecipe: ...
-
-    @property
-    def tokenizer(self) -> VisualTokenizer: ...
-
-    @property
-    def optimizer(self) -> Optimizer: ...
-
-    @property
-    def adversary(self) -> Adversary | None: ...
-
-    @property
-    def perceptual(self) -> object | None: ...
-
-    @property
-    def codebook(self) -> CodebookCare: ...
-
-    @property
-    def generator(self) -> torch.Generator: ...
-
-    @property
-    def device(self) -> torch.device: ...
+    recipe: TokenizerRecipe
+    tokenizer: VisualTokenizer
+    optimizer: AdamW
+    adversary: Adversary | None
+    perceptual: Perceptual | None
+    codebook: CodebookCare
+    generator: torch.Generator
+    device: torch.device
 
 
 class Saved(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mmblocks import Block
 from mmblocks.checkpoints.harmless import is_harmless
@@ -74,3 +76,51 @@ def test_every_entry_is_read(manifests: Path, name: str, cls: type[Block], layou
     assert not silent
     with pytest.raises(ValueError, match="an_entry_of_tomorrow"):
         layout.arguments({**config, "an_entry_of_tomorrow": 1})
+
+
+TYPED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What a reader may raise; ``from_pretrained`` makes a ``ValueError`` of it."""
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["gelu", "relu", "swish", "layer_norm", "gemma", "", "x"]),
+    st.lists(st.integers(0, 5), max_size=3),
+    st.dictionaries(st.sampled_from(["type", "factor", "eps"]), st.integers(0, 5), max_size=2),
+)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[int, int, Any, bool]:
+    """Which case, which entry of its config, the value it gets, and whether it is a new entry beside that one."""
+    return draw(st.integers(0, len(CASES) - 1)), draw(st.integers(0, 10**6)), draw(VALUES), draw(st.booleans())
+
+
+@settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(mutation=mutations())
+def test_mutated_configs(manifests: Path, mutation: tuple[int, int, Any, bool]) -> None:
+    """Another value, or another entry: refused with a typed error, or it changes what is built, or it is known to be harmless."""
+    number, which, value, is_new = mutation
+    name, cls, layout_name = CASES[number]
+    published = json.loads(gzip.decompress((manifests / f"{name}.json.gz").read_bytes()))["config"]
+    (layout,) = (layout for layout in cls.layouts if layout.name == layout_name)
+    found = list(leaves(published))
+    path, old = found[which % len(found)]
+    if is_new:
+        path, old = (*path[:-1], f"{path[-1]}_of_tomorrow"), None
+    changed = replaced(published, path, value)
+    with torch.device("meta"):
+        arguments = layout.arguments(published)
+        try:
+            after = layout.arguments(changed)
+        except TYPED:
+            return
+    is_known = is_harmless(".".join(path), value, layout.harmless)
+    assert after != arguments or is_known or _means_the_same(old, value), (name, layout_name, path, old, value)
+
+
+def _means_the_same(old: Any, value: Any) -> bool:
+    """Whether a value says what the old one said: 1 for True, an empty list or dict for None, another name of one function."""
+    same = [{"silu", "swish"}]
+    return old == value or (not old and not value) or any({old, value} <= names for names in same if isinstance(old, str))
