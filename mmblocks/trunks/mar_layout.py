@@ -11,7 +11,7 @@ _SIZES = {"mar_base": (768, 12, 12), "mar_large": (1024, 16, 16), "mar_huge": (1
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The official constructor's arguments, or the name of a size.
 
-    The constructor takes no epsilon but a class of norms; ``norm_eps`` stands for it, and is that of all published sizes if missing.
+    The constructor takes no epsilon but a class of norms. ``norm_eps`` stands for it; the published sizes have 1e-6.
     """
     patch = config.get("patch_size", 1)
     side = config.get("img_size", 256) // config.get("vae_stride", 16) // patch

@@ -57,10 +57,23 @@ _LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
 _UNUSED = (*_LENGTHS, "sliding_window", "tie_word_embeddings")
 
 
+def _positions(arguments: Mapping[str, Any]) -> SinCosPositions:
+    return SinCosPositions(**{name: arguments[name] for name in ("dim", "table_size", "base_size", "interpolation")})
+
+
 def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
     """Of the table of positions in a file from what ``OmniGen`` computes."""
-    names = ("dim", "table_size", "base_size", "interpolation")
-    return SinCosPositions(**{name: arguments[name] for name in names}).difference(table)
+    return _positions(arguments).difference(table)
+
+
+def _table(name: str) -> Derived:
+    """The table of positions under this name, which its own code asks for."""
+
+    def made(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        size = arguments["table_size"]
+        return {name: _positions(arguments)([(size, size)])[None]}
+
+    return Derived(name, _table_difference, made=made)
 
 
 def _qkv_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -98,7 +111,7 @@ OMNIGEN_LAYOUTS = (
             Split("llm.layers.{}.self_attn.qkv_proj.weight", _PARTS, sizes=_qkv_rows),
             Rule("llm.layers.{}.self_attn.o_proj.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        derived=(Derived("pos_embed", _table_difference),),
+        derived=(_table("pos_embed"),),
         config=_own,
         published_config=_published_own,
         harmless=(*_UNUSED, *(f"phi3.{name}" for name in _UNUSED)),
@@ -122,7 +135,7 @@ OMNIGEN_LAYOUTS = (
             ),
             Rule("layers.{}.self_attn.to_out.0.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        derived=(Derived("patch_embedding.pos_embed", _table_difference),),
+        derived=(_table("patch_embedding.pos_embed"),),
         config=_diffusers,
         published_config=_published_diffusers,
         harmless=_LENGTHS,

@@ -63,16 +63,29 @@ def _levels(arguments: Mapping[str, Any]) -> Tensor:
     return torch.arange(len(sizes)).repeat_interleave(torch.tensor([rows * columns for rows, columns in sizes]))
 
 
+def _level_table(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {"lvl_1L": _levels(arguments)[None]}
+
+
+def _mask_table(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """0 where a token sees another, minus infinity elsewhere."""
+    levels = _levels(arguments)
+    hidden = levels[:, None] < levels
+    return {"attn_bias_for_masking": torch.zeros(hidden.shape).masked_fill(hidden, -math.inf)[None, None]}
+
+
+def _zero_tables(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {f"blocks.{number}.attn.zero_k_bias": torch.zeros(arguments["dim"]) for number in range(arguments["num_layers"])}
+
+
 def _level_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
     return _difference(table, _levels(arguments)[None])
 
 
 def _mask_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
-    """1 where the file's mask does not hold 0 for what a token sees, and minus infinity for the rest."""
-    levels = _levels(arguments)
-    hidden = (levels[:, None] < levels)[None, None]
-    is_hidden, is_seen = table == -math.inf, table == 0
-    return max(_difference(is_hidden, hidden), _difference(is_seen, ~hidden))
+    """1 where the file's mask says something else."""
+    (wanted,) = _mask_table(arguments).values()
+    return max(_difference(table == -math.inf, wanted == -math.inf), _difference(table == 0, wanted == 0))
 
 
 def _zero_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
@@ -112,9 +125,9 @@ VAR_LAYOUTS = (
         ),
         ignored=("vae_quant.*",),
         derived=(
-            Derived("attn_bias_for_masking", _mask_difference),
-            Derived("lvl_1L", _level_difference),
-            Derived("blocks.{}.attn.zero_k_bias", _zero_difference),
+            Derived("attn_bias_for_masking", _mask_difference, made=_mask_table),
+            Derived("lvl_1L", _level_difference, made=_level_table),
+            Derived("blocks.{}.attn.zero_k_bias", _zero_difference, made=_zero_tables),
         ),
         config=_config,
         published_config=_published_config,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mmblocks import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I, RoutedDecoder
+from mmblocks import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I, RoutedDecoder, TokenTable
 from mmblocks.block import Block
 from mmblocks.models.neo import NEO
 from mmblocks.models.omnigen import OmniGen
@@ -137,3 +138,38 @@ def test_what_transformers_makes_of_a_written_config(tmp_path) -> None:
         config = theirs(**{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **written})
         assert config.rope_parameters["rope_theta"] == 500.0 and config.rope_parameters["factor"] == 2.0
         assert (config.hidden_size, config.num_key_value_heads, config.rms_norm_eps) == (16, 2, 1e-4)
+
+
+def test_transformers_reads_what_is_written_of_emu3(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = Emu3(**{**MODEL, "rope_scaling": LINEAR}).eval()
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours.to_upstream(tmp_path, layout="emu3")
+    written = json.loads((tmp_path / "config.json").read_text())
+    config = transformers.Emu3TextConfig(**{**written, "model_type": "emu3_text_model", "pad_token_id": 0})
+    theirs = transformers.Emu3ForCausalLM(config).eval()
+    theirs.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    ids = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden = ours.trunk(ours.inputs["text"](ids), TokenTable.text(2, 9))
+        torch.testing.assert_close(ours.outputs["text"].logits(hidden), theirs(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_diffusers_reads_what_is_written_of_omnigen(tmp_path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    ours = OmniGen(**{**OMNIGEN, "rope_scaling": LONGROPE, "channels": 2, "table_size": 8})
+    ours.to_upstream(tmp_path, layout="omnigen-diffusers")
+    written = {name: value for name, value in json.loads((tmp_path / "config.json").read_text()).items() if name[0] != "_"}
+    tensors = load_file(tmp_path / "model.safetensors")
+    theirs = diffusers.OmniGenTransformer2DModel(**written, pad_token_id=0)
+    torch.testing.assert_close(tensors["patch_embedding.pos_embed"], theirs.state_dict()["patch_embedding.pos_embed"])
+    theirs.load_state_dict(tensors)
+
+
+def test_tables_that_the_authors_code_asks_for_are_written(tmp_path) -> None:
+    VAR(**VAR_SIZES).to_upstream(tmp_path, layout="var")
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["lvl_1L"].tolist() == [[0] + [1] * 4 + [2] * 9]
+    assert tensors["attn_bias_for_masking"].shape == (1, 1, 14, 14) and tensors["attn_bias_for_masking"][0, 0, 0, 1] == -torch.inf
+    assert all(torch.equal(tensors[f"blocks.{number}.attn.zero_k_bias"], torch.zeros(16)) for number in range(2))
