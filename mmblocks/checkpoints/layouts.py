@@ -51,11 +51,14 @@ class Derived:
         difference: the tensor and the Block's arguments -> the largest difference from what the Block computes. It raises
             ``ValueError`` where the two cannot be compared.
         tolerance: the largest difference that counts as none, beside the rounding of the published tensor's dtype.
+        made: the Block's arguments -> the tensors by name, for files whose own code asks for them. None: it does without, and
+            none are written.
     """
 
     theirs: str
     difference: Callable[[Tensor, Arguments], float]
     tolerance: float = 1e-4
+    made: Callable[[Arguments], Mapping[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         patterns.placeholders(self.theirs)

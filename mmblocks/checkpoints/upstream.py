@@ -58,16 +58,20 @@ def write_folder(
     lost = [key for key, slot in slots.items() if id(slot.tensor) not in written]
     if lost:
         raise ValueError(f"layout {layout.name!r} has no place for {', '.join(lost[:5])} of {type(block).__name__}")
+    contents = ((layout.config_file, published_config(block, layout)), (preprocessing.FILE, _images(block, layout)))
+    tables = {key: table for derived in layout.derived if derived.made for key, table in derived.made(block.config).items()}
     empty = {key: slot.tensor.detach().to("meta") for key, slot in slots.items()}
-    meta = {key: source.read(empty) for key, source in sources.items()}
+    meta = {key: source.read(empty) for key, source in sources.items()} | {key: t.to("meta") for key, t in tables.items()}
 
     def value(key: str) -> Tensor:
+        if key in tables:
+            return tables[key]
         source: Source = sources[key]
         return source.read({name: read(slots[name].tensor) for name in source.keys})
 
     with torch.no_grad():
         shards.write(folder, meta, value, max_shard_size, finished)
-    for name, content in ((layout.config_file, published_config(block, layout)), (preprocessing.FILE, _images(block, layout))):
+    for name, content in contents:
         if content is not None:
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -56,7 +56,11 @@ def _published_layer(arguments: Arguments) -> dict[str, Any]:
     return {"clip": {"hidden_size": arguments["teacher_dim"]}, **{theirs: arguments[ours] for theirs, ours in _LAYER.items()}}
 
 
-_HARMLESS = (*EVE1_HARMLESS, "mm_vision_tower", "mm_vision_tower_clip", "mm_hidden_size", "mm_projector_type")
+_HARMLESS = (
+    *EVE1_HARMLESS,
+    *("mm_vision_tower", "mm_vision_tower_clip", "mm_hidden_size", "mm_projector_type"),
+    *("patch_stride", "conv_stride", "image_size", "image_size_clip", "patch_stride_clip"),
+)
 """Of the language model, of the embedding and of the teacher."""
 
 

@@ -5,20 +5,44 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES
-from mmblocks.trunks.llama_config import llama_config
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
+from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
+from mmblocks.trunks.llama_published import published_llama
 
 
 def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:
-    return {
-        "vocab_size": config["vocab_size"],
-        **llama_config(config, qk_norm=qk_norm),
-        "dropout": config.get("attention_dropout", 0.1),
-    }
+    only(config, "tie_word_embeddings", False)
+    arguments = llama_config(config, models=("emu3", "emu3_text_model"), qk_norm=qk_norm)
+    if qk_norm and not config.get("head_dim"):
+        arguments["head_dim"] = 128  # whatever the width: what Emu3.5's class of configs says
+    return {"vocab_size": config["vocab_size"], **arguments, "dropout": config.get("attention_dropout", 0.1)}
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    config = published_llama(arguments, model_type="Emu3", architecture="Emu3ForCausalLM")
+    return {**config, "attention_dropout": arguments["dropout"]}
+
+
+_HARMLESS = (
+    *LLAMA_HARMLESS,
+    *("img_token_id", "boi_token_id", "eoi_token_id", "eol_token_id", "eof_token_id", "image_area"),  # callers say them
+)
+
+
+def _layout(name: str, rules: tuple[Rule, ...], *, qk_norm: bool) -> Layout:
+    return Layout(
+        name,
+        rules,
+        config=partial(_emu3_config, qk_norm=qk_norm),
+        published_config=_published_config,
+        derived=(INVERSE_FREQUENCIES,),
+        harmless=_HARMLESS,
+    )
 
 
 _RULES = (
@@ -41,12 +65,8 @@ class Emu3(MultimodalModel):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "emu3",
-            _PLAIN_RULES,
-            config=partial(_emu3_config, qk_norm=False),
-        ),
-        Layout("emu3.5", _RULES, config=partial(_emu3_config, qk_norm=True)),
+        _layout("emu3", _PLAIN_RULES, qk_norm=False),
+        _layout("emu3.5", _RULES, qk_norm=True),
     )
 
     def __init__(

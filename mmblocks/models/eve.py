@@ -10,18 +10,23 @@ from torch import Tensor
 from mmblocks.batches import Batch
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.checkpoints.rules import Split
+from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.compose import ModelOutput, MultimodalModel
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
+from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmblocks.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
+from mmblocks.trunks.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
 from mmblocks.trunks.llama_config import llama_config
-from mmblocks.trunks.routed_decoder import EVE2_RULES, PARTS, RoutedDecoder, RouteRule, eve2_config
+from mmblocks.trunks.llama_published import published_llama
+from mmblocks.trunks.routed_decoder import PARTS, RoutedDecoder, RouteRule
 
 
 def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -35,7 +40,7 @@ def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule,
 
 
 def _eve1_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _arguments(config, llama_config(config), EVE1PatchEmbedding)
+    return _arguments(config, llama_config(config, models=("eve", "eve_llama")), EVE1PatchEmbedding)
 
 
 def _eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,10 +49,35 @@ def _eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(config: Mapping[str, Any], trunk: dict[str, Any], embedding: type[Block]) -> dict[str, Any]:
     """Those of a whole model: the trunk's without what every EVE has, and the embedding's, its width named after it."""
-    vision = embedding.layouts[0].arguments(config)
+    only(config, "tie_word_embeddings", False)
+    read = embedding.layouts[0].config
+    vision = {} if read is None else dict(read(config))
     common = {name: value for name, value in trunk.items() if name not in ("qk_norm", "qkv_bias")}
     width = vision.pop("hidden_dim")
     return {**vision, **common, "vocab_size": config["vocab_size"], "vision_dim": width}
+
+
+def _published_vision(arguments: Mapping[str, Any], embedding: type[Block]) -> dict[str, Any]:
+    """The embedding's entries of a whole model's config."""
+    written = embedding.layouts[0].published_config
+    renamed = {"hidden_dim": arguments["vision_dim"], "num_heads": arguments.get("vision_heads")}
+    return {} if written is None else written({**arguments, **renamed})
+
+
+def _published_eve1(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    check_arguments(arguments, vision_heads=8)
+    trunk = published_llama(arguments, model_type="eve", architecture="EVELlamaForCausalLM")
+    return {**_published_vision(arguments, EVE1PatchEmbedding), **trunk, "requires_cliploss": False}
+
+
+def _published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_published_vision(arguments, EVE2PatchEmbedding), **published_eve2(arguments)}
+
+
+_EVE1_HARMLESS = (
+    *EVE_HARMLESS,
+    *("requires_cliploss", "mm_vision_select_layer", "mm_vision_select_feature"),  # of the aligning layer and its teacher
+)
 
 
 class EVE1(MultimodalModel):
@@ -58,9 +88,9 @@ class EVE1(MultimodalModel):
     Args:
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
-        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size: of
-            the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. Of a published folder, the
-            sizes in pixels come from the names of its towers in config.json.
+        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size,
+            mean, std: of the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. The sizes in pixels
+            of a published folder come from the names of its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
     """
@@ -75,12 +105,12 @@ class EVE1(MultimodalModel):
                 (rule for rule in LLAMA_RULES if "q_norm" not in rule.theirs and "k_norm" not in rule.theirs),
             ),
             # What training alone needs: the patch aligning layer and its teacher, see ``aligned``.
-            ignored=(
-                "model.vision_clip.*",
-                "model.vision_tower_compressor.*",
-                "model.layers.{}.self_attn.rotary_emb.inv_freq",
-            ),
+            ignored=("model.vision_clip.*", "model.vision_tower_compressor.*"),
+            derived=(INVERSE_FREQUENCIES,),
             config=_eve1_config,
+            published_config=_published_eve1,
+            preprocessor=EVE1PatchEmbedding.layouts[0].preprocessor,
+            harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *_EVE1_HARMLESS),
         ),
     )
 
@@ -105,6 +135,8 @@ class EVE1(MultimodalModel):
         image_size: int = 672,
         teacher_image_size: int = 336,
         teacher_patch_size: int = 14,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
         vision = EVE1PatchEmbedding(
             dim=dim,
@@ -116,6 +148,8 @@ class EVE1(MultimodalModel):
             image_size=image_size,
             teacher_image_size=teacher_image_size,
             teacher_patch_size=teacher_patch_size,
+            mean=mean,
+            std=std,
         )
         trunk = Decoder(
             dim=dim,
@@ -179,14 +213,22 @@ class EVE2(MultimodalModel):
         vocab_size: number of ids.
         dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, routed, route: of the
             ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while decoding.
-        vision_dim, patch_size, merge_size, max_size: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``. Published
-            files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
+        vision_dim, patch_size, merge_size, max_size, mean, std: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``.
+            Published files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("eve2", _rules(EVE2PatchEmbedding.layouts[0].rules, EVE2_RULES), config=_eve2_config),
+        Layout(
+            "eve2",
+            _rules(EVE2PatchEmbedding.layouts[0].rules, EVE2_RULES),
+            derived=(INVERSE_FREQUENCIES,),
+            config=_eve2_config,
+            published_config=_published_eve2,
+            preprocessor=EVE2PatchEmbedding.layouts[0].preprocessor,
+            harmless=(*EVE2PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
+        ),
     )
 
     def __init__(
@@ -208,8 +250,12 @@ class EVE2(MultimodalModel):
         patch_size: int = 16,
         merge_size: int = 2,
         max_size: int = 1600,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
     ) -> None:
-        vision = EVE2PatchEmbedding(dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size)
+        vision = EVE2PatchEmbedding(
+            dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size, mean=mean, std=std
+        )
         trunk = RoutedDecoder(
             dim=dim,
             num_layers=num_layers,

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.caption import CaptionEmbedding
 from mmblocks.embedders.class_label import ClassLabelEmbedding
@@ -34,12 +35,15 @@ PUBLISHED_SIZES = {
 
 def _config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """LlamaGen publishes no config files: the name of the size, or the arguments of its ``ModelArgs``."""
-    if config["model_type"] != kind:
-        raise ValueError(f"model_type is {config['model_type']!r}; accepted: {kind!r}")
+    found = config.get("model_type", "c2i")
+    if found != kind:
+        raise ValueError(f"model_type is {found!r}; accepted: {kind!r}")
     sizes = PUBLISHED_SIZES[config["model"]] if "model" in config else tuple(config[k] for k in ("dim", "n_layer", "n_head"))
     dim, num_layers, num_heads = sizes
-    multiple = config.get("multiple_of", 256)
-    mlp_dim = int((config.get("ffn_dim_multiplier") or 1) * int(8 * dim / 3))
+    multiple, growth = config.get("multiple_of", 256), config.get("ffn_dim_multiplier")
+    mlp_dim = int(8 * dim / 3) if growth is None else int(growth * int(8 * dim / 3))
+    if config.get("class_dropout_prob", 0.1) <= 0:
+        raise ValueError("class_dropout_prob is 0; accepted: more, since tables have a row for no class then")
     arguments = {
         "vocab_size": config.get("vocab_size", 16384),
         "dim": dim,
@@ -49,10 +53,13 @@ def _config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         "mlp_dim": -(-mlp_dim // multiple) * multiple,
         "norm_eps": config.get("norm_eps", 1e-5),
         "rope_theta": config.get("rope_base", 10000.0),
+        "dropout": config.get("resid_dropout_p", 0.1),
     }
     if kind == "c2i":
+        only(config, "cls_token_num", 1)
         return {**arguments, "num_classes": config.get("num_classes", 1000)}
-    return {**arguments, "caption_dim": config.get("caption_dim", 2048), "num_caption_tokens": config.get("cls_token_num", 120)}
+    # A table of 120 rows, whatever ``cls_token_num`` says: that is how many features a caller hands in.
+    return {**arguments, "caption_dim": config.get("caption_dim", 2048), "num_caption_tokens": config.get("token_num", 120)}
 
 
 def _c2i_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +68,34 @@ def _c2i_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _t2i_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return _config(config, "t2i")
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``ModelArgs`` takes, and ``token_num``, which LlamaGen's ``CaptionEmbedder`` takes itself."""
+    mlp_dim, usual = arguments["mlp_dim"], int(8 * arguments["dim"] / 3)
+    kind = {"model_type": "c2i", "cls_token_num": 1, "num_classes": arguments.get("num_classes")}
+    if "caption_dim" in arguments:
+        tokens = arguments["num_caption_tokens"]
+        kind = {"model_type": "t2i", "cls_token_num": tokens, "token_num": tokens, "caption_dim": arguments["caption_dim"]}
+    return {
+        **kind,
+        "vocab_size": arguments["vocab_size"],
+        "dim": arguments["dim"],
+        "n_layer": arguments["num_layers"],
+        "n_head": arguments["num_heads"],
+        "n_kv_head": arguments["num_kv_heads"],
+        # Rounding up to a multiple of the width itself gives the width.
+        "multiple_of": mlp_dim,
+        "ffn_dim_multiplier": None if usual <= mlp_dim else mlp_dim / usual,
+        "rope_base": arguments["rope_theta"],
+        "norm_eps": arguments["norm_eps"],
+        **{f"{part}_dropout_p": arguments["dropout"] for part in ("token", "resid", "ffn")},
+    }
+
+
+_HARMLESS = ("token_dropout_p", "attn_dropout_p", "ffn_dropout_p", "block_size", "max_batch_size", "max_seq_len")
+_C2I_HARMLESS = (*_HARMLESS, "caption_dim")
+_T2I_HARMLESS = (*_HARMLESS, "num_classes", "cls_token_num")
 
 
 def _projections(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -114,6 +149,8 @@ class LlamaGen(MultimodalModel):
             "llamagen-c2i",
             (Rule("cls_embedding.embedding_table.weight", "inputs.label.weight"), *_RULES),
             config=_c2i_config,
+            published_config=_published_config,
+            harmless=_C2I_HARMLESS,
             unwrap="model|module|state_dict|",
         ),
     )
@@ -167,7 +204,14 @@ class LlamaGenT2I(MultimodalModel):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("llamagen-t2i", (*_CAPTION_RULES, *_RULES), config=_t2i_config, unwrap="model|module|state_dict|"),
+        Layout(
+            "llamagen-t2i",
+            (*_CAPTION_RULES, *_RULES),
+            config=_t2i_config,
+            published_config=_published_config,
+            harmless=_T2I_HARMLESS,
+            unwrap="model|module|state_dict|",
+        ),
     )
 
     def __init__(

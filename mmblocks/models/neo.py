@@ -8,27 +8,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.trunks.neo import NEO_RULES, NEOTrunk, neo_config
+from mmblocks.trunks.neo import NEOTrunk
+from mmblocks.trunks.neo_layout import NEO_HARMLESS, NEO_RULES, neo_config, published_neo
 
 Reduction = Literal["token", "sample", "square"]
 
 
+(_STEM,) = (layout for layout in NEOPatchEmbedding.layouts if layout.name == "neo")
+
+
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    (stem,) = (layout for layout in NEOPatchEmbedding.layouts if layout.name == "neo")
-    vision = stem.arguments(config)
+    vision = {} if _STEM.config is None else dict(_STEM.config(config))
     llm = config["llm_config"]
     if vision.pop("dim") != llm["hidden_size"]:
         raise ValueError("llm_hidden_size of the vision_config is not hidden_size of the llm_config")
-    return {
-        "vocab_size": llm["vocab_size"],
-        **neo_config(config),
-        "tie_embeddings": llm.get("tie_word_embeddings", False),
-        "vision": vision,
-    }
+    tied = llm.get("tie_word_embeddings", False)
+    only(config, "tie_word_embeddings", tied)
+    return {"vocab_size": llm["vocab_size"], **neo_config(config), "tie_embeddings": tied, "vision": vision}
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    with torch.device("meta"):
+        stem = NEOPatchEmbedding(dim=arguments["dim"], **(arguments["vision"] or {})).config
+    vision = {} if _STEM.published_config is None else _STEM.published_config(stem)
+    return {**vision, **published_neo(arguments), "tie_word_embeddings": arguments["tie_embeddings"]}
 
 
 _RULES = (
@@ -59,7 +67,15 @@ class NEO(MultimodalModel):
 
     trunk: NEOTrunk
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("neo", _RULES, config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "neo",
+            _RULES,
+            config=_config,
+            published_config=_published_config,
+            harmless=(*(name for name in _STEM.harmless if name != "llm_config.*"), *NEO_HARMLESS),
+        ),
+    )
 
     def __init__(
         self,

@@ -1,38 +1,87 @@
 """Orthus: a Chameleon that reads and writes images as continuous latents."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.heads.mar import adaln_mlp_rules
 from mmblocks.heads.orthus import OrthusDiffusionHead
 from mmblocks.layers.soft_codes import SoftCodeEmbedding
-from mmblocks.trunks.chameleon import CHAMELEON_RULES, ChameleonTrunk
+from mmblocks.trunks.chameleon import (
+    CHAMELEON_HARMLESS,
+    CHAMELEON_RULES,
+    ChameleonTrunk,
+    chameleon_config,
+    published_chameleon,
+)
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES
+
+_SIZES = {
+    "vocab_size": 65536,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-5,
+}
+"""Of a Chameleon's config that does not name them, and of Orthus-7B."""
+
+
+class _Sized(Mapping[str, Any]):
+    """A config that has these sizes where it names none."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    def __getitem__(self, key: str) -> Any:
+        found = self.config.get(key)
+        return _SIZES[key] if found is None and key in _SIZES else self.config[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self.config), **dict.fromkeys(_SIZES)})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Orthus-7B's sizes, unless the config, a Chameleon's, has others."""
-    codebook = config.get("vq_config", {})
-    found = {
-        "vocab_size": config.get("vocab_size"),
-        "dim": config.get("hidden_size"),
-        "num_layers": config.get("num_hidden_layers"),
-        "num_heads": config.get("num_attention_heads"),
-        "num_kv_heads": config.get("num_key_value_heads"),
-        "mlp_dim": config.get("intermediate_size"),
-        "norm_eps": config.get("rms_norm_eps"),
-        "rope_theta": config.get("rope_theta"),
-        "num_codes": codebook.get("num_embeddings"),
-        "latent_dim": codebook.get("embed_dim"),
-        "head_width": config.get("diffloss_w"),
-        "num_head_blocks": config.get("num_res_blocks"),
-        "repeats": config.get("diffusion_batch_mul"),
-        "num_steps": config.get("denoise_steps"),
+    """A Chameleon's config; the head's entries, which upstream's class takes beside it, are Orthus-7B's where it has none."""
+    only(config, "tie_word_embeddings", False)
+    codebook, head = config.get("vq_config") or {}, config.get("mlp_head") or {}
+    arguments = chameleon_config(_Sized(config), models=("chameleon", "orthus"))
+    only(head, "z_channels", arguments["dim"])
+    latent_dim = codebook.get("embed_dim") or head.get("in_channels", 256)
+    for name in ("in_channels", "out_channels"):
+        only(head, name, latent_dim)
+    return {
+        **arguments,
+        "vocab_size": config.get("vocab_size") or _SIZES["vocab_size"],
+        "num_codes": codebook.get("num_embeddings", 8192),
+        "latent_dim": latent_dim,
+        "head_width": config.get("diffloss_w") or head.get("model_channels", 1536),
+        "num_head_blocks": config.get("num_res_blocks") or head.get("num_res_blocks", 3),
+        "repeats": config.get("diffusion_batch_mul", 8),
+        "num_steps": config.get("denoise_steps", 100),
     }
-    return {name: value for name, value in found.items() if value is not None}
+
+
+def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A Chameleon's config, with the entries that upstream's class takes as arguments beside it."""
+    if arguments["first_code"] != 4:
+        raise ValueError(f"first_code is {arguments['first_code']}; accepted in the layout 'orthus': 4, as its code has")
+    return {
+        **published_chameleon(arguments, architecture="OrthusForConditionalGeneration"),
+        "vq_config": {"num_embeddings": arguments["num_codes"], "embed_dim": arguments["latent_dim"]},
+        "diffloss_w": arguments["head_width"],
+        "num_res_blocks": arguments["num_head_blocks"],
+        "diffusion_batch_mul": arguments["repeats"],
+        "denoise_steps": arguments["num_steps"],
+    }
 
 
 _RULES = (
@@ -51,7 +100,8 @@ class Orthus(MultimodalModel):
 
     Args:
         vocab_size: text ids and codes together.
-        dim, num_layers, num_heads, num_kv_heads, mlp_dim, norm_eps, rope_theta: of the ``ChameleonTrunk``.
+        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, post_norm: of the
+            ``ChameleonTrunk``.
         num_codes, latent_dim, first_code: of the ``SoftCodeEmbedding``.
         head_width, num_head_blocks, repeats, num_steps: of the ``OrthusDiffusionHead``.
 
@@ -60,7 +110,18 @@ class Orthus(MultimodalModel):
     Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("orthus", _RULES, ignored=("model.vqmodel.*",), config=_config),)
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout(
+            "orthus",
+            _RULES,
+            ignored=("model.vqmodel.*",),
+            config=_config,
+            published_config=_published_config,
+            derived=(INVERSE_FREQUENCIES,),
+            # diffloss_d is an argument of upstream's class that it does not read; "chameleon" is a config in words.
+            harmless=(*CHAMELEON_HARMLESS, "diffloss_d", "chameleon"),
+        ),
+    )
 
     def __init__(
         self,
@@ -70,9 +131,12 @@ class Orthus(MultimodalModel):
         num_layers: int = 32,
         num_heads: int = 32,
         num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         mlp_dim: int = 11008,
         norm_eps: float = 1e-5,
         rope_theta: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        post_norm: bool = False,
         num_codes: int = 8192,
         latent_dim: int = 256,
         first_code: int = 4,
@@ -95,9 +159,12 @@ class Orthus(MultimodalModel):
                 num_layers=num_layers,
                 num_heads=num_heads,
                 num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
                 mlp_dim=mlp_dim,
                 norm_eps=norm_eps,
                 rope_theta=rope_theta,
+                rope_scaling=rope_scaling,
+                post_norm=post_norm,
             ),
             outputs={"text": LMHead(dim=dim, vocab_size=vocab_size), "latents": head},
         )

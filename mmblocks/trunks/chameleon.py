@@ -15,9 +15,10 @@ from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.layers.attention import Prepared
 from mmblocks.positions import PositionScheme, RotaryTable
 from mmblocks.trunks.decoder import Attention, Decoder, DecoderLayer
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES, NOT_THE_TRUNK
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES, NOT_THE_TRUNK
 from mmblocks.trunks.kv_cache import KVCache
-from mmblocks.trunks.llama_config import llama_config
+from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
+from mmblocks.trunks.llama_published import published_llama
 
 HEAD_NORM_EPS = 1e-5
 
@@ -51,14 +52,26 @@ class PostNormLayer(DecoderLayer):
         return x + dropout(self.mlp_norm(self.mlp(x)), self.dropout, self.training)
 
 
-def chameleon_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Chameleon's transformers config as ``ChameleonTrunk`` arguments."""
-    if config.get("attention_bias") or config.get("mlp_bias"):
-        raise ValueError("attention_bias or mlp_bias is true; accepted: no biases, as published")
-    arguments = llama_config(config)
+def chameleon_config(config: Mapping[str, Any], *, models: tuple[str, ...] = ("chameleon", "chameleon_xllmx")) -> dict[str, Any]:
+    """Chameleon's transformers config as ``ChameleonTrunk`` arguments, or that of a model of another name that was built on it."""
+    arguments = llama_config(config, models=models)
     del arguments["qk_norm"]
     return {**arguments, "post_norm": config.get("swin_norm", False)}
 
+
+def published_chameleon(arguments: Mapping[str, Any], *, architecture: str = "ChameleonForConditionalGeneration") -> dict[str, Any]:
+    """The way back; of a whole model too."""
+    config = published_llama(arguments, model_type="chameleon", architecture=architecture)
+    return {**config, "swin_norm": arguments["post_norm"]}
+
+
+CHAMELEON_HARMLESS = (
+    *LLAMA_HARMLESS,
+    # the tokenizer of images and its ids; how files were cut in training, which their norms of heads tell; of training
+    *("vq_config.*", "vocabulary_map.*", "image_token_id", "boi_token_id", "eoi_token_id"),
+    *("model_parallel_size", "z_loss_weight"),
+)
+"""Entries of Chameleon's config that say nothing about its trunk."""
 
 CHAMELEON_RULES = (
     *(rule for rule in LLAMA_RULES if "q_norm" not in rule.theirs and "k_norm" not in rule.theirs),
@@ -80,7 +93,15 @@ class ChameleonTrunk(Decoder):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("chameleon", CHAMELEON_RULES, ignored=(*NOT_THE_TRUNK, "model.vqmodel.*"), config=chameleon_config),
+        Layout(
+            "chameleon",
+            CHAMELEON_RULES,
+            ignored=(*NOT_THE_TRUNK, "model.vqmodel.*"),
+            config=chameleon_config,
+            published_config=published_chameleon,
+            derived=(INVERSE_FREQUENCIES,),
+            harmless=(*CHAMELEON_HARMLESS, "mask_image_logits"),
+        ),
     )
 
     def __init__(

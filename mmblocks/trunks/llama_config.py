@@ -16,8 +16,11 @@ LLAMA_HARMLESS = (
 )
 """Entries that say nothing about a ``Decoder`` without scaled angles or windows."""
 
-_WINDOW_ON_REQUEST = ("qwen2", "qwen3")
+_WINDOW_ON_REQUEST = ("qwen2", "qwen3", "eve-qwen2")
 """Models whose ``use_sliding_window`` is False where it is not there."""
+
+_LONGEST = {"mistral": 131072, **dict.fromkeys(_WINDOW_ON_REQUEST, 32768)}
+"""Models that have a window of 4096 tokens where none is named -> ``max_position_embeddings``, likewise."""
 
 _THETA = {"mixtral": 1e6, "emu3": 1e6, "emu3_text_model": 1e6}
 """The rotary base of models that have another one than Llama's where none is named."""
@@ -30,7 +33,7 @@ def llama_config(
 
     Args:
         config: of the model, or the entry of a larger config that describes its language model.
-        models: values of ``model_type`` that it may have.
+        models: values of ``model_type`` that it may have; the first is meant where it has none.
         qk_norm: whether the model normalizes every head's q and k.
 
     Raises:
@@ -42,9 +45,10 @@ def llama_config(
     only(config, "hidden_act", "silu", "swish")
     for bias in ("attention_bias", "mlp_bias"):
         only(config, bias, False)
-    _check_window(config)
+    kind = model_of(config, models)
+    check_window(config, kind)
     num_heads = config["num_attention_heads"]
-    theta, scaling = _rotary(config)
+    theta, scaling = rotary(config, kind)
     return {
         "dim": config["hidden_size"],
         "num_layers": config["num_hidden_layers"],
@@ -64,14 +68,18 @@ def qwen2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**llama_config(config, models=("qwen2",)), "qkv_bias": True}
 
 
-def _check_window(config: Mapping[str, Any]) -> None:
+def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
+    """The model whose defaults count."""
+    return str(config.get("model_type") or models[0]).lower()
+
+
+def check_window(config: Mapping[str, Any], kind: str) -> None:
     """Refuses attention that does not see all that came before."""
-    kind = config.get("model_type")
-    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
+    window = config.get("sliding_window", 4096 if kind in _LONGEST else None)
     is_used = config.get("use_sliding_window")
     if is_used is None:
         is_used = kind not in _WINDOW_ON_REQUEST
-    if window is not None and is_used and window < config.get("max_position_embeddings", window):
+    if window is not None and is_used and window < config.get("max_position_embeddings", _LONGEST.get(kind, window)):
         what = title(config, "sliding_window")
         raise ValueError(f"{what} is {window}; accepted: none, or one as long as max_position_embeddings")
     for attention in config.get("layer_types") or ():
@@ -79,21 +87,27 @@ def _check_window(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{title(config, 'layer_types')} names {shown(attention)}; accepted: full_attention")
 
 
-def _rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+def rotary(config: Mapping[str, Any], kind: str) -> tuple[float, dict[str, Any] | None]:
     """``rope_theta`` and ``rope_scaling`` of ``Decoder``. Newer files have both among the ``rope_parameters``."""
-    old, new = config.get("rope_scaling"), config.get("rope_parameters")
-    if old and new and plain(old) != plain(new):
-        raise ValueError(f"{title(config, 'rope_scaling')} and rope_parameters are {old} and {new}; accepted: one of them")
-    given: Mapping[str, Any] = old or new or {}
-    theta = _agreed(config, given, "rope_theta")
-    rotated = _agreed(config, given, "partial_rotary_factor")
+    given = rotary_entries(config)
+    theta = agreed(config, given, "rope_theta")
+    rotated = agreed(config, given, "partial_rotary_factor")
     if rotated not in (None, 1.0):
         what = title(config, "partial_rotary_factor")
         raise ValueError(f"{what} is {shown(rotated)}; accepted: 1, heads that are rotated as a whole")
-    return theta or _THETA.get(str(config.get("model_type")).lower(), 10000.0), _scaling(config, given)
+    return theta or _THETA.get(kind, 10000.0), _scaling(config, given)
 
 
-def _agreed(config: Mapping[str, Any], given: Mapping[str, Any], name: str) -> Any:
+def rotary_entries(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of the rotary angles, under their older or their newer name."""
+    old, new = config.get("rope_scaling"), config.get("rope_parameters")
+    if old and new and plain(old) != plain(new):
+        raise ValueError(f"{title(config, 'rope_scaling')} and rope_parameters are {old} and {new}; accepted: one of them")
+    found: Mapping[str, Any] = old or new or {}
+    return found
+
+
+def agreed(config: Mapping[str, Any], given: Mapping[str, Any], name: str) -> Any:
     """An entry that may stand at the top, among those of the angles, or in both places with one value."""
     above, within = config.get(name), given.get(name)
     if above is not None and within is not None and above != within:
@@ -104,7 +118,7 @@ def _agreed(config: Mapping[str, Any], given: Mapping[str, Any], name: str) -> A
 
 def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The ``rope_scaling`` of ``Decoder``; older files call longrope "su"."""
-    kind = _agreed({"rope_type": given.get("type")}, given, "rope_type") or "default"
+    kind = agreed({"rope_type": given.get("type")}, given, "rope_type") or "default"
     match kind:
         case "default":
             return None
@@ -131,7 +145,7 @@ def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _trained(config: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """The length that was trained with; the longest one where nothing else is said."""
-    length: int = _agreed(config, given, "original_max_position_embeddings") or config["max_position_embeddings"]
+    length: int = agreed(config, given, "original_max_position_embeddings") or config["max_position_embeddings"]
     return length
 
 

@@ -3,7 +3,6 @@
 Shapes: B batch, L tokens, D width, H query heads, K key/value heads, E width of a head.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +10,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.layers.attention import Prepared, attend
 from mmblocks.positions import PositionScheme, RotaryTable, axes_rotary_table, rotate_axes, time_height_width
 from mmblocks.tokens import TokenTable
 from mmblocks.trunks.decoder import Decoder, DecoderLayer
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES
 from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.trunks.neo_layout import NEO_LAYOUTS
 
 
 class GridProjection(nn.Module):
@@ -79,49 +78,6 @@ class NEOAttention(nn.Module):
         return self.output(rearrange(attended, "b h l d -> b l (h d)"))
 
 
-def neo_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """NEO's config, or that of its language model alone, as ``NEOTrunk`` arguments."""
-    llm = config.get("llm_config", config)
-    if llm.get("rope_scaling") is not None:
-        raise ValueError(f"rope_scaling is {llm['rope_scaling']}; accepted: none, as published")
-    extra = llm.get("extra_num_layers", config.get("extra_num_layers(pre-buffer)", 0))
-    return {
-        "dim": llm["hidden_size"],
-        "num_layers": llm["num_hidden_layers"],
-        "num_heads": llm["num_attention_heads"],
-        "num_kv_heads": llm["num_key_value_heads"],
-        "head_dim": llm.get("head_dim") or llm["hidden_size"] // llm["num_attention_heads"],
-        "mlp_dim": llm["intermediate_size"],
-        "norm_eps": llm["rms_norm_eps"],
-        "rope_theta": llm["rope_theta"],
-        "rope_theta_place": llm["rope_theta_hw"],
-        "bias": llm["attention_bias"],
-        "num_prebuffer_layers": extra,
-    }
-
-
-_PARTS_OF_PROJECTION = (
-    ("proj.*", "step.*"),
-    ("proj_hw.*", "place.*"),
-    ("norm.weight", "step_norm.weight"),
-    ("norm_h.weight", "row_norm.weight"),
-    ("norm_w.weight", "column_norm.weight"),
-)
-_RULES = (
-    *(
-        Rule(f"model.layers.{{}}.self_attn.{side}_{theirs}", f"layers.{{}}.attention.{projection}.{ours}")
-        for side, projection in (("q", "query"), ("k", "key"))
-        for theirs, ours in _PARTS_OF_PROJECTION
-    ),
-    Rule("model.layers.{}.self_attn.v_proj.*", "layers.{}.attention.value.*"),
-    Rule("model.layers.{}.self_attn.o_proj.*", "layers.{}.attention.output.*"),
-    *(rule for rule in LLAMA_RULES if "self_attn" not in rule.theirs),
-)
-
-NEO_RULES = tuple(Rule(f"language_model.{rule.theirs}", rule.ours) for rule in _RULES)
-"""Keys of a whole NEO -> ``NEOTrunk``."""
-
-
 class NEOTrunk(Decoder):
     """A causal decoder with positions on three axes: the step in the text, where an image takes one, and row and column inside it.
 
@@ -148,15 +104,7 @@ class NEOTrunk(Decoder):
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "neo",
-            NEO_RULES,
-            ignored=("vision_model.*", "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
-            config=neo_config,
-        ),
-        Layout("neo-llm", _RULES, ignored=("model.embed_tokens.weight", "lm_head.weight"), config=neo_config),
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = NEO_LAYOUTS
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ Shapes: B rows, L new tokens, N tokens of images, D width.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,58 +69,6 @@ class Phi3Decoder(Decoder):
         )
         growth = math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
         return RotaryTable(table.cos * growth, table.sin * growth)
-
-
-def phi3_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A published config of Phi-3, or diffusers' of OmniGen, as ``Phi3Decoder`` arguments.
-
-    Raises:
-        ValueError: what ``Phi3Decoder`` does not do: other activations, partly rotated heads, other scalings.
-    """
-    for name, accepted in _PHI3_FIXED.items():
-        if config.get(name, accepted) not in (accepted, None):
-            raise ValueError(f"{name} is {config[name]!r}; accepted: {accepted!r}")
-    num_heads = config.get("num_attention_heads", 32)
-    return {
-        "dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"] if "num_hidden_layers" in config else config["num_layers"],
-        "num_heads": num_heads,
-        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
-        "mlp_dim": config.get("intermediate_size", 8192),
-        "norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_theta": config.get("rope_theta", config.get("rope_base", 10000.0)),
-        "rope_scaling": _phi3_scaling(config, config["hidden_size"] // num_heads // 2),
-    }
-
-
-_PHI3_FIXED: dict[str, Any] = {
-    "hidden_act": "silu",
-    "partial_rotary_factor": 1.0,
-    "attention_bias": False,
-    # of diffusers
-    "time_step_dim": 256,
-    "flip_sin_to_cos": True,
-    "downscale_freq_shift": 0,
-    "timestep_activation_fn": "silu",
-}
-"""Entries of a config that are followed with one value alone."""
-
-
-def _phi3_scaling(config: Mapping[str, Any], num_pairs: int) -> dict[str, Any] | None:
-    """The ``rope_scaling`` of ``Decoder``; transformers reads Phi-3's "su" and "yarn" as "longrope", its later name."""
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        return None
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind not in ("su", "longrope", "yarn", None):  # diffusers' has no name
-        raise ValueError(f"rope_scaling has type {kind!r}; accepted: 'longrope', or 'su' and 'yarn' as older files call it")
-    factors = {name: tuple(scaling[name]) for name in ("short_factor", "long_factor")}
-    if any(len(values) != num_pairs for values in factors.values()):
-        found = ", ".join(f"{len(values)} numbers as {name}" for name, values in factors.items())
-        raise ValueError(f"rope_scaling has {found}; accepted: {num_pairs}, one for each pair of a head's channels")
-    trained = config.get("original_max_position_embeddings", 4096)
-    longest = config.get("max_position_embeddings", 131072)
-    return {"type": "longrope", "factor": max(longest / trained, 1.0), "max_position": trained, **factors}
 
 
 class VelocityHead(Block):

@@ -7,32 +7,73 @@ from torch import Tensor
 
 from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
 from mmblocks.layers.grid_positions import SinCosPositions
-from mmblocks.trunks.omnigen import phi3_config
+from mmblocks.trunks.phi3_config import diffusers_config, phi3_config, published_diffusers, published_phi3
+
+_BASE_SIZE = 64
+"""Of the table of positions, in both."""
 
 
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's config, alone or beside OmniGen's own arguments."""
     language = config.get("phi3", config)
     own = config.get("omnigen", config)
+    return {**phi3_config(language), **_sizes(language, own), "interpolation": own.get("pe_interpolation", 1.0)}
+
+
+def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**diffusers_config(config), **_sizes(config, config), "interpolation": 1.0}
+
+
+def _sizes(language: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **phi3_config(language),
-        "vocab_size": language["vocab_size"],
+        "vocab_size": language.get("vocab_size", 32064),
         "patch_size": own.get("patch_size", 2),
         "channels": own.get("in_channels", 4),
         "table_size": own.get("pos_embed_max_size", 192),
-        "base_size": 64,
-        "interpolation": own.get("pe_interpolation", 1.0),
+        "base_size": _BASE_SIZE,
     }
+
+
+def _published_own(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's config, which the official code reads, with the arguments that it takes beside it."""
+    return {**published_phi3(arguments), **_published_sizes(arguments), "pe_interpolation": arguments["interpolation"]}
+
+
+def _published_diffusers(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    if arguments["interpolation"] != 1:
+        raise ValueError(f"interpolation is {arguments['interpolation']}; accepted in the layout 'omnigen-diffusers': 1")
+    return {**published_diffusers(arguments), **_published_sizes(arguments)}
+
+
+def _published_sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    if arguments["base_size"] != _BASE_SIZE:
+        raise ValueError(f"base_size is {arguments['base_size']}; accepted in published layouts: {_BASE_SIZE}")
+    names = {"patch_size": "patch_size", "in_channels": "channels", "pos_embed_max_size": "table_size"}
+    return {theirs: arguments[ours] for theirs, ours in names.items()}
+
+
+# The length that texts may have counts with stretched angles alone. Masks of the official code know no window; there is no head.
+_LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
+_UNUSED = (*_LENGTHS, "sliding_window", "tie_word_embeddings")
+
+
+def _positions(arguments: Mapping[str, Any]) -> SinCosPositions:
+    return SinCosPositions(**{name: arguments[name] for name in ("dim", "table_size", "base_size", "interpolation")})
 
 
 def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
     """Of the table of positions in a file from what ``OmniGen`` computes."""
-    names = ("dim", "table_size", "base_size", "interpolation")
-    return SinCosPositions(**{name: arguments[name] for name in names}).difference(table)
+    return _positions(arguments).difference(table)
 
 
-def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _own({"vocab_size": 32064, **config})
+def _table(name: str) -> Derived:
+    """The table of positions under this name, which its own code asks for."""
+
+    def made(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        size = arguments["table_size"]
+        return {name: _positions(arguments)([(size, size)])[None]}
+
+    return Derived(name, _table_difference, made=made)
 
 
 def _qkv_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -70,8 +111,10 @@ OMNIGEN_LAYOUTS = (
             Split("llm.layers.{}.self_attn.qkv_proj.weight", _PARTS, sizes=_qkv_rows),
             Rule("llm.layers.{}.self_attn.o_proj.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        derived=(Derived("pos_embed", _table_difference),),
+        derived=(_table("pos_embed"),),
         config=_own,
+        published_config=_published_own,
+        harmless=(*_UNUSED, *(f"phi3.{name}" for name in _UNUSED)),
     ),
     Layout(
         "omnigen-diffusers",
@@ -92,8 +135,10 @@ OMNIGEN_LAYOUTS = (
             ),
             Rule("layers.{}.self_attn.to_out.0.weight", "trunk.layers.{}.attention.output.weight"),
         ),
-        derived=(Derived("patch_embedding.pos_embed", _table_difference),),
+        derived=(_table("patch_embedding.pos_embed"),),
         config=_diffusers,
+        published_config=_published_diffusers,
+        harmless=_LENGTHS,
     ),
 )
 """Of ``OmniGen``."""

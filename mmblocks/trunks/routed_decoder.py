@@ -5,7 +5,7 @@ EVEv2, LlamaFusion and other mixtures of transformers; with routed feed-forward 
 Shapes: B batch, L new tokens, N = B * L tokens sorted by expert, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,15 +13,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mmblocks.block import parameters
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts import Layout
 from mmblocks.ops.routed_linear import RowGroups, group_rows
 from mmblocks.positions import PositionScheme
 from mmblocks.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import LLAMA_RULES
+from mmblocks.trunks.eve2_layout import EVE2_LAYOUT
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.kv_cache import KVCache
-from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.mono_internvl_layout import MONO_INTERNVL_LAYOUT
 from mmblocks.trunks.routed_layers import RoutedAttention, RoutedLayer, RoutedLinear, RoutedNorm, RoutedSwiGLU
 
@@ -30,8 +29,6 @@ RouteRule = Callable[[TokenTable], Tensor]
 
 PARTS = ("norms", "attention", "mlp")
 """What can be routed. The norms of heads go with the attention; the norm behind the last layer is everybody's."""
-
-_EVE2_PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}
 
 
 def by_modality(table: TokenTable, experts: Sequence[str] = ("text", "vision")) -> Int[Tensor, "B L"]:
@@ -51,37 +48,6 @@ def text_when_alone(table: TokenTable) -> Int[Tensor, "B L"]:
     """
     group = by_modality(table)
     return torch.zeros_like(group) if table.shape[1] == 1 else group
-
-
-def eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """EVEv2's config as ``RoutedDecoder`` arguments."""
-    if not config["add_moe"]:
-        raise ValueError("add_moe is false; accepted: a checkpoint with weights per modality")
-    parts = config["moe_part"].split("-")
-    if not set(parts) <= set(_EVE2_PARTS):
-        raise ValueError(f"moe_part is {config['moe_part']!r}; accepted: {'-'.join(_EVE2_PARTS)}, or some of these")
-    return {**llama_config(config), "qkv_bias": True, "routed": tuple(_EVE2_PARTS[part] for part in parts)}
-
-
-def _eve2_rules(rule: Rule) -> tuple[Rule, ...]:
-    """A tensor of the text's and its twin of the images'."""
-    *path, last = rule.theirs.split(".")
-    depth = -2 if path[-2] == "mlp" else -1  # moe_mlp.gate_proj, but self_attn.moe_q_proj
-    twin = ".".join([*path[:depth], f"moe_{path[depth]}", *path[len(path) + depth + 1 :], last])
-    ours, tensor = rule.ours.rsplit(".", 1)
-    return Rule(rule.theirs, f"{ours}.text.{tensor}"), Rule(twin, f"{ours}.vision.{tensor}")
-
-
-EVE2_RULES = (
-    *(
-        routed
-        for rule in LLAMA_RULES
-        if "layers" in rule.theirs and not rule.theirs.endswith(("q_norm.weight", "k_norm.weight"))
-        for routed in _eve2_rules(rule)
-    ),
-    LLAMA_RULES[-1],
-)
-"""Keys of EVEv2 -> ``RoutedDecoder``."""
 
 
 class RoutedDecoder(Decoder):
@@ -104,15 +70,7 @@ class RoutedDecoder(Decoder):
         OpenGVLab/Mono-InternVL).
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout(
-            "eve2",
-            EVE2_RULES,
-            ignored=("model.embed_tokens.weight", "model.vision_tower.*", "lm_head.weight"),
-            config=eve2_config,
-        ),
-        MONO_INTERNVL_LAYOUT,
-    )
+    layouts: ClassVar[tuple[Layout, ...]] = (EVE2_LAYOUT, MONO_INTERNVL_LAYOUT)
 
     def __init__(
         self,

@@ -59,7 +59,8 @@ def check_training(case: Case) -> None:
 def check_sampling(case: Case) -> None:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-    model = case.load(ACDiT)
+    sampling = ("cfg", "num_inference_steps", "scheduler")
+    model = case.load(ACDiT, {name: value for name, value in case.config.items() if name not in sampling})
     scheduler = DPMSolverMultistepScheduler.from_config(DDIMScheduler().config)
     options = {"num_steps": case.config["num_inference_steps"], "guidance": case.config.get("cfg", 1.0), "scheduler": scheduler}
     noise = case.io["in.block_noise"].squeeze(2)

@@ -38,7 +38,7 @@ def run(case: Case) -> None:
 
 def load(case: Case) -> Emu3:
     """Through the loader, as a person would: the published config and weights in a folder."""
-    return case.load(Emu3)
+    return case.load(Emu3, {name: value for name, value in case.config.items() if name != "special_ids"})
 
 
 def table_of(ids: Tensor, attention_mask: Tensor | None) -> TokenTable:

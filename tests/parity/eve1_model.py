@@ -40,9 +40,12 @@ def run(case: Case) -> None:
 
 
 def load(case: Case) -> tuple[EVE1, EVE1PatchAlignment]:
-    model = case.load(EVE1, teacher_patch_size=case.config["clip"]["patch_size"])
+    notes = ("clip", "layer_rate", "num_layer")  # of the teacher, and of what the official code makes of the number of layers
+    config = {name: value for name, value in case.config.items() if name not in notes}
+    model = case.load(EVE1, config, teacher_patch_size=case.config["clip"]["patch_size"])
     alignment = case.load(
         EVE1PatchAlignment,
+        config,
         layout="eve1",
         teacher_dim=case.config["clip"]["hidden_size"],
         layer_step=case.config["layer_rate"],

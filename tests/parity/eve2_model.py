@@ -35,7 +35,7 @@ def run(case: Case) -> None:
 
 
 def load(case: Case) -> EVE2:
-    return case.load(EVE2)
+    return case.load(EVE2, {name: value for name, value in case.config.items() if name != "IMAGE_TOKEN_INDEX"})
 
 
 def batch_of(case: Case, model: EVE2) -> Batch:

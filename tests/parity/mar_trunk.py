@@ -17,10 +17,13 @@ from tests.parity.cases import Case
 
 MANIFESTS = {f"mar_{size}_full": [(MAR, "mar"), (MARDiffusionHead, "mar")] for size in ("base", "large", "huge")}
 
+SAMPLING = ("cfg", "cfg_schedule", "temperature", "num_iter")
+"""What a case's config has beside the model's own arguments."""
+
 
 def run_trunk(case: Case, head: Any) -> None:
     """Args: the case, and the head read from it."""
-    model = case.load(MAR)
+    model = case.load(MAR, {name: value for name, value in case.config.items() if name not in SAMPLING})
     if "in.latents" in case.io:
         check_forward(case, model, head)
     else:

@@ -15,7 +15,7 @@ MANIFESTS = {"omnigen_v1": [(OmniGen, "omnigen")], "omnigen_v1_diffusers": [(Omn
 
 
 def run(case: Case) -> None:
-    model = case.load(OmniGen)
+    model = case.load(OmniGen, {name: value for name, value in case.config.items() if name in ("phi3", "omnigen")})
     if "in.z" in case.io:
         check_sampling(case, model)
     else:

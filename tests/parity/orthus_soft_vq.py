@@ -33,8 +33,8 @@ def run(case: Case) -> None:
 
 
 def published_config(case: Case) -> dict[str, Any]:
-    config = case.config
-    return {**config["chameleon"], **{name: value for name, value in config.items() if name not in ("chameleon", "constants")}}
+    notes = ("chameleon", "constants", "production_constants", "cfg_scale")
+    return {**case.config["chameleon"], **{name: value for name, value in case.config.items() if name not in notes}}
 
 
 def table_of(mask: Tensor) -> TokenTable:

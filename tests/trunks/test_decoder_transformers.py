@@ -170,4 +170,4 @@ def test_qwen2_vl_counts_on_three_axes() -> None:
 def test_a_sliding_window_is_refused(tmp_path) -> None:
     theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES, rope_parameters=ROPE))
     with pytest.raises(ValueError, match="sliding_window is 8"):
-        published(tmp_path, Decoder, theirs, sliding_window=8)
+        published(tmp_path, Decoder, theirs, sliding_window=8, use_sliding_window=True)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmblocks.block import parameters
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.layers.grid_positions import SinCosPositions
 from mmblocks.masks import visible
 from mmblocks.models.omnigen import OmniGen
-from mmblocks.trunks.omnigen import phi3_config
+from mmblocks.tokens import TokenTable
+from mmblocks.trunks.omnigen import Phi3Decoder
 from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
+from mmblocks.trunks.phi3_config import phi3_config
 
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
 TEXT = torch.tensor([1, 7, 3])
@@ -268,6 +271,10 @@ def test_a_file_with_another_table_of_positions_is_refused(tmp_path) -> None:
         folder = own_folder(tmp_path, tiny(), half)
 
 
+PHI3 = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
+FACTORS = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -275,12 +282,74 @@ def test_a_file_with_another_table_of_positions_is_refused(tmp_path) -> None:
         ({"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0, 2.0]}}, "1 numbers as short_factor"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; accepted: 'silu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 500.0}},
+            "rope_theta is 10000.0, and rope_parameters.rope_theta is 500",
+        ),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"head_dim": 8}, "head_dim is 8; accepted: 4"),
+        ({"model_type": "llama"}, "model_type is 'llama'; accepted: phi3"),
+        ({"architectures": ["PhimoeForCausalLM"]}, "architectures names 'PhimoeForCausalLM'"),
+        ({"rope_scaling": {"type": "su", **FACTORS, "attention_factor": 2.0}}, "rope_scaling.attention_factor = 2.0"),
+        ({"an_entry": 1}, "an_entry = 1"),
     ],
 )
 def test_what_phi3_does_not_do_here_is_refused(changes, message) -> None:
-    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
+    (layout,) = (layout for layout in OmniGen.layouts if layout.name == "omnigen")
     with pytest.raises(ValueError, match=message):
-        phi3_config({**config, **changes})
-    arguments = phi3_config({**config, "rope_scaling": {"type": "yarn", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}})
-    assert arguments["rope_scaling"]["type"] == "longrope" and arguments["rope_scaling"]["factor"] == 32.0
-    assert phi3_config(config)["rope_scaling"] is None
+        layout.arguments({**PHI3, **changes})
+
+
+def test_the_angles_that_phi3s_config_says() -> None:
+    scaling = phi3_config({**PHI3, "max_position_embeddings": 131072, "rope_scaling": {"type": "yarn", **FACTORS}})["rope_scaling"]
+    assert scaling["type"] == "longrope" and scaling["factor"] == 32.0 and scaling["max_position"] == 4096
+    assert phi3_config({**PHI3, "rope_scaling": {"type": "su", **FACTORS}})["rope_scaling"]["factor"] == 1.0
+    assert phi3_config(PHI3)["rope_scaling"] is None
+    assert phi3_config(PHI3)["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500.0])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_transformers_writes_of_phi3_gives_its_numbers(theta, scaled) -> None:
+    transformers = pytest.importorskip("transformers")
+    angles = {"rope_type": "longrope", "original_max_position_embeddings": 6, **FACTORS} if scaled else {"rope_type": "default"}
+    config = transformers.Phi3Config(
+        **{**PHI3, "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 24, "pad_token_id": 0},
+        max_position_embeddings=24,
+        original_max_position_embeddings=6,
+        rope_parameters={"rope_theta": theta, **angles},
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Phi3Model(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    (own,) = (layout for layout in OmniGen.layouts if layout.name == "omnigen")
+    arguments = own.arguments(json.loads(config.to_json_string()))
+    trunk = Phi3Decoder(**{name: value for name, value in arguments.items() if name in parameters(Phi3Decoder)}).eval()
+    (layout,) = (layout for layout in Phi3Decoder.layouts if layout.name == "phi3")
+    state = {f"model.{name}": value for name, value in theirs.state_dict().items()}
+    trunk.load_state_dict(dict(layout.convert(state, trunk.config)))
+    for length in (5, 9):
+        embeds = torch.randn(2, length, 16)
+        with torch.no_grad():
+            wanted = theirs(inputs_embeds=embeds).last_hidden_state
+            torch.testing.assert_close(trunk(embeds, TokenTable.text(2, length)), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "Lumina2Transformer2DModel"}, "_class_name is 'Lumina2Transformer2DModel'"),
+        ({"time_step_dim": 128}, "time_step_dim is 128; accepted: 256"),
+        ({"timestep_activation_fn": "gelu"}, "timestep_activation_fn is 'gelu'"),
+        ({"flip_sin_to_cos": False}, "flip_sin_to_cos is False"),
+        ({"downscale_freq_shift": 1}, "downscale_freq_shift is 1"),
+        ({"pe_interpolation": 2.0}, "pe_interpolation = 2.0"),
+    ],
+)
+def test_what_diffusers_does_otherwise_is_refused(changes, message) -> None:
+    (layout,) = (layout for layout in OmniGen.layouts if layout.name == "omnigen-diffusers")
+    with pytest.raises(ValueError, match=message):
+        layout.arguments({"hidden_size": 16, "num_attention_heads": 4, **changes})
+    assert layout.arguments({"hidden_size": 128})["num_kv_heads"] == 32

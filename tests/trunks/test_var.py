@@ -1,7 +1,10 @@
 """VAR: teacher forcing and sampling agree; its tokenizer around it."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmblocks.layers.categorical import Sampling
 from mmblocks.models.var import VARImageModel
@@ -111,3 +114,34 @@ LABEL = torch.tensor([1])
 def test_what_does_not_fit_is_refused(build, message) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def published(folder, model: VAR, **tables: torch.Tensor):
+    """A folder as the official code would have written it, with its tables."""
+    levels = torch.arange(3).repeat_interleave(torch.tensor([1, 4, 9]))
+    mask = torch.where(levels[:, None] >= levels, 0.0, -torch.inf)[None, None]
+    own = {"lvl_1L": levels[None], "attn_bias_for_masking": mask, "blocks.0.attn.zero_k_bias": torch.zeros(16)}
+    (layout,) = VAR.layouts
+    tensors = dict(layout.convert(model.state_dict(), model.config, to="theirs"))
+    save_file({**tensors, **own, **tables}, folder / "model.safetensors")
+    config = {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0, "patch_nums": [1, 2, 3], "attn_l2_norm": True}
+    codes = {"vocab_size": 10, "z_channels": 4}
+    (folder / "config.json").write_text(json.dumps({**config, "num_classes": 5, "vae_kwargs": codes, "flash_if_available": True}))
+    return folder
+
+
+def test_the_tables_of_a_file_are_compared(tmp_path) -> None:
+    model = tiny(scales=(1, 2, 3))
+    mask = torch.where(torch.arange(14)[:, None] >= torch.arange(14), 0.0, -torch.inf)[None, None]
+    again = VAR.from_pretrained(published(tmp_path, model))
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    VAR.from_pretrained(published(tmp_path, model, **{"blocks.1.attn.zero_k_bias": torch.zeros(16).half()}))
+    for name, table, message in (
+        ("lvl_1L", torch.zeros(1, 14, dtype=torch.long), "lvl_1L differs by up to 2"),
+        ("lvl_1L", torch.zeros(1, 15, dtype=torch.long), r"the table has shape \(1, 15\); accepted: \(1, 14\)"),
+        ("attn_bias_for_masking", mask, "attn_bias_for_masking differs by up to 1"),
+        ("attn_bias_for_masking", torch.zeros(1, 1, 14, 14), "attn_bias_for_masking differs by up to 1"),
+        ("blocks.1.attn.zero_k_bias", torch.ones(16), "zero_k_bias differs by up to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VAR.from_pretrained(published(tmp_path, model, **{name: table}))
