@@ -4,6 +4,8 @@
 # make test-newest    the same checks in .venv-newest, with the newest libraries the index has
 # make test-oldest    the same checks in .venv-oldest, with the lowest versions that pyproject.toml allows
 # make lock    resolve pyproject.toml anew into requirements/locked.txt and requirements/oldest.txt
+# make wheel   the wheel, into dist; nothing is downloaded for it
+# make try-wheel    the wheel in an environment of its own runs the README's code and the commands
 # make bench-table  docs/benchmarks.md from the records in benchmarks/records
 # make clean   remove everything that was made here, environments included
 
@@ -19,7 +21,7 @@ VERSIONS := $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --stack $(STACK)
 
-.PHONY: demo test test-newest test-oldest lint typecheck imports unit unchecked kernels docs lock bench-table clean
+.PHONY: demo test test-newest test-oldest lint typecheck imports unit unchecked kernels docs wheel try-wheel lock bench-table clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/emu3_like.py
@@ -59,6 +61,13 @@ docs: $(VENV)/test.stamp
 # Triton's interpreter must be asked for before kernels are defined: a process of its own.
 kernels: $(VENV)/test.stamp
 	TRITON_INTERPRET=1 $(PYTEST) --no-shape-checks tests/kernels
+
+wheel: $(VENV)/test.stamp
+	rm -f dist/mmblocks-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --wheel-dir dist .
+
+try-wheel: wheel
+	$(BIN)/python -m tests.try_wheel dist/mmblocks-*.whl
 
 bench-table: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.table

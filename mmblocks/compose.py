@@ -92,6 +92,17 @@ class MultimodalModel(Block):
     Raises:
         TypeError: a part that cannot play its role; the message says what it lacks.
         ValueError: if there are no inputs.
+
+    Examples:
+        >>> from mmblocks import ByteTokenizer, Decoder, LMHead, MultimodalModel, TextEmbedding, text
+        >>> tokenizer = ByteTokenizer()
+        >>> model = MultimodalModel(
+        ...     inputs={"text": TextEmbedding(vocab_size=tokenizer.vocab_size, dim=32)},
+        ...     trunk=Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64),
+        ...     outputs={"text": LMHead(dim=32, vocab_size=tokenizer.vocab_size)},
+        ... )
+        >>> batch = model.batch_builder(tokenizer)([[text("one and one? "), text("two", target="text")]])
+        >>> model(batch).losses["text"].backward()
     """
 
     def __init__(

@@ -42,6 +42,14 @@ class TokenTable(NamedTuple):
         order: generation step inside the document: equal orders see each other, smaller ones are the past.
         noisy: True for a noised copy, seen only from inside its own span.
         target: index of the head that is asked for what comes next here, or ``NO_HEAD``.
+
+    Examples:
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.positions import sequential
+        >>> table = TokenTable.text(1, 5)
+        >>> table.document[:, 3:] = 1  # two samples packed into one row
+        >>> sequential(table).tolist()
+        [[0, 1, 2, 0, 1]]
     """
 
     modality: Int[Tensor, "B L"]

@@ -1,5 +1,6 @@
 """What the examples rest on: canvases that hold what they say, questions with the right answers, an able judge."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def canvases(digits):
         import canvases
 
         yield canvases
+
+
+def test_the_index_names_every_example() -> None:
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    named = {name for line in index.splitlines() if line.startswith("| [") for name in re.findall(r"\]\(([^)]+)\)", line)}
+    assert named == {path.name for path in EXAMPLES.glob("*.py")}
 
 
 LENGTHS = [

@@ -188,6 +188,13 @@ class MLPProjector(Block):
         ValueError: no layer.
 
     Source: LLaVA (arXiv 2304.08485), LLaVA-1.5 (arXiv 2310.03744; haotian-liu/LLaVA); InternVL (OpenGVLab/InternVL).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import MLPProjector
+        >>> connector = MLPProjector(in_dim=16, dim=32)
+        >>> tuple(connector(torch.randn(2, 4, 6, 16)).shape)
+        (2, 4, 6, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

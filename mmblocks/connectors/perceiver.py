@@ -150,6 +150,13 @@ class PerceiverResampler(Block):
 
     Source: Flamingo (arXiv 2204.14198), as in lucidrains/flamingo-pytorch and mlfoundations/open_flamingo; IDEFICS as in
     transformers' ``IdeficsPerceiverResampler``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import PerceiverResampler
+        >>> connector = PerceiverResampler(dim=16, num_latents=5, num_layers=1, num_heads=2, head_dim=8)
+        >>> tuple(connector(torch.randn(2, 4, 6, 16)).shape)
+        (2, 5, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -30,6 +30,13 @@ class PixelShuffle(Block):
         ValueError: a factor below one, or another version.
 
     Source: InternVL 1.5 (arXiv 2404.16821; OpenGVLab/InternVL), where the operation is called pixel shuffle.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import ConnectorChain, MLPProjector, PixelShuffle
+        >>> connector = ConnectorChain(parts=[PixelShuffle(factor=2), MLPProjector(in_dim=4 * 16, dim=32, norm=True)])
+        >>> tuple(connector(torch.randn(1, 4, 6, 16)).shape)
+        (1, 2, 3, 32)
     """
 
     def __init__(self, *, factor: int = 2, version: Literal["v1", "v2"] = "v2") -> None:

@@ -146,6 +146,14 @@ class QFormerConnector(Block):
     for OPT-2.7B, 4096 for OPT-6.7B, 2048 for Flan-T5-XL, 4096 for Flan-T5-XXL.
 
     Source: BLIP-2 (arXiv 2301.12597; salesforce/LAVIS; transformers' ``Blip2QFormerModel``).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import QFormerConnector
+        >>> sizes = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
+        >>> connector = QFormerConnector(dim=32, in_dim=24, num_queries=5, **sizes)
+        >>> tuple(connector(torch.randn(2, 17, 24)).shape)
+        (2, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

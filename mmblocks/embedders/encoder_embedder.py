@@ -37,6 +37,14 @@ class EncoderEmbedder(Block):
 
     Raises:
         TypeError: an encoder that does not name its grid, or that has no ``tokens`` where the class token is asked for.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import EncoderEmbedder, EVACLIPVision, MLPProjector
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32, "image_size": (28, 28), "patch_size": 14}
+        >>> embedder = EncoderEmbedder(encoder=EVACLIPVision(tower=tower), connector=MLPProjector(in_dim=16, dim=32))
+        >>> tuple(embedder([torch.rand(3, 28, 28)] * 3).embeds.shape)
+        (12, 32)
     """
 
     def __init__(self, *, encoder: Block, connector: Block, class_token: bool = False) -> None:

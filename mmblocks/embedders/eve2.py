@@ -75,6 +75,14 @@ class EVE2PatchEmbedding(Block):
         mean, std: what pixels are normalised with.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import EVE2PatchEmbedding
+        >>> embedder = EVE2PatchEmbedding(dim=16, hidden_dim=8, patch_size=4, merge_size=2)
+        >>> tokens = embedder([torch.rand(3, 16, 24), torch.rand(3, 8, 8)])  # images of any size
+        >>> tuple(tokens.embeds.shape), tokens.image.bincount().tolist()
+        ((12, 16), [9, 3])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -28,6 +28,13 @@ class TextEmbedding(Block):
         vocab_size: number of ids.
         dim: width.
         init_std: standard deviation of the initial vectors.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TextEmbedding
+        >>> embedding = TextEmbedding(vocab_size=100, dim=8)
+        >>> tuple(embedding(torch.tensor([5, 17, 99])).shape)
+        (3, 8)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -42,6 +42,15 @@ class EVACLIPVision(Block):
         ValueError: a share of patches outside [0, 1).
 
     Source: EVA-CLIP (arXiv 2303.15389), EVA-CLIP-18B (arXiv 2402.04252); baaivision/EVA.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import EVACLIPVision
+        >>> tower = {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32, "image_size": (28, 28), "patch_size": 14}
+        >>> vision = EVACLIPVision(tower=tower, embed_dim=8).eval()
+        >>> pixels = torch.rand(3, 3, 28, 28)
+        >>> [tuple(found.shape) for found in (vision(pixels), vision.tokens(pixels), vision.embed(pixels))]
+        [(3, 2, 2, 16), (3, 5, 16), (3, 8)]
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = vision_layouts()

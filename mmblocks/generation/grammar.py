@@ -154,6 +154,16 @@ class GridGrammar:
 
     Raises:
         ValueError: for a size or a number of images below 1, or a size the format cannot write.
+
+    Examples:
+        >>> from mmblocks import GridFormat, GridGrammar
+        >>> form = GridFormat(begin=0, closing=(1,), row_end=2, first_code=3, num_codes=8, fixed_size=(2, 2))
+        >>> grammar = GridGrammar(form)
+        >>> state = grammar.start()
+        >>> for next_id in (0, 3, 10):  # an image opens, and its first row is written
+        ...     state = grammar.advance(state, next_id)
+        >>> grammar.allowed(state)  # the id that ends the row, and no other
+        ((2, 3),)
     """
 
     def __init__(

@@ -37,6 +37,18 @@ class DenoisingHead(Block):
         ValueError: fewer than one repeat, or a scale of zero.
 
     Source: MAR (arXiv 2406.11838), Orthus (arXiv 2412.00127), NOVA (arXiv 2412.14169).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import DenoisingHead, DiffusersSampler
+        >>> from mmblocks.layers.adaln_mlp import AdaLNMLP
+        >>> from mmblocks.layers.noise_paths import FlowPath
+        >>> net = AdaLNMLP(dim=4, condition_dim=16, width=8, num_blocks=1)
+        >>> sampler = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2)
+        >>> head = DenoisingHead(net=net, path=FlowPath(), sampler=sampler)
+        >>> hidden = torch.randn(3, 16)
+        >>> tuple(head.loss(hidden, torch.randn(3, 4)).shape), tuple(head.sample(hidden).shape)
+        ((3,), (3, 4))
     """
 
     net: Any

@@ -56,6 +56,16 @@ class LMHead(Block):
         dim: width of the hidden states.
         vocab_size: number of ids.
         init_std: standard deviation of the initial weights.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import GREEDY, LMHead
+        >>> head = LMHead(dim=8, vocab_size=100)
+        >>> hidden = torch.randn(3, 8)
+        >>> tuple(head.loss(hidden, torch.tensor([5, 17, 99])).shape)
+        (3,)
+        >>> bool((head.sample(hidden, sampling=GREEDY) == head.logits(hidden).argmax(-1)).all())
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

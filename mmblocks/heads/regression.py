@@ -88,6 +88,14 @@ class RegressionHead(Block):
     the trunk reads next is their projection). The files hold no loss: the squared distance is what the authors say they used.
 
     Source: Emu (arXiv 2307.05222), Emu2 (arXiv 2312.13286; baaivision/Emu).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import RegressionHead
+        >>> head = RegressionHead(dim=16, target_dim=4)
+        >>> hidden, embeddings = torch.randn(3, 16), torch.randn(3, 4)
+        >>> torch.allclose(head.loss(hidden, embeddings), (head.sample(hidden) - embeddings).square().mean(-1))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -88,6 +88,16 @@ class ConvVQ(VisualTokenizer):
         code_dim: width of a code.
 
     Source: the architecture of VQ-VAE (arXiv 1711.00937).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import ConvVQ
+        >>> tokenizer = ConvVQ(channels=(8, 16), num_codes=32, code_dim=4)
+        >>> latents = tokenizer.encode(torch.rand(2, 3, 28, 28))
+        >>> tuple(latents.ids.shape), sorted(latents.loss)
+        ((2, 7, 7), ['codebook', 'commitment'])
+        >>> tuple(tokenizer.decode(latents).shape)
+        (2, 3, 28, 28)
     """
 
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}

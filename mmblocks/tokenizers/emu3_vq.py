@@ -44,6 +44,16 @@ class Emu3VQ(VisualTokenizer):
     Upstream has no training code: the losses are those of ``VectorQuantizer``, their weights those of the VQ-VAE paper.
 
     Source: Emu3 (arXiv 2409.18869; baaivision/Emu3), a MoVQ (arXiv 2209.09002).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Emu3VQ
+        >>> tokenizer = Emu3VQ(num_codes=64, channels=32, multipliers=(1, 2), num_blocks=1, attention_levels=()).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 8, 12))
+        >>> tuple(latents.ids.shape), tuple(tokenizer.decode(latents.ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
+        >>> tuple(tokenizer.encode(torch.rand(1, 3, 4, 8, 8)).ids.shape)  # a clip of four frames
+        (1, 1, 4, 4)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = EMU3_LAYOUTS

@@ -78,6 +78,15 @@ class IBQ(VisualTokenizer):
     hold running averages of the weights too, which are the ones loaded, as upstream evaluates them.
 
     Source: IBQ (arXiv 2412.02692; TencentARC/SEED-Voken), Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import IBQ
+        >>> sizes = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention_levels": (), "latent_channels": 16}
+        >>> tokenizer = IBQ(num_codes=256, code_dim=16, **sizes).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

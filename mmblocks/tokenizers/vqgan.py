@@ -48,6 +48,15 @@ class VQGAN(VisualTokenizer):
     The defaults are those of the ImageNet model of 16 x 16 pixels a token and 1,024 codes.
 
     Source: Esser et al., Taming Transformers (arXiv 2012.09841; CompVis/taming-transformers).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import VQGAN
+        >>> sizes = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention_levels": (), "latent_channels": 16}
+        >>> tokenizer = VQGAN(num_codes=64, code_dim=16, **sizes).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = VQGAN_LAYOUTS

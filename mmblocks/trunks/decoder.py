@@ -122,6 +122,14 @@ class Decoder(Block):
         ValueError: for sizes that do not go together.
 
     Source: Llama (arXiv 2302.13971); Emu3 (baaivision/Emu3) and Emu3.5 (baaivision/Emu3.5).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> trunk = Decoder(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=64)
+        >>> hidden = trunk(torch.randn(2, 5, 32), TokenTable.text(2, 5))
+        >>> tuple(hidden.shape)
+        (2, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = DECODER_LAYOUTS

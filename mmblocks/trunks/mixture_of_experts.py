@@ -132,6 +132,15 @@ class MoEDecoder(Decoder):
         ValueError: for sizes that do not go together.
 
     Source: Mixtral (arXiv 2401.04088); as in Uni-MoE (arXiv 2405.11273), whose experts begin as copies of a dense model's layers.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, MoEDecoder, TokenTable
+        >>> dense = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64)
+        >>> trunk = MoEDecoder.from_decoder(dense, num_experts=4, experts_per_token=2)  # each expert a copy of the dense layer
+        >>> table, embeds = TokenTable.text(1, 5), torch.randn(1, 5, 32)
+        >>> torch.allclose(trunk(embeds, table), dense(embeds, table), atol=1e-5)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

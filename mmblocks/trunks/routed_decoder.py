@@ -68,6 +68,15 @@ class RoutedDecoder(Decoder):
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE), LlamaFusion (arXiv 2412.15188), Mono-InternVL (arXiv 2410.08202;
         OpenGVLab/Mono-InternVL).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Modality, RoutedDecoder, TokenTable
+        >>> trunk = RoutedDecoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64, experts=("text", "vision"))
+        >>> table = TokenTable.text(1, 5)
+        >>> table.modality[:, :3] = Modality.VISION  # three tokens of an image, with weights of their own
+        >>> tuple(trunk(torch.randn(1, 5, 32), table).shape)
+        (1, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (EVE2_LAYOUT, MONO_INTERNVL_LAYOUT)

@@ -117,6 +117,14 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
 
     Source: VQ-VAE (arXiv 1711.00937, appendix), dead codes as in SoundStream (arXiv 2107.03312); lucidrains'
     vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import EMAVectorQuantizer
+        >>> quantizer = EMAVectorQuantizer(num_codes=8, dim=4, kmeans_init=True, dead_below=1.0)
+        >>> latents = quantizer(torch.randn(2, 7, 7, 4))  # while training, this moves the codes
+        >>> tuple(latents.ids.shape), sorted(latents.loss)
+        ((2, 7, 7), ['commitment'])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -80,6 +80,16 @@ class FiniteScalarQuantizer(Block):
         ValueError: no levels, fewer than two of an entry (three unless ``symmetric``), or a product of 2^63 or more.
 
     Source: FSQ (arXiv 2309.15505); lucidrains' vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import FiniteScalarQuantizer
+        >>> quantizer = FiniteScalarQuantizer(levels=(8, 5, 5))
+        >>> quantizer.codebook_sizes
+        (200,)
+        >>> latents = quantizer(torch.randn(2, 4, 4, 3))
+        >>> torch.allclose(quantizer.lookup(latents.ids), latents.z)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

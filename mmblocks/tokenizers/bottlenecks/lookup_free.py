@@ -133,6 +133,14 @@ class LookupFreeQuantizer(Block):
 
     Source: MAGVIT-v2 (arXiv 2310.05737), Open-MAGVIT2 (arXiv 2409.04410), BSQ (arXiv 2406.07548); lucidrains'
     vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import LookupFreeQuantizer
+        >>> quantizer = LookupFreeQuantizer(bits=(3,)).eval()
+        >>> latents = quantizer(torch.tensor([[[-0.2, 0.7, 0.1]]]))
+        >>> latents.z.tolist(), latents.ids.tolist()
+        ([[[-1.0, 1.0, 1.0]]], [[6]])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

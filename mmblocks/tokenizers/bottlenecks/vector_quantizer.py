@@ -27,6 +27,16 @@ class VectorQuantizer(Codebook):
             ``codebook_entropy`` (of the average choice; larger uses more codes), at this temperature.
 
     Source: VQ-VAE (arXiv 1711.00937); entropies as in MaskGIT (arXiv 2202.04200) and LlamaGen (arXiv 2406.06525).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import VectorQuantizer
+        >>> quantizer = VectorQuantizer(num_codes=32, dim=4)
+        >>> latents = quantizer(torch.randn(2, 7, 7, 4))
+        >>> tuple(latents.ids.shape), sorted(latents.loss)
+        ((2, 7, 7), ['codebook', 'commitment'])
+        >>> torch.allclose(quantizer.lookup(latents.ids), latents.z, atol=1e-6)
+        True
     """
 
     def __init__(self, *, num_codes: int, dim: int, metric: Metric = "l2", entropy_temperature: float | None = None) -> None:
