@@ -182,18 +182,31 @@ def published_normalisation(mean: Iterable[float], std: Iterable[float]) -> dict
 
 
 def square(entries: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """The side of a square: a number, ``{"shortest_edge": side}``, or height and width, which must agree.
+    """The side of a square: a number, or height and width, which must agree.
 
     Raises:
         ValueError: anything else.
     """
-    value = _given(entries, key, default)
-    if isinstance(value, Mapping):
-        sides = [side for side in (value.get(name) for name in ("shortest_edge", "height", "width")) if side is not None]
-    else:
-        sides = [value]
+    return _side(entries, key, default, {"height", "width"})
+
+
+def shortest_edge(entries: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """What the shorter side is resized to: a number, or ``{"shortest_edge": side}``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return _side(entries, key, default, {"shortest_edge"})
+
+
+def _side(entries: Mapping[str, Any], key: str, default: int | None, names: set[str]) -> int:
+    value = plain(_given(entries, key, default))
+    sides = [value]
+    if isinstance(value, dict):
+        given = {name: side for name, side in value.items() if side is not None}
+        sides = list(given.values()) if set(given) == names else []
     if not sides or any(type(side) is not int or side < 1 or side != sides[0] for side in sides):
-        raise ValueError(f"{title(entries, key)} is {shown(plain(value))}; accepted: the side of a square")
+        raise ValueError(f"{title(entries, key)} is {shown(value)}; accepted: a number, or equal {' and '.join(sorted(names))}")
     return int(sides[0])
 
 

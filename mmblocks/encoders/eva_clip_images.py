@@ -5,7 +5,14 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation, square
+from mmblocks.checkpoints.preprocessing import (
+    Preprocessor,
+    check_processor,
+    normalisation,
+    published_normalisation,
+    shortest_edge,
+    square,
+)
 from mmblocks.checkpoints.published_config import only
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.eva_layouts import complete_tower
@@ -19,8 +26,8 @@ def _vision(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
     only(entries, "do_center_crop", True)
     only(entries, "resample", PILImage.Resampling.BICUBIC)
     side = complete_tower(arguments["tower"])["image_size"][0]
-    for name in ("size", "crop_size"):
-        found = square(entries, name, 224)
+    for name, read in (("size", shortest_edge), ("crop_size", square)):
+        found = read(entries, name, 224)
         if found != side:
             raise ValueError(f"{name} is {found}; accepted: {side}, the side of the tower's images")
     return normalisation(entries, mean=CLIP_MEAN, std=CLIP_STD)

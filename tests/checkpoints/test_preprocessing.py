@@ -11,14 +11,21 @@ from torch import nn
 from mmblocks.block import Block
 from mmblocks.checkpoints import preprocessing
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.preprocessing import Preprocessor, check_normalisation, normalisation, published_normalisation, square
+from mmblocks.checkpoints.preprocessing import (
+    Preprocessor,
+    check_normalisation,
+    normalisation,
+    published_normalisation,
+    shortest_edge,
+    square,
+)
 from mmblocks.checkpoints.published_config import PublishedConfig, only
 
 
 def _read(entries, arguments):
     preprocessing.check_processor(entries, "WhaleImageProcessor")
     only(entries, "do_resize", True)
-    return {"image_size": square(entries, "size", 8 * arguments["dim"]), **normalisation(entries)}
+    return {"image_size": shortest_edge(entries, "size", 8 * arguments["dim"]), **normalisation(entries)}
 
 
 def _written(arguments):
@@ -58,7 +65,7 @@ def test_defaults_where_there_is_no_file(folder):
 
 
 def test_entries_become_arguments_unless_they_are_handed_in(folder):
-    prepared(folder, {"image_processor_type": "WhaleImageProcessorFast", "size": {"height": 7, "width": 7}, "do_pad": True})
+    prepared(folder, {"image_processor_type": "WhaleImageProcessorFast", "size": {"shortest_edge": 7}, "do_pad": True})
     assert Whale.from_pretrained(folder).config["image_size"] == 7
     assert Whale.from_pretrained(folder, image_size=9).config["image_size"] == 9
     assert Whale.from_pretrained(prepared(folder, {})).config["image_size"] == 16  # the processor's own default
@@ -80,9 +87,9 @@ def test_newer_files_nest_it(folder):
     [
         ({"my_filter": 3}, "preprocessor_config.json does not know: preprocessor_config.json/my_filter = 3"),
         ({"do_resize": False}, "preprocessor_config.json: do_resize is False; accepted: True"),
-        ({"size": {"height": 7, "width": 8}}, "accepted: the side of a square"),
-        ({"size": {"longest_edge": 7}}, "accepted: the side of a square"),
-        ({"size": True}, "size is True; accepted: the side of a square"),
+        ({"size": {"height": 7, "width": 7}}, "accepted: a number, or equal shortest_edge"),
+        ({"size": {"shortest_edge": 7, "longest_edge": 9}}, "accepted: a number, or equal shortest_edge"),
+        ({"size": True}, "size is True; accepted: a number, or equal shortest_edge"),
         ({"image_processor_type": "SharkImageProcessor"}, "image_processor_type is 'SharkImageProcessor'; accepted: WhaleImage"),
         ({"image_std": [0.5, 0, 1]}, "image_std is [0.5, 0, 1]; accepted: a number, or three, above zero"),
         ({"image_mean": [0.5]}, "image_mean is [0.5]; accepted: a number, or three"),
@@ -131,6 +138,13 @@ def test_normalisation_is_that_of_levels(entries, mean, std):
     if entries.get("do_normalize", True):
         levels = (levels - (entries.get("image_mean") or 0.5)) / 0.5 if "image_std" not in entries else levels - 1
     torch.testing.assert_close((pixels - found["mean"][0]) / found["std"][0], levels)
+
+
+def test_sides_of_squares():
+    assert square({"size": {"height": 7, "width": 7}}, "size") == square({"size": 7}, "size") == square({}, "size", 7) == 7
+    for size in ({"height": 7, "width": 8}, {"shortest_edge": 7}, {"height": 7}, 0, "7"):
+        with pytest.raises(ValueError, match="accepted: a number, or equal height and width"):
+            square({"size": size}, "size")
 
 
 def test_a_block_with_one_normalisation():

@@ -234,3 +234,11 @@ def test_transformers_reads_fuyus_config(tmp_path) -> None:
     FuyuPatchEmbedding(dim=12, patch_size=6).to_upstream(tmp_path, layout="fuyu")
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.text_config.hidden_size, config.patch_size, config.num_channels) == (12, 6, 3)
+
+
+def test_an_image_processor_that_is_no_preset_is_not_eves(tmp_path) -> None:
+    part = EVE2PatchEmbedding(**EVE2)
+    part.to_upstream(tmp_path, layout="eve2")
+    plain = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": 336}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(plain))
+    assert EVE2PatchEmbedding.from_pretrained(tmp_path).config == part.config

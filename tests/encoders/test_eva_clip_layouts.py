@@ -288,6 +288,7 @@ def test_images_are_prepared_as_the_hubs_folder_says(tmp_path) -> None:
             again.to_upstream(tmp_path / "authors", layout="eva-clip")
     for entry, message in (
         ({"crop_size": 20}, "crop_size is 20; accepted: 28"),
+        ({"size": {"height": 28, "width": 28}}, "size is .* accepted: a number, or equal shortest_edge"),
         ({"do_center_crop": False}, "do_center_crop is False"),
         ({"resample": 2}, "resample is 2"),
         ({"image_processor_type": "SiglipImageProcessor"}, "accepted: CLIPImageProcessor"),
