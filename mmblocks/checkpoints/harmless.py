@@ -14,7 +14,7 @@ LIBRARY = (
     "name_or_path",
     "_diffusers_version",
     "transformers_version",
-    "auto_map",
+    "auto_map.*",
     "tokenizer_class",
     "processor_class",
     "torch_dtype",

@@ -93,6 +93,8 @@ def test_another_models_name(config: dict[str, Any], message: str) -> None:
         ("torch_dtype", "bfloat16", (), True),
         ("text_config.bos_token_id", 1, (), True),
         ("text_config.id2label.0", "LABEL_0", (), True),
+        ("auto_map.AutoConfig", "configuration_emu3.Emu3Config", (), True),
+        ("text_config.auto_map.AutoModel", "modeling_phi3.Phi3Model", (), True),
         ("is_encoder_decoder", False, (), True),
         ("is_encoder_decoder", True, (), False),
         ("hidden_act", "silu", (), False),

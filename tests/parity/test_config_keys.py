@@ -46,7 +46,8 @@ def others(value: Any) -> list[Any]:
         case str():
             return [f"another-{value}", "gelu_new", 3]
         case list():
-            return [[*value, *(value[-1:] or [1])], [another for item in value[:1] for another in others(item)][:1] + value[1:], []]
+            changed = [another for item in value[:1] for another in others(item)][:1] + value[1:]
+            return [[*value, *(value[-1:] or [1])], changed, [], ["another"] * len(value)]
         case _:
             return [True, 1, 2.5, "another", [1], {"another": 1}]
 
