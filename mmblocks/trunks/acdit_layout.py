@@ -67,9 +67,10 @@ def _grid_of_args(config: Mapping[str, Any]) -> tuple[int, int, bool]:
 def _width(config: Mapping[str, Any], is_args: bool) -> int:
     """Width of a token's latents."""
     given = None if is_args else config.get("latent_size", 16)
-    if isinstance(given, int):
-        return given
     # Options of a training run name its two factors; a config that gives a formula in words means the same.
+    is_formula = isinstance(given, str) and "vae_latent_size" in given
+    if given is not None and not is_formula:
+        return given
     width: int = config.get("vae_latent_size", 4) * config.get("patch_size", 1) ** 2
     return width
 
