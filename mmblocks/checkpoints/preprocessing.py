@@ -5,6 +5,7 @@
 It stands beside the weights; newer files of transformers have its entries as ``image_processor`` in processor_config.json.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +182,18 @@ def published_normalisation(mean: Iterable[float], std: Iterable[float]) -> dict
     }
 
 
+def count(entries: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number above zero.
+
+    Raises:
+        ValueError: anything else.
+    """
+    value = _given(entries, key, default)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{title(entries, key)} is {shown(value)}; accepted: whole numbers above zero")
+    return value
+
+
 def square(entries: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """The side of a square: a number, or height and width, which must agree.
 
@@ -220,6 +233,8 @@ def _numbers(entries: Mapping[str, Any], key: str, default: tuple[float, ...]) -
     value = _given(entries, key, default)
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
     positive = key != "image_mean"
-    if len(values) != 3 or not all(type(one) in (int, float) and (one > 0 or not positive) for one in values):
+    if len(values) != 3 or not all(
+        type(one) in (int, float) and math.isfinite(one) and (one > 0 or not positive) for one in values
+    ):
         raise ValueError(f"{title(entries, key)} is {shown(value)}; accepted: a number, or three{', above zero' * positive}")
     return values

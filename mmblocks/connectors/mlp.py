@@ -18,7 +18,7 @@ from mmblocks.checkpoints.published_config import check_model
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
-from mmblocks.connectors.published_widths import width_of
+from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import activation_of, published_activation, transformers_name
 
 _LLAVA_OTHERS = (
@@ -35,7 +35,8 @@ _LLAVA_HARMLESS = (
     *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "freeze_mm_vision_resampler", "tune_mm_vision_resampler"),
     *("unfreeze_mm_vision_tower", "mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "use_mm_proj"),
     *("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
-    *("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_resampler_type"),
+    *("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_spatial_pool_out_channels", "mm_resampler_type"),
+    *("add_faster_video", "faster_token_stride", "add_time_instruction", "force_sample", "use_pos_skipping"),
     *("mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer", "mm_vision_tower"),
     *(
         "vision_tower_pretrained",
@@ -57,7 +58,7 @@ _HUB_HARMLESS = (
 _INTERNVL_HARMLESS = (
     *("vision_config.*", "llm_config.*", "hidden_size", "tie_word_embeddings", "select_layer", "force_image_size"),
     *("use_backbone_lora", "use_llm_lora", "pad2square", "template", "system_message", "dynamic_image_size", "use_thumbnail"),
-    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version"),
+    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version", "img_context_token_id"),
 )
 """``ps_version`` is for the order in which patches are folded, before this."""
 
@@ -105,8 +106,8 @@ def _llava_hub_config(arguments: Arguments) -> dict[str, Any]:
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
-        "vision_config": {"model_type": "clip_vision_model", "hidden_size": arguments["in_dim"]},
-        "text_config": {"model_type": "llama", "hidden_size": arguments["dim"]},
+        "vision_config": of_width(arguments["in_dim"], model_type="clip_vision_model"),
+        "text_config": of_width(arguments["dim"], model_type="llama"),
         "projector_hidden_act": transformers_name(arguments["activation"]),
         "multimodal_projector_bias": arguments["bias"],
     }
@@ -129,7 +130,7 @@ def _internvl_config(arguments: Arguments) -> dict[str, Any]:
         "model_type": "internvl_chat",
         "architectures": ["InternVLChatModel"],
         **_folded(arguments),
-        "llm_config": {"architectures": ["LlamaForCausalLM"], "hidden_size": arguments["dim"]},
+        "llm_config": of_width(arguments["dim"], architectures=["LlamaForCausalLM"]),
     }
 
 
@@ -150,7 +151,7 @@ def _internvl_transformers_config(arguments: Arguments) -> dict[str, Any]:
         "model_type": "internvl",
         "architectures": ["InternVLForConditionalGeneration"],
         **_folded(arguments),
-        "text_config": {"model_type": "qwen2", "hidden_size": arguments["dim"]},
+        "text_config": of_width(arguments["dim"], model_type="qwen2", num_key_value_heads=1),
         "projector_hidden_act": transformers_name(arguments["activation"]),
     }
 
@@ -160,7 +161,7 @@ def _folded(arguments: Arguments) -> dict[str, Any]:
     _check_plain(arguments)
     width = arguments["in_dim"]
     folded = width % 4 == 0
-    return {"vision_config": {"hidden_size": width // 4 if folded else width}, "downsample_ratio": 0.5 if folded else 1.0}
+    return {"vision_config": of_width(width // 4 if folded else width), "downsample_ratio": 0.5 if folded else 1.0}
 
 
 def _check_plain(arguments: Arguments) -> None:

@@ -15,7 +15,7 @@ from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
-from mmblocks.connectors.published_widths import width_of
+from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import published_activation, transformers_name
 from mmblocks.layers.qformer import QFormer, qformer_rules
 
@@ -60,6 +60,8 @@ def _transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _transformers_config(arguments: Arguments) -> dict[str, Any]:
     check_arguments(arguments, causal=False)
+    if arguments["dim"] is None or arguments["input_norm_eps"] is None:
+        raise ValueError("dim or input_norm_eps is None; accepted in this layout: a norm before, and a linear layer behind")
     return {
         "model_type": "blip-2",
         "architectures": ["Blip2ForConditionalGeneration"],
@@ -75,8 +77,8 @@ def _transformers_config(arguments: Arguments) -> dict[str, Any]:
             "hidden_act": transformers_name(arguments["activation"]),
             "layer_norm_eps": arguments["norm_eps"],
         },
-        "vision_config": {"hidden_size": arguments["in_dim"], "layer_norm_eps": arguments["input_norm_eps"]},
-        "text_config": {"hidden_size": arguments["dim"]},
+        "vision_config": of_width(arguments["in_dim"], layer_norm_eps=arguments["input_norm_eps"]),
+        "text_config": of_width(arguments["dim"]),
     }
 
 

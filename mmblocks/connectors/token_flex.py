@@ -19,7 +19,7 @@ from mmblocks.checkpoints.published_config import check_model
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
-from mmblocks.connectors.published_widths import width_of
+from mmblocks.connectors.published_widths import of_width, width_of
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "model_type": "ristretto",
         "architectures": ["RistrettoModel"],
         "num_image_token": arguments["num_tokens"],
-        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": arguments["in_dim"]},
-        "llm_config": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": arguments["dim"]},
+        "vision_config": of_width(arguments["in_dim"], model_type="siglip_vision_model"),
+        "llm_config": of_width(arguments["dim"], model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
     }
 
 

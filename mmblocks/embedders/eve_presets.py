@@ -8,6 +8,7 @@ from typing import Any
 
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.published_config import plain
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
 
@@ -25,13 +26,16 @@ EVE2_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING, "add_moe", "moe_part", "init_mo
 
 
 def eve_preprocessor(entries: Mapping[str, str]) -> Preprocessor:
-    """How a preset is read and written.
+    """How a preset is read and written. A file beside the weights without a preset's entries is not looked at: EVE does not either.
 
     Args:
         entries: those of its further entries that the embedding has -> arguments.
     """
 
     def read(preset: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
+        if not entries.keys() & preset.keys():
+            plain(preset)
+            return {}
         check_processor(preset, "CLIPImageProcessor", "CLIPFeatureExtractor")
         for name in ("do_resize", "do_center_crop"):
             if preset.get(name, True) is not False:

@@ -45,7 +45,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "patch_size": arguments["patch_size"],
         "num_channels": 3,
         "hidden_size": arguments["dim"],
-        "text_config": {"model_type": "persimmon", "hidden_size": arguments["dim"]},
+        "text_config": {"model_type": "persimmon", "hidden_size": arguments["dim"], "num_attention_heads": 1},
     }
 
 

@@ -26,7 +26,8 @@ def _vision(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
     only(entries, "do_center_crop", True)
     only(entries, "resample", PILImage.Resampling.BICUBIC)
     side = complete_tower(arguments["tower"])["image_size"][0]
-    for name, found in (("size", shortest_edge(entries, "size", 224)), ("crop_size", square(entries, "crop_size", 224))):
+    for name, read in (("size", shortest_edge), ("crop_size", square)):
+        found = read(entries, name, 224)
         if found != side:
             raise ValueError(f"{name} is {found}; accepted: {side}, the side of the tower's images")
     return normalisation(entries, mean=CLIP_MEAN, std=CLIP_STD)

@@ -29,15 +29,23 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def matching_names(model: dict[str, Any]) -> list[str]:
-    """Names of the models with the same image tower as a model_cfg, up to the size of images.
+    """Names of the models with the same image tower as a model_cfg, up to the size of images; the most alike come first.
 
     Raises:
         ValueError: an entry of the vision_cfg that open_clip does not know.
     """
     import open_clip
 
-    wanted = _tower(model)
-    return [name for name in open_clip.list_models() if _tower(open_clip.get_model_config(name)) == wanted]
+    wanted, size = _tower(model), model["vision_cfg"].get("image_size", 224)
+
+    def unlike(name: str) -> tuple[bool, ...]:
+        known = open_clip.get_model_config(name)
+        # Text towers of other libraries take time to build, and are dropped.
+        others = "hf_model_name" in known.get("text_cfg", {}) or "multimodal_cfg" in known
+        return known != model, others, known["vision_cfg"].get("image_size", 224) != size
+
+    fitting = [name for name in open_clip.list_models() if _tower(open_clip.get_model_config(name)) == wanted]
+    return sorted(fitting, key=unlike)
 
 
 def _tower(model: dict[str, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image as PILImage
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, count, normalisation, published_normalisation
 from mmblocks.checkpoints.published_config import check_model, only
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
@@ -157,10 +157,10 @@ def _images(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Mappin
         check_processor(entries, "Emu3VisionVQImageProcessor", "Emu3ImageProcessor")
         only(entries, "do_resize", True)
         only(entries, "resample", PILImage.Resampling.BICUBIC)
-        step = entries.get("spatial_factor", 8)
+        step = count(entries, "spatial_factor", 8)
         return {
-            "min_pixels": entries.get("min_pixels", 512 * 512),
-            "max_pixels": entries.get("max_pixels", 1024 * 1024),
+            "min_pixels": count(entries, "min_pixels", 512 * 512),
+            "max_pixels": count(entries, "max_pixels", 1024 * 1024),
             "size_step": None if step == 2 ** (len(arguments["multipliers"]) - 1) else step,
             **normalisation(entries, mean=mean, std=std),
         }

@@ -70,7 +70,7 @@ _PRODUCT = "vae_latent_size*patch_size**2"
 
 def _width(config: Mapping[str, Any], is_args: bool) -> int:
     """Width of a token's latents."""
-    given = _PRODUCT if is_args else config.get("latent_size", 16)
+    given = _PRODUCT if is_args else stated(config, "latent_size", 16)
     if isinstance(given, int):
         return given
     if not isinstance(given, str) or not given.startswith(_PRODUCT):

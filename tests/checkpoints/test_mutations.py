@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.preprocessing import FILE, Preprocessor, count, normalisation, published_normalisation, shortest_edge
+from mmblocks.checkpoints.published_config import only
 
 STATED = (ValueError, TypeError, OSError)
 
@@ -133,3 +136,107 @@ def test_folder_without_checksums(saved, tmp_path):
         file.write_text(json.dumps(content))
     found = Block.from_pretrained(tmp_path / "tree").state_dict()
     assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+def _entries_read(entries, arguments):
+    only(entries, "do_resize", True)
+    return {"image_size": shortest_edge(entries, "size", 9), "step": count(entries, "step", 2), **normalisation(entries)}
+
+
+def _entries_written(arguments):
+    sizes = {"do_resize": True, "size": {"shortest_edge": arguments["image_size"]}, "step": arguments["step"]}
+    return {**sizes, **published_normalisation(arguments["mean"], arguments["std"])}
+
+
+class Pictures(Block):
+    """A published part with an image processor."""
+
+    layouts = (
+        Layout(
+            "pictures",
+            (Rule("stem.*", "linear.*"),),
+            config=lambda published: {"dim": published["hidden_size"]},
+            published_config=lambda ours: {"hidden_size": ours["dim"]},
+            preprocessor=Preprocessor(_entries_read, _entries_written, harmless=("do_pad",)),
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int = 5,
+        step: int = 1,
+        mean: tuple[float, ...] = (0.5,) * 3,
+        std: tuple[float, ...] = (0.5,) * 3,
+    ):
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published folder with a config of its image processor."""
+    folder = tmp_path_factory.mktemp("published") / "pictures"
+    Pictures(dim=2).to_upstream(folder)
+    return folder, json.loads((folder / FILE).read_text())
+
+
+SIDES = st.dictionaries(st.sampled_from(["shortest_edge", "height", "width"]), st.integers(0, 300), max_size=2)
+NUMBERS = st.one_of(st.integers(-3, 2000), st.floats(), st.lists(st.floats(-1, 2), max_size=4))
+VALUES = st.one_of(st.none(), st.booleans(), st.text(max_size=4), NUMBERS, SIDES)
+ENTRIES = (
+    "do_resize",
+    "size",
+    "step",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_pad",
+    "novelty",
+)
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.dictionaries(st.sampled_from(ENTRIES), VALUES, max_size=3), removed=st.sets(st.sampled_from(ENTRIES), max_size=2))
+def test_an_image_processor_s_entries_are_followed_or_refused(published, changes, removed):
+    """What is loaded says the same when it is written back."""
+    folder, entries = published
+    wanted = {name: value for name, value in {**entries, **changes}.items() if name not in removed}
+    with tempfile.TemporaryDirectory() as place:
+        copy, again = Path(place) / "copy", Path(place) / "again"
+        shutil.copytree(folder, copy)
+        (copy / FILE).write_text(json.dumps(wanted))
+        try:
+            loaded = Pictures.from_pretrained(copy)
+        except STATED:
+            return
+        loaded.to_upstream(again)
+        found = Pictures.from_pretrained(again).config
+        written = json.loads((again / FILE).read_text())
+    assert all(found[name] == pytest.approx(value) for name, value in loaded.config.items())
+    size = wanted.get("size") or 9
+    assert written["size"]["shortest_edge"] == (size["shortest_edge"] if isinstance(size, dict) else size)
+    assert (
+        written["step"] == (wanted.get("step") or 2) and wanted.get("do_resize") in (None, True) and wanted.get("novelty") is None
+    )
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(one=damages())
+def test_an_image_processor_s_file_that_was_damaged(published, one):
+    folder, _ = published
+    with tempfile.TemporaryDirectory() as place:
+        alone, copy = Path(place) / "alone", Path(place) / "copy"
+        alone.mkdir()
+        shutil.copy(folder / FILE, alone)
+        damage(alone, *one)
+        shutil.copytree(folder, copy)
+        (copy / FILE).unlink()
+        shutil.copytree(alone, copy, dirs_exist_ok=True)
+        try:
+            Pictures.from_pretrained(copy)
+        except STATED:
+            return

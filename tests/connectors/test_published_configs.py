@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmblocks import Block
 from mmblocks.checkpoints.layouts import Layout
@@ -18,6 +18,7 @@ from mmblocks.connectors.published_widths import _WIDTHS
 from mmblocks.connectors.qformer import QFormerConnector
 from mmblocks.connectors.spatial_aggregator import SpatialAggregator
 from mmblocks.connectors.token_flex import TokenFlexProjector
+from tests.old_transformers import OLD_ENTRIES
 from tests.written_back import check_written_back
 
 QFORMER = {"dim": 8, "in_dim": 6, "hidden_dim": 12, "num_layers": 3, "num_heads": 2, "mlp_dim": 10, "num_queries": 5}
@@ -265,3 +266,67 @@ def test_the_causal_formers_epsilon_as_in_transformers(epsilon) -> None:
     theirs, states = T5LayerNorm(12, eps=epsilon), torch.randn(2, 12)
     torch.testing.assert_close(former.layers[0].mlp_norm(states), theirs(states))
     torch.testing.assert_close(former.norm(states), theirs(states))
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "config", "parts"),
+    [
+        (QFormerConnector, "blip2-transformers", BLIP2, ("qformer_config", "vision_config", "text_config")),
+        (MLPProjector, "llava-hub", HUB, ("vision_config", "text_config")),
+        (MLPProjector, "llava", LLAVA, ()),
+        (MLPProjector, "internvl", INTERNVL, ("vision_config", "llm_config")),
+        (PerceiverResampler, "idefics", IDEFICS, ("perceiver_config", "vision_config")),
+        (CausalFormer, "causal_former", ALONE | {"t5_config": {}}, ("t5_config",)),
+        (SpatialAggregator, "cambrian", CAMBRIAN, ()),
+        (TokenFlexProjector, "ristretto", RISTRETTO, ("vision_config", "llm_config")),
+        (Emu2UpProjection, "emu2-hub", {"vision_config": {"width": 6}, "hidden_size": 8}, ()),
+    ],
+)
+def test_what_transformers_writes_for_itself_changes_nothing(cls, name, config, parts) -> None:
+    layout = layout_of(cls, name)
+    around = {} if cls is CausalFormer else OLD_ENTRIES  # its own arguments, with a config of transformers among them
+    old = around | config | {part: OLD_ENTRIES | config[part] for part in parts}
+    assert layout.arguments(old) == layout.arguments(config)
+
+
+def test_transformers_reads_what_is_written(tmp_path) -> None:
+    from transformers import AutoConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+    from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
+    from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+    torch.manual_seed(0)
+    build = dict(WRITTEN)
+
+    def theirs(layout, make, prefix):
+        block = build[layout]().eval()
+        block.to_upstream(tmp_path / layout, layout=layout)
+        part = make(AutoConfig.from_pretrained(tmp_path / layout)).eval()
+        written = load_file(tmp_path / layout / "model.safetensors")
+        part.load_state_dict({key.removeprefix(prefix): value for key, value in written.items() if key.startswith(prefix)})
+        return block, part
+
+    for layout, make, prefix in (
+        ("llava-hub", LlavaMultiModalProjector, "multi_modal_projector."),
+        ("llava-transformers", LlavaMultiModalProjector, "model.multi_modal_projector."),
+        ("internvl-transformers", InternVLMultiModalProjector, "model.multi_modal_projector."),
+        ("idefics", _idefics_resampler(IdeficsPerceiverResampler), "model.perceiver_resampler."),
+    ):
+        block, part = theirs(layout, make, prefix)
+        features = torch.randn(2, 3, 6)
+        torch.testing.assert_close(block(features), part(features))
+    block, part = theirs("blip2-transformers", lambda config: Blip2QFormerModel(config.qformer_config), "qformer.")
+    features = torch.randn(2, 7, 6)
+    read = part(query_embeds=block.qformer.queries.expand(2, -1, -1), encoder_hidden_states=features).last_hidden_state
+    torch.testing.assert_close(block.qformer(features), read, atol=1e-5, rtol=1e-4)
+
+
+def _idefics_resampler(cls):
+    def make(config):
+        sizes = config.perceiver_config
+        counts = (sizes.resampler_depth, sizes.resampler_n_heads, sizes.resampler_head_dim, sizes.resampler_n_latents)
+        assert config.use_resampler
+        return cls(config, config.vision_config.embed_dim, *counts)
+
+    return make

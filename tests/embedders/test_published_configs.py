@@ -226,3 +226,19 @@ def test_fuyu_normalises_as_transformers(mean, tmp_path) -> None:
     pixels = part.preprocess(photo)
     mean, std = (torch.tensor(values)[:, None, None] for values in (part.mean, part.std))
     torch.testing.assert_close((pixels - mean) / std, wanted[:, : pixels.shape[1], : pixels.shape[2]].float(), atol=1e-5, rtol=1e-4)
+
+
+def test_transformers_reads_fuyus_config(tmp_path) -> None:
+    from transformers import AutoConfig
+
+    FuyuPatchEmbedding(dim=12, patch_size=6).to_upstream(tmp_path, layout="fuyu")
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.text_config.hidden_size, config.patch_size, config.num_channels) == (12, 6, 3)
+
+
+def test_an_image_processor_that_is_no_preset_is_not_eves(tmp_path) -> None:
+    part = EVE2PatchEmbedding(**EVE2)
+    part.to_upstream(tmp_path, layout="eve2")
+    plain = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": 336}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(plain))
+    assert EVE2PatchEmbedding.from_pretrained(tmp_path).config == part.config

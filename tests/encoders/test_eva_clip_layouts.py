@@ -11,6 +11,7 @@ from mmblocks.encoders.eva_clip_layouts import PRETRAINING
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
 from mmblocks.layers.eva import EvaTower
+from tests.old_transformers import OLD_ENTRIES
 
 TOWER = {"image_size": (28, 28), "patch_size": 14, "dim": 24, "num_layers": 1, "num_heads": 2, "mlp_dim": 37}
 LARGE = {"swiglu": True, "attention_norm": True, "rope": True, "rope_grid": (2, 2)}
@@ -287,6 +288,7 @@ def test_images_are_prepared_as_the_hubs_folder_says(tmp_path) -> None:
             again.to_upstream(tmp_path / "authors", layout="eva-clip")
     for entry, message in (
         ({"crop_size": 20}, "crop_size is 20; accepted: 28"),
+        ({"size": {"height": 28, "width": 28}}, "size is .* accepted: a number, or equal shortest_edge"),
         ({"do_center_crop": False}, "do_center_crop is False"),
         ({"resample": 2}, "resample is 2"),
         ({"image_processor_type": "SiglipImageProcessor"}, "accepted: CLIPImageProcessor"),
@@ -295,3 +297,14 @@ def test_images_are_prepared_as_the_hubs_folder_says(tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             EVACLIPVision.from_pretrained(tmp_path)
     EVACLIPText.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [EVACLIP, EVACLIPVision, EVACLIPText])
+def test_what_transformers_writes_for_itself_changes_nothing(cls) -> None:
+    config, layout = hub_config(clip(**RMS)), layout_of(cls, "eva-clip-hub")
+    more = {"projection_dim": 512, "attention_dropout": 0.0, "initializer_factor": 1.0}
+    old = OLD_ENTRIES | config | {"architectures": ["EvaCLIPModel"], "logit_scale_init_value": 2.6592}
+    old |= {part: OLD_ENTRIES | more | config[part] | {"hidden_act": "gelu"} for part in ("vision_config", "text_config")}
+    old["vision_config"] |= {"model_type": "clip_vision_model", "num_channels": 3}
+    old["text_config"] |= {"model_type": "clip_text_model", "k_bias": True, "post_layernorm": False}
+    assert layout.arguments(old) == layout.arguments(config)

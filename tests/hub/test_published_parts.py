@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from open_clip import factory
 from safetensors.torch import save
 
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
+from mmblocks.encoders.open_clip_encoder import OpenClipEncoder
 from mmblocks.tokenizers.emu3_vq import Emu3VQ
 
 # huggingface_hub's own use of its HTTP client.
@@ -54,3 +56,16 @@ def test_the_image_processor_comes_with_the_hub_id(hub, tmp_path) -> None:
     hub.commit("someone/emu3", {file.name: file.read_bytes() for file in tmp_path.iterdir()})
     assert Emu3VQ.from_pretrained("someone/emu3").config == vq.config
     assert "preprocessor_config.json" in hub.paths()
+
+
+def test_open_clips_own_config_comes_with_the_hub_id(hub, tmp_path, monkeypatch) -> None:
+    tower = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 5, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", {"embed_dim": 12, "vision_cfg": tower, "text_cfg": text})
+    encoder = OpenClipEncoder(name="tiny", mean=(0.1, 0.2, 0.3), resizing="squash")
+    encoder.to_upstream(tmp_path)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    hub.commit("someone/clip", files | {"config.json": json.dumps({"model_type": "clip", "projection_dim": 12}).encode()})
+    loaded = OpenClipEncoder.from_pretrained("someone/clip")
+    assert (loaded.name, loaded.mean, loaded.std, loaded.resizing) == ("tiny", encoder.mean, encoder.std, "squash")
+    assert "open_clip_config.json" in hub.paths()

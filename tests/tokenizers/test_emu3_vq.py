@@ -273,5 +273,18 @@ def test_image_processors_that_are_not_followed(port, tmp_path, change) -> None:
         Emu3VQ.from_pretrained(tmp_path)
 
 
+@torch.no_grad()
+def test_what_is_written_is_read_by_transformers(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    vq = tokenizer(min_pixels=64, max_pixels=900, mean=(0.4, 0.5, 0.6))
+    vq.to_upstream(tmp_path, layout="emu3-transformers")
+    port = transformers.Emu3VQVAE.from_pretrained(tmp_path).eval()
+    processor = transformers.Emu3ImageProcessor.from_pretrained(tmp_path)
+    image = PILImage.effect_noise((50, 37), 60).convert("RGB")
+    pixels = processor(image, return_tensors="pt")
+    theirs = port.encode(pixels["pixel_values"].flatten(0, -4), pixels["image_sizes"].view(-1, 2)).image_tokens[0]
+    assert torch.equal(vq.encode(vq.preprocess(image)[None]).ids[0], theirs)
+
+
 def time_and_colour_swapped(pixels: Tensor) -> Tensor:
     return pixels.transpose(1, 2) if pixels.ndim == 5 else pixels

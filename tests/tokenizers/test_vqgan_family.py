@@ -238,3 +238,25 @@ def test_chameleon_s_image_processor_in_transformers(tmp_path, options) -> None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
         with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
             ChameleonVQ.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "layout", "theirs"),
+    [
+        (
+            lambda: ChameleonVQ(**SMALL, attention_levels=(1,), image_size=32, has_decoder=False),
+            "chameleon-transformers",
+            ChameleonVQVAE,
+        ),
+        (lambda: LlamaGenVQ(**SMALL, image_size=32), "janus-transformers", JanusVQVAE),
+        (lambda: VQGAN(**SMALL, attention_levels=(1,), deepest_first=True), "diffusers", VQModel),
+    ],
+)
+@torch.no_grad()
+def test_what_is_written_is_read_by_the_other_library(tmp_path, ours, layout, theirs) -> None:
+    block = randomised(ours())
+    block.to_upstream(tmp_path, layout=layout)
+    model = theirs.from_pretrained(tmp_path).eval()
+    pixels = torch.rand(2, 3, 16, 16)
+    projected = model.quant_conv(model.encoder(pixels * 2 - 1))
+    close(channels_first(block.features(pixels)), projected)

@@ -25,7 +25,15 @@ from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.multi_head_layout import MULTI_HEAD_LAYOUTS
 from mmblocks.tokens import Latents
 
-UNSUPPORTED = ("affine_param", "vq_bridge", "in_place_codebook_optimizer", "accept_image_fmap", "accept_3d_fmap", "channel_last")
+UNSUPPORTED = (
+    "affine_param",
+    "diveq",
+    "vq_bridge",
+    "in_place_codebook_optimizer",
+    "accept_image_fmap",
+    "accept_3d_fmap",
+    "channel_last",
+)
 """Options of the library that need more than JSON, change evaluation, or move the channels."""
 
 

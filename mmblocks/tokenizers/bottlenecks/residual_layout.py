@@ -12,7 +12,6 @@ _OPTIONS = (
     *OPTIONS,
     "beam_score_quantizer_weights",
     "beam_size",
-    "diveq",
     "eval_beam_size",
     "mlp_kwargs",
     "quant_grad_frac",
@@ -29,8 +28,8 @@ _HARMLESS = (
     "separate_codebook_per_head",
 )
 
-_PLAIN = {"accept_3d_fmap": False, "affine_param": False, "channel_last": True, "heads": 1}
-"""The quantizers inside would take channels for places."""
+_PLAIN = {"accept_3d_fmap": False, "affine_param": False, "channel_last": True, "diveq": False, "heads": 1}
+"""The quantizers inside would take channels for places; DiVeQ adds noise in evaluation too."""
 
 
 def _grouped_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def test_arguments_of_tomorrow_are_refused(cls: type[Block], number: int, names:
             "has_projections is True; accepted: False",
         ),
         (ResidualQuantizer, 0, {**RESIDUAL, "orthogonal_reg_weight": 1.0, "commitment_weight": 0.5}, "commitment_weight is 0.5"),
+        (ResidualQuantizer, 0, {**RESIDUAL, "diveq": True}, "diveq is True; accepted: False"),
         (ResidualQuantizer, 0, {**RESIDUAL, "channel_last": False}, "channel_last is False; accepted: True"),
     ],
 )
