@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["PublishedConfig", "check_model", "only", "plain", "shown", "title"]
+__all__ = ["PublishedConfig", "check_model", "only", "plain", "shown", "stated", "title"]
 
 
 class PublishedConfig(Mapping[str, Any]):
@@ -121,11 +121,20 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
     if kind is not None and _letters(str(kind)) not in map(_letters, accepted):
         raise ValueError(f"{title(config, 'model_type')} is {shown(kind)}; accepted: {', '.join(accepted)}")
     names = "|".join(re.escape(_letters(name)) for name in accepted)
-    for architecture in config.get("architectures") or ():
+    architectures = config.get("architectures")
+    if architectures is not None and (not isinstance(architectures, list | tuple) or not architectures):
+        raise ValueError(f"{title(config, 'architectures')} is {shown(architectures)}; accepted: a list of classes, or none at all")
+    for architecture in architectures or ():
         if not re.fullmatch(rf"(?:{names})(?:for\w+|model|lmheadmodel)?", _letters(str(architecture))):
             raise ValueError(
                 f"{title(config, 'architectures')} names {shown(architecture)}; accepted: classes of {', '.join(accepted)}"
             )
+
+
+def stated(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """An entry, or ``default`` where it is missing or None, which says nothing. 0 and the like say something."""
+    value = config.get(key)
+    return default if value is None else value
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from mmblocks.trunks.llama_published import published_llama
 def _emu3_config(config: Mapping[str, Any], *, qk_norm: bool) -> dict[str, Any]:
     only(config, "tie_word_embeddings", False)
     arguments = llama_config(config, models=("emu3", "emu3_text_model"), qk_norm=qk_norm)
-    if qk_norm and not config.get("head_dim"):
+    if qk_norm and config.get("head_dim") is None:
         arguments["head_dim"] = 128  # whatever the width: what Emu3.5's class of configs says
     return {"vocab_size": config["vocab_size"], **arguments, "dropout": config.get("attention_dropout", 0.1)}
 

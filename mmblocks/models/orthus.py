@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.published_config import only, stated
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
@@ -52,19 +52,19 @@ class _Sized(Mapping[str, Any]):
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A Chameleon's config; the head's entries, which upstream's class takes beside it, are Orthus-7B's where it has none."""
     only(config, "tie_word_embeddings", False)
-    codebook, head = config.get("vq_config") or {}, config.get("mlp_head") or {}
+    codebook, head = stated(config, "vq_config", {}), stated(config, "mlp_head", {})
     arguments = chameleon_config(_Sized(config), models=("chameleon", "orthus"))
     only(head, "z_channels", arguments["dim"])
-    latent_dim = codebook.get("embed_dim") or head.get("in_channels", 256)
+    latent_dim = stated(codebook, "embed_dim", head.get("in_channels", 256))
     for name in ("in_channels", "out_channels"):
         only(head, name, latent_dim)
     return {
         **arguments,
-        "vocab_size": config.get("vocab_size") or _SIZES["vocab_size"],
+        "vocab_size": stated(config, "vocab_size", _SIZES["vocab_size"]),
         "num_codes": codebook.get("num_embeddings", 8192),
         "latent_dim": latent_dim,
-        "head_width": config.get("diffloss_w") or head.get("model_channels", 1536),
-        "num_head_blocks": config.get("num_res_blocks") or head.get("num_res_blocks", 3),
+        "head_width": stated(config, "diffloss_w", head.get("model_channels", 1536)),
+        "num_head_blocks": stated(config, "num_res_blocks", head.get("num_res_blocks", 3)),
         "repeats": config.get("diffusion_batch_mul", 8),
         "num_steps": config.get("denoise_steps", 100),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.published_config import only, stated
 
 _SIZES = {
     "ACDiT-B": (12, 768, 12),
@@ -28,7 +28,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     block_size = config.get("block_size", 16 if is_args else 256)
     if (ar_len := config.get("ar_len")) is not None and ar_len * block_size != frames * side * side:
         raise ValueError(f"ar_len is {ar_len}; accepted: {frames * side * side / block_size:g}, as many blocks as there are")
-    shares = config.get("nd_split") or ("1_1" if frames == 1 else "2_3_3")
+    shares = stated(config, "nd_split", "1_1" if frames == 1 else "2_3_3")
     return {
         "latent_dim": _width(config, is_args),
         "dim": dim,
@@ -64,13 +64,17 @@ def _grid_of_args(config: Mapping[str, Any]) -> tuple[int, int, bool]:
     return frames, side, frames == 1 and square
 
 
+_PRODUCT = "vae_latent_size*patch_size**2"
+"""What the official scripts hand in as ``latent_size``: options of a training run."""
+
+
 def _width(config: Mapping[str, Any], is_args: bool) -> int:
     """Width of a token's latents."""
-    given = None if is_args else config.get("latent_size", 16)
-    # Options of a training run name its two factors; a config that gives a formula in words means the same.
-    is_formula = isinstance(given, str) and "vae_latent_size" in given
-    if given is not None and not is_formula:
+    given = _PRODUCT if is_args else stated(config, "latent_size", 16)
+    if isinstance(given, int):
         return given
+    if not isinstance(given, str) or not given.startswith(_PRODUCT):
+        raise ValueError(f"latent_size is {given!r}; accepted: a number, or {_PRODUCT!r}")
     width: int = config.get("vae_latent_size", 4) * config.get("patch_size", 1) ** 2
     return width
 

@@ -30,8 +30,8 @@ _VISION = ("mm_*", "patch_stride", "dense_stride", "max_size")
 
 def eve2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """EVEv2's config as ``RoutedDecoder`` arguments."""
-    if not config["add_moe"]:
-        raise ValueError("add_moe is false; accepted: a checkpoint with weights per modality")
+    if config["add_moe"] is not True:
+        raise ValueError(f"add_moe is {config['add_moe']!r}; accepted: True, a checkpoint with weights per modality")
     parts = config["moe_part"].split("-")
     if not set(parts) <= set(_PARTS):
         raise ValueError(f"moe_part is {config['moe_part']!r}; accepted: {'-'.join(_PARTS)}, or some of these")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.published_config import check_model, only, plain, shown, title
+from mmblocks.checkpoints.published_config import check_model, only, plain, shown, stated, title
 from mmblocks.layers.rotary_scaling import yarn_growth
 
 LLAMA_HARMLESS = (
@@ -53,8 +53,8 @@ def llama_config(
         "dim": config["hidden_size"],
         "num_layers": config["num_hidden_layers"],
         "num_heads": num_heads,
-        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
+        "num_kv_heads": stated(config, "num_key_value_heads", num_heads),
+        "head_dim": stated(config, "head_dim", config["hidden_size"] // num_heads),
         "mlp_dim": config["intermediate_size"],
         "norm_eps": config["rms_norm_eps"],
         "rope_theta": theta,
@@ -70,7 +70,7 @@ def qwen2_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
     """The model whose defaults count."""
-    return str(config.get("model_type") or models[0]).lower()
+    return str(stated(config, "model_type", models[0])).lower()
 
 
 def check_window(config: Mapping[str, Any], kind: str) -> None:
@@ -95,7 +95,7 @@ def rotary(config: Mapping[str, Any], kind: str) -> tuple[float, dict[str, Any] 
     if rotated not in (None, 1.0):
         what = title(config, "partial_rotary_factor")
         raise ValueError(f"{what} is {shown(rotated)}; accepted: 1, heads that are rotated as a whole")
-    return theta or _THETA.get(kind, 10000.0), _scaling(config, given)
+    return _THETA.get(kind, 10000.0) if theta is None else theta, _scaling(config, given)
 
 
 def rotary_entries(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -126,10 +126,10 @@ def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
             only(given, "original_max_position_embeddings", config["max_position_embeddings"])
             return {"type": kind, "factor": given["factor"], "max_position": config["max_position_embeddings"]}
         case "longrope" | "su":
-            trained = _trained(config, given)
+            trained, factor = _trained(config, given), given.get("factor")
             return {
                 "type": "longrope",
-                "factor": given.get("factor") or config["max_position_embeddings"] / trained,
+                "factor": config["max_position_embeddings"] / trained if factor is None else factor,
                 "max_position": trained,
                 "short_factor": tuple(given["short_factor"]),
                 "long_factor": tuple(given["long_factor"]),
@@ -145,13 +145,13 @@ def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _trained(config: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """The length that was trained with; the longest one where nothing else is said."""
-    length: int = agreed(config, given, "original_max_position_embeddings") or config["max_position_embeddings"]
-    return length
+    length = agreed(config, given, "original_max_position_embeddings")
+    return int(config["max_position_embeddings"] if length is None else length)
 
 
 def _yarn(given: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
     """YaRN's entries; a config may give two weights in place of the growth of queries and keys (DeepSeek)."""
-    factor = given.get("factor") or longest / trained
+    factor = stated(given, "factor", longest / trained)
     growth, above, below = (given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
     if growth is None and above and below:
         growth = yarn_growth(factor, above) / yarn_growth(factor, below)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import stated
 
 _SIZES = {"mar_base": (768, 12, 12), "mar_large": (1024, 16, 16), "mar_huge": (1280, 20, 16)}
 
@@ -15,12 +16,14 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     patch = config.get("patch_size", 1)
     side = config.get("img_size", 256) // config.get("vae_stride", 16) // patch
-    name = config.get("function") or config.get("model")
-    sizes: dict[str, Any] = {"mlp_ratio": 4.0} if name else {"mlp_ratio": config.get("mlp_ratio", 4.0)}
+    name = stated(config, "function", config.get("model"))
+    sizes: dict[str, Any] = {"mlp_ratio": 4.0} if name is not None else {"mlp_ratio": config.get("mlp_ratio", 4.0)}
     if name is not None and name not in _SIZES:
         raise ValueError(f"the size is {name!r}; accepted: {', '.join(_SIZES)}")
     for half in ("encoder", "decoder"):
-        dim, layers, heads = _SIZES[name] if name else (config[f"{half}_{entry}"] for entry in ("embed_dim", "depth", "num_heads"))
+        dim, layers, heads = (
+            _SIZES[name] if name is not None else (config[f"{half}_{entry}"] for entry in ("embed_dim", "depth", "num_heads"))
+        )
         sizes |= {f"{half}_dim": dim, f"{half}_layers": layers, f"{half}_heads": heads}
     return {
         **sizes,

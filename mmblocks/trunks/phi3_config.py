@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.published_config import check_model, only, shown, title
+from mmblocks.checkpoints.published_config import check_model, only, shown, stated, title
 from mmblocks.trunks.llama_config import agreed, rotary_entries
 
 
@@ -22,14 +22,15 @@ def phi3_config(config: Mapping[str, Any]) -> dict[str, Any]:
     rotated = agreed(config, given, "partial_rotary_factor")
     if rotated not in (None, 1.0):
         raise ValueError(f"{title(config, 'partial_rotary_factor')} is {shown(rotated)}; accepted: 1, as published")
+    theta = agreed(config, given, "rope_theta")
     return {
         "dim": dim,
         "num_layers": config["num_hidden_layers"],
         "num_heads": num_heads,
-        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
+        "num_kv_heads": stated(config, "num_key_value_heads", num_heads),
         "mlp_dim": config.get("intermediate_size", 8192),
         "norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_theta": agreed(config, given, "rope_theta") or 10000.0,
+        "rope_theta": 10000.0 if theta is None else theta,
         "rope_scaling": _scaling(config, given, dim // num_heads // 2, longest=4096),
     }
 
@@ -45,7 +46,7 @@ def diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, accepted in fixed.items():
         only(config, name, accepted)
     dim, num_heads = config.get("hidden_size", 3072), config.get("num_attention_heads", 32)
-    given = config.get("rope_scaling") or {}
+    given = stated(config, "rope_scaling", {})
     return {
         "dim": dim,
         "num_layers": config.get("num_layers", 32),
@@ -79,8 +80,9 @@ def _scaling(
     if any(len(values) != num_pairs for values in factors.values()):
         lengths = ", ".join(f"{len(values)} numbers as {name}" for name, values in factors.items())
         raise ValueError(f"rope_scaling has {lengths}; accepted: {num_pairs}, one for each pair of a head's channels")
-    trained = agreed(config, given, "original_max_position_embeddings") or 4096
-    factor = given.get("factor") or config.get("max_position_embeddings", longest) / trained
+    trained = agreed(config, given, "original_max_position_embeddings")
+    trained = 4096 if trained is None else trained
+    factor = stated(given, "factor", config.get("max_position_embeddings", longest) / trained)
     return {"type": "longrope", "factor": max(factor, 1.0), "max_position": trained, **factors}
 
 

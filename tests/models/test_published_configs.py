@@ -152,7 +152,7 @@ def test_entries_are_followed(name: str, entry: str, value: Any, argument: str, 
 REFUSED: list[tuple[str, str, Any, str]] = [
     ("emu3", "attention_bias", True, "attention_bias is True"),
     ("eve1", "mlp_bias", True, "mlp_bias is True"),
-    ("eve2", "add_moe", False, "add_moe is false"),
+    ("eve2", "add_moe", False, "add_moe is False"),
     ("eve2", "moe_part", "norm", "moe_part is 'norm'"),
     ("chameleon", "mlp_bias", True, "mlp_bias is True"),
     ("orthus", "attention_bias", True, "attention_bias is True"),
