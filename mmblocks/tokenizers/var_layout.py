@@ -5,7 +5,6 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts import Rule, Split
 from mmblocks.checkpoints.own_entries import as_tuples
-from mmblocks.checkpoints.published_config import only
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.taming_layout import residual_rules
 
@@ -40,9 +39,6 @@ def quantizer_arguments(config: Mapping[str, Any], layout: str) -> dict[str, Any
     if layout != wanted:
         raise ValueError(f"share_quant_resi is {num_blends}, whose layout is {wanted!r}")
     scales = as_tuples(config.get("v_patch_nums", (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
-    only(config, "default_qresi_counts", 0, len(scales))
-    if abs(config.get("quant_resi", 0.5)) < 1e-6:
-        raise ValueError("quant_resi is 0, which leaves the smoothing convolutions out; accepted: any other number")
     return {
         "num_codes": config.get("vocab_size", 4096),
         "scales": scales,

@@ -31,8 +31,12 @@ def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
     only(config, "using_mid_sa", True)
     only(config, "in_channels", 3)
     only(config, "double_z", False)
+    quantizer = quantizer_arguments(config, layout)
+    only(config, "default_qresi_counts", 0, len(quantizer["scales"]))
+    if quantizer["blend"] < 1e-6:
+        raise ValueError("quant_resi is 0, which leaves the smoothing convolutions out; accepted: any other number")
     return {
-        **quantizer_arguments(config, layout),
+        **quantizer,
         "code_dim": config.get("z_channels", 32),
         "channels": config.get("ch", 160),
         "multipliers": tuple(config.get("ch_mult", (1, 1, 2, 2, 4))),
