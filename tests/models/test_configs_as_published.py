@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.test_published_configs import VISION, arguments
+from tests.models.test_published_configs import LLAMA, VISION, arguments
 
 OLDER_TRANSFORMERS: dict[str, Any] = {
     "_name_or_path": "",
