@@ -130,5 +130,7 @@ def test_mutated_configs(manifests: Path, mutation: tuple[int, int, Any, bool]) 
 
 
 def _means_the_same(old: Any, value: Any) -> bool:
-    """Whether a value says what the old one said: 1 for True, an empty list or dict for None, another name of one function."""
-    return old == value or (not old and not value) or (old in ("silu", "swish") and value in ("silu", "swish"))
+    """Whether the authors' code takes both for one: a flag that is as true, nothing for nothing, another name of one function."""
+    if isinstance(old, bool) or not old:
+        return bool(old) == bool(value)
+    return old == value or (old in ("silu", "swish") and value in ("silu", "swish"))
