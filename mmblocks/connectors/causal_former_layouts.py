@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 
@@ -50,7 +50,7 @@ def _rules(prefix: str) -> tuple[Rule, ...]:
 
 def _stack(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of the stack, from T5's config."""
-    t5 = config.get("t5_config") or {}
+    t5 = stated(config, "t5_config", {})
     check_model(t5, "t5")
     only(t5, "feed_forward_proj", "relu")
     only(t5, "dense_act_fn", "relu")
@@ -85,10 +85,10 @@ def _emu(config: Mapping[str, Any]) -> dict[str, Any]:
     """Emu's config; what it does not say is as published, since Emu's files of weights have no config beside them."""
     check_model(config, "emu")
     return {
-        "in_dim": (config.get("vision_cfg") or {}).get("width", 1408),
-        "dim": (config.get("llama") or {}).get("hidden_size", 5120),
+        "in_dim": stated(config, "vision_cfg", {}).get("width", 1408),
+        "dim": stated(config, "llama", {}).get("hidden_size", 5120),
         # Emu's multimodal_cfg has a number too, which its code does not look at.
-        "num_queries": (config.get("vladapter_cfg") or {}).get("n_causal", 32),
+        "num_queries": stated(config, "vladapter_cfg", {}).get("n_causal", 32),
         "input_norm": True,
         **_stack(config),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.published_config import check_model, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
@@ -65,7 +65,7 @@ _INTERNVL_HARMLESS = (
 
 def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
     check_model(config, *_LLAVA_MODELS)
-    kind = config.get("mm_projector_type") or "linear"
+    kind = stated(config, "mm_projector_type", "linear")
     named = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     if named is None and kind != "linear":
         raise ValueError(f"mm_projector_type is {kind!r}; accepted: 'linear' or 'mlp2x_gelu', with any number for 2")

@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule, Split
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
@@ -89,7 +89,7 @@ def _idefics(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configs of transformers leave out what is as in its defaults."""
     check_model(config, "idefics")
     only(config, "use_resampler", True)
-    perceiver, dim = config.get("perceiver_config") or {}, (config.get("vision_config") or {}).get("embed_dim", 768)
+    perceiver, dim = stated(config, "perceiver_config", {}), stated(config, "vision_config", {}).get("embed_dim", 768)
     only(perceiver, "model_type", "idefics", "idefics_perciever")
     return {
         "dim": dim,

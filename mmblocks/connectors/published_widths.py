@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.published_config import shown, title
+from mmblocks.checkpoints.published_config import shown, stated, title
 
 _WIDTHS = {
     "clip_vision_model": 768,
@@ -46,7 +46,7 @@ def width_of(config: Mapping[str, Any], part: str, kind: str, width: int | None 
     for name in ("hidden_size", "d_model"):
         if inner.get(name) is not None:
             return int(inner[name])
-    kind = inner.get("model_type") or kind
+    kind = stated(inner, "model_type", kind)
     if kind not in _WIDTHS:
         names = ", ".join(_WIDTHS)
         raise ValueError(f"{title(config, part)} has no hidden_size and is of the kind {shown(kind)}; accepted without: {names}")

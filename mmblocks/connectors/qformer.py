@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
@@ -39,14 +39,14 @@ def _transformers_rules() -> tuple[Rule, ...]:
 def _transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Transformers leaves out of config.json what is as in its classes, whose sizes are those of QFormerConnector."""
     check_model(config, "blip-2")
-    qformer = config.get("qformer_config") or {}
+    qformer = stated(config, "qformer_config", {})
     only(qformer, "model_type", "blip_2_qformer")
     only(qformer, "use_qformer_text_input", False)
     only(qformer, "position_embedding_type", "absolute")
     return {
         "dim": width_of(config, "text_config", "opt"),
         "num_queries": config.get("num_query_tokens", 32),
-        "input_norm_eps": (config.get("vision_config") or {}).get("layer_norm_eps", 1e-6),
+        "input_norm_eps": stated(config, "vision_config", {}).get("layer_norm_eps", 1e-6),
         "in_dim": qformer.get("encoder_hidden_size", 1408),
         "hidden_dim": qformer.get("hidden_size", 768),
         "num_layers": qformer.get("num_hidden_layers", 12),

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.published_config import check_model, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.embedders.eve_presets import EVE1_HARMLESS
@@ -47,7 +47,7 @@ _LAYER = {"llm_size": "dim", "num_layer": "num_layers", "layer_rate": "layer_ste
 
 def _layer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the published class, and those of its teacher. A file of the layer alone has none beside it."""
-    teacher = config.get("clip") or {}
+    teacher = stated(config, "clip", {})
     widths = {"teacher_dim": teacher["hidden_size"]} if "hidden_size" in teacher else {}
     return widths | {ours: config[theirs] for theirs, ours in _LAYER.items() if theirs in config}
 

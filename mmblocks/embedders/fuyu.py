@@ -17,7 +17,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.pixels import normalise, pixels_of
@@ -33,8 +33,8 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Newer files have the width in the config of the text, older ones at the top, both as 4096 where they do not say it."""
     check_model(config, "fuyu")
     only(config, "num_channels", 3)
-    text = config.get("text_config") or {}
-    dim = text.get("hidden_size") or config.get("hidden_size") or 4096
+    text = stated(config, "text_config", {})
+    dim = stated(text, "hidden_size", stated(config, "hidden_size", 4096))
     return {"dim": dim, "patch_size": config.get("patch_size", 30)}
 
 
@@ -56,13 +56,13 @@ def _images(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
     only(entries, "do_pad", True)
     only(entries, "padding_mode", "constant")
     only(entries, "padding_value", 1.0)
-    patch = entries.get("patch_size") or {}
+    patch = stated(entries, "patch_size", {})
     for side in ("height", "width"):
         only(patch, side, arguments["patch_size"])
     # The first files say it in two entries.
-    size = entries.get("size") or {}
-    height = size.get("height") or entries.get("target_height") or 1080
-    width = size.get("width") or entries.get("target_width") or 1920
+    size = stated(entries, "size", {})
+    height = stated(size, "height", stated(entries, "target_height", 1080))
+    width = stated(size, "width", stated(entries, "target_width", 1920))
     only(entries, "target_height", height)
     only(entries, "target_width", width)
     return {"max_height": height, "max_width": width, **normalisation(entries)}

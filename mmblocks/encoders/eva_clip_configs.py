@@ -6,7 +6,7 @@ The package has its configs inside, by the names of the models; no file of weigh
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from mmblocks.checkpoints.published_config import only, shown
+from mmblocks.checkpoints.published_config import only, shown, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 from mmblocks.layers.activations import published_activation, transformers_name
@@ -28,7 +28,7 @@ def vision_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
         # The newer of the authors' two packages, that of the towers with RMS norms, ties one bias to the other.
         "head_bias": vision.get("qkv_bias", True) or "use_rms_norm" not in vision,
         "pooling": "mean" if vision.get("global_average_pool") else "class",
-        "patch_dropout": vision.get("patch_dropout") or 0.0,
+        "patch_dropout": stated(vision, "patch_dropout", 0.0),
     }
 
 
@@ -107,7 +107,7 @@ def clip_config(arguments: Arguments) -> dict[str, Any]:
 def vision_hub_arguments(published: Mapping[str, Any], *, head_bias: bool = False) -> dict[str, Any]:
     """Arguments of an ``EVACLIPVision`` from the config of a repository on the Hub; it is silent about the head's bias."""
     _check_model(published)
-    vision = published.get("vision_config") or {}
+    vision = stated(published, "vision_config", {})
     for name in ("use_rope", "use_swiglu_mlp", "use_sub_ln"):
         only(vision, name, False)
     only(vision, "model_type", "clip_vision_model", "evaclip_vision_model")
@@ -164,7 +164,7 @@ def vision_hub_config(arguments: Arguments, *, head_bias: bool = False) -> dict[
 def text_hub_arguments(published: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an ``EVACLIPText`` likewise."""
     _check_model(published)
-    text = published.get("text_config") or {}
+    text = stated(published, "text_config", {})
     for name in ("use_rope", "use_swiglu_mlp", "use_sub_ln", "use_rms_norm", "post_layernorm"):
         only(text, name, False)
     for name in ("q_bias", "k_bias", "v_bias"):
@@ -218,7 +218,7 @@ _HUB_MODEL = {"model_type": "clip", "architectures": ["EvaCLIPModel"]}
 def _check_model(published: Mapping[str, Any]) -> None:
     """EVA-CLIP calls itself a "clip" on the Hub; CLIP itself has other defaults."""
     only(published, "model_type", "clip", "evaclip")
-    for name in published.get("architectures") or ():
+    for name in stated(published, "architectures", ()):
         if not str(name).startswith("EvaCLIP"):
             raise ValueError(f"architectures names {shown(name)}; accepted: EvaCLIPModel")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only, plain
+from mmblocks.checkpoints.published_config import only, plain, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.encoders.open_clip_models import known_ways, matching_names, model_config, quick_gelu
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
@@ -31,7 +31,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a repository of open_clip on the Hub. The model is known by its image tower, whatever its size of images."""
     if not config:
         return {}
-    model, ways = dict(plain(config["model_cfg"])), config.get("preprocess_cfg") or {}
+    model, ways = dict(plain(config["model_cfg"])), stated(config, "preprocess_cfg", {})
     only(ways, "mode", "RGB")
     only(ways, "fill_color", 0)
     names = matching_names(model)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only, shown, title
+from mmblocks.checkpoints.published_config import only, shown, stated, title
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
 from mmblocks.layers.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
@@ -33,7 +33,7 @@ def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     """Of a repository ``timm/...`` on the Hub. The oldest have the entries of pretrained_cfg at the top."""
     if not published:
         return {}
-    cfg, options = published.get("pretrained_cfg", published), published.get("model_args") or {}
+    cfg, options = published.get("pretrained_cfg", published), stated(published, "model_args", {})
     arguments: dict[str, Any] = {kind: tuple(cfg[kind]) for kind in ("mean", "std") if kind in cfg}
     arguments |= {way: cfg[way] for way in _WAYS if way in cfg}
     if "input_size" in cfg:

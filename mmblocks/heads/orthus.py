@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.heads.denoising import DenoisingHead
 from mmblocks.heads.mar import adaln_mlp_rules
 from mmblocks.layers.adaln_mlp import AdaLNMLP
@@ -20,7 +20,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     check_model(config, "orthus", "chameleon")
     return {
         "dim": config.get("hidden_size", 4096),
-        "token_dim": (config.get("vq_config") or {}).get("embed_dim", 256),
+        "token_dim": stated(config, "vq_config", {}).get("embed_dim", 256),
         "width": config.get("diffloss_w", 1536),
         "num_blocks": config.get("num_res_blocks", 3),
         "repeats": config.get("diffusion_batch_mul", 8),

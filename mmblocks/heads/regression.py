@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checks import check_finite
 from mmblocks.layers.row_losses import check_rows, weighted
 
@@ -53,7 +53,7 @@ def _emu2_hub(config: Mapping[str, Any]) -> dict[str, Any]:
     if "llama" in config:
         return _emu2(config)
     width = config.get("vision_config", {}).get("width")
-    return {"dim": config.get("hidden_size", 6656), "target_dim": config.get("d_model") or width or 1792}
+    return {"dim": config.get("hidden_size", 6656), "target_dim": stated(config, "d_model", width) or 1792}
 
 
 def _published_emu2_hub(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, sigmoid, silu
 
-from mmblocks.checkpoints.published_config import shown, title
+from mmblocks.checkpoints.published_config import shown, stated, title
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -68,7 +68,7 @@ def published_activation(config: Mapping[str, Any], key: str, default: str) -> s
     Raises:
         ValueError: another activation.
     """
-    name = config.get(key) or default
+    name = stated(config, key, default)
     if name not in _PUBLISHED:
         raise ValueError(f"{title(config, key)} is {shown(name)}; accepted: {', '.join(map(repr, _PUBLISHED))}")
     return _PUBLISHED[name]

@@ -62,7 +62,9 @@ def _config(config: Mapping[str, Any], *, down: bool) -> dict[str, Any]:
     """
     only(config, "quant_proj", "attn")
     only(config, "model", *_ENCODERS)
-    wide = config.get("encoder_dim") or _ENCODERS[config.get("model", "vitamin_large")]
+    wide = config.get("encoder_dim")
+    if wide is None:
+        wide = _ENCODERS[config.get("model", "vitamin_large")]
     narrow = config.get("vocab_width", 64)
     in_dim, out_dim = (wide, narrow) if down else (narrow, wide)
     return {"in_dim": in_dim, "out_dim": out_dim, "num_heads": wide // narrow}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
+from mmblocks.checkpoints.published_config import check_model, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.checkpoints.way_back import check_arguments
 
@@ -24,8 +24,8 @@ _TOKENS = 1024
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Orthus is a Chameleon, whose vocabulary has the image codes from 4 on."""
     check_model(config, "orthus", "chameleon", "chameleonxllmx")
-    codebook = config.get("vq_config") or {}
-    ids = [config["vocabulary_map"][name] for name in config.get("vocabulary_map") or {} if name.startswith("IMGIMG")]
+    codebook = stated(config, "vq_config", {})
+    ids = [config["vocabulary_map"][name] for name in stated(config, "vocabulary_map", {}) if name.startswith("IMGIMG")]
     if ids and min(ids) != _FIRST:
         raise ValueError(f"vocabulary_map has the first image code at {min(ids)}; accepted: {_FIRST}")
     return {"num_codes": codebook.get("num_embeddings", 8192), "code_dim": codebook.get("embed_dim", 256), "first": _FIRST}

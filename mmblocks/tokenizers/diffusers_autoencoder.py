@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.published_config import stated
 from mmblocks.layers.pixels import check_some
 from mmblocks.tokenizers.bottlenecks.scaled_latents import PerChannel, ScaledLatents, unscale
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
@@ -289,7 +290,7 @@ def _affine(config: Config) -> tuple[PerChannel, PerChannel]:
     Raises:
         ValueError: half of the statistics per channel, or two different shifts.
     """
-    mean, std, shift = config.get("latents_mean"), config.get("latents_std"), config.get("shift_factor") or 0.0
+    mean, std, shift = config.get("latents_mean"), config.get("latents_std"), stated(config, "shift_factor", 0.0)
     factor = config.get("scaling_factor", 1.0)
     if (mean is None) != (std is None) or (mean is not None and shift):
         raise ValueError("accepted: latents_mean and latents_std together and no shift_factor, or neither of the two")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import check_model, only
+from mmblocks.checkpoints.published_config import check_model, only, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.layers.pixels import pixels_of, rgb_of
 from mmblocks.pickling import weightless
@@ -39,7 +39,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     only(config, "out_channels", 3)
     entropy = config.get("entropy_temperature", 0.01) if config.get("use_entropy_loss") else None
     return {
-        **taming_network(config.get("ddconfig") or config),
+        **taming_network(stated(config, "ddconfig", config)),
         "num_codes": config["n_embed"] if "n_embed" in config else config["codebook_size"],
         "code_dim": config["embed_dim"],
         "entropy_temperature": entropy,

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmblocks.checkpoints import own_entries
 from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only, shown, title
+from mmblocks.checkpoints.published_config import check_model, only, shown, stated, title
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
 
@@ -44,7 +44,7 @@ _TRAINING = ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "d
 
 def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """LlamaGen names its model ("VQ-16"); Janus, and options of either, spell it out. What is left out is as in both codes."""
-    config = config.get("ModelArgs") or config
+    config = stated(config, "ModelArgs", config)
     only(config, "norm_type", "group")
     only(config, "resamp_with_conv", True)
     only(config, "in_channels", 3)
@@ -54,9 +54,9 @@ def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if config["model"] not in _MULTIPLIERS:
             raise ValueError(f"{title(config, 'model')} is {shown(config['model'])}; accepted: {', '.join(_MULTIPLIERS)}")
         named = _MULTIPLIERS[config["model"]]
-    both = config.get("ch_mult") or named
-    multipliers = tuple(config.get("encoder_ch_mult") or both)
-    decoder_multipliers = tuple(config.get("decoder_ch_mult") or both)
+    both = stated(config, "ch_mult", named)
+    multipliers = tuple(stated(config, "encoder_ch_mult", both))
+    decoder_multipliers = tuple(stated(config, "decoder_ch_mult", both))
     own = own_entries.read(config, {**_OWN, "search": "cosine" if config.get("codebook_l2_norm", True) else "l2"})
     return {
         "num_codes": config.get("codebook_size", 16384),

@@ -17,7 +17,7 @@ from mmblocks.checkpoints.preprocessing import (
     shortest_edge,
     square,
 )
-from mmblocks.checkpoints.published_config import check_model, only, plain, shown
+from mmblocks.checkpoints.published_config import check_model, only, plain, shown, stated
 from mmblocks.checkpoints.rules import Arguments
 from mmblocks.tokenizers.taming_layout import (
     DIFFUSERS_RULES,
@@ -70,7 +70,7 @@ def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "channels": config.get("base_channels", 128),
         "multipliers": multipliers,
         "num_blocks": config.get("num_res_blocks", 2),
-        "attention_levels": levels_at(config.get("attn_resolutions") or (), resolution, len(multipliers)),
+        "attention_levels": levels_at(stated(config, "attn_resolutions", ()), resolution, len(multipliers)),
         "latent_channels": config.get("latent_channels", 256),
         "image_size": resolution,
         "has_decoder": False,
@@ -168,7 +168,7 @@ def _diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     latent_channels = config.get("latent_channels", 3)
     return {
         "num_codes": config.get("num_vq_embeddings", 256),
-        "code_dim": config.get("vq_embed_dim") or latent_channels,
+        "code_dim": stated(config, "vq_embed_dim", latent_channels),
         "channels": widths[0],
         "multipliers": tuple(width // widths[0] for width in widths),
         "num_blocks": config.get("layers_per_block", 1),

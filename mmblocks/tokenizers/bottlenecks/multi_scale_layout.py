@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.published_config import stated
 from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
 
 
 def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
     arguments = {**quantizer_arguments(config, layout), "dim": config.get("Cvae", 32)}
     if layout == "var-all-blends":  # as many as scales, unless there were others at first
-        arguments["num_blends"] = config.get("default_qresi_counts") or 0
+        arguments["num_blends"] = stated(config, "default_qresi_counts", 0)
     return arguments
 
 
