@@ -29,10 +29,16 @@ class Contents(NamedTuple):
     Attributes:
         config: of the folder; empty where there is none.
         headers: the tensors, those of the parts of a folder that a Block wrote included.
+        other: the content of another config file of the folder by its name; empty where there is none.
     """
 
     config: dict[str, Any]
     headers: Headers
+    other: Callable[[str], dict[str, Any]] = lambda name: {}
+
+    def config_of(self, layout: Layout) -> dict[str, Any]:
+        """What a layout reads its arguments from."""
+        return self.config if layout.config_file == config.FILE else self.other(layout.config_file)
 
 
 def contents(name: str, revision: str | None, subfolder: str | None) -> Contents:
@@ -93,7 +99,8 @@ def local(path: Path) -> Contents:
     """Of a folder or file."""
     content = (config.read(path) or {}) if path.is_dir() else {}
     if not config.is_ours(content):
-        return Contents(content, lambda unwrap: files.open_published(path, unwrap).meta)
+        others = (lambda name: config.read(path, name) or {}) if path.is_dir() else (lambda name: {})
+        return Contents(content, lambda unwrap: files.open_published(path, unwrap).meta, others)
     found = dict(files.open_own(path).meta)
     for name in dict.fromkeys(config.subfolders(content)):
         part = local(config.part_folder(path, name)).headers(None)
@@ -111,9 +118,10 @@ def fits(found: Contents) -> list[Fit]:
         for layout in cls.layouts:
             try:
                 meta = found.headers(layout.unwrap)
-                if not layout.fits(meta, found.config):
+                content = found.config_of(layout)
+                if not layout.fits(meta, content):
                     continue
-                block = published.instance(cls, layout, found.config, {})
+                block = published.instance(cls, layout, content, {})
                 difference = layout.check({key: tuple(tensor.shape) for key, tensor in meta.items()}, block)
             except (ValueError, TypeError, ImportError):
                 continue
@@ -154,7 +162,11 @@ def _remote(repository: hub.Repository, path: str) -> Contents:
     content = (config.read(repository.get(f"{prefix}{config.FILE}").parent) or {}) if config.FILE in names else {}
     if not config.is_ours(content):
         found = _remote_file(repository, prefix + files.choose(names, f"{repository.name}/{path}".rstrip("/")))
-        return Contents(content, lambda unwrap: found)
+
+        def other(name: str) -> dict[str, Any]:
+            return (config.read(repository.get(prefix + name).parent, name) or {}) if name in names else {}
+
+        return Contents(content, lambda unwrap: found, other)
     own = [name for name in names if name in ("model.safetensors", f"model.safetensors{files.INDEX}")]
     found = _remote_file(repository, prefix + own[0]) if own else {}
     for name in dict.fromkeys(config.subfolders(content)):

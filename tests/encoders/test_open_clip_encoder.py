@@ -8,6 +8,7 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 
 from mmblocks import Block
+from mmblocks.cli import fitting
 from mmblocks.encoders.open_clip_encoder import OpenClipEncoder
 from mmblocks.layers.pixels import normalise
 from mmblocks.roles import Encoder
@@ -173,3 +174,9 @@ def test_weights_that_were_trained_with_quick_gelu_have_it(monkeypatch) -> None:
     pixels = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(quick(pixels), named(pixels))
     assert not torch.allclose(quick(pixels), plain(pixels), atol=1e-4)
+
+
+def test_the_commands_find_it_by_its_own_config_file(tmp_path) -> None:
+    encoder().to_upstream(tmp_path / "published")
+    assert (tmp_path / "published" / "open_clip_config.json").is_file()
+    assert OpenClipEncoder in {fit.block for fit in fitting.fits(fitting.local(tmp_path / "published"))}
