@@ -89,7 +89,8 @@ def check_filters(case: Case) -> None:
 
 
 def check_language_model(case: Case) -> None:
-    model = case.load(LlamaGen if case.config["model_type"] == "c2i" else LlamaGenT2I)
+    published = {name: value for name, value in case.config.items() if name != "sampling"}  # which says how images are drawn
+    model = case.load(LlamaGen if case.config["model_type"] == "c2i" else LlamaGenT2I, published)
     conditions = case.config["cls_token_num"]
     side = int(case.config["block_size"] ** 0.5)
 
