@@ -16,10 +16,10 @@ from torch import Tensor
 from benchmarks.measure import Comparison, Step, check, main
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
-from mmblocks.masks import lower
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.sequence.masks import lower
+from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.pruned import PrunedDecoder
+from mmblocks.trunks.pruned.decoder import PrunedDecoder
 
 NUM_IMAGES = 32
 

@@ -38,7 +38,7 @@ def tower(name: str, device: str) -> Comparison:
     """The image tower, ours and those of timm and open_clip, and ours in half precision and compiled."""
     from mmblocks.encoders.eva_clip_presets import eva_clip_arguments
     from mmblocks.encoders.eva_clip_vision import EVACLIPVision
-    from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise
+    from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, normalise
 
     ours_name, timm_name, clip_name = TOWERS[name]
     arguments = eva_clip_arguments(ours_name)["vision"]

@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.measure import Comparison, Step, check, main
 from mmblocks import EMU3, Emu3, GridGrammar, text
 from mmblocks.layers.categorical import GREEDY
-from mmblocks.trunks.kv_cache import cache_bytes
-from mmblocks.trunks.static_cache import StaticCache
+from mmblocks.trunks.caches.kv_cache import cache_bytes
+from mmblocks.trunks.caches.static_cache import StaticCache
 
 VOCABULARY = 184622
 SCALE = 3.0

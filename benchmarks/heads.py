@@ -21,10 +21,10 @@ from torch.nn.functional import layer_norm, linear, silu
 
 from benchmarks.measure import Comparison, Step, check, main
 from mmblocks import MARDiffusionHead, OmniGen, Orthus
-from mmblocks.layers.adaln_mlp import AdaLNMLP
-from mmblocks.tokens import TokenTable
-from mmblocks.trunks.acdit import ACDiT
-from mmblocks.trunks.kv_cache import KVCache
+from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+from mmblocks.models.acdit.model import ACDiT
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache
 
 SCALE = float(os.environ.get("MMBLOCKS_BENCHMARK_SCALE", "1"))
 WIDTH, DIM, CHANNELS, BLOCKS = max(64, round(1280 * SCALE)), max(32, round(1024 * SCALE)), 16, 8

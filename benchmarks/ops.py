@@ -23,15 +23,15 @@ from torch.nn.functional import cross_entropy, group_norm, linear, rms_norm, sil
 from benchmarks.measure import Comparison, Step, Work, check, main
 from benchmarks.ways import Way, compare, gaussian
 from mmblocks import ops
-from mmblocks.layers.adaln import modulate
-from mmblocks.layers.attention import Blocks, Prepared, attend, interval_block_mask, prepare
-from mmblocks.masks import Dense, Intervals, densify
+from mmblocks.layers.attention.attend import Blocks, Prepared, attend, interval_block_mask, prepare
+from mmblocks.layers.diffusion.adaln import modulate
 from mmblocks.ops.group_norm_silu import group_norm_silu
 from mmblocks.ops.lfq_entropy import lfq_entropy
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
 from mmblocks.ops.nearest_code import nearest_code
 from mmblocks.ops.routed_linear import RowGroups, group_rows, routed_linear
-from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split
+from mmblocks.sequence.masks import Dense, Intervals, densify
+from mmblocks.sequence.positions import RotaryTable, rotary_table, rotate_half_split
 
 
 def with_kernel(op: Way, device: str) -> dict[str, Way]:
@@ -261,7 +261,7 @@ def block_mask(length: int, device: str) -> Comparison:
 
 def decoder(size: int, device: str) -> Comparison:
     """VQGAN's decoder as a whole: channels last with the kernel, beside plain PyTorch's order."""
-    from mmblocks.tokenizers.conv_autoencoder import ConvDecoder
+    from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder
 
     def inputs() -> tuple[Any, ...]:
         torch.manual_seed(0)
@@ -283,7 +283,7 @@ def decoder(size: int, device: str) -> Comparison:
 
 def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: str) -> Comparison:
     """A walk of MAR's head: its network once per step, replayed from a recording or launched anew."""
-    from mmblocks.layers.adaln_mlp import AdaLNMLP
+    from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
     from mmblocks.ops.cuda_graphs import repeated, replaying
 
     def inputs() -> tuple[Any, ...]:

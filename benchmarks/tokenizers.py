@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from benchmarks.measure import Comparison, Step, check, main
-from mmblocks.layers.stripes import set_memory_budget
-from mmblocks.tokenizers.emu3_vq import Emu3VQ
+from mmblocks.tokenizers.conv.stripes import set_memory_budget
+from mmblocks.tokenizers.emu3.tokenizer import Emu3VQ
 
 MARGIN = 1e-5
 """In squared distance, relative to the features' variance: a code that is nearer by less may differ by rounding."""
@@ -217,7 +217,7 @@ def within(budget: int | None, tokenizer: Any) -> Any:
 
 def magvit2_video(device: str) -> Any:
     """Open-MAGVIT2's video tokenizer as published."""
-    from mmblocks.tokenizers.open_magvit2_video import OpenMAGVIT2Video
+    from mmblocks.tokenizers.open_magvit2.video import OpenMAGVIT2Video
 
     torch.manual_seed(0)
     return OpenMAGVIT2Video().eval().to(device)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from benchmarks.measure import Comparison, Step, check, main
-from mmblocks.layers.attention import attend, interval_block_mask, interval_spans
-from mmblocks.masks import Causal, Dense, Intervals, densify, intervals
+from mmblocks.layers.attention.attend import attend, interval_block_mask, interval_spans
 from mmblocks.ops.routed_linear import group_rows
-from mmblocks.positions import RotaryTable, rotary_table, rotate_half_split
-from mmblocks.tokens import NO_SPAN, Modality, TokenTable
-from mmblocks.trunks.routed_decoder import RoutedDecoder
+from mmblocks.sequence.masks import Causal, Dense, Intervals, densify, intervals
+from mmblocks.sequence.positions import RotaryTable, rotary_table, rotate_half_split
+from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
+from mmblocks.trunks.routed.routed_decoder import RoutedDecoder
 
 LENGTH = 8192
 """Tokens of the row whose mask is built and used."""

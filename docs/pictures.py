@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from mmblocks.layers.pixels import image_of, pixels_of
+from mmblocks.layers.images.pixels import image_of, pixels_of
 from mmblocks.pixels.visual_prompts import (
     blur_reverse_mask,
     box_of,

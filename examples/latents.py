@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 import mmblocks as mm
-from mmblocks.positions import time_height_width
+from mmblocks.sequence.positions import time_height_width
 from mmblocks.tokenizers.conv_vq import StridedDecoder, StridedEncoder
 
 from digits import Digits, augment

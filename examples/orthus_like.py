@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import mmblocks as mm
-from mmblocks.segments import Text
+from mmblocks.sequence.segments import Text
 
 from digits import NAMES, Digits, Reader, augment, diversity, load_digits
 from fit import DEVICE, fit

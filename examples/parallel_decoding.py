@@ -23,7 +23,7 @@ from torch import Tensor
 import mmblocks as mm
 from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
 from mmblocks.heads.vocabularies import extend_vocabulary
-from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 
 import emu3_like
 from digits import NAMES, Digits, Reader, diversity, load_digits

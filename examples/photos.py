@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmblocks.layers.pixels import pixels_of
+from mmblocks.layers.images.pixels import pixels_of
 
 TRAIN = (
     *(f"skimage/data/{name}" for name in ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "retina.jpg")),

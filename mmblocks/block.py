@@ -11,7 +11,7 @@ from torch import nn
 from mmblocks.checkpoints import classes
 
 if TYPE_CHECKING:
-    from mmblocks.checkpoints.layouts import Layout
+    from mmblocks.checkpoints.layouts.layout import Layout
     from mmblocks.checkpoints.origin import Origin
 
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
     Lists and tuples are recorded, and handed in when loading, as tuples.
 
     Attributes:
-        layouts: the published checkpoints that the class can read; see ``mmblocks.checkpoints.layouts``.
+        layouts: the published checkpoints that the class can read; see ``mmblocks.checkpoints.layouts.layout``.
         origin: the published checkpoint that the Block was loaded from, however often it was saved since; None if there is none.
 
     Raises:
@@ -136,7 +136,7 @@ class Block(nn.Module):
             PermissionError, ConnectionError, FileNotFoundError: the Hub refuses, or cannot be reached, or lacks the branch.
             TypeError, ValueError: as ``save_pretrained``.
         """
-        from mmblocks.checkpoints import pushing
+        from mmblocks.checkpoints.hub import pushing
 
         return pushing.push(self, repo_id, private, commit_message, revision, max_shard_size)
 
@@ -190,7 +190,8 @@ class Block(nn.Module):
                 missing, unexpected or misshapen, no layout or several fit, an index or a link leads out of the folder, a checksum
                 differs.
         """
-        from mmblocks.checkpoints import load, locating
+        from mmblocks.checkpoints import load
+        from mmblocks.checkpoints.hub import locating
 
         if device is not None and device_map is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; accepted: one of them")

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from mmblocks.batches import Batch, BatchBuilder, Placed, Sample
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import LogitsHook, ModalSampling
@@ -18,10 +17,11 @@ from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import Guidance, as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.layers.categorical import Sampling
-from mmblocks.masks import MaskRule
 from mmblocks.roles import AnyEmbedder, Embedder, Head, Trunk, lacks
-from mmblocks.text_tokenizers import TextTokenizer
-from mmblocks.tokens import VisionTokens
+from mmblocks.sequence.batches import Batch, BatchBuilder, Placed, Sample
+from mmblocks.sequence.masks import MaskRule
+from mmblocks.sequence.tokens import VisionTokens
+from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 
 class ModelOutput(NamedTuple):

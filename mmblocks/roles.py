@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from mmblocks.masks import Mask, MaskRule
-from mmblocks.tokens import ImageLayout, Latents, TokenTable, VisionTokens
+from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.tokens import ImageLayout, Latents, TokenTable, VisionTokens
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ from mmblocks import (
     TextEmbedding,
     VisionTokens,
 )
-from mmblocks.segments import Segment, codes, image, text, vectors
-from mmblocks.tokens import ImageLayout
+from mmblocks.sequence.segments import Segment, codes, image, text, vectors
+from mmblocks.sequence.tokens import ImageLayout
 from tests.tiny import FORMAT, VOCABULARY
 
 WIDTH = 8

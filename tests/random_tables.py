@@ -2,7 +2,7 @@
 
 import torch
 
-from mmblocks.tokens import NO_SPAN, Modality, TokenTable
+from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
 
 
 def random_table(generator: torch.Generator, *, batch: int = 3, length: int = 40, noisy: bool = False) -> TokenTable:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mmblocks
 from mmblocks import Block, EVACLIPText, TextEmbedding, TokenTable
-from mmblocks.layers.metric_path import MetricPath
+from mmblocks.layers.diffusion.metric_path import MetricPath
 from tests.encoders import test_timm_encoder
 from tests.heads import test_denoising
 from tests.test_pickling import TOWER, eva

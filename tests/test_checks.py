@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmblocks.checks import as_int64, check_finite, check_range, check_shape, is_readable
+from mmblocks.support.checks import as_int64, check_finite, check_range, check_shape, is_readable
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64])

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from mmblocks.code_ids import CodeIds, chameleon_code_ids
-from mmblocks.grid_format import EMU3
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
+from mmblocks.vocabulary.code_ids import CodeIds, chameleon_code_ids
+from mmblocks.vocabulary.grid_format import EMU3
 
 EMU3_CODES = CodeIds(sizes=(32768,), first=151854)
 LAVIT = CodeIds(sizes=(16384,), first=32002)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmblocks import Block, Decoder, LMHead, MultimodalModel, codes, image, text, vectors
-from mmblocks.masks import Dense, visible
+from mmblocks.sequence.masks import Dense, visible
 from tests.tiny import FORMAT, TOKENIZER, WIDTH, tiny_model
 
 
@@ -78,7 +78,7 @@ class PixelMeans:
         return torch.stack([pixels.mean(dim=(1, 2)).repeat(WIDTH)[:WIDTH] for pixels in images])
 
     def layout(self, height, width):
-        from mmblocks.tokens import ImageLayout
+        from mmblocks.sequence.tokens import ImageLayout
 
         return ImageLayout(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmblocks.grid_format import ANY_CODE, EMU3, EMU35, FINISHED
+from mmblocks.vocabulary.grid_format import ANY_CODE, EMU3, EMU35, FINISHED
 
 FORMATS = {"emu3": EMU3, "emu3.5": EMU35}
 

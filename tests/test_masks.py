@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from mmblocks.layers.attention import attend, interval_block_mask, interval_spans, prepare
-from mmblocks.masks import Causal, Dense, Intervals, densify, intervals, lower, visible
-from mmblocks.tokens import TokenTable
+from mmblocks.layers.attention.attend import attend, interval_block_mask, interval_spans, prepare
+from mmblocks.sequence.masks import Causal, Dense, Intervals, densify, intervals, lower, visible
+from mmblocks.sequence.tokens import TokenTable
 from tests.parity.mmgeneric_masks import order_of
 from tests.random_tables import random_table
 

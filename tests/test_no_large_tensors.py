@@ -28,9 +28,8 @@ from mmblocks import (
     TextEmbedding,
     TiedLMHead,
 )
-from mmblocks.layers.metric_path import MetricPath
+from mmblocks.layers.diffusion.metric_path import MetricPath
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_log_prob
-from mmblocks.tokenizers.bottlenecks import residual
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
@@ -40,10 +39,11 @@ from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual import quantizer as residual
+from mmblocks.tokenizers.bottlenecks.residual.finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.lookup_free import ResidualLookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer

@@ -60,9 +60,9 @@ from mmblocks import (
     image,
     text,
 )
-from mmblocks.batches import Batch, Placed
-from mmblocks.masks import Causal, Dense, Intervals, visible
-from mmblocks.pickling import weightless
+from mmblocks.sequence.batches import Batch, Placed
+from mmblocks.sequence.masks import Causal, Dense, Intervals, visible
+from mmblocks.support.pickling import weightless
 from tests import loading
 from tests.tiny import TOKENIZER
 

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from mmblocks.positions import (
+from mmblocks.sequence.positions import (
     axes_rotary_table,
     by_order,
     grid_2d,
@@ -18,7 +18,7 @@ from mmblocks.positions import (
     time_height_width,
     v2pe,
 )
-from mmblocks.tokens import NO_SPAN, Modality, TokenTable
+from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
 from tests.random_tables import random_table
 
 

@@ -4,7 +4,7 @@ from functools import wraps
 
 import pytest
 
-from mmblocks.renamed import TRANSFORMERS_CACHE, parameter_name
+from mmblocks.support.renamed import TRANSFORMERS_CACHE, parameter_name
 
 
 def old(hidden, past_key_values=None):

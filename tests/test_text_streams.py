@@ -10,11 +10,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmblocks import text_tokenizers
 from mmblocks.generation.autoregressive import Step
 from mmblocks.generation.grammar import State, TextGrammar
 from mmblocks.generation.interleaved import segments_of
-from mmblocks.text_tokenizers import ByteTokenizer, TextStream, TokenizerFile
+from mmblocks.vocabulary import text_tokenizers
+from mmblocks.vocabulary.text_tokenizers import ByteTokenizer, TextStream, TokenizerFile
 
 tokenizers = pytest.importorskip("tokenizers")
 decoders, models, pre_tokenizers, trainers = (

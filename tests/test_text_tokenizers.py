@@ -1,6 +1,6 @@
 import pytest
 
-from mmblocks.text_tokenizers import ByteTokenizer, TokenizerFile
+from mmblocks.vocabulary.text_tokenizers import ByteTokenizer, TokenizerFile
 
 
 @pytest.mark.parametrize("text", ["", "a seven", "日本語 ½", "<bos>"])

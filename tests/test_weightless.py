@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmblocks.pickling import KEPT_BYTES, weightless
+from mmblocks.support.pickling import KEPT_BYTES, weightless
 
 MEGABYTE = 2**20
 

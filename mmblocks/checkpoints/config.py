@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from mmblocks.block import Block, parameters, parts
-from mmblocks.checkpoints import inside, json_files
+from mmblocks.checkpoints.files import inside, json_files
 
 FILE = "config.json"
 CLASS = "_class_name"

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import filling, leftovers, load, locating, save, shards, tensors, upstream, write
-from mmblocks.checkpoints.locating import Place
+from mmblocks.checkpoints import filling, load, save, tensors, upstream
+from mmblocks.checkpoints.files import leftovers, shards, write
+from mmblocks.checkpoints.hub import locating
+from mmblocks.checkpoints.hub.locating import Place
 
 OWN = "mmblocks"
 """What ``to`` is for a folder as ``save_pretrained`` writes it."""

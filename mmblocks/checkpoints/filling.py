@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmblocks.checkpoints import mapped
-from mmblocks.checkpoints.difference import compare
-from mmblocks.checkpoints.files import Stored
-from mmblocks.checkpoints.layouts import converted_shapes
-from mmblocks.checkpoints.rules import Source
+from mmblocks.checkpoints.files import mapped
+from mmblocks.checkpoints.files.stored import Stored
+from mmblocks.checkpoints.layouts.difference import compare
+from mmblocks.checkpoints.layouts.layout import converted_shapes
+from mmblocks.checkpoints.layouts.rules import Source
 from mmblocks.checkpoints.tensors import Slot
 
 

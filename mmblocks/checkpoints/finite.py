@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import mapped, tensors
+from mmblocks.checkpoints import tensors
+from mmblocks.checkpoints.files import mapped
 
 SHOWN = 5
 """Names in a warning."""

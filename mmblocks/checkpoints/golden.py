@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmblocks import tokens
 from mmblocks.block import Block
-from mmblocks.checkpoints.safetensors_files import open_safetensors
+from mmblocks.checkpoints.files.safetensors_files import open_safetensors
+from mmblocks.sequence import tokens
 
 LARGEST_NUMBER = 2**20
 """Integers among the arguments of a call."""

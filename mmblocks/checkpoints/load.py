@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from mmblocks.block import Block, parts
-from mmblocks.checkpoints import config, current, filling, preprocessing, tensors
+from mmblocks.checkpoints import config, current, filling, tensors
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.finite import warn_of_not_finite
-from mmblocks.checkpoints.locating import Place
+from mmblocks.checkpoints.hub.locating import Place
+from mmblocks.checkpoints.layouts import preprocessing
+from mmblocks.checkpoints.layouts.published import build_published
 from mmblocks.checkpoints.origin import Origin
 from mmblocks.checkpoints.own import build_own
 from mmblocks.checkpoints.placement import Placement, Where
-from mmblocks.checkpoints.published import build_published
 
 LARGEST_BUFFERS = 2**33
 """Bytes of all that a constructor computes and no file holds; published models have some megabytes."""

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import checksums, classes, config, files, tensors
+from mmblocks.checkpoints import classes, config, tensors
 from mmblocks.checkpoints import origin as origins
 from mmblocks.checkpoints.building import build
+from mmblocks.checkpoints.files import checksums
+from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
-from mmblocks.checkpoints.rules import unchanged
+from mmblocks.checkpoints.layouts.rules import unchanged
 
 B = TypeVar("B", bound=Block)
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import checksums, classes, config, shards, tensors, write
+from mmblocks.checkpoints import classes, config, tensors
+from mmblocks.checkpoints.files import checksums, shards, write
 
 
 class Folder(NamedTuple):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import preprocessing, shards, tensors, write
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.rules import Source
+from mmblocks.checkpoints import tensors
+from mmblocks.checkpoints.files import shards, write
+from mmblocks.checkpoints.layouts import preprocessing
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.rules import Source
 
 
 def save(block: Block, folder: Path, name: str | None, max_shard_size: int | str) -> None:

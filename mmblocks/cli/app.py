@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmblocks.checkpoints import catalogue
+from mmblocks.checkpoints.hub import catalogue
 from mmblocks.cli import reporting
 
 OWN = "mmblocks"
@@ -60,7 +60,8 @@ def list_(pattern: Annotated[str, typer.Argument(help="Such as '*vq*'.")] = "*",
 def info(source: Source, revision: Revision = None, subfolder: Subfolder = None, as_json: Json = False) -> None:
     """What a checkpoint holds, and which Blocks read it, from its headers alone."""
     with reporting.one_sentence():
-        from mmblocks.checkpoints import config, difference
+        from mmblocks.checkpoints import config
+        from mmblocks.checkpoints.layouts import difference
         from mmblocks.cli import fitting
 
         contents = fitting.contents(source, revision, subfolder)

@@ -8,8 +8,12 @@ from torch import Tensor
 
 import mmblocks
 from mmblocks.block import Block
-from mmblocks.checkpoints import catalogue, config, files, hub, published
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints import config
+from mmblocks.checkpoints.files import stored as files
+from mmblocks.checkpoints.hub import catalogue
+from mmblocks.checkpoints.hub import repository as hub
+from mmblocks.checkpoints.layouts import published
+from mmblocks.checkpoints.layouts.layout import Layout
 
 Headers = Callable[[str | None], Mapping[str, Tensor]]
 """Gives the tensors on the meta device, for a layout's ``unwrap``."""

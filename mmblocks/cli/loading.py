@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import catalogue
+from mmblocks.checkpoints.hub import catalogue
 from mmblocks.cli import fitting
 
 

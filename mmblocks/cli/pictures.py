@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import rgb_of
+from mmblocks.layers.images.pixels import rgb_of
 
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError, EOFError)
 """What Pillow raises for files that are no images, or broken ones."""

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import checksums, leftovers, write
+from mmblocks.checkpoints.files import checksums, leftovers, write
 from mmblocks.cli import pictures, samples
 from mmblocks.cli.samples import Sample
 

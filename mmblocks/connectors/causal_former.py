@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, relu, rms_norm, scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.connectors.causal_former_layouts import CAUSAL_FORMER_LAYOUTS
 from mmblocks.connectors.grids import Grid, check_width
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
-from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.connectors.average_pool import AveragePool
 from mmblocks.connectors.grids import Grid, check_width
 

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import activation_of, published_activation, transformers_name

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
-from mmblocks.checkpoints.published_config import check_model, only, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}

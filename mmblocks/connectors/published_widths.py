@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.published_config import shown, stated, title
+from mmblocks.checkpoints.layouts.published_config import shown, stated, title
 
 _WIDTHS = {
     "clip_vision_model": 768,

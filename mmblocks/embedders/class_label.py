@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checks import check_range
+from mmblocks.support.checks import check_range
 
 
 class ClassLabelEmbedding(Block):

@@ -11,9 +11,9 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import Images, check_images, pack, sizes
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, TokenKind, VisionTokens
+from mmblocks.layers.images.image_tokens import Images, check_images, pack, sizes
+from mmblocks.sequence.tokens import ImageLayout, TokenKind, VisionTokens
+from mmblocks.support.pickling import weightless
 
 
 class EncoderEmbedder(Block):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.embedders.eve1_layout import EVE1_LAYOUTS
-from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
-from mmblocks.layers.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.layers.images.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
+from mmblocks.layers.images.resizing import Box, CanvasPlacement, on_canvas, place_on_canvas, upright_rgb, valid_cells
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 Mask = Float[Tensor, "_ _"] | Bool[Tensor, "_ _"]
 """Of a canvas: 1 where it shows its image, 0 elsewhere."""

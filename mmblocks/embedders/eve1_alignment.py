@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.embedders.eve_presets import EVE1_HARMLESS
-from mmblocks.tokens import TokenKind, VisionTokens
+from mmblocks.sequence.tokens import TokenKind, VisionTokens
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.embedders.eve_presets import EVE1_HARMLESS, eve_preprocessor
 
 _PRESET_ENTRIES = {

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model
-from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.embedders.eve_presets import EVE2_HARMLESS, eve_preprocessor
-from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
-from mmblocks.layers.resizing import fit_area, upright_rgb
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.layers.images.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, normalise, pixels_of
+from mmblocks.layers.images.resizing import fit_area, upright_rgb
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ A preset is a preprocessor_config.json with further entries. It stands in a fold
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
-from mmblocks.checkpoints.published_config import plain
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.layouts.published_config import plain
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
 
 EVE_TRAINING = (
     *("tune_mm_mlp_adapter", "tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "freeze_mm_mlp_adapter"),

@@ -14,16 +14,16 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
-from mmblocks.checkpoints.published_config import check_model, only, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
-from mmblocks.layers.pixels import normalise, pixels_of
-from mmblocks.layers.resizing import fit_within, upright_rgb
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.image_tokens import Images, check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.images.pixels import normalise, pixels_of
+from mmblocks.layers.images.resizing import fit_within, upright_rgb
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 _FILL = 1 / 255
 """Of the border that completes the last patches. Published code means white by 1, and writes it before it divides by 255."""

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.checkpoints.way_back import check_arguments
-from mmblocks.layers.grid_positions import SinCosPositions
-from mmblocks.layers.image_tokens import check_images, grid_layout, grid_of, pack, sizes
-from mmblocks.layers.pixels import normalise
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.way_back import check_arguments
+from mmblocks.layers.images.grid_positions import SinCosPositions
+from mmblocks.layers.images.image_tokens import check_images, grid_layout, grid_of, pack, sizes
+from mmblocks.layers.images.pixels import normalise
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 
 def _omnigen_config(config: Mapping[str, Any]) -> dict[str, Any]:

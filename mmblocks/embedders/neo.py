@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.image_tokens import Images, check_images, grid_layout, grid_of, pack, positions, sizes
-from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
-from mmblocks.layers.resizing import smart_resize, upright
-from mmblocks.pickling import weightless
-from mmblocks.positions import rotary_table, rotate_interleaved
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.image_tokens import Images, check_images, grid_layout, grid_of, pack, positions, sizes
+from mmblocks.layers.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, on_white, pixels_of
+from mmblocks.layers.images.resizing import smart_resize, upright
+from mmblocks.sequence.positions import rotary_table, rotate_interleaved
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

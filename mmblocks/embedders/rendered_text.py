@@ -15,11 +15,11 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import Images, check_images, grid_layout, pack, sizes
-from mmblocks.layers.pixels import normalise, on_white, pixels_of
-from mmblocks.layers.resizing import upright
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.layers.images.image_tokens import Images, check_images, grid_layout, pack, sizes
+from mmblocks.layers.images.pixels import normalise, on_white, pixels_of
+from mmblocks.layers.images.resizing import upright
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation."""

@@ -11,10 +11,10 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.image_tokens import Images, sizes
-from mmblocks.layers.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
-from mmblocks.pickling import weightless
-from mmblocks.tokens import ImageLayout, VisionTokens
+from mmblocks.layers.images.image_tokens import Images, sizes
+from mmblocks.layers.images.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
+from mmblocks.sequence.tokens import ImageLayout, VisionTokens
+from mmblocks.support.pickling import weightless
 
 
 class StructuredEmbedder(Block):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.language_models import OTHER_PARTS, WRAPPER, embedding_config
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import check_range
+from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, embedding_config
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.support.checks import check_range
 
 
 def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:

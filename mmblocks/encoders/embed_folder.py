@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.safetensors_files import open_safetensors
+from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Names of files that are taken for images end like this, in capitals too."""

@@ -14,12 +14,12 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.encoders.eva_clip_layouts import clip_layouts
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
-from mmblocks.layers.eva import rebuilt
-from mmblocks.pickling import weightless
+from mmblocks.layers.towers.eva import rebuilt
+from mmblocks.support.pickling import weightless
 
 PHOTO = ("a photo of a {}.",)
 """The plainest template of a class's description."""

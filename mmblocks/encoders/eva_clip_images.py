@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from mmblocks.checkpoints.preprocessing import (
+from mmblocks.checkpoints.layouts.preprocessing import (
     Preprocessor,
     check_processor,
     normalisation,
@@ -13,10 +13,10 @@ from mmblocks.checkpoints.preprocessing import (
     shortest_edge,
     square,
 )
-from mmblocks.checkpoints.published_config import only
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.eva_layouts import complete_tower
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
+from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
+from mmblocks.layers.towers.eva_layouts import complete_tower
 
 
 def _vision(entries: Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:

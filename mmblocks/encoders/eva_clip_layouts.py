@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
-from mmblocks.checkpoints.rules import Arguments, Side, Source
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
+from mmblocks.checkpoints.layouts.rules import Arguments, Side, Source
 from mmblocks.encoders.eva_clip_configs import AUTHORS, CONFIGS, HUB, HUB_CONFIGS, Part
 from mmblocks.encoders.eva_clip_images import CLIP_IMAGES, VISION_IMAGES
-from mmblocks.layers.eva_layouts import BESIDE_VISUAL, WRAPPERS, eva_rules, rope_tables
+from mmblocks.layers.towers.eva_layouts import BESIDE_VISUAL, WRAPPERS, eva_rules, rope_tables
 
 Rules = tuple[Rule | Split, ...]
 

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checks import check_range
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.encoders.eva_clip_layouts import text_layouts
 from mmblocks.layers.activations import ActivationLayer
-from mmblocks.pickling import weightless
+from mmblocks.support.checks import check_range
+from mmblocks.support.pickling import weightless
 
 
 class EVACLIPText(Block):

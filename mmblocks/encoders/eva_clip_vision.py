@@ -12,11 +12,11 @@ from PIL import Image as PILImage
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
-from mmblocks.layers.eva import EvaTower, eva_norm, rebuilt
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
-from mmblocks.pickling import weightless
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
+from mmblocks.layers.towers.eva import EvaTower, eva_norm, rebuilt
+from mmblocks.support.pickling import weightless
 
 
 class EVACLIPVision(Block):

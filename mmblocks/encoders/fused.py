@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels, dtype_of
+from mmblocks.layers.images.pixels import check_pixels, dtype_of
 
 Grid = tuple[int, int]
 

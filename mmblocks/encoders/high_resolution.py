@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels, dtype_of, pixels_of, widened
-from mmblocks.layers.resizing import smart_resize, upright_rgb
-from mmblocks.pickling import weightless
+from mmblocks.layers.images.pixels import check_pixels, dtype_of, pixels_of, widened
+from mmblocks.layers.images.resizing import smart_resize, upright_rgb
+from mmblocks.support.pickling import weightless
 
 
 def choose_tiles(height: int, width: int, *, tile: tuple[int, int], max_tiles: int, min_tiles: int = 1) -> tuple[int, int]:

@@ -13,13 +13,13 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only, plain, stated
-from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only, plain, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.encoders.open_clip_models import known_ways, matching_names, model_config, quick_gelu
-from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, check_pixels, check_size, check_some, normalised_for, rgb_of
-from mmblocks.pickling import weightless
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, check_pixels, check_size, check_some, normalised_for, rgb_of
+from mmblocks.layers.towers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.support.pickling import weightless
 
 _BESIDE_VISUAL = (
     *("text.*", "logit_scale", "logit_bias"),

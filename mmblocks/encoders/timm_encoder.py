@@ -12,12 +12,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only, shown, stated, title
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.foreign_towers import fill_buffers, fitting_grid
-from mmblocks.layers.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
-from mmblocks.pickling import weightless
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only, shown, stated, title
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
+from mmblocks.layers.towers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.support.pickling import weightless
 
 _CLASSIFIERS = tuple(
     f"{name}.{kind}" for name in ("head", "head.fc", "head_dist", "fc", "classifier") for kind in ("weight", "bias")

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.batches import Batch
 from mmblocks.generation.choosing import Chooser, Chosen, IdHead, LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.generation.guidance import Guidance, as_guidance
 from mmblocks.layers.categorical import DRAWABLE, Sampling
-from mmblocks.masks import Mask, MaskRule
-from mmblocks.segments import NO_ID
-from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.segments import NO_ID
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 
 
 @runtime_checkable

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.batches import Batch
 from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.layers.categorical import DRAWABLE
+from mmblocks.sequence.batches import Batch
 
 
 class Beam(NamedTuple):

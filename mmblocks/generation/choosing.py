@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import ClassifierFree, Guidance
 from mmblocks.layers.categorical import Sampling, draw
-from mmblocks.segments import NO_ID
+from mmblocks.sequence.segments import NO_ID
 
 
 @runtime_checkable

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
-from mmblocks.segments import NO_ID, Vectors
-from mmblocks.segments import vectors as as_vectors
-from mmblocks.tokens import Modality
+from mmblocks.sequence.segments import NO_ID, Vectors
+from mmblocks.sequence.segments import vectors as as_vectors
+from mmblocks.sequence.tokens import Modality
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmblocks.grid_format import ANY_CODE, FINISHED, GridFormat
-from mmblocks.segments import Codes, Vectors, codes
-from mmblocks.tokens import Modality
+from mmblocks.sequence.segments import Codes, Vectors, codes
+from mmblocks.sequence.tokens import Modality
+from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED, GridFormat
 
 IdRange = tuple[int, int]
 """Ids ``first <= id < stop``."""

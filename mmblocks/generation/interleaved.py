@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmblocks.generation.autoregressive import Step
 from mmblocks.generation.grammar import Grammar, ImageGrammar, State
-from mmblocks.segments import Codes, Text, Vectors, text
-from mmblocks.text_tokenizers import TextStream, TextTokenizer
+from mmblocks.sequence.segments import Codes, Text, Vectors, text
+from mmblocks.vocabulary.text_tokenizers import TextStream, TextTokenizer
 
 
 class Generated(NamedTuple):

@@ -20,15 +20,15 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from mmblocks.batches import Batch, Placed
 from mmblocks.generation.autoregressive import IdModel, check_prompt, id_head_of
 from mmblocks.generation.guidance import Guidance, as_guidance
-from mmblocks.grid_format import ANY_CODE, GridFormat
-from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens
-from mmblocks.masks import changes, lower
-from mmblocks.positions import sequential
-from mmblocks.segments import NO_ID
-from mmblocks.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
+from mmblocks.sequence.batches import Batch, Placed
+from mmblocks.sequence.masks import changes, lower
+from mmblocks.sequence.positions import sequential
+from mmblocks.sequence.segments import NO_ID
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable
+from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
 
 
 def copy_positions(table: TokenTable) -> Int[Tensor, "B L"]:

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.checks import check_finite
-from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.row_losses import check_draw, check_rows, weighted
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
+from mmblocks.layers.losses.row_losses import check_draw, check_rows, weighted
 from mmblocks.ops.arithmetic import lacks_arithmetic
 from mmblocks.ops.cuda_graphs import repeated
+from mmblocks.support.checks import check_finite
 
 _ROWS = 8
 """Rows from which products in float32 pay for copies of the weights, where those in half precision are emulated."""
@@ -41,8 +41,8 @@ class DenoisingHead(Block):
     Examples:
         >>> import torch
         >>> from mmblocks import DenoisingHead, DiffusersSampler
-        >>> from mmblocks.layers.adaln_mlp import AdaLNMLP
-        >>> from mmblocks.layers.noise_paths import FlowPath
+        >>> from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+        >>> from mmblocks.layers.diffusion.noise_paths import FlowPath
         >>> net = AdaLNMLP(dim=4, condition_dim=16, width=8, num_blocks=1)
         >>> sampler = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2)
         >>> head = DenoisingHead(net=net, path=FlowPath(), sampler=sampler)

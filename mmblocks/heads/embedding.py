@@ -11,9 +11,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mmblocks.block import Block
-from mmblocks.checks import check_finite, is_readable
-from mmblocks.layers.row_losses import check_rows, weighted
-from mmblocks.layers.vocabulary_losses import vocabulary_losses
+from mmblocks.layers.losses.row_losses import check_rows, weighted
+from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
+from mmblocks.support.checks import check_finite, is_readable
 
 Pooling = Literal["last", "mean", "first"]
 

@@ -12,13 +12,13 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.language_models import OTHER_PARTS, WRAPPER, head_config
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.checks import check_range
+from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, head_config
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
-from mmblocks.layers.row_losses import check_rows
-from mmblocks.layers.vocabulary_losses import vocabulary_losses
+from mmblocks.layers.losses.row_losses import check_rows
+from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
+from mmblocks.support.checks import check_range
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.heads.denoising import DenoisingHead
-from mmblocks.layers.adaln_mlp import AdaLNMLP
-from mmblocks.layers.denoising_samplers import AncestralSampler
-from mmblocks.layers.learned_variance import LearnedVariancePath
-from mmblocks.layers.noise_schedules import Spacing
+from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler
+from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
+from mmblocks.layers.diffusion.noise_schedules import Spacing
 
 _DIMS = {"mar_base": 768, "mar_large": 1024, "mar_huge": 1280}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
-from mmblocks.layers.masked_tokens import ConfidenceSampler, Masked, MaskedTokens
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, Masked, MaskedTokens
 
 
 class MaskedTokenHead(LMHead):

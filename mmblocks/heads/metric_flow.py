@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
-from mmblocks.layers.metric_path import KineticSampler, MetricPath
-from mmblocks.layers.row_losses import check_draw
+from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
+from mmblocks.layers.losses.row_losses import check_draw
 
 
 class MetricFlowHead(LMHead):

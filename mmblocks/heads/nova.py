@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.heads.denoising import DenoisingHead
-from mmblocks.layers.adaln_mlp import PatchMLP
-from mmblocks.layers.denoising_guidance import LinearGuidance
-from mmblocks.layers.denoising_samplers import DiffusersSampler
-from mmblocks.layers.noise_paths import FlowPath
+from mmblocks.layers.diffusion.adaln_mlp import PatchMLP
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
+from mmblocks.layers.diffusion.noise_paths import FlowPath
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
 from mmblocks.heads.denoising import DenoisingHead
 from mmblocks.heads.mar import adaln_mlp_rules
-from mmblocks.layers.adaln_mlp import AdaLNMLP
-from mmblocks.layers.denoising_samplers import DiffusersSampler
-from mmblocks.layers.noise_paths import DiffusionPath
+from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath
 
 _BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checks import check_finite
-from mmblocks.layers.row_losses import check_draw, weighted
+from mmblocks.layers.losses.row_losses import check_draw, weighted
+from mmblocks.support.checks import check_finite
 
 
 class OutputMapper(Block):

@@ -12,11 +12,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only, stated
-from mmblocks.checks import check_finite
-from mmblocks.layers.row_losses import check_rows, weighted
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.layers.losses.row_losses import check_rows, weighted
+from mmblocks.support.checks import check_finite
 
 _OF_EMU = ("embed_dim", "llama.*", "multimodal_cfg.*", "t5_config.*", "token_ids.*", "vision_cfg.*", "vladapter_cfg.*", "vocab")
 """Emu's other parts."""

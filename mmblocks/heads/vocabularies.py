@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.categorical import GREEDY, Sampling
-from mmblocks.layers.row_losses import check_draw, weighted
+from mmblocks.layers.losses.row_losses import check_draw, weighted
 
 
 class TiedLMHead(LMHead):

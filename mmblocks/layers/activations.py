@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, sigmoid, silu
 
-from mmblocks.checkpoints.published_config import shown, stated, title
+from mmblocks.checkpoints.layouts.published_config import shown, stated, title
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.checks import check_finite, is_readable
+from mmblocks.support.checks import check_finite, is_readable
 
 UNDRAWN = -(2**62)
 """In place of an id where none can be drawn and a look would wait for the device: no look-up takes it, nor with an offset added."""

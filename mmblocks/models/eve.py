@@ -7,26 +7,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmblocks.batches import Batch
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.checkpoints.rules import Split
-from mmblocks.checkpoints.way_back import check_arguments
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.rules import Split
+from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.compose import ModelOutput, MultimodalModel
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD
-from mmblocks.tokens import VisionTokens
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
-from mmblocks.trunks.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
 from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.llama_published import published_llama
-from mmblocks.trunks.routed_decoder import PARTS, RoutedDecoder, RouteRule
+from mmblocks.trunks.routed.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
+from mmblocks.trunks.routed.routed_decoder import PARTS, RoutedDecoder, RouteRule
 
 
 def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule, ...]:

@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.caption import CaptionEmbedding
 from mmblocks.embedders.class_label import ClassLabelEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.roles import ImageLayoutRule
-from mmblocks.segments import Piece, Vectors
-from mmblocks.text_tokenizers import TextTokenizer
-from mmblocks.tokens import Modality
+from mmblocks.sequence.segments import Piece, Vectors
+from mmblocks.sequence.tokens import Modality
 from mmblocks.trunks.llamagen import LlamaGenTrunk
+from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 PUBLISHED_SIZES = {
     "GPT-B": (768, 12, 12),

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.trunks.neo import NEOTrunk
-from mmblocks.trunks.neo_layout import NEO_HARMLESS, NEO_RULES, neo_config, published_neo
+from mmblocks.trunks.neo.layout import NEO_HARMLESS, NEO_RULES, neo_config, published_neo
+from mmblocks.trunks.neo.trunk import NEOTrunk
 
 Reduction = Literal["token", "sample", "square"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only, stated
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only, stated
 from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead

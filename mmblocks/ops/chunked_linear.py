@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmblocks.checks import is_readable
 from mmblocks.ops.arithmetic import lacks_arithmetic
+from mmblocks.support.checks import is_readable
 
 CPU_CHUNK_BYTES = 2**26
 """Of float32 logits at a time. Fewer rows read the weight too often; more gain nothing."""

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 
 _OF_AVERAGES = (
     "decay",

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.denoising_samplers import DiffusersSampler
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
 from mmblocks.pixels.conditional_unet import ConditionalUNet
 
 EMU2_SCHEDULE = {

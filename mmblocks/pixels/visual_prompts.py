@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
-from mmblocks.layers.pixels import check_pixels
+from mmblocks.layers.images.pixels import check_pixels
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom), in pixels."""

@@ -12,9 +12,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
 from mmblocks.block import Block
-from mmblocks.checks import check_shape
-from mmblocks.layers.conv import channels_first, channels_last
+from mmblocks.support.checks import check_shape
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
+from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 

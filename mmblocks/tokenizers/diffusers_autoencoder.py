@@ -11,12 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import stated
-from mmblocks.layers.pixels import check_some
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import stated
+from mmblocks.layers.images.pixels import check_some
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.scaled_latents import PerChannel, ScaledLatents, unscale
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-from mmblocks.tokens import Latents
 
 Config = Mapping[str, Any]
 """A diffusers model's own config, defaults included."""

@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import check_model, only
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.eva_layouts import eva_rules
-from mmblocks.tokenizers.tower_tokenizer import NoDecoder, TowerTokenizer
-from mmblocks.tokens import Latents
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.towers.eva import EvaTower
+from mmblocks.layers.towers.eva_layouts import eva_rules
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.towers.tower_tokenizer import NoDecoder, TowerTokenizer
 
 _NOT_HERE = "Emu2Latents has no decoder; accepted: a diffusion model that is conditioned on the latents, such as Emu2-Gen's"
 

@@ -11,15 +11,15 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
-from mmblocks.checkpoints import own_entries
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import check_model, only, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.layers.pixels import pixels_of, rgb_of
-from mmblocks.pickling import weightless
+from mmblocks.checkpoints.layouts import own_entries
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.layers.images.pixels import pixels_of, rgb_of
+from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
-from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
-from mmblocks.tokenizers.taming_layout import (
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.taming_layout import (
     TAMING_RULES,
     TRAINING_ENTRIES,
     TRAINING_MODULES,

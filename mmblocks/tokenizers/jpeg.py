@@ -17,10 +17,10 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checks import check_range
-from mmblocks.layers.pixels import check_pixels, pixels_of
-from mmblocks.pickling import weightless
-from mmblocks.tokens import Latents
+from mmblocks.layers.images.pixels import check_pixels, pixels_of
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import check_range
+from mmblocks.support.pickling import weightless
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 MAX_SIDE = 65500

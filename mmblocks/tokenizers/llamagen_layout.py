@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints import own_entries
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import check_model, only, shown, stated, title
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.tokenizers.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
+from mmblocks.checkpoints.layouts import own_entries
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import check_model, only, shown, stated, title
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.tokenizers.conv.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
 
 _MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
 _SIDES = (("encoder", "down"), ("decoder", "up"))

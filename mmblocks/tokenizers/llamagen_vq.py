@@ -10,14 +10,14 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import centre_square, pixels_of, rgb_of
-from mmblocks.pickling import weightless
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.images.pixels import centre_square, pixels_of, rgb_of
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
-from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.llamagen_layout import LLAMAGEN_LAYOUTS
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-from mmblocks.tokens import Latents
 
 
 class PlainSearchQuantizer(VectorQuantizer):

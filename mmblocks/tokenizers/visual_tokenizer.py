@@ -10,9 +10,9 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.pixels import check_pixels, denormalise, normalised_for, pixels_of
-from mmblocks.pickling import weightless
-from mmblocks.tokens import Latents
+from mmblocks.layers.images.pixels import check_pixels, denormalise, normalised_for, pixels_of
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.pickling import weightless
 
 
 class VisualTokenizer(Block):

@@ -10,11 +10,11 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.pixels import centre_square, on_white, pixels_of
-from mmblocks.pickling import weightless
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.images.pixels import centre_square, on_white, pixels_of
+from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
-from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vqgan_layout import CHAMELEON_LAYOUTS, VQGAN_LAYOUTS
 

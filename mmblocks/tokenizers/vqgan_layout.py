@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from mmblocks.checkpoints import own_entries
-from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.preprocessing import (
+from mmblocks.checkpoints.layouts import own_entries
+from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.preprocessing import (
     Preprocessor,
     check_processor,
     normalisation,
@@ -17,9 +17,9 @@ from mmblocks.checkpoints.preprocessing import (
     shortest_edge,
     square,
 )
-from mmblocks.checkpoints.published_config import check_model, only, plain, shown, stated
-from mmblocks.checkpoints.rules import Arguments
-from mmblocks.tokenizers.taming_layout import (
+from mmblocks.checkpoints.layouts.published_config import check_model, only, plain, shown, stated
+from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.tokenizers.conv.taming_layout import (
     DIFFUSERS_RULES,
     TAMING_RULES,
     TRAINING_ENTRIES,

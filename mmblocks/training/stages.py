@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.checkpoints import patterns
-from mmblocks.checkpoints.freezing import freeze
+from mmblocks.checkpoints.layouts import patterns
+from mmblocks.checkpoints.surgery.freezing import freeze
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 from mmblocks.block import Block
-from mmblocks.tokenizers.bottlenecks.all_processes import several_processes
+from mmblocks.tokenizers.bottlenecks.codebooks.all_processes import several_processes
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_state
 from mmblocks.training.adversary import Adversary

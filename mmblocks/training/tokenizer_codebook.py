@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-from mmblocks.tokens import Latents
 from mmblocks.training.image_metrics import CodeUsage
 from mmblocks.training.tokenizer_losses import check_finite
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmblocks.checkpoints import config, inside, json_files
+from mmblocks.checkpoints import config
+from mmblocks.checkpoints.files import inside, json_files
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe, check_types
 
 FILE = "trainer.json"

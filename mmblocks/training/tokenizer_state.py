@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import current, inside, write
-from mmblocks.checkpoints.safetensors_files import open_safetensors
+from mmblocks.checkpoints import current
+from mmblocks.checkpoints.files import inside, write
+from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_notes
 from mmblocks.training.adversary import Adversary

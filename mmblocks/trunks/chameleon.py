@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout, layer_norm
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.layers.attention import Prepared
-from mmblocks.positions import PositionScheme, RotaryTable
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.layers.attention.attend import Prepared
+from mmblocks.sequence.positions import PositionScheme, RotaryTable
+from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Attention, Decoder, DecoderLayer
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES, NOT_THE_TRUNK
-from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.llama_published import published_llama
 

@@ -13,12 +13,12 @@ from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.attention import Prepared, attend, prepare
-from mmblocks.layers.feed_forward import SwiGLU
-from mmblocks.layers.rotary_scaling import check_rotary_scaling, scaled_rotary_table
-from mmblocks.masks import Dense, Mask, MaskRule, densify, find_mask
-from mmblocks.positions import (
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.attention.attend import Prepared, attend, prepare
+from mmblocks.layers.attention.feed_forward import SwiGLU
+from mmblocks.layers.attention.rotary_scaling import check_rotary_scaling, scaled_rotary_table
+from mmblocks.sequence.masks import Dense, Mask, MaskRule, densify, find_mask
+from mmblocks.sequence.positions import (
     PositionScheme,
     RotaryTable,
     mrope,
@@ -26,10 +26,10 @@ from mmblocks.positions import (
     sections_rotary_table,
     sequential,
 )
-from mmblocks.tokens import TokenTable
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.kv_cache import KVCache
 
 _NO_HOOKS = TrunkHooks()
 

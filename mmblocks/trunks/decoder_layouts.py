@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.trunks.derived_tables import inverse_frequencies
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config, qwen2_config
 

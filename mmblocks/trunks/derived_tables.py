@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts import Derived
-from mmblocks.checkpoints.rules import Arguments
+from mmblocks.checkpoints.layouts.layout import Derived
+from mmblocks.checkpoints.layouts.rules import Arguments
 
 
 def inverse_frequencies(name: str) -> Derived:

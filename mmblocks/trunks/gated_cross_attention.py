@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checks import is_readable
-from mmblocks.layers.attention import Hook, changed
-from mmblocks.layers.gated_cross_attention import GatedCrossAttention, ReadableImages
-from mmblocks.masks import Mask, MaskRule, changes
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.layers.attention.attend import Hook, changed
+from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention, ReadableImages
+from mmblocks.sequence.masks import Mask, MaskRule, changes
+from mmblocks.sequence.tokens import Modality, TokenTable
+from mmblocks.support.checks import is_readable
+from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.kv_cache import KVCache
 
 
 def images_before(table: TokenTable) -> Int[Tensor, "B T"]:

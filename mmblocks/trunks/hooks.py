@@ -13,9 +13,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.layers.attention import Hook, Observed, Prepared, changed
-from mmblocks.masks import Mask, MaskRule
-from mmblocks.tokens import TokenTable
+from mmblocks.layers.attention.attend import Hook, Observed, Prepared, changed
+from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.tokens import TokenTable
 
 
 @dataclass(frozen=True)

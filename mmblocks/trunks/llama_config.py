@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.published_config import check_model, only, plain, shown, stated, title
-from mmblocks.layers.rotary_scaling import yarn_growth
+from mmblocks.checkpoints.layouts.published_config import check_model, only, plain, shown, stated, title
+from mmblocks.layers.attention.rotary_scaling import yarn_growth
 
 LLAMA_HARMLESS = (
     "vocab_size",  # of the embedding and the head, as is the next

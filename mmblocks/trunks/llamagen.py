@@ -10,12 +10,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.attention import Prepared, attend
-from mmblocks.positions import RotaryTable, grid_2d, rotary_table, rotate_interleaved
-from mmblocks.tokens import NO_SPAN, TokenTable
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.attention.attend import Prepared, attend
+from mmblocks.sequence.positions import RotaryTable, grid_2d, rotary_table, rotate_interleaved
+from mmblocks.sequence.tokens import NO_SPAN, TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Decoder, DecoderLayer
-from mmblocks.trunks.kv_cache import KVCache
 
 
 def grid_rotary(table: TokenTable, head_dim: int, theta: float) -> RotaryTable:

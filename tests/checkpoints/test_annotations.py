@@ -13,7 +13,7 @@ from torch import nn
 from mmblocks import Decoder
 from mmblocks.block import Block
 from mmblocks.checkpoints import annotations
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 T = TypeVar("T")
 NUMBERS = [float("inf"), float("nan")]

@@ -17,8 +17,8 @@ from torch import nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints import building, load  # noqa: F401  load: its own libraries are opened before anybody looks
-from mmblocks.checkpoints.files import open_own, open_published
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.files.stored import open_own, open_published
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 REPOSITORY = Path(__file__).parents[2]
 MOST_MEMORY = 200 * 2**20

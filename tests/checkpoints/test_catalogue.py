@@ -3,8 +3,8 @@
 import pytest
 
 import mmblocks
-from mmblocks.checkpoints import catalogue
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.hub import catalogue
+from mmblocks.checkpoints.layouts.layout import Layout
 
 ENTRIES = mmblocks.list_pretrained()
 

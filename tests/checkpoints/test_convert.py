@@ -13,7 +13,7 @@ from torch import nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.convert import convert
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -206,7 +206,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 class Large(Block):
     layouts = (Layout(name="large", rules=(Rule("model.*", "layers.*"),), config=lambda published: {"num_layers": 24}),)

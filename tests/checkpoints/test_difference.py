@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmblocks.checkpoints.difference import Difference, compare, group
+from mmblocks.checkpoints.layouts.difference import Difference, compare, group
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks import Block, EVE2PatchEmbedding, IndexBackpropagation
-from mmblocks.checkpoints import checksums, finite, mapped
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule
+from mmblocks.checkpoints import finite
+from mmblocks.checkpoints.files import checksums, mapped
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 
 

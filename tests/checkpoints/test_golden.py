@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.files import choose
+from mmblocks.checkpoints.files.stored import choose
 from mmblocks.checkpoints.golden import compare_golden, write_golden
-from mmblocks.tokens import Latents, TokenTable
+from mmblocks.sequence.tokens import Latents, TokenTable
 
 
 class Coder(Block):

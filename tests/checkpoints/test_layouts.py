@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule, Split
-from mmblocks.checkpoints.published_config import check_model
-from mmblocks.checkpoints.transforms import Transform, transforms
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
+from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.transforms import Transform, transforms
 
 
 class Layer(nn.Module):

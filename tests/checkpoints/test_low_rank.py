@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mmblocks import Decoder, LMHead, ModalityLoRADecoder, MultimodalModel, RoutedDecoder, TextEmbedding, TokenTable
-from mmblocks.checkpoints.freezing import freeze
-from mmblocks.checkpoints.low_rank import attach_lora, load_lora, lora_names, merge_lora, save_lora
-from mmblocks.checkpoints.surgery import check_unchanged
-from mmblocks.tokens import Modality
+from mmblocks.checkpoints.surgery.freezing import freeze
+from mmblocks.checkpoints.surgery.graft import check_unchanged
+from mmblocks.checkpoints.surgery.low_rank import attach_lora, load_lora, lora_names, merge_lora, save_lora
+from mmblocks.sequence.tokens import Modality
 
 peft = pytest.importorskip("peft")
 

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.preprocessing import FILE, Preprocessor, count, normalisation, published_normalisation, shortest_edge
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.preprocessing import (
+    FILE,
+    Preprocessor,
+    count,
+    normalisation,
+    published_normalisation,
+    shortest_edge,
+)
+from mmblocks.checkpoints.layouts.published_config import only
 
 STATED = (ValueError, TypeError, OSError)
 

@@ -10,7 +10,7 @@ from torch import nn
 from mmblocks import ConvDecoder, ConvEncoder, MultimodalModel, VectorQuantizer, VisualTokenizer, image, text
 from mmblocks.block import Block
 from mmblocks.checkpoints import placement
-from mmblocks.checkpoints.layouts import Layout, Rule, Split
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from tests.tiny import TOKENIZER, tiny_model
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import preprocessing
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.preprocessing import (
+from mmblocks.checkpoints.layouts import preprocessing
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.preprocessing import (
     Preprocessor,
     check_normalisation,
     normalisation,
@@ -19,7 +19,7 @@ from mmblocks.checkpoints.preprocessing import (
     shortest_edge,
     square,
 )
-from mmblocks.checkpoints.published_config import PublishedConfig, only
+from mmblocks.checkpoints.layouts.published_config import PublishedConfig, only
 
 
 def _read(entries, arguments):

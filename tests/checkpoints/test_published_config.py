@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmblocks import Block
-from mmblocks.checkpoints.harmless import is_harmless
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import PublishedConfig, check_model, only, plain
+from mmblocks.checkpoints.layouts.harmless import is_harmless
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import PublishedConfig, check_model, only, plain
 
 CONFIG = {"dim": 2, "inner": {"act": "silu", "eps": 1e-5}, "parts": [{"size": 3}, 4], "nothing": None, "list": [1, 2]}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TokenTable
-from mmblocks.checkpoints.freezing import freeze, trainable_parts
-from mmblocks.checkpoints.surgery import (
+from mmblocks.checkpoints.surgery.freezing import freeze, trainable_parts
+from mmblocks.checkpoints.surgery.graft import (
     add_part,
     check_unchanged,
     extend_vocabulary,
@@ -15,7 +15,7 @@ from mmblocks.checkpoints.surgery import (
     replace,
     untie,
 )
-from mmblocks.layers.feed_forward import SwiGLU
+from mmblocks.layers.attention.feed_forward import SwiGLU
 from mmblocks.models.neo import NEO
 
 WIDTH = 16

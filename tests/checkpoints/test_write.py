@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.checkpoints import leftovers, write
+from mmblocks.checkpoints.files import leftovers, write
 
 REPOSITORY = Path(__file__).parents[2]
 

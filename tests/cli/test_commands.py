@@ -17,12 +17,12 @@ import mmblocks
 from mmblocks.block import Block
 from mmblocks.checkpoints import finite
 from mmblocks.checkpoints.golden import write_golden
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.cli import app as commands
 from mmblocks.cli import fitting
 from mmblocks.encoders.embed_folder import read_embeddings
-from mmblocks.layers.pixels import pixels_of
-from mmblocks.tokens import Latents
+from mmblocks.layers.images.pixels import pixels_of
+from mmblocks.sequence.tokens import Latents
 
 
 class Greyscale(Block):

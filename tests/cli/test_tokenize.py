@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from mmblocks.block import Block
 from mmblocks.cli import app as commands
 from mmblocks.cli import samples
-from mmblocks.layers.pixels import pixels_of
-from mmblocks.tokens import Latents
+from mmblocks.layers.images.pixels import pixels_of
+from mmblocks.sequence.tokens import Latents
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -224,8 +224,8 @@ from PIL import Image
 from torch import nn
 from mmblocks.block import Block
 from mmblocks.cli.token_shards import tokenize
-from mmblocks.layers.pixels import pixels_of
-from mmblocks.tokens import Latents
+from mmblocks.layers.images.pixels import pixels_of
+from mmblocks.sequence.tokens import Latents
 from tests.killed import contents, kill_at_random_steps
 
 class Shifted(Block):

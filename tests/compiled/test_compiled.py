@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable, codes, image, text
-from mmblocks.masks import lower
+from mmblocks.sequence.masks import lower
 from tests.tiny import FORMAT, TOKENIZER, tiny_model
 
 pytestmark = pytest.mark.unchecked

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmblocks import Block
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.connectors.causal_former import CausalFormer
 from mmblocks.connectors.emu2 import Emu2DownProjection, Emu2UpProjection
 from mmblocks.connectors.mlp import MLPProjector

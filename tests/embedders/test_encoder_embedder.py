@@ -11,9 +11,9 @@ from mmblocks.connectors.chain import ConnectorChain
 from mmblocks.connectors.mlp import MLPProjector
 from mmblocks.connectors.pixel_shuffle import PixelShuffle
 from mmblocks.embedders.encoder_embedder import EncoderEmbedder
-from mmblocks.layers.pixels import pixels_of
+from mmblocks.layers.images.pixels import pixels_of
 from mmblocks.roles import Embedder
-from mmblocks.tokens import TokenKind
+from mmblocks.sequence.tokens import TokenKind
 
 
 class Patches(Block):

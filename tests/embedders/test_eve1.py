@@ -7,8 +7,8 @@ from PIL import Image
 from mmblocks import Block
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
-from mmblocks.layers.resizing import valid_cells
-from mmblocks.tokens import TokenKind, VisionTokens
+from mmblocks.layers.images.resizing import valid_cells
+from mmblocks.sequence.tokens import TokenKind, VisionTokens
 
 SIZES = [(4, 4), (8, 4), (4, 12), (20, 8), (8, 4)]
 

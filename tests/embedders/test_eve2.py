@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from mmblocks import EVE2PatchEmbedding
-from mmblocks.tokens import TokenKind
+from mmblocks.sequence.tokens import TokenKind
 
 
 def stem() -> EVE2PatchEmbedding:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmblocks import Block
 from mmblocks.embedders.fuyu import FuyuPatchEmbedding
-from mmblocks.tokens import TokenKind
+from mmblocks.sequence.tokens import TokenKind
 
 SIZES = [(4, 4), (8, 4), (4, 12), (20, 8), (8, 4)]
 

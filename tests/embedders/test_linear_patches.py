@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from mmblocks import Block
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
-from mmblocks.layers.grid_positions import LearnedPositions, SinCosPositions
-from mmblocks.tokens import TokenKind
+from mmblocks.layers.images.grid_positions import LearnedPositions, SinCosPositions
+from mmblocks.sequence.tokens import TokenKind
 
 SIZES = [(4, 4), (8, 4), (4, 12), (20, 8), (8, 4)]
 HALF = (0.5, 0.5, 0.5)

@@ -7,8 +7,8 @@ from torch.nn.functional import gelu
 
 from mmblocks import Block
 from mmblocks.embedders.neo import NEOPatchEmbedding
-from mmblocks.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from mmblocks.tokens import TokenKind
+from mmblocks.layers.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from mmblocks.sequence.tokens import TokenKind
 
 SIZES = [(4, 4), (8, 4), (4, 12), (20, 8), (8, 4)]
 

@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 
 from mmblocks import Block, TextEmbedding
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.fuyu import FuyuPatchEmbedding
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.embedders.neo import NEOPatchEmbedding
-from mmblocks.layers.attention_projection import AttentionProjection
-from mmblocks.layers.gated_cross_attention import GatedCrossAttention
-from mmblocks.layers.grid_positions import SinCosPositions
+from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention
+from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.layers.soft_codes import SoftCodeEmbedding
+from mmblocks.tokenizers.towers.attention_projection import AttentionProjection
 from tests.written_back import check_written_back
 
 EVE1 = {"dim": 12, "hidden_dim": 16, "patch_size": 4, "image_size": 32, "teacher_image_size": 16, "teacher_patch_size": 4}

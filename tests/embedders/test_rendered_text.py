@@ -6,7 +6,7 @@ from PIL import Image
 
 from mmblocks import Block
 from mmblocks.embedders.rendered_text import RenderedTextEmbedding
-from mmblocks.layers.pixels import image_of
+from mmblocks.layers.images.pixels import image_of
 
 TEXTS = ["A cat", "", "The quick brown fox jumps over the lazy dog.", "i"]
 

@@ -7,9 +7,9 @@ from mmblocks import Block
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.embedders.structured import StructuredEmbedder
-from mmblocks.layers.image_tokens import grid_layout
-from mmblocks.layers.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, with_structure
-from mmblocks.tokens import ImageLayout, TokenKind
+from mmblocks.layers.images.image_tokens import grid_layout
+from mmblocks.layers.images.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, with_structure
+from mmblocks.sequence.tokens import ImageLayout, TokenKind
 
 SIZES = [(4, 6), (2, 2), (6, 4), (2, 8)]
 

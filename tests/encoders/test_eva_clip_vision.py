@@ -5,8 +5,8 @@ from torchvision import transforms
 
 from mmblocks import Block
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
-from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, normalise
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, normalise
+from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.roles import Encoder
 
 SIZES = {"image_size": (28, 42), "patch_size": 14, "dim": 24, "num_layers": 2, "num_heads": 2, "mlp_dim": 37}

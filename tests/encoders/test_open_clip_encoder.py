@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from mmblocks import Block
 from mmblocks.cli import fitting
 from mmblocks.encoders.open_clip_encoder import OpenClipEncoder
-from mmblocks.layers.pixels import normalise
+from mmblocks.layers.images.pixels import normalise
 from mmblocks.roles import Encoder
 
 TINY = {"embed_dim": 12, "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}}

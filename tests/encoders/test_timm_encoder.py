@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from mmblocks import Block
 from mmblocks.encoders.timm_encoder import TimmEncoder
-from mmblocks.layers.pixels import normalise
+from mmblocks.layers.images.pixels import normalise
 from mmblocks.roles import Encoder
 
 NAMES = {

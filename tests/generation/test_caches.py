@@ -21,10 +21,10 @@ from mmblocks import (
 )
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.ops import cuda_graphs
-from mmblocks.trunks import static_cache
-from mmblocks.trunks.kv_cache import cache_bytes
-from mmblocks.trunks.static_cache import StaticCache
-from mmblocks.trunks.windowed_cache import WindowedCache
+from mmblocks.trunks.caches import static_cache
+from mmblocks.trunks.caches.kv_cache import cache_bytes
+from mmblocks.trunks.caches.static_cache import StaticCache
+from mmblocks.trunks.caches.windowed_cache import WindowedCache
 from tests.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 PROMPTS = [[text("what is it? ")], [text("a")]]

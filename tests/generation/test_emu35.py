@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mmblocks import Sampling
-from mmblocks.generation.emu3 import Emu35PublishedGrammar, emu35_published_guidance
-from mmblocks.generation.emu3_prompts import EMU35_TASKS, EMU35_UNCONDITIONAL, emu35_template, fill_template, read_document, spell
 from mmblocks.generation.guidance import ClassifierFree, ThreeWay
-from mmblocks.grid_format import EMU35, GridFormat
 from mmblocks.layers.categorical import truncate
+from mmblocks.models.emu3.prompts import EMU35_TASKS, EMU35_UNCONDITIONAL, emu35_template, fill_template, read_document, spell
+from mmblocks.models.emu3.published_rules import Emu35PublishedGrammar, emu35_published_guidance
+from mmblocks.vocabulary.grid_format import EMU35, GridFormat
 
 ROW, BEGIN, IMAGE, END, FIRST, VOCABULARY = 30, 31, 32, 33, 34, 60
 ZERO, TIMES = 15, 9

@@ -9,7 +9,7 @@ from mmblocks import GREEDY, GridGrammar, Sampling, TextGrammar, codes, image, t
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.grammar import State
 from mmblocks.generation.guidance import classifier_free
-from mmblocks.segments import Codes, Text
+from mmblocks.sequence.segments import Codes, Text
 from tests.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 

@@ -10,10 +10,10 @@ from mmblocks import EMU3, EMU35, GREEDY, GridFormat, GridGrammar, TextGrammar, 
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.continuous import VectorBlock, VectorGrammar
-from mmblocks.generation.emu3 import Emu3PrefixGrammar, Emu35PublishedGrammar
-from mmblocks.generation.emu3_prompts import fill_template, read_document, spell, token_id, token_name
 from mmblocks.generation.interleaved import segments_of
-from mmblocks.grid_format import chameleon_format, raster_format
+from mmblocks.models.emu3.prompts import fill_template, read_document, spell, token_id, token_name
+from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar
+from mmblocks.vocabulary.grid_format import chameleon_format, raster_format
 from tests.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 

@@ -5,10 +5,10 @@ import torch
 
 from mmblocks import GREEDY, CaptionEmbedding, ClassLabelEmbedding, GridGrammar, LlamaGen, LlamaGenT2I, TokenTable
 from mmblocks.generation.guidance import ClassifierFree
-from mmblocks.grid_format import raster_format
-from mmblocks.masks import visible
 from mmblocks.models.llamagen import caption, label
-from mmblocks.segments import codes
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.segments import codes
+from mmblocks.vocabulary.grid_format import raster_format
 
 SIZES = {"vocab_size": 11, "dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 24}
 FORMAT = raster_format(2, 3, 11)

@@ -5,11 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from mmblocks import ClassifierFree, GridFormat, codes, text
-from mmblocks.batches import Batch
 from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
-from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens
-from mmblocks.masks import visible
-from mmblocks.positions import sequential
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.positions import sequential
 from tests.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 MASK = TOKENIZER["<eos>"]

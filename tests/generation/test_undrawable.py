@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from mmblocks import GREEDY, Sampling, TextGrammar, checks, text
+from mmblocks import GREEDY, Sampling, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.guidance import ClassifierFree, MutualInformation, ThreeWay, VisualContrastive
 from mmblocks.heads.embedding import MatchingHead
 from mmblocks.heads.vocabularies import MultiTokenHead
 from mmblocks.layers import categorical
-from mmblocks.layers.masked_tokens import ConfidenceSampler
-from mmblocks.layers.metric_path import KineticSampler, MetricPath
-from mmblocks.trunks.var import VAR
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
+from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
+from mmblocks.models.var.transformer import VAR
+from mmblocks.support import checks
 from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
 
 MESSAGE = "the logits of .* hold NaN or|the logits of .* are all minus infinity"

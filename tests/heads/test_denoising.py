@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mmblocks import Block, DenoisingHead, MARDiffusionHead, NOVAFlowHead, OrthusDiffusionHead
-from mmblocks.layers.adaln_mlp import AdaLNMLP, TokenDenoiser
-from mmblocks.layers.denoising_guidance import LinearGuidance
-from mmblocks.layers.denoising_samplers import AncestralSampler, DiffusersSampler, TokenSampler
-from mmblocks.layers.noise_paths import DiffusionPath, FlowPath, NoisePath
+from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP, TokenDenoiser
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance
+from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler, DiffusersSampler, TokenSampler
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath, FlowPath, NoisePath
 from mmblocks.ops import arithmetic
 
 DIM = 10

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmblocks import Block, MaskedTokenHead, MetricFlowHead
-from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens, masked_share
-from mmblocks.layers.metric_path import KineticSampler, MetricPath
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens, masked_share
+from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
 
 
 def masked() -> MaskedTokenHead:

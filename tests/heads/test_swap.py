@@ -26,11 +26,11 @@ from mmblocks import (
     text,
     vectors,
 )
-from mmblocks.layers.metric_path import MetricPath
-from mmblocks.segments import Text
-from mmblocks.trunks.mixture_of_experts import MoEDecoder
-from mmblocks.trunks.modality_lora import ModalityLoRADecoder
-from mmblocks.trunks.omnigen import Phi3Decoder
+from mmblocks.layers.diffusion.metric_path import MetricPath
+from mmblocks.models.omnigen.trunk import Phi3Decoder
+from mmblocks.sequence.segments import Text
+from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
+from mmblocks.trunks.routed.modality_lora import ModalityLoRADecoder
 from tests.heads.test_denoising import flow, mar, nova, orthus, stirred
 
 DIM, VOCABULARY = 10, 13

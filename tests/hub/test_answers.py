@@ -15,10 +15,11 @@ from packaging import version
 from safetensors.torch import save
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import answers, inside
-from mmblocks.checkpoints import hub as hubs
-from mmblocks.checkpoints.answers import LARGEST_LISTING
-from mmblocks.checkpoints.safetensors_files import LARGEST_HEADER
+from mmblocks.checkpoints.files import inside
+from mmblocks.checkpoints.files.safetensors_files import LARGEST_HEADER
+from mmblocks.checkpoints.hub import answers
+from mmblocks.checkpoints.hub import repository as hubs
+from mmblocks.checkpoints.hub.answers import LARGEST_LISTING
 
 # huggingface_hub's own use of its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

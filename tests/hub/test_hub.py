@@ -11,8 +11,8 @@ from server import Hub, Running
 from torch import nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import catalogue
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.hub import catalogue
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 
 class Stem(Block):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.golden import write_golden
-from mmblocks.checkpoints.layouts import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.cli import app as commands
 from mmblocks.cli import fitting
 

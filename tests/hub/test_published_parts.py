@@ -10,7 +10,7 @@ from safetensors.torch import save
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.encoders.open_clip_encoder import OpenClipEncoder
-from mmblocks.tokenizers.emu3_vq import Emu3VQ
+from mmblocks.tokenizers.emu3.tokenizer import Emu3VQ
 
 # huggingface_hub's own use of its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmblocks.layers.attention_projection import AttentionProjection
+from mmblocks.tokenizers.towers.attention_projection import AttentionProjection
 
 
 @pytest.mark.parametrize(("in_dim", "out_dim", "num_heads"), [(32, 8, 4), (32, 8, 2), (8, 32, 4), (8, 8, 2)])

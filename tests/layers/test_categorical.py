@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from mmblocks import checks
 from mmblocks.layers import categorical
 from mmblocks.layers.categorical import GREEDY, UNDRAWN, Sampling, draw, keep_top_k, keep_top_p, truncate
+from mmblocks.support import checks
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -3,9 +3,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from mmblocks import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.eva_layouts import eva_rules, eva_tower_arguments
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.towers.eva import EvaTower
+from mmblocks.layers.towers.eva_layouts import eva_rules, eva_tower_arguments
 
 KINDS = {
     "g": {},

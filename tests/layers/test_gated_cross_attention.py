@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import gelu, layer_norm
 
 from mmblocks import Block
-from mmblocks.layers.gated_cross_attention import GatedCrossAttention
+from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention
 
 
 def opened(**options) -> GatedCrossAttention:

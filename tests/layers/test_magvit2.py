@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from mmblocks.layers.magvit2 import CausalConvolution, DepthToSpace, FlatConvolution, StatisticsNorm
+from mmblocks.tokenizers.conv.magvit2 import CausalConvolution, DepthToSpace, FlatConvolution, StatisticsNorm
 
 
 def values(*shape: int) -> torch.Tensor:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmblocks.layers.denoising_samplers import AncestralSampler
-from mmblocks.layers.learned_variance import LearnedVariancePath
-from mmblocks.layers.noise_paths import DiffusionPath, FlowPath
-from mmblocks.layers.noise_schedules import spaced_steps
+from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler
+from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath, FlowPath
+from mmblocks.layers.diffusion.noise_schedules import spaced_steps
 
 
 def test_orthus_schedule_is_that_of_diffusers() -> None:

@@ -7,7 +7,15 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, centre_square, dtype_of, normalised_for, pixels_of, torchvision_square
+from mmblocks.layers.images.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    centre_square,
+    dtype_of,
+    normalised_for,
+    pixels_of,
+    torchvision_square,
+)
 
 RESAMPLING = Image.Resampling
 NAMES = {RESAMPLING.BILINEAR: "bilinear", RESAMPLING.BICUBIC: "bicubic", RESAMPLING.LANCZOS: "lanczos"}

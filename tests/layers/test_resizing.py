@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.layers.resizing import fit_area, fit_within, on_canvas, place_on_canvas, smart_resize, upright_rgb, valid_cells
+from mmblocks.layers.images.resizing import fit_area, fit_within, on_canvas, place_on_canvas, smart_resize, upright_rgb, valid_cells
 
 NEO = {"multiple": 32, "min_pixels": 65536, "max_pixels": 4194304}
 SIZES = [(1, 1), (1, 200), (200, 1), (17, 3400), (480, 640), (1080, 1920), (4000, 3000), (333, 777), (10000, 51)]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mmblocks.layers.rotary_scaling import check_rotary_scaling, scale_rotary, scaled_rotary_table
-from mmblocks.positions import rotary_table
+from mmblocks.layers.attention.rotary_scaling import check_rotary_scaling, scale_rotary, scaled_rotary_table
+from mmblocks.sequence.positions import rotary_table
 
 
 def test_linear_scaling_divides_positions() -> None:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.layers.siglip import SiglipVision, siglip_rules, siglip_sizes
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.towers.siglip import SiglipVision, siglip_rules, siglip_sizes
 
 
 def test_equals_transformers() -> None:

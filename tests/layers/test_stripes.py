@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmblocks.layers.stripes import set_memory_budget
-from mmblocks.tokenizers.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.stripes import set_memory_budget
 
 NETWORK = {"channels": 32, "multipliers": (1, 2, 1), "num_blocks": 1, "attention_levels": (2,), "latent_channels": 4}
 

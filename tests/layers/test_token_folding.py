@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.layers.token_folding import TokenShuffle, TokenUnshuffle, fold, folding
-from mmblocks.layers.token_reduction import spread
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.layers.reduction.token_folding import TokenShuffle, TokenUnshuffle, fold, folding
+from mmblocks.layers.reduction.token_reduction import spread
+from mmblocks.sequence.tokens import Modality, TokenTable
 
 
 def rows(sizes=((4, 6), (2, 4)), text: int = 2) -> TokenTable:

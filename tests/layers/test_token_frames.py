@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmblocks.layers.token_frames import merge_still, pool_frames
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.layers.reduction.token_frames import merge_still, pool_frames
+from mmblocks.sequence.tokens import Modality, TokenTable
 
 
 def clip(frames: int = 4, places: int = 3, text: int = 2) -> TokenTable:

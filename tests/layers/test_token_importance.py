@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks.layers.token_importance import (
+from mmblocks.layers.reduction.token_importance import (
     asking_tokens,
     attention_received,
     chosen,
@@ -12,8 +12,8 @@ from mmblocks.layers.token_importance import (
     prunable,
     similarity_received,
 )
-from mmblocks.masks import visible
-from mmblocks.tokens import NO_HEAD, Modality, TokenTable
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.tokens import NO_HEAD, Modality, TokenTable
 
 
 def rows(batch: int = 2, before: int = 2, image: int = 9, after: int = 3) -> TokenTable:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmblocks.layers.token_importance import keep_most, prunable
-from mmblocks.layers.token_merging import density_peaks, merge_clusters, merge_dropped, merge_pairs
-from mmblocks.layers.token_reduction import drop_tokens, merge_tokens, moved, spread
-from mmblocks.tokens import TokenTable
+from mmblocks.layers.reduction.token_importance import keep_most, prunable
+from mmblocks.layers.reduction.token_merging import density_peaks, merge_clusters, merge_dropped, merge_pairs
+from mmblocks.layers.reduction.token_reduction import drop_tokens, merge_tokens, moved, spread
+from mmblocks.sequence.tokens import TokenTable
 from tests.layers.test_token_importance import rows
 from tests.random_tables import random_table
 

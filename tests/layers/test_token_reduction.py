@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmblocks.layers.token_reduction import attention_importance, drop_tokens, falling_rate, keep_important, merge_similar
-from mmblocks.tokens import NO_HEAD, PADDING, TokenTable
+from mmblocks.layers.reduction.token_reduction import attention_importance, drop_tokens, falling_rate, keep_important, merge_similar
+from mmblocks.sequence.tokens import NO_HEAD, PADDING, TokenTable
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 16])

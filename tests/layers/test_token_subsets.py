@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmblocks import Block, MaskedTokenHead
-from mmblocks.layers.token_subsets import TokenSubsets
+from mmblocks.layers.reduction.token_subsets import TokenSubsets
 
 MODALITY = torch.tensor([[0] * 12 + [1] * 20 + [2] * 4 + [-1] * 4, [0] * 30 + [2] * 10])
 

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from mmblocks import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I, RoutedDecoder, TokenTable
 from mmblocks.block import Block
+from mmblocks.models.acdit.model import ACDiT
+from mmblocks.models.mar.model import MAR
 from mmblocks.models.neo import NEO
-from mmblocks.models.omnigen import OmniGen
+from mmblocks.models.omnigen.model import OmniGen
 from mmblocks.models.orthus import Orthus
-from mmblocks.trunks.acdit import ACDiT
+from mmblocks.models.var.transformer import VAR
 from mmblocks.trunks.chameleon import ChameleonTrunk
-from mmblocks.trunks.mar import MAR
-from mmblocks.trunks.neo import NEOTrunk
-from mmblocks.trunks.var import VAR
+from mmblocks.trunks.neo.trunk import NEOTrunk
 
 LLAMA: dict[str, Any] = {
     "dim": 16,

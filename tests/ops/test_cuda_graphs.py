@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.layers.adaln_mlp import AdaLNMLP
+from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
 from mmblocks.ops import cuda_graphs
 from mmblocks.ops.cuda_graphs import repeated, replaying, which
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmblocks.layers.attention import interval_block_mask
-from mmblocks.masks import Intervals
+from mmblocks.layers.attention.attend import interval_block_mask
 from mmblocks.ops.group_norm_silu import group_norm_silu
 from mmblocks.ops.lfq_entropy import lfq_entropy
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_and_choices, linear_log_prob
 from mmblocks.ops.linear_sigmoid_loss import linear_sigmoid_loss
 from mmblocks.ops.nearest_code import code_stats, nearest_code
 from mmblocks.ops.routed_linear import group_rows, routed_linear
+from mmblocks.sequence.masks import Intervals
 
 ROWS, DIM, MANY = 37, 8, 300
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import group_norm, silu
 
-from mmblocks.layers.conv import GroupNorm, SpatialNorm, norm_silu
 from mmblocks.ops.group_norm_silu import group_norm_silu
+from mmblocks.tokenizers.conv.blocks import GroupNorm, SpatialNorm, norm_silu
 
 
 def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

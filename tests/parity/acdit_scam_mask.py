@@ -4,8 +4,8 @@ import warnings
 
 import torch
 
-from mmblocks.masks import visible
-from mmblocks.trunks.acdit import ACDiT
+from mmblocks.models.acdit.model import ACDiT
+from mmblocks.sequence.masks import visible
 from tests.parity.cases import Case
 
 MANIFESTS = {"acdit_h_img": [(ACDiT, "acdit")], "acdit_xl_img": [(ACDiT, "acdit")]}

@@ -1,6 +1,6 @@
 """AIM's merging of tokens, step after step."""
 
-from mmblocks.layers.token_reduction import merge_similar
+from mmblocks.layers.reduction.token_reduction import merge_similar
 from tests.parity.cases import Case
 
 

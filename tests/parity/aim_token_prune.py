@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks.layers.token_reduction import attention_importance, falling_rate, keep_important
+from mmblocks.layers.reduction.token_reduction import attention_importance, falling_rate, keep_important
 from tests.parity.cases import Case
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from mmblocks import Decoder, LMHead, RegressionHead, TextEmbedding, TokenTable
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.connectors.causal_former import CausalFormer
-from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.eva_layouts import eva_rules, eva_tower_arguments
-from mmblocks.tokens import PADDING
+from mmblocks.layers.towers.eva import EvaTower
+from mmblocks.layers.towers.eva_layouts import eva_rules, eva_tower_arguments
+from mmblocks.sequence.tokens import PADDING
 from tests.parity.cases import Case
 
 MANIFESTS = {name: [(RegressionHead, "emu")] for name in ("emu1_pretrain_multimodal_encoder",)}

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from mmblocks import IBQ
-from mmblocks.layers.conv import channels_first
+from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case
 
 MANIFESTS = {"emu35_vision_tokenizer": [(IBQ, "ibq")]}

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mmblocks import Decoder, Emu3, LMHead, TextEmbedding, TokenTable
-from mmblocks.layers.rotary_scaling import scale_rotary
-from mmblocks.positions import PositionScheme
-from mmblocks.tokens import PADDING
+from mmblocks.layers.attention.rotary_scaling import scale_rotary
+from mmblocks.sequence.positions import PositionScheme
+from mmblocks.sequence.tokens import PADDING
 from tests.parity.cases import Case
 
 MANIFESTS = {

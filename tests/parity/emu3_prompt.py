@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmblocks import EMU3, EMU35, IBQ, Emu3VQ, GridFormat, Sampling, text
-from mmblocks.batches import Batch, BatchBuilder
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling, Scores
-from mmblocks.generation.emu3 import Emu3PrefixGrammar, Emu35PublishedGrammar, emu35_published_guidance
-from mmblocks.generation.emu3_prompts import (
+from mmblocks.generation.guidance import Guidance, classifier_free
+from mmblocks.layers.categorical import GREEDY, truncate
+from mmblocks.layers.images.pixels import image_of, normalise
+from mmblocks.models.emu3.prompts import (
     EMU3_GENERATION,
     EMU3_UNDERSTANDING,
     EMU35_SIZES,
@@ -28,11 +29,10 @@ from mmblocks.generation.emu3_prompts import (
     spell,
     token_name,
 )
-from mmblocks.generation.guidance import Guidance, classifier_free
-from mmblocks.grid_format import ANY_CODE, FINISHED
-from mmblocks.layers.categorical import GREEDY, truncate
-from mmblocks.layers.pixels import image_of, normalise
-from mmblocks.tokens import PADDING, TokenTable
+from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar, emu35_published_guidance
+from mmblocks.sequence.batches import Batch, BatchBuilder
+from mmblocks.sequence.tokens import PADDING, TokenTable
+from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED
 from tests.parity.cases import Case
 
 TINY = {"channels": 32, "num_blocks": 1, "num_codes": 8, "code_dim": 4}

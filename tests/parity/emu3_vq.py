@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmblocks.tokenizers.emu3_vq import Emu3VQ
+from mmblocks.tokenizers.emu3.tokenizer import Emu3VQ
 from tests.parity.cases import Case
 
 MANIFESTS = {"emu3_vision_tokenizer": [(Emu3VQ, "emu3")]}

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
-from mmblocks.layers.eva import EvaTower
+from mmblocks.layers.towers.eva import EvaTower
 from tests.parity.cases import Case
 
 EVA = [

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
-from mmblocks.layers.image_tokens import grid_layout
-from mmblocks.layers.resizing import valid_cells
-from mmblocks.tokens import TokenKind, VisionTokens
+from mmblocks.layers.images.image_tokens import grid_layout
+from mmblocks.layers.images.resizing import valid_cells
+from mmblocks.sequence.tokens import TokenKind, VisionTokens
 from tests.parity.cases import Case
 
 MANIFESTS = {"eve_7b_v1_train_pal": [(EVE1PatchAlignment, "eve1")]}

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
-from mmblocks.layers.pixels import normalise
-from mmblocks.tokens import TokenKind
+from mmblocks.layers.images.pixels import normalise
+from mmblocks.sequence.tokens import TokenKind
 from tests.parity.cases import Case
 
 MANIFESTS = {

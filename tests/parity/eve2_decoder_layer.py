@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks import RoutedDecoder, TokenTable
-from mmblocks.masks import Dense
-from mmblocks.trunks.routed_decoder import text_when_alone
+from mmblocks.sequence.masks import Dense
+from mmblocks.trunks.routed.routed_decoder import text_when_alone
 from tests.parity.cases import Case
 
 PREFIX = "model.layers.0."

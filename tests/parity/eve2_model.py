@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from mmblocks import EVE2, EVE2PatchEmbedding, LMHead, RoutedDecoder, TokenTable, image, text
-from mmblocks.batches import Batch
-from mmblocks.layers.pixels import CLIP_MEAN, CLIP_STD, denormalise
-from mmblocks.segments import Segment
-from mmblocks.tokens import Modality
+from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, denormalise
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.segments import Segment
+from mmblocks.sequence.tokens import Modality
 from tests.parity.cases import Case
 
 MANIFESTS = {"eve_7b_hd_v2": [(EVE2, "eve2"), (RoutedDecoder, "eve2"), (EVE2PatchEmbedding, "eve2"), (LMHead, "llama")]}

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from mmblocks import EVE2PatchEmbedding
-from mmblocks.layers.pixels import denormalise, normalise
+from mmblocks.layers.images.pixels import denormalise, normalise
 from tests.parity.cases import Case
 
 MANIFESTS = {"eve_7b_hd_v2": [(EVE2PatchEmbedding, "eve2")]}

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mmblocks.heads.nova import NOVAFlowHead
-from mmblocks.layers.row_losses import weighted_mean
+from mmblocks.layers.losses.row_losses import weighted_mean
 from tests.parity.cases import Case
 
 ARGUMENTS = ("cond_dim", "depth", "embed_dim", "image_dim", "patch_size", "renorm", "shift", "steps", "trunc")

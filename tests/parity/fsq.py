@@ -8,9 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_scales import ResidualScales
+from mmblocks.tokenizers.bottlenecks.residual.finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.lookup_free import ResidualLookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.scales import ResidualScales
 from tests.parity.cases import AnyBlock, Case, ramp_mean
 from tests.parity.vq import channels_last, check_outputs, inverse_temperature, tokens
 

@@ -1,7 +1,7 @@
 """Index backpropagation, the bottleneck of IBQ and of Emu3.5's tokenizer."""
 
 from mmblocks import IBQ, IndexBackpropagation
-from mmblocks.layers.conv import channels_first, channels_last
+from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {"ibq_imagenet_16384": [(IBQ, "ibq")], "ibq_pretrain_262144": [(IBQ, "ibq")]}

@@ -5,8 +5,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from mmblocks.tokenizers.lavit import LaVITTokenizer, language_ids
-from mmblocks.tokens import PADDING
+from mmblocks.sequence.tokens import PADDING
+from mmblocks.tokenizers.lavit.tokenizer import LaVITTokenizer, language_ids
 from tests.parity.cases import Case, ramp_mean
 from tests.parity.seed_tokenizer import GivenFeatures, check_gradients, nearest
 

@@ -9,11 +9,11 @@ from mmblocks import GridGrammar, LlamaGenVQ, Sampling, TokenTable
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import Scores
 from mmblocks.generation.guidance import ClassifierFree
-from mmblocks.grid_format import raster_format
 from mmblocks.layers.categorical import truncate
-from mmblocks.layers.conv import channels_first
 from mmblocks.models.llamagen import Condition, LlamaGen, LlamaGenT2I, caption, label
+from mmblocks.tokenizers.conv.blocks import channels_first
 from mmblocks.trunks.llamagen import grid_rotary
+from mmblocks.vocabulary.grid_format import raster_format
 from tests.parity.cases import Case
 
 MANIFESTS = {

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from mmblocks.heads.mar import MARDiffusionHead
-from mmblocks.layers.denoising_samplers import AncestralSampler
-from mmblocks.layers.learned_variance import LearnedVariancePath
-from mmblocks.layers.noise_paths import DiffusionPath
-from mmblocks.layers.row_losses import weighted_mean
+from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler
+from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath
+from mmblocks.layers.losses.row_losses import weighted_mean
 from tests.parity.cases import Case
 from tests.parity.mar_trunk import run_trunk
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from mmblocks.heads.mar import MARDiffusionHead
-from mmblocks.layers.conv import channels_first, channels_last
-from mmblocks.layers.row_losses import weighted_mean
-from mmblocks.trunks.mar import MAR
-from mmblocks.trunks.mar_masks import mask_counts
+from mmblocks.layers.losses.row_losses import weighted_mean
+from mmblocks.models.mar.masks import mask_counts
+from mmblocks.models.mar.model import MAR
+from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from tests.parity.cases import Case
 
 MANIFESTS = {f"mar_{size}_full": [(MAR, "mar"), (MARDiffusionHead, "mar")] for size in ("base", "large", "huge")}

@@ -2,7 +2,7 @@
 
 import torch
 
-from mmblocks.layers.metric_path import KineticSampler, MetricPath
+from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
 from tests.parity.cases import Case
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmblocks.tokenizers.ming_tok import MingTok
+from mmblocks.tokenizers.ming_tok.tokenizer import MingTok
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {"mingtok": [(MingTok, "mingtok")]}

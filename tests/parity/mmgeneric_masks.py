@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mmblocks import TokenTable
-from mmblocks.masks import densify, lower, visible
-from mmblocks.positions import by_order
+from mmblocks.sequence.masks import densify, lower, visible
+from mmblocks.sequence.positions import by_order
 from tests.parity.cases import Case
 
 

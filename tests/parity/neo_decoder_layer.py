@@ -2,9 +2,9 @@
 
 import torch
 
-from mmblocks.masks import visible
-from mmblocks.positions import time_height_width
-from mmblocks.trunks.neo import NEOTrunk
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.positions import time_height_width
+from mmblocks.trunks.neo.trunk import NEOTrunk
 from tests.parity.cases import Case
 from tests.parity.neo_model import table_of
 

@@ -3,8 +3,8 @@
 import torch
 
 from mmblocks import Decoder, LMHead, TextEmbedding
-from mmblocks.trunks.neo import NEOTrunk
-from mmblocks.trunks.neo_init import neo_from_qwen3
+from mmblocks.trunks.neo.init import neo_from_qwen3
+from mmblocks.trunks.neo.trunk import NEOTrunk
 from tests.parity.cases import Case
 
 

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mmblocks import LMHead, TextEmbedding
-from mmblocks.masks import changes
 from mmblocks.models.neo import NEO
-from mmblocks.positions import time_height_width
-from mmblocks.tokens import NO_SPAN, Modality, TokenTable
-from mmblocks.trunks.neo import NEOTrunk
+from mmblocks.sequence.masks import changes
+from mmblocks.sequence.positions import time_height_width
+from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
+from mmblocks.trunks.neo.trunk import NEOTrunk
 from tests.parity.cases import Case
 
 MANIFESTS = {

@@ -2,10 +2,10 @@
 
 import torch
 
-from mmblocks.masks import visible
 from mmblocks.models.neo import NEO, loss_weights
-from mmblocks.positions import time_height_width
-from mmblocks.tokens import NO_SPAN
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.positions import time_height_width
+from mmblocks.sequence.tokens import NO_SPAN
 from tests.parity.cases import Case
 from tests.parity.neo_model import BEGIN, IMAGE, embeds_of, table_of
 

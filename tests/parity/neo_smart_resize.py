@@ -2,7 +2,7 @@
 
 import torch
 
-from mmblocks.layers.resizing import smart_resize
+from mmblocks.layers.images.resizing import smart_resize
 from tests.parity.cases import Case
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.masks import visible
-from mmblocks.models.omnigen import OmniGen
-from mmblocks.positions import sequential
-from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
+from mmblocks.models.omnigen.model import OmniGen
+from mmblocks.models.omnigen.prompt import join, output_table, prompt_rows
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.positions import sequential
 from tests.parity.cases import Case
 
 MANIFESTS = {"omnigen_v1": [(OmniGen, "omnigen")], "omnigen_v1_diffusers": [(OmniGen, "omnigen-diffusers")]}

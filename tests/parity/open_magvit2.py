@@ -1,7 +1,7 @@
 """Open-MAGVIT2's tokenizers for images and clips."""
 
-from mmblocks.tokenizers.open_magvit2 import OpenMAGVIT2
-from mmblocks.tokenizers.open_magvit2_video import OpenMAGVIT2Video
+from mmblocks.tokenizers.open_magvit2.tokenizer import OpenMAGVIT2
+from mmblocks.tokenizers.open_magvit2.video import OpenMAGVIT2Video
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmblocks import TokenTable
 from mmblocks.models.orthus import Orthus
+from mmblocks.sequence.tokens import PADDING
 from mmblocks.tokenizers.vqgan import ChameleonVQ
-from mmblocks.tokens import PADDING
 from tests.parity.cases import Case
 
 

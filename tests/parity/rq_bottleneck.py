@@ -2,7 +2,7 @@
 
 import torch
 
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.rq import RQBottleneck
 from tests.parity.cases import Case, ramp_mean
 
 

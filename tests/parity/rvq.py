@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
 from tests.parity.cases import Case, ramp_mean
 from tests.parity.fsq import dropout_seed, run_residual
 from tests.parity.vq import channels_last, tokens

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mmblocks import Block
-from mmblocks.tokenizers.seed import SEEDTokenizer
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.towers.seed import SEEDTokenizer
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {

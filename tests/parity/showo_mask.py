@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mmblocks import TokenTable
-from mmblocks.layers.denoising_guidance import LinearGuidance
-from mmblocks.layers.masked_tokens import ConfidenceSampler, MaskedTokens, masked_share
-from mmblocks.masks import visible
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens, masked_share
+from mmblocks.sequence.masks import visible
 from tests.parity.cases import Case
 
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmblocks import Block
-from mmblocks.checkpoints.harmless import is_harmless
-from mmblocks.checkpoints.layouts import Layout
+from mmblocks.checkpoints.layouts.harmless import is_harmless
+from mmblocks.checkpoints.layouts.layout import Layout
 from tests.parity.test_manifests import CASES, manifests
 
 __all__ = ["manifests"]  # a fixture

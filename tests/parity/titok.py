@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmblocks import Latents
 from mmblocks.tokenizers.bottlenecks.gaussian import divergence
-from mmblocks.tokenizers.titok import OneDimensionalTokenizer, OneStageTiTok, TATiTok, TiTok
-from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok
+from mmblocks.tokenizers.titok.first_stage import FirstStageTiTok
+from mmblocks.tokenizers.titok.tokenizer import OneDimensionalTokenizer, OneStageTiTok, TATiTok, TiTok
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mmblocks.layers.attention_projection import AttentionProjection
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
+from mmblocks.tokenizers.towers.attention_projection import AttentionProjection
 from tests.parity.cases import Case, ramp_mean
 
 

@@ -3,8 +3,8 @@
 import torch
 
 from mmblocks import TokenTable
-from mmblocks.positions import rotary_table, v2pe
-from mmblocks.tokens import NO_SPAN
+from mmblocks.sequence.positions import rotary_table, v2pe
+from mmblocks.sequence.tokens import NO_SPAN
 from tests.parity.cases import Case
 
 IMAGE_CONTEXT = 2

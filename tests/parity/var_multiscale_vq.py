@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from mmblocks.layers.categorical import Sampling, truncate
-from mmblocks.layers.conv import channels_first, channels_last
-from mmblocks.masks import visible
+from mmblocks.models.var.transformer import VAR
+from mmblocks.sequence.masks import visible
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
-from mmblocks.tokenizers.var_vq import VARVQ
-from mmblocks.trunks.var import VAR
+from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
+from mmblocks.tokenizers.var.tokenizer import VARVQ
 from tests.parity.cases import Case
 
 MANIFESTS = {

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mmblocks import Block
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
-from mmblocks.tokens import Latents
 from tests.parity.cases import Case, ramp_mean
 
 LAYOUT = "vector_quantize_pytorch"

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mmblocks import VQGAN, VisualTokenizer
-from mmblocks.layers.conv import channels_first
+from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case, ramp_mean
 
 MANIFESTS = {"vqgan_imagenet_f16_1024": [(VQGAN, "taming")]}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import ImageFilter
 
-from mmblocks.layers.pixels import image_of, pixels_of
+from mmblocks.layers.images.pixels import image_of, pixels_of
 from mmblocks.pixels.visual_prompts import (
     blur_reverse_mask,
     box_of,

@@ -9,8 +9,8 @@ from transformers import ChameleonConfig, JanusConfig
 
 import mmblocks
 from mmblocks import Block
-from mmblocks.tokenizers.lavit_decoder import LaVITDecoder
-from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN
+from mmblocks.tokenizers.lavit.decoder import LaVITDecoder
+from mmblocks.tokenizers.titok.maskgit_vqgan import MaskGITVQGAN
 
 
 def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmblocks import Block
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.scaled_latents import ScaledLatents
 from mmblocks.tokenizers.diffusers_autoencoder import KINDS, DiffusersAutoencoder
-from mmblocks.tokens import Latents
 
 LEVELS = {"block_out_channels": [8, 8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2}
 WAN = {"base_dim": 3, "z_dim": 2, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}

@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from mmblocks import Block
-from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
-from mmblocks.tokenizers.dualtoken import DualToken
+from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.towers.dualtoken import DualToken
 
 
 def tokenizer(**options) -> DualToken:

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from mmblocks import Block
-from mmblocks.layers.eva import EvaTower
+from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.tokenizers.emu2_latents import Emu2Latents, average_squares
 
 

@@ -6,10 +6,10 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmblocks import Block
-from mmblocks.layers.pixels import normalise
-from mmblocks.layers.stripes import set_memory_budget
-from mmblocks.tokenizers import emu3_autoencoder
-from mmblocks.tokenizers.emu3_vq import Emu3VQ
+from mmblocks.layers.images.pixels import normalise
+from mmblocks.tokenizers.conv.stripes import set_memory_budget
+from mmblocks.tokenizers.emu3 import autoencoder as emu3_autoencoder
+from mmblocks.tokenizers.emu3.tokenizer import Emu3VQ
 
 CONFIG = {
     "num_codes": 64,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmblocks import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ, VisualTokenizer
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
 from tests.tokenizers import (
     test_conv_vq,
     test_diffusers_autoencoder,

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from mmblocks import Block
-from mmblocks.layers.pixels import pixels_of
+from mmblocks.layers.images.pixels import pixels_of
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.jpeg import JPEGTokenizer
-from mmblocks.tokens import Latents
 
 OPTIONS = [
     {},

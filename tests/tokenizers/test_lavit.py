@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.layers.eva import EvaTower
-from mmblocks.tokenizers.lavit import LaVITTokenizer, language_ids
-from mmblocks.tokenizers.lavit_decoder import LaVITDecoder
-from mmblocks.tokens import PADDING
+from mmblocks.layers.towers.eva import EvaTower
+from mmblocks.sequence.tokens import PADDING
+from mmblocks.tokenizers.lavit.decoder import LaVITDecoder
+from mmblocks.tokenizers.lavit.tokenizer import LaVITTokenizer, language_ids
 
 SIZE = (28, 42)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN, OutputShortcutBlock
+from mmblocks.tokenizers.titok.maskgit_vqgan import MaskGITVQGAN, OutputShortcutBlock
 
 
 def tokenizer() -> MaskGITVQGAN:

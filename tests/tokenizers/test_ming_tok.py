@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from mmblocks import Block, Latents
-from mmblocks.tokenizers.ming_tok import MingTok
-from mmblocks.tokenizers.ming_tok_vit import MingTokEncoder
+from mmblocks.tokenizers.ming_tok.tokenizer import MingTok
+from mmblocks.tokenizers.ming_tok.vit import MingTokEncoder
 
 
 def tokenizer() -> MingTok:

@@ -4,7 +4,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mmblocks import Block
-from mmblocks.tokenizers.open_magvit2 import OpenMAGVIT2
+from mmblocks.tokenizers.open_magvit2.tokenizer import OpenMAGVIT2
 
 TINY = {"bits": (6,), "channels": 32, "multipliers": (1, 2), "num_blocks": 1}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.tokenizers.open_magvit2_video import OpenMAGVIT2Video
+from mmblocks.tokenizers.open_magvit2.video import OpenMAGVIT2Video
 
 
 def tokenizer() -> OpenMAGVIT2Video:

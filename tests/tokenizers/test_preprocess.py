@@ -10,7 +10,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 import mmblocks
-from mmblocks.tokenizers.tower_tokenizer import TowerTokenizer
+from mmblocks.tokenizers.towers.tower_tokenizer import TowerTokenizer
 
 NAMES = ("IBQ", "LlamaGenVQ", "MingTok", "DualToken", "TiTok", "UniTok", "VARVQ", "Emu3VQ", "TATok")
 CLASSES = {"TowerTokenizer": TowerTokenizer, **{name: getattr(mmblocks, name) for name in NAMES}}

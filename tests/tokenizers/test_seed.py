@@ -4,9 +4,9 @@ from PIL import Image
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from mmblocks import Block
-from mmblocks.layers.eva import EvaTower
-from mmblocks.layers.qformer import QFormer
-from mmblocks.tokenizers.seed import SEEDTokenizer
+from mmblocks.layers.attention.qformer import QFormer
+from mmblocks.layers.towers.eva import EvaTower
+from mmblocks.tokenizers.towers.seed import SEEDTokenizer
 
 SIZE = (28, 42)
 BLIP2_NAMES = {

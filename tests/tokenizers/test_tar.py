@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from mmblocks import Block
-from mmblocks.tokenizers.tar import TATok
+from mmblocks.tokenizers.towers.tar import TATok
 
 
 def tokenizer(**options) -> TATok:

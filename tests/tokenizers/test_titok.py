@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from mmblocks import Block
-from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN
-from mmblocks.tokenizers.titok import OneStageTiTok, TATiTok, TiTok
-from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok
+from mmblocks.tokenizers.titok.first_stage import FirstStageTiTok
+from mmblocks.tokenizers.titok.maskgit_vqgan import MaskGITVQGAN
+from mmblocks.tokenizers.titok.tokenizer import OneStageTiTok, TATiTok, TiTok
 
 SIZES = {
     "image_size": 16,

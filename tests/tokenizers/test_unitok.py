@@ -7,8 +7,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg, VitConvCfg
 
 from mmblocks import Block
-from mmblocks.tokenizers.unitok import UniTok
-from mmblocks.tokenizers.vitamin import ViTaminEncoder
+from mmblocks.tokenizers.towers.unitok import UniTok
+from mmblocks.tokenizers.towers.vitamin import ViTaminEncoder
 
 
 def tokenizer(**options) -> UniTok:

@@ -7,9 +7,9 @@ import torch
 
 import mmblocks
 from mmblocks import Block
-from mmblocks.tokenizers.lavit_decoder import LaVITDecoder
-from mmblocks.tokenizers.maskgit_vqgan import MaskGITVQGAN
-from mmblocks.tokenizers.titok_first_stage import FirstStageTiTok
+from mmblocks.tokenizers.lavit.decoder import LaVITDecoder
+from mmblocks.tokenizers.titok.first_stage import FirstStageTiTok
+from mmblocks.tokenizers.titok.maskgit_vqgan import MaskGITVQGAN
 
 NETWORK = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1}
 VQ = {**NETWORK, "latent_channels": 8, "code_dim": 4, "num_codes": 16}

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from mmblocks import Block
-from mmblocks.tokenizers.var_vq import VARVQ
+from mmblocks.tokenizers.var.tokenizer import VARVQ
 
 
 def tokenizer() -> VARVQ:

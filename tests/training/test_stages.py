@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmblocks import EVE1, EVE2, image, text
-from mmblocks.checkpoints.freezing import trainable_parts
+from mmblocks.checkpoints.surgery.freezing import trainable_parts
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.training.stages import EVE1_STAGES, EVE2_STAGES, TrainingStage
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from mmblocks import Block, ConvVQ
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.conv_vq import StridedDecoder, StridedEncoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-from mmblocks.tokens import Latents
 from mmblocks.training.adversarial import PatchDiscriminator
 from mmblocks.training.tokenizer import TokenizerTrainer
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe

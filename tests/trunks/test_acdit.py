@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from mmblocks.masks import visible
-from mmblocks.trunks.acdit import ACDiT
-from mmblocks.trunks.acdit_positions import block_order
+from mmblocks.models.acdit.model import ACDiT
+from mmblocks.models.acdit.positions import block_order
+from mmblocks.sequence.masks import visible
 from mmblocks.trunks.hooks import TrunkHooks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' schedulers

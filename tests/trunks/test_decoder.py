@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mmblocks.masks import Causal, Dense, visible
-from mmblocks.positions import v2pe
-from mmblocks.tokens import TokenTable
+from mmblocks.sequence.masks import Causal, Dense, visible
+from mmblocks.sequence.positions import v2pe
+from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.decoder import Decoder
 from tests.random_tables import random_table
 

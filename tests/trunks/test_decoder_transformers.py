@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmblocks import Decoder, LMHead, TokenTable
-from mmblocks.positions import mrope
+from mmblocks.sequence.positions import mrope
 from mmblocks.trunks.chameleon import ChameleonTrunk
 from mmblocks.trunks.decoder_layouts import qwen2_config
 

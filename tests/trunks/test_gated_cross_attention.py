@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from mmblocks import GREEDY, Block, Decoder, GatedCrossAttentionDecoder, RoutedDecoder, TextGrammar, text
-from mmblocks.checkpoints.freezing import freeze
+from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.generation.autoregressive import generate_ids
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.sequence.tokens import Modality, TokenTable
+from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.gated_cross_attention import ImageCache, images_before
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.static_cache import StaticCache
 from tests.tiny import TOKENIZER, VOCABULARY, tiny_model
 
 WIDTH, CONTEXT = 32, 6

@@ -6,13 +6,13 @@ from einops import rearrange
 
 from mmblocks import GREEDY, ChameleonTrunk, Decoder, MultimodalModel, NEOTrunk, RoutedDecoder, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.models.omnigen.trunk import Phi3Decoder
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.caches.static_cache import StaticCache
+from mmblocks.trunks.caches.windowed_cache import WindowedCache
 from mmblocks.trunks.hooks import HookedTrunk, TrunkHooks
-from mmblocks.trunks.kv_cache import KVCache
 from mmblocks.trunks.llamagen import LlamaGenTrunk
-from mmblocks.trunks.mixture_of_experts import MoEDecoder
-from mmblocks.trunks.omnigen import Phi3Decoder
-from mmblocks.trunks.static_cache import StaticCache
-from mmblocks.trunks.windowed_cache import WindowedCache
+from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
 from tests.random_tables import random_table
 from tests.tiny import TOKENIZER, VOCABULARY, tiny_model
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mmblocks import Block, Decoder, RoutedDecoder
-from mmblocks.layers.denoising_samplers import AncestralSampler, DiffusersSampler
-from mmblocks.layers.learned_variance import LearnedVariancePath
-from mmblocks.layers.noise_paths import DiffusionPath
-from mmblocks.trunks.joint_denoiser import JointDenoiser
+from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler, DiffusersSampler
+from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath
+from mmblocks.models.joint_denoiser import JointDenoiser
 
 SHAPES = {"image": (2, 3, 4), "caption": (3, 2)}
 TRUNK = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 24}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.trunks.mar import MAR
-from mmblocks.trunks.mar_masks import draw_mask, draw_orders, mask_counts, mask_of
+from mmblocks.models.mar.masks import draw_mask, draw_orders, mask_counts, mask_of
+from mmblocks.models.mar.model import MAR
 
 
 def tiny(**options) -> MAR:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import silu
 
 from mmblocks import Decoder, MoEDecoder, TokenTable
-from mmblocks.trunks.mixture_of_experts import MixtureOfExperts, load_balance
+from mmblocks.trunks.routed.mixture_of_experts import MixtureOfExperts, load_balance
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.trunks.lora_maps import GatedLoRA, ModalityLoRA
-from mmblocks.trunks.modality_lora import ModalityLoRADecoder, SlideLoRADecoder
+from mmblocks.trunks.routed.lora_maps import GatedLoRA, ModalityLoRA
+from mmblocks.trunks.routed.modality_lora import ModalityLoRADecoder, SlideLoRADecoder
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48, "qk_norm": True, "qkv_bias": True}
@@ -57,7 +57,7 @@ def test_text_alone_stays_bit_for_bit_whatever_the_additions_learn() -> None:
 
 def test_one_map_against_the_formula() -> None:
     from mmblocks.ops.routed_linear import group_rows
-    from mmblocks.trunks.routed_layers import RoutedLinear
+    from mmblocks.trunks.routed.routed_layers import RoutedLinear
 
     base = RoutedLinear(6, 5, experts=("text",))
     lora = trained(ModalityLoRA(base, 6, 5, experts=("text", "vision"), adapted=("vision",), rank=2, alpha=6.0, dropout=0.0))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import linear, rms_norm, silu
 
 from mmblocks import LMHead, RoutedDecoder, TextEmbedding, TokenTable
-from mmblocks.tokens import Modality
+from mmblocks.sequence.tokens import Modality
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, INNER, LAYERS, IDS = 6, 2, 8, 40, 56, 2, 11
 LLM = {

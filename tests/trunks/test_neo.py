@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.tokens import Modality
-from mmblocks.trunks.neo import NEOTrunk
-from mmblocks.trunks.neo_init import neo_from_qwen3
-from mmblocks.trunks.static_cache import StaticCache
+from mmblocks.sequence.tokens import Modality
+from mmblocks.trunks.caches.static_cache import StaticCache
+from mmblocks.trunks.neo.init import neo_from_qwen3
+from mmblocks.trunks.neo.trunk import NEOTrunk
 from tests.random_tables import random_table
 
 WIDTH = 32

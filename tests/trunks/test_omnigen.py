@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from mmblocks.block import parameters
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
-from mmblocks.layers.grid_positions import SinCosPositions
-from mmblocks.masks import visible
-from mmblocks.models.omnigen import OmniGen
-from mmblocks.tokens import TokenTable
-from mmblocks.trunks.omnigen import Phi3Decoder
-from mmblocks.trunks.omnigen_prompt import join, output_table, prompt_rows
-from mmblocks.trunks.phi3_config import phi3_config
+from mmblocks.layers.images.grid_positions import SinCosPositions
+from mmblocks.models.omnigen.model import OmniGen
+from mmblocks.models.omnigen.phi3_config import phi3_config
+from mmblocks.models.omnigen.prompt import join, output_table, prompt_rows
+from mmblocks.models.omnigen.trunk import Phi3Decoder
+from mmblocks.sequence.masks import visible
+from mmblocks.sequence.tokens import TokenTable
 
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
 TEXT = torch.tensor([1, 7, 3])

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from mmblocks import GREEDY, Block, TextGrammar, image, text
-from mmblocks.layers.attention import prepare
+from mmblocks.layers.attention.attend import prepare
 from mmblocks.layers.flop_count import count_flops
-from mmblocks.layers.token_importance import prunable
-from mmblocks.masks import Dense, lower, visible
-from mmblocks.tokens import Modality, TokenTable
+from mmblocks.layers.reduction.token_importance import prunable
+from mmblocks.sequence.masks import Dense, lower, visible
+from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.pruned import PrunedDecoder
+from mmblocks.trunks.pruned.decoder import PrunedDecoder
 from tests.random_tables import random_table
 from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
 from tests.tiny import WIDTH as TINY_WIDTH

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmblocks import Decoder, MoEDecoder, RoutedDecoder, TokenTable
-from mmblocks.trunks.routed_decoder import PARTS, by_modality, text_when_alone
+from mmblocks.trunks.routed.routed_decoder import PARTS, by_modality, text_when_alone
 from tests.random_tables import random_table
 
 WIDTH = 32
@@ -82,7 +82,7 @@ def dense_and_mix(trunk: RoutedDecoder, x: torch.Tensor, table: TokenTable) -> t
     from einops import rearrange
     from torch.nn.functional import scaled_dot_product_attention, silu
 
-    from mmblocks.positions import rotate_half_split
+    from mmblocks.sequence.positions import rotate_half_split
 
     layer, vision = trunk.layers[0], (table.modality == 1)[..., None].float()
     rotary = trunk._rotary(table, table.shape[1])

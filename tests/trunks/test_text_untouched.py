@@ -14,7 +14,7 @@ from mmblocks import (
     image,
     text,
 )
-from mmblocks.checkpoints.surgery import add_part
+from mmblocks.checkpoints.surgery.graft import add_part
 from mmblocks.generation.autoregressive import generate_ids
 from tests.tiny import TOKENIZER, VOCABULARY, WIDTH, tiny_model
 

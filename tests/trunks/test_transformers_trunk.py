@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
-from mmblocks.masks import Dense, visible
+from mmblocks.sequence.masks import Dense, visible
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.transformers_trunk import TransformersTrunk
+from mmblocks.trunks.transformers.trunk import TransformersTrunk
 from tests.random_tables import random_table
 
 transformers = pytest.importorskip("transformers")

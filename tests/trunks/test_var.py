@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from mmblocks.layers.categorical import Sampling
-from mmblocks.models.var import VARImageModel
-from mmblocks.tokenizers.var_vq import VARVQ
-from mmblocks.trunks.var import VAR
+from mmblocks.models.var.model import VARImageModel
+from mmblocks.models.var.transformer import VAR
+from mmblocks.tokenizers.var.tokenizer import VARVQ
 
 SCALES = (1, (2, 1), (4, 2))
 

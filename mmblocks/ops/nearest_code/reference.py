@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmblocks.checks import is_readable
+from mmblocks.support.checks import is_readable
 
 CPU_TILE = (512, 16384)
 """Vectors and codes of a tile: 32 MiB of distances. The codes are a multiple of ``GROUP``. Smaller tiles suit the caches of one

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mmblocks.checks import check_range
+from mmblocks.support.checks import check_range
 
 NO_WEIGHT = -1
 """In place of a weight's number, for a group that has none."""

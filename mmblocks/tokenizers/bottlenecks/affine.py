@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
 
 
 class AffineBottleneck(Block):

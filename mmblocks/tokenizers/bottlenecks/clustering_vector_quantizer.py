@@ -11,11 +11,17 @@ from torch import Tensor, distributed
 from torch.nn.functional import normalize
 
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.all_processes import gather_equal, nan_if_any_is, num_of_each, several_processes, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import check_in_all, wrong_width
-from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.all_processes import (
+    gather_equal,
+    nan_if_any_is,
+    num_of_each,
+    several_processes,
+    sum_of_all,
+)
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check_in_all, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.running_averages import RunningAverages, finite_or_warned
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
-from mmblocks.tokens import Latents
 
 
 class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):

@@ -11,8 +11,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, check_in_all, wrong_width
 
 
 class DualBottleneck(Block):

@@ -11,16 +11,16 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.ops.nearest_code import code_stats
-from mmblocks.tokenizers.bottlenecks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook, check_in_all, wrong_width
-from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
-from mmblocks.tokenizers.bottlenecks.losses import squared_distance
-from mmblocks.tokenizers.bottlenecks.options import check_plain
-from mmblocks.tokenizers.bottlenecks.running_averages import RunningAverages, finite_or_warned
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.all_processes import from_first, num_of_each, rows_of_all, sum_of_all
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import Codebook, check_in_all, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import squared_distance
+from mmblocks.tokenizers.bottlenecks.codebooks.options import check_plain
+from mmblocks.tokenizers.bottlenecks.codebooks.running_averages import RunningAverages, finite_or_warned
 
 _HARMLESS = (
     "accept_3d_fmap",

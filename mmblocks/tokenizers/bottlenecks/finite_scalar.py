@@ -14,14 +14,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import as_int64, check_range
-from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
-from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.options import check_plain
-from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
-from mmblocks.tokens import Latents
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.options import check_plain
+from mmblocks.tokenizers.bottlenecks.codebooks.soft_choices import mixtures, soft_choices
 
 _HARMLESS = (
     "allowed_dtypes",

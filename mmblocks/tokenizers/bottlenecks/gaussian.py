@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
 
 
 class DiagonalGaussian(Block):

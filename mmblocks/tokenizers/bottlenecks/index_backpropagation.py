@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook
-from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.losses import entropies, squared_distance
-from mmblocks.tokens import Latents
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.codebooks.estimators import in_evaluation
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import entropies, squared_distance
 
 _HARMLESS = (
     "batch_maximization_weight",

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.checks import as_int64, check_range
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.ops.lfq_entropy import Floor, lfq_entropy
-from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
-from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
-from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation, pass_gradients
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.losses import squared_distance
-from mmblocks.tokenizers.bottlenecks.options import bits_of, check_plain, published_temperature, temperature_of
-from mmblocks.tokenizers.bottlenecks.soft_choices import mixtures, soft_choices
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.estimators import in_evaluation, pass_gradients
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import squared_distance
+from mmblocks.tokenizers.bottlenecks.codebooks.options import bits_of, check_plain, published_temperature, temperature_of
+from mmblocks.tokenizers.bottlenecks.codebooks.soft_choices import mixtures, soft_choices
 
 FirstBit = Literal["least", "most"]
 """Whether the first entry of a feature is the least or the most significant bit of its number."""

@@ -12,13 +12,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.ops.nearest_code import Metric
-from mmblocks.tokenizers.bottlenecks.losses import entropies
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import entropies
 from mmblocks.tokenizers.bottlenecks.unitok_options import UNITOK_OTHERS
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
-from mmblocks.tokens import Latents
 
 _EPSILON = 1e-7
 """Inside the logarithm of the average choice, as in UniTok."""

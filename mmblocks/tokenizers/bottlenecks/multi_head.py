@@ -14,16 +14,16 @@ from torch import Generator, Tensor, distributed
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checks import as_int64, check_range
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.all_processes import num_of_each, several_processes
-from mmblocks.tokenizers.bottlenecks.any_dtype import mapped
-from mmblocks.tokenizers.bottlenecks.codebook import check, check_in_all, wrong_width
-from mmblocks.tokenizers.bottlenecks.estimators import in_evaluation
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.codebooks.all_processes import num_of_each, several_processes
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import mapped
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, check_in_all, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.estimators import in_evaluation
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
 from mmblocks.tokenizers.bottlenecks.multi_head_layout import MULTI_HEAD_LAYOUTS
-from mmblocks.tokens import Latents
 
 UNSUPPORTED = (
     "affine_param",

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.tokenizers.bottlenecks.options import given
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.tokenizers.bottlenecks.codebooks.options import given
 
 OPTIONS = (
     "codebook_diversity_loss_weight",

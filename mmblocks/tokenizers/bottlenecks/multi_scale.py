@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, interpolate
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checks import as_int64, check_range, check_shape
-from mmblocks.layers.conv import channels_first, channels_last
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.any_dtype import product
-from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.losses import squared_distance
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range, check_shape
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import product
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import squared_distance
 from mmblocks.tokenizers.bottlenecks.multi_scale_layout import MULTI_SCALE_LAYOUTS
-from mmblocks.tokens import Latents
+from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 
 Scale = int | Sequence[int]
 """Rows and columns of a grid of tokens; one number for as many of either."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mmblocks.checkpoints.layouts import Layout
-from mmblocks.checkpoints.published_config import stated
-from mmblocks.tokenizers.var_layout import quantizer_arguments, quantizer_rules
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import stated
+from mmblocks.tokenizers.var.layout import quantizer_arguments, quantizer_rules
 
 
 def _config(config: Mapping[str, Any], layout: str) -> dict[str, Any]:

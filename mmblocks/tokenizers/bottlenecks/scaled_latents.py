@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
+from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian
-from mmblocks.tokens import Latents
 
 PerChannel = float | tuple[float, ...]
 """One number for all channels, or one for each."""

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Layout, Rule
-from mmblocks.checks import as_int64, check_range
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.tokenizers.bottlenecks.any_dtype import product
-from mmblocks.tokenizers.bottlenecks.codebook import check, wrong_width
-from mmblocks.tokenizers.bottlenecks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.losses import squared_distance
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import product
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.estimators import Estimator, check_estimator, in_evaluation, pass_gradients
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import squared_distance
 
 _HARMLESS = ("channel_first", "commitment_weight", "input_to_quantize_commit_loss_weight")
 """Where channels lie, and weights of losses."""

@@ -12,15 +12,15 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import Derived, Layout, Rule
-from mmblocks.checkpoints.published_config import only
-from mmblocks.checks import as_int64, check_range
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.ops.nearest_code import Metric, nearest_code
-from mmblocks.tokenizers.bottlenecks.any_dtype import mapped, product
-from mmblocks.tokenizers.bottlenecks.codebook import check_finite, wrong_width
-from mmblocks.tokenizers.bottlenecks.full_precision import without_autocast
-from mmblocks.tokenizers.bottlenecks.losses import squared_distance
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.support.checks import as_int64, check_range
+from mmblocks.tokenizers.bottlenecks.codebooks.any_dtype import mapped, product
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check_finite, wrong_width
+from mmblocks.tokenizers.bottlenecks.codebooks.full_precision import without_autocast
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import squared_distance
 
 TEXT_ALIGNED_RULES = (
     Rule("in_linear.*", "project_in.*"),

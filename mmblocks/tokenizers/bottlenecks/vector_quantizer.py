@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.ops.nearest_code import Metric
-from mmblocks.tokenizers.bottlenecks.codebook import Codebook
-from mmblocks.tokenizers.bottlenecks.losses import entropies, squared_distance
-from mmblocks.tokens import Latents
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers.bottlenecks.codebooks.codebook import Codebook
+from mmblocks.tokenizers.bottlenecks.codebooks.losses import entropies, squared_distance
 
 
 class VectorQuantizer(Codebook):

@@ -14,8 +14,8 @@ from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import Clusteri
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from tests.training.processes import results_of_processes
 

@@ -9,14 +9,14 @@ import vector_quantize_pytorch as library  # type: ignore[import-untyped]
 from safetensors.torch import save_file
 
 from mmblocks import Block
-from mmblocks.checkpoints.harmless import is_harmless
+from mmblocks.checkpoints.layouts.harmless import is_harmless
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.lookup_free import ResidualLookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 
 VQ: dict[str, Any] = {"dim": 4, "codebook_size": 8}

@@ -17,10 +17,10 @@ from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_head import MultiHeadVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_finite_scalar import ResidualFiniteScalarQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_lookup_free import ResidualLookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.finite_scalar import ResidualFiniteScalarQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.lookup_free import ResidualLookupFreeQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual.rq import RQBottleneck
 from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
 

@@ -11,7 +11,7 @@ from mmblocks import Block
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
 from mmblocks.tokenizers.bottlenecks.multi_codebook import MultiCodebook
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.rq import RQBottleneck
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
 
 IBQ: dict[str, Any] = {"n_e": 6, "e_dim": 4}

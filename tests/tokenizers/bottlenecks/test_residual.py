@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.tokenizers.bottlenecks import residual
-from mmblocks.tokenizers.bottlenecks.residual import ResidualQuantizer
+from mmblocks.tokenizers.bottlenecks.residual import quantizer as residual
+from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
 
 PLAIN = {"dim": 8, "num_codes": 16, "num_quantizers": 3}
 

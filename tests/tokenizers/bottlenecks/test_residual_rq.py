@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mmblocks import Block
-from mmblocks.tokenizers.bottlenecks.averaging_codebook import AveragingCodebook
+from mmblocks.tokenizers.bottlenecks.codebooks.averaging_codebook import AveragingCodebook
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
-from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
 
 
 def bottleneck(**options) -> RQBottleneck:

@@ -8,7 +8,7 @@ import vector_quantize_pytorch as library
 from torch import Tensor
 
 from mmblocks import Block, ResidualFiniteScalarQuantizer, ResidualLookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_scales import ResidualScales
+from mmblocks.tokenizers.bottlenecks.residual.scales import ResidualScales
 
 FSQ = [
     {"levels": [5, 5, 3], "num_quantizers": 3, "dim": 10},

@@ -5,7 +5,7 @@ import torch
 
 from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
-from mmblocks.tokenizers.bottlenecks.residual_rq import JointRQBottleneck, RQBottleneck
+from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
 
 MAKERS = {
     "bits": lambda: LookupFreeQuantizer(bits=(5,)),

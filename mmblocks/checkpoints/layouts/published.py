@@ -1,0 +1,214 @@
+"""Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from mmblocks.block import Block, parameters
+from mmblocks.checkpoints import config, tensors
+from mmblocks.checkpoints.building import build
+from mmblocks.checkpoints.files import mapped
+from mmblocks.checkpoints.files import stored as files
+from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.layouts.difference import Difference, Shape
+from mmblocks.checkpoints.layouts.layout import Layout
+
+B = TypeVar("B", bound=Block)
+
+DETAILED = 2
+"""Layouts of which all that does not fit is shown."""
+
+
+def build_published(
+    cls: type[B],
+    path: Path,
+    published: dict[str, Any],
+    name: str | None,
+    overrides: dict[str, Any],
+    images: Mapping[str, Any] | None = None,
+) -> tuple[B, Layout, list[Job]]:
+    """A Block without values, its layout, and the job that fills all of it from one published checkpoint.
+
+    ``images`` holds the entries of preprocessor_config.json, where there are any.
+    """
+    config.check_arguments(cls, overrides, "from_pretrained")
+    candidates = _candidates(cls, path, published, name)
+    built = [
+        (layout, stored, instance(cls, layout, config_of(layout, path, published), overrides, images))
+        for layout, stored in candidates
+    ]
+    if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
+        built = _exact(cls, path, built)
+    layout, stored, block = built[0]
+    title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
+    sources = layout.sources(stored, block.config)
+    job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
+    has_more = bool(layout.derived or layout.same)
+    return block, layout, [job._replace(check=_further_check(title, layout, stored, block)) if has_more else job]
+
+
+def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str, Any]:
+    """What a layout reads: ``published``, the content of config.json, or that of the layout's own file."""
+    if layout.config_file == config.FILE:
+        return published
+    return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
+
+
+def _further_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
+    """The comparison of what follows from the arguments, or from other tensors; it reads no more than these."""
+
+    def check(forgetting: bool) -> None:
+        try:
+            layout.check_same(stored)
+        except ValueError as error:
+            raise ValueError(f"{title}: {error}") from error
+        for key in filter(layout.derives, stored):
+            tensor = stored[key]
+            try:
+                layout.check_derived({key: tensor}, block.config)
+            except ValueError as error:
+                raise ValueError(f"{title}: {error}") from error
+            if forgetting:
+                mapped.forget(tensor)
+
+    return check
+
+
+def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: str | None) -> list[tuple[Layout, files.Stored]]:
+    """The layout of that name, or all that know every tensor's name; at least one.
+
+    Raises:
+        ValueError: there is none; the message says for each layout why not.
+    """
+    chosen = layouts(cls, str(path), name)
+    if name is not None:
+        return [(layout, _open(path, layout)) for layout in chosen]
+
+    fitting: list[tuple[Layout, files.Stored]] = []
+    reasons: list[Reason] = []
+    for layout in chosen:
+        try:
+            stored = _open(path, layout)
+        except ValueError as error:
+            reasons.append(Reason(layout, str(error), sys.maxsize))
+            continue
+        content = config_of(layout, path, published)
+        if layout.fits(stored, content):
+            fitting.append((layout, stored))
+        else:
+            reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, content))
+    if not fitting:
+        raise ValueError(fits_none(str(path), cls, reasons))
+    return fitting
+
+
+class Reason(NamedTuple):
+    """Why a file is not in a layout.
+
+    Attributes:
+        layout: the layout.
+        why: in words, of one line or more.
+        num_unknown: how many names of the file it does not know; none is nearest.
+    """
+
+    layout: Layout
+    why: str
+    num_unknown: int
+
+    @classmethod
+    def of(cls, layout: Layout, shapes: Mapping[str, Shape | str], published: Mapping[str, Any]) -> "Reason":
+        """For tensors of these names and shapes, and a config, that do not fit."""
+        unknown = {key: shapes[key] for key in layout.unknown(shapes)}
+        if unknown:
+            return cls(layout, str(Difference({}, unknown, {})), len(unknown))
+        if not any(layout.to_ours(key) for key in shapes):
+            return cls(layout, "none of its tensors is there", sys.maxsize)
+        try:
+            layout.arguments(published)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return cls(layout, f"its config does not fit: {kind}{error}", 0)
+        return cls(layout, "it fits", 0)
+
+
+def fits_none(where: str, cls: type[Block], reasons: Sequence[Reason]) -> str:
+    """That no layout fits: the two with the fewest unknown names in full, the others in a line."""
+    ordered = sorted(reasons, key=lambda reason: reason.num_unknown)
+    full = [f"layout {layout.name!r}: {why}" for layout, why, _ in ordered[:DETAILED]]
+    short = [f"layout {layout.name!r}: {why.splitlines()[0].rstrip(':')}" for layout, why, _ in ordered[DETAILED:]]
+    names = ", ".join(reason.layout.name for reason in reasons)
+    return "\n".join([f"{where} fits no layout of {cls.__name__} ({names})", *full, *short])
+
+
+def layouts(cls: type[Block], where: str, name: str | None) -> tuple[Layout, ...]:
+    """All layouts of a class, or the one of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not cls.layouts:
+        raise ValueError(
+            f"{where} was not written by save_pretrained, and {cls.__name__} has no layouts for published checkpoints;"
+            " call from_pretrained of the class that reads it"
+        )
+    chosen = tuple(layout for layout in cls.layouts if name in (None, layout.name))
+    if not chosen:
+        raise ValueError(f"layout is {name!r}; {cls.__name__} has: {', '.join(layout.name for layout in cls.layouts)}")
+    return chosen
+
+
+def _open(path: Path, layout: Layout) -> files.Stored:
+    """Without the files of a sharded checkpoint that hold nothing but other parts."""
+    return files.open_published(path, layout.unwrap, lambda key: layout.to_ours(key) != ())
+
+
+def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]) -> list[tuple[Layout, files.Stored, B]]:
+    """The only one of several that fits in every name and shape."""
+    exact, reasons = [], []
+    for layout, stored, block in built:
+        difference = layout.check({key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, block)
+        if difference:
+            reasons.append(f"layout {layout.name!r}:\n{difference}")
+        else:
+            exact.append((layout, stored, block))
+    if len(exact) > 1:
+        names = ", ".join(layout.name for layout, _, _ in exact)
+        raise ValueError(f"{path} fits several layouts of {cls.__name__}: {names}; choose one: from_pretrained(..., layout=...)")
+    if not exact:
+        raise ValueError("\n".join([f"{path} fits no layout of {cls.__name__}", *reasons]))
+    return exact
+
+
+def instance(
+    cls: type[B],
+    layout: Layout,
+    published: dict[str, Any],
+    overrides: dict[str, Any],
+    images: Mapping[str, Any] | None = None,
+) -> B:
+    """The Block that a layout makes of a published config, and of preprocessor_config.json, without values.
+
+    Raises:
+        ValueError, TypeError, ImportError: the config is not understood, lacks arguments, or does not fit the class.
+    """
+    origin = f"layout {layout.name!r}"
+    try:
+        with torch.device("meta"):
+            arguments = layout.arguments(published)
+            if layout.preprocessor is not None and images is not None:
+                arguments |= layout.preprocessor.read(images, {**_defaults(cls), **arguments, **overrides})
+            arguments |= overrides
+    except KeyError as error:
+        raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
+    except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ValueError(f"{origin} of {cls.__name__}: the published config is not understood: {error}") from error
+    config.check_arguments(cls, arguments, origin)
+    config.check_complete(cls, arguments, origin)
+    return build(cls, arguments, origin, overrides)
+
+
+def _defaults(cls: type[Block]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in parameters(cls).items() if parameter.default is not parameter.empty}

@@ -1,0 +1,229 @@
+"""Attention under any form of mask, by the fastest way the device has.
+
+``prepare`` is called once per forward pass and turns a mask into what the device runs; ``attend`` is called per layer.
+
+Shapes: B batch, H query heads, K key/value heads (H a multiple of K), Lq queries, Lk keys, D head width, V value width.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, densify
+
+SHORTEST_SPANNED = 1024
+"""Below so many keys one call with a boolean mask beats one call per span on a CPU."""
+
+FLEX_BLOCK = 128
+"""flex_attention's tile."""
+
+
+class Span(NamedTuple):
+    """Queries ``[first, last)`` of one row that see keys ``[start, end)``: all of them, or causally."""
+
+    row: int
+    first: int
+    last: int
+    start: int
+    end: int
+    causal: bool
+
+
+class Spans(NamedTuple):
+    """A mask as a list of spans, each one attention call without a mask."""
+
+    spans: tuple[Span, ...]
+
+
+class Blocks(NamedTuple):
+    """A mask as flex_attention's block mask."""
+
+    block_mask: Any
+
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Is shown a value. What it returns takes the value's place, unless that is None."""
+
+
+class Observed(NamedTuple):
+    """A mask under which functions see, and may change, what is computed.
+
+    Attributes:
+        mask: any other form; a ``Dense`` one if there is a hook for weights.
+        weights: is shown the attention weights (B, H, Lq, Lk), in float32, or None to compute none.
+        heads: is shown what each head found, (B, H, Lq, V), or None.
+    """
+
+    mask: Any
+    weights: Hook | None = None
+    heads: Hook | None = None
+
+
+Prepared = Causal | Dense | Spans | Blocks | Observed
+"""What ``attend`` reads."""
+
+
+def prepare(mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> Prepared:
+    """Chooses how a mask is run: flex blocks on CUDA, a call per span on CPU, a boolean where neither pays.
+
+    Under ``torch.compile`` on CPU interval masks become boolean: spans would be constants of the graph.
+    """
+    match mask:
+        case Intervals() if device.type == "cuda" and num_queries == num_keys:
+            return Blocks(interval_block_mask(mask, num_keys))
+        case Intervals() if device.type == "cpu" and num_queries == num_keys >= SHORTEST_SPANNED:
+            if not torch.compiler.is_compiling():
+                return interval_spans(mask)
+        case Causal() if num_queries == num_keys or num_queries == 1:
+            return mask
+        case Dense():
+            return mask
+    return Dense(densify(mask, num_queries, num_keys, device))
+
+
+def attend(
+    query: Float[Tensor, "B H Lq D"],
+    key: Float[Tensor, "B K Lk D"],
+    value: Float[Tensor, "B K Lk V"],
+    mask: Prepared,
+    scale: float | None = None,
+) -> Float[Tensor, "B H Lq V"]:
+    """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K."""
+    grouped = query.shape[1] != key.shape[1]
+    match mask:
+        case Observed():
+            return _attend_observed(query, key, value, mask, scale)
+        case Blocks():
+            flex = _flex_attention(query.device.type == "cuda")
+            return flex(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
+        case Spans():
+            return _attend_spans(query, key, value, mask.spans, scale)
+        case Dense():
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
+        case _:
+            causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
+            return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def changed(hook: Hook | None, value: Tensor) -> Tensor:
+    """The value, or what the hook puts in its place.
+
+    Raises:
+        ValueError: another shape.
+    """
+    new = None if hook is None else hook(value)
+    if new is not None and new.shape != value.shape:
+        raise ValueError(f"a hook gave {tuple(new.shape)} in place of {tuple(value.shape)}; accepted: the same shape, or None")
+    return value if new is None else new
+
+
+def interval_spans(mask: Intervals) -> Spans:
+    """Groups neighbouring queries that one attention call can serve. Reads values: for masks on the host."""
+    spans: list[Span] = []
+    for row, (starts, ends) in enumerate(zip(mask.start.tolist(), mask.end.tolist(), strict=True)):
+        first = 0
+        length = len(starts)
+        while first < length:
+            causal = ends[first] == first + 1
+            last = first + 1
+            while last < length and starts[last] == starts[first] and _joins(causal, ends, first, last):
+                last += 1
+            spans.append(Span(row, first, last, starts[first], ends[last - 1], causal))
+            first = last
+    return Spans(tuple(spans))
+
+
+def interval_block_mask(mask: Intervals, num_keys: int) -> Any:
+    """flex_attention's BlockMask from two integers per query, without visiting the pairs and without waiting for the GPU.
+
+    A tile of keys is skipped where no query of the tile of queries sees it, and run without a mask where all do.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    batch, num_queries = mask.start.shape
+    num_tiles = -(-num_queries // FLEX_BLOCK)
+    key_tiles = -(-num_keys // FLEX_BLOCK)
+    spare = num_tiles * FLEX_BLOCK - num_queries
+    start = torch.nn.functional.pad(mask.start, (0, spare), value=num_keys).view(batch, num_tiles, FLEX_BLOCK)
+    end = torch.nn.functional.pad(mask.end, (0, spare), value=0).view(batch, num_tiles, FLEX_BLOCK)
+    first_key = torch.arange(key_tiles, device=start.device) * FLEX_BLOCK
+    last_key = (first_key + FLEX_BLOCK).clamp(max=num_keys)
+
+    touched = (first_key < end.amax(-1)[..., None]) & (last_key > start.amin(-1)[..., None])
+    whole_tile = (first_key + FLEX_BLOCK <= num_keys)[None, None]
+    full = (first_key >= start.amax(-1)[..., None]) & (last_key <= end.amin(-1)[..., None]) & whole_tile
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k >= mask.start[b, q]) & (k < mask.end[b, q])
+
+    return BlockMask.from_kv_blocks(
+        *_tile_lists(touched & ~full),
+        *_tile_lists(full),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(num_queries, num_keys),
+    )
+
+
+def _tile_lists(chosen: Bool[Tensor, "B Q K"]) -> tuple[Tensor, Tensor]:
+    """How many key tiles each query tile has, and which, chosen ones first."""
+    count = chosen.sum(-1, dtype=torch.int32)
+    order = chosen.to(torch.int32).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return count[:, None], order[:, None]
+
+
+def _joins(causal: bool, ends: list[int], first: int, last: int) -> bool:
+    """Whether query ``last`` continues the span that began at ``first``."""
+    return ends[last] == last + 1 if causal else ends[last] == ends[first]
+
+
+def _attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], scale: float | None) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    rows: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
+    for row, first, last, start, end, causal in spans:
+        seen = None
+        if causal and first > start:  # is_causal would align the first query with the first key
+            seen = densify(Causal(), last - first, end - start, query.device)[:, None]
+        rows[row].append(
+            scaled_dot_product_attention(
+                query[row, None, :, first:last],
+                key[row, None, :, start:end],
+                value[row, None, :, start:end],
+                attn_mask=seen,
+                is_causal=causal and seen is None,
+                scale=scale,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat([torch.cat(pieces, dim=2) for pieces in rows])
+
+
+def _attend_observed(query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None) -> Tensor:
+    """Step by step where the weights are asked for, the fast way where they are not."""
+    if mask.weights is None:
+        return changed(mask.heads, attend(query, key, value, mask.mask, scale))
+    if not isinstance(mask.mask, Dense):
+        raise TypeError(f"weights are observed under a {type(mask.mask).__name__}; accepted: Dense")
+    seen = mask.mask.visible[:, None]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    grouped = rearrange(query * scale, "b (k g) l d -> b k g l d", k=key.shape[1])
+    scores = (grouped.float() @ key[:, :, None].float().mT).flatten(1, 2)
+    # Finite, so that a row that sees nothing has gradients; its weights are zero.
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1) * seen
+    weights = changed(mask.weights, weights).to(value.dtype)
+    found = rearrange(weights, "b (k g) l m -> b k g l m", k=key.shape[1]) @ value[:, :, None]
+    return changed(mask.heads, found.flatten(1, 2))
+
+
+@cache
+def _flex_attention(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Uncompiled, flex_attention materialises every score: right, and only good for tests.
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

@@ -1,0 +1,201 @@
+"""From noise to data in a number of steps, whatever network predicts.
+
+A sampler says which times it asks the network at, and walks over them. It has no parameters.
+
+Shapes: S steps, N rows, C channels.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from mmblocks.block import Block
+from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath, Posterior
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath
+from mmblocks.layers.diffusion.noise_schedules import Spacing, spaced_steps
+from mmblocks.layers.losses.row_losses import check_draw
+
+Predict = Callable[[Tensor, int], Tensor]
+"""(noised rows, number of the step) -> the network's guided output."""
+
+
+@runtime_checkable
+class TokenSampler(Protocol):
+    """What a denoising head asks of a sampler."""
+
+    def times(self, path: Any) -> Tensor:
+        """(S,): what the network is told in each step, in the order of the walk."""
+        ...
+
+    def walk(
+        self,
+        predict: Predict,
+        x: Float[Tensor, "*N C"],
+        path: Any,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        taps: list[Tensor] | None = None,
+    ) -> Float[Tensor, "*N C"]:
+        """Noise to data. ``taps`` is given the rows behind each step."""
+        ...
+
+
+class AncestralSampler(Block):
+    """Draws each step from the Gaussian the network predicts, over some of the training's times.
+
+    Args:
+        steps: which times; see ``noise_schedules.Spacing``.
+
+    Source: improved DDPM (arXiv 2102.09672), as MAR uses it.
+    """
+
+    def __init__(self, *, steps: Spacing = 100) -> None:
+        super().__init__()
+        self.steps = steps
+        self._found: tuple[tuple[Any, ...], Posterior] | None = None
+
+    def posterior(self, path: DiffusionPath) -> Posterior:
+        """Factors of the walk over the chosen times, ascending."""
+        key = (path.num_times, path.schedule, path.beta_start, path.beta_end, path.zero_terminal_snr)
+        if self._found is None or self._found[0] != key:
+            times = spaced_steps(path.num_times, self.steps)
+            self._found = (key, Posterior.of(path.alphas_cumprod, times))
+        return self._found[1]
+
+    def times(self, path: DiffusionPath) -> Tensor:
+        """Numbers of times, from noise to data."""
+        return self.posterior(path).times.flip(0)
+
+    def walk(
+        self,
+        predict: Predict,
+        x: Float[Tensor, "*N C"],
+        path: DiffusionPath,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        taps: list[Tensor] | None = None,
+    ) -> Float[Tensor, "*N C"]:
+        """Noise to data; ``temperature`` scales the noise of each step. The last step's noise is read but not added.
+
+        Raises:
+            ValueError: a path that does not predict noise, or ``step_noise`` of another shape.
+        """
+        if path.prediction != "noise":
+            raise ValueError(f"the path predicts {path.prediction!r}; ancestral sampling accepts 'noise'")
+        count = len(self.times(path))
+        if step_noise is not None:
+            check_draw("step_noise", step_noise, (count, *x.shape))
+        for number in range(count):
+            if step_noise is not None:
+                noise = step_noise[number]
+            else:
+                noise = torch.empty_like(x).normal_(generator=generator) if number + 1 < count else x
+            x, _ = self.step(path, x, predict(x, number), count - 1 - number, noise, temperature)
+            if taps is not None:
+                taps.append(x)
+        return x
+
+    def step(
+        self,
+        path: DiffusionPath,
+        x: Float[Tensor, "*N C"],
+        output: Float[Tensor, "*N C2"],
+        place: int,
+        noise: Float[Tensor, "*N C"],
+        temperature: float = 1.0,
+    ) -> tuple[Float[Tensor, "*N C"], Float[Tensor, "*N C"]]:
+        """The rows one step cleaner, and the data as the network sees it now. ``place`` counts the times from the clean end."""
+        data, noised, clean, amount, small, large = (float(column[place]) for column in self.posterior(path)[2:])
+        output = output.float()
+        channels = x.shape[-1]
+        found = clean * x - amount * output[..., :channels]
+        mean = data * found + noised * x
+        if place == 0:
+            return mean, found
+        if isinstance(path, LearnedVariancePath):
+            logvar = small + (output[..., channels:] + 1) * ((large - small) / 2)
+            return torch.addcmul(mean, (0.5 * logvar).exp(), noise, value=temperature), found
+        return mean + temperature * float(torch.tensor(0.5 * small).exp()) * noise, found
+
+
+class DiffusersSampler(Block):
+    """Any scheduler of diffusers that asks the network once a step.
+
+    Args:
+        scheduler: name of the class, such as "DDIMScheduler" or "FlowMatchEulerDiscreteScheduler".
+        options: its arguments.
+        num_steps: S.
+
+    Raises:
+        ValueError: diffusers has no such class.
+    """
+
+    def __init__(self, *, scheduler: str, options: dict[str, Any] | None = None, num_steps: int = 50) -> None:
+        super().__init__()
+        self.scheduler, self.options, self.num_steps = scheduler, options or {}, num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; accepted: 1 or more")
+
+    @classmethod
+    def from_published(cls, config: Mapping[str, Any], num_steps: int = 50) -> Self:
+        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know."""
+        known = inspect.signature(_scheduler(config["_class_name"]).__init__).parameters
+        options = {name: value for name, value in config.items() if name in known}
+        return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps)
+
+    def times(self, path: Any) -> Tensor:
+        """What the scheduler calls timesteps."""
+        timesteps: Tensor = self._prepared().timesteps
+        return timesteps.cpu()
+
+    def walk(
+        self,
+        predict: Predict,
+        x: Float[Tensor, "*N C"],
+        path: Any,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        taps: list[Tensor] | None = None,
+    ) -> Float[Tensor, "*N C"]:
+        """Noise to data; ``temperature`` scales the noise that is begun with.
+
+        Raises:
+            ValueError: ``step_noise``, which these schedulers draw themselves, from the generator.
+        """
+        if step_noise is not None:
+            raise ValueError("step_noise was given; accepted: None, since diffusers' schedulers draw their own")
+        scheduler = self._prepared()
+        takes_generator = generator is not None and "generator" in scheduler.step.__annotations__
+        keywords = {"generator": generator} if takes_generator else {}
+        x = x * (temperature * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1.0))
+        for number, time in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(predict(scaled, number).float(), time, x, return_dict=False, **keywords)[0]
+            if taps is not None:
+                taps.append(x)
+        return x
+
+    def _prepared(self) -> Any:
+        scheduler = _scheduler(self.scheduler)(**self.options)
+        scheduler.set_timesteps(self.num_steps)
+        return scheduler
+
+
+def _scheduler(name: str) -> Any:
+    """The class of that name. Nothing else of diffusers can be asked for."""
+    import diffusers  # here, since importing it takes a while
+
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if cls is None:
+        raise ValueError(f"scheduler is {name!r}; accepted: the name of a scheduler of diffusers")
+    return cls

@@ -1,0 +1,161 @@
+"""SigLIP's vision transformer, which text-aligned tokenizers begin with.
+
+Shapes: B images, H and W pixels, h and w patches, N = h w patches, D width.
+"""
+
+import re
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from mmblocks.checkpoints.layouts.layout import Rule
+
+_LAYER = (
+    ("layer_norm1.*", "attention_norm.*"),
+    ("self_attn.q_proj.*", "attention.query.*"),
+    ("self_attn.k_proj.*", "attention.key.*"),
+    ("self_attn.v_proj.*", "attention.value.*"),
+    ("self_attn.out_proj.*", "attention.out.*"),
+    ("layer_norm2.*", "mlp_norm.*"),
+    ("mlp.fc1.*", "mlp.up.*"),
+    ("mlp.fc2.*", "mlp.down.*"),
+)
+
+
+def siglip_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """transformers' names of a vision model at ``theirs``, and those of a ``SiglipVision`` at ``ours``; both end in a dot."""
+    return (
+        Rule(f"{theirs}embeddings.patch_embedding.*", f"{ours}patch.*"),
+        Rule(f"{theirs}embeddings.position_embedding.weight", f"{ours}positions"),
+        *(Rule(f"{theirs}encoder.layers.{{}}.{key}", f"{ours}layers.{{}}.{name}") for key, name in _LAYER),
+        Rule(f"{theirs}post_layernorm.*", f"{ours}norm.*"),
+        Rule(f"{theirs}head.probe", f"{ours}pool.query"),
+        Rule(f"{theirs}head.attention.*", f"{ours}pool.attention.*"),
+        Rule(f"{theirs}head.layernorm.*", f"{ours}pool.norm.*"),
+        Rule(f"{theirs}head.mlp.fc1.*", f"{ours}pool.mlp.up.*"),
+        Rule(f"{theirs}head.mlp.fc2.*", f"{ours}pool.mlp.down.*"),
+    )
+
+
+_SIZES = {
+    "base": {"dim": 768, "num_layers": 12, "num_heads": 12, "mlp_dim": 3072},
+    "large": {"dim": 1024, "num_layers": 24, "num_heads": 16, "mlp_dim": 4096},
+    "so400m": {"dim": 1152, "num_layers": 27, "num_heads": 16, "mlp_dim": 4304},
+}
+
+
+def siglip_sizes(name: str) -> dict[str, int]:
+    """Arguments of ``SiglipVision`` for a published model of fixed resolution, such as "google/siglip2-so400m-patch14-384".
+
+    Raises:
+        ValueError: another kind of name.
+    """
+    found = re.search(r"siglip2?-(base|large|so400m)-patch(\d+)-(\d+)$", name)
+    if not found:
+        raise ValueError(f"the vision model is {name!r}; accepted: siglip[2]-({'|'.join(_SIZES)})-patch..-...")
+    size, patch_size, image_size = found.groups()
+    return {"image_size": int(image_size), "patch_size": int(patch_size), **_SIZES[size]}
+
+
+class SiglipAttention(nn.Module):
+    """Attention between all patches."""
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Keeps the shape."""
+        query, key, value = (
+            rearrange(project(x), "b n (h d) -> b h n d", h=self.num_heads) for project in (self.query, self.key, self.value)
+        )
+        return self.out(rearrange(scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)"))
+
+
+class SiglipMLP(nn.Module):
+    """Two linear layers with a GELU, by its tanh formula, between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden_dim)
+        self.down = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Works on the last axis."""
+        return self.down(gelu(self.up(x), approximate="tanh"))
+
+
+class SiglipLayer(nn.Module):
+    """Norm, attention, norm, feed-forward; each pair added to what comes in."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = SiglipAttention(dim, num_heads=num_heads)
+        self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SiglipMLP(dim, mlp_dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Keeps the shape."""
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SiglipPooling(nn.Module):
+    """One vector for an image: a learned query looks at all patches."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, 1, dim).normal_())
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SiglipMLP(dim, mlp_dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+        """Patches to one vector."""
+        pooled = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)[0]
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class SiglipVision(nn.Module):
+    """Patches with learned positions, layers, a norm, and a pooled vector.
+
+    What reads the states of a layer in between calls the parts itself: ``embed``, then some of ``layers``.
+
+    Args:
+        image_size: sides, in pixels, of the images.
+        patch_size: sides, in pixels, of a patch; pixels that fill none are dropped.
+        dim: width.
+        num_layers: layers.
+        num_heads: heads of each.
+        mlp_dim: width inside the feed-forward parts.
+
+    Source: SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786) at fixed resolution.
+    """
+
+    def __init__(self, *, image_size: int, patch_size: int, dim: int, num_layers: int, num_heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, dim, patch_size, patch_size)
+        self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2, dim).normal_(std=0.02))
+        self.layers = nn.ModuleList(SiglipLayer(dim, num_heads=num_heads, mlp_dim=mlp_dim) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pool = SiglipPooling(dim, num_heads=num_heads, mlp_dim=mlp_dim)
+
+    def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Pixels, normalised, to patches with their positions, row by row."""
+        return self.patch(pixels).flatten(2).transpose(1, 2) + self.positions
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
+        """The patches behind the norm, and the pooled vector."""
+        x = self.embed(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return x, self.pool(x)

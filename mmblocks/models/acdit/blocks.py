@@ -1,0 +1,87 @@
+"""The blocks that ACDiT makes one after the other: which tokens they hold, and who those are.
+
+Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width of a head, L tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmblocks.models.acdit.positions import Angles, angles, block_order
+from mmblocks.sequence.tokens import Modality, TokenTable
+
+
+class BlockGrid(nn.Module):
+    """A grid of tokens as a sequence of blocks.
+
+    Args:
+        grid: (frames, rows, columns) of tokens.
+        size: S; must divide the tokens of the grid.
+        square: whether blocks are squares, rather than runs of rows or of frames.
+        widths: channels of a head for each axis that has a position.
+
+    Attributes:
+        count: T.
+
+    Raises:
+        ValueError: blocks that do not divide the grid.
+    """
+
+    order: Tensor
+
+    def __init__(self, grid: Sequence[int], size: int, square: bool, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.grid, self.size, self.square, self.widths = (grid[0], grid[1], grid[2]), size, square, widths
+        self.reset_buffers(torch.get_default_device())
+        self.count = len(self.order) // size
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """The order of the tokens, which follows from the arguments."""
+        self.register_buffer("order", block_order(self.grid, self.size, self.square).to(device), persistent=False)
+
+    def split(self, latents: Float[Tensor, "N *grid C"]) -> Float[Tensor, "N T S C"]:
+        """A map of tokens, (N, rows, columns, C) or with frames (N, frames, rows, columns, C), as blocks.
+
+        Raises:
+            ValueError: a map of another size.
+        """
+        accepted: tuple[tuple[int, ...], ...] = (self.grid, *([self.grid[1:]] if self.grid[0] == 1 else []))
+        if tuple(latents.shape[1:-1]) not in accepted:
+            found = f"the map has {tuple(latents.shape[1:-1])} tokens"
+            raise ValueError(f"{found}; accepted: {' or '.join(map(str, accepted))}")
+        return latents.flatten(1, -2)[:, self.order].unflatten(1, (self.count, self.size))
+
+    def join(self, blocks: Float[Tensor, "N T S C"]) -> Float[Tensor, "N *grid C"]:
+        """Blocks as a map of tokens, without frames where there is one only."""
+        tokens = blocks.flatten(1, 2)[:, self.order.argsort()]
+        return tokens.unflatten(1, self.grid[1:] if self.grid[0] == 1 else self.grid)
+
+    def table(self, rows: int, *, clean: Sequence[int] | None = None, noised: Sequence[int] | None = None) -> TokenTable:
+        """Who the tokens are: clean blocks, then noised ones, by number; all of either kind if None, as in training."""
+        clean, noised = (range(self.count) if chosen is None else chosen for chosen in (clean, noised))
+        device = self.order.device
+        numbers = torch.tensor([*clean, *noised], device=device)
+        places = (numbers[:, None] * self.size + torch.arange(self.size, device=device)).flatten()
+        block = places // self.size
+        table = TokenTable.text(rows, len(block), device)
+        is_noised = torch.arange(len(block), device=device) >= len(clean) * self.size
+        return table._replace(
+            modality=torch.full_like(table.modality, Modality.VISION),
+            span=block.repeat(rows, 1),
+            grid=self.positions(places).repeat(rows, 1, 1),
+            order=block.repeat(rows, 1),
+            noisy=is_noised.repeat(rows, 1),
+        )
+
+    def positions(self, places: Int[Tensor, " L"]) -> Int[Tensor, "L 3"]:
+        """(frame, row, column) of the tokens at these places of the sequence of blocks."""
+        _, rows, columns = self.grid
+        number = self.order[places]
+        return torch.stack([number // (rows * columns), number // columns % rows, number % columns], dim=-1)
+
+    def angles(self, places: Int[Tensor, " L"]) -> Angles:
+        """Rotary angles of the tokens at these places of the sequence of blocks."""
+        axes = len(self.widths)
+        return angles(self.positions(places)[:, -axes:], self.grid[-axes:], self.widths)

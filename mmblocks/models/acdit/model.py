@@ -1,0 +1,300 @@
+"""ACDiT: blocks of an image or video come one after the other, each by diffusion given the clean ones before it.
+
+Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.attention.attend import Prepared, prepare
+from mmblocks.layers.diffusion.adaln import Modulation, TimeEmbedding, modulate
+from mmblocks.models.acdit.blocks import BlockGrid
+from mmblocks.models.acdit.layer import ACDiTLayer
+from mmblocks.models.acdit.layout import ACDIT_LAYOUTS
+from mmblocks.models.acdit.positions import head_split
+from mmblocks.sequence.masks import Dense, visible
+from mmblocks.support.checks import check_range
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.hooks import TrunkHooks
+
+
+class ACDiT(Block):
+    """Predicts the noise in each block, given its class, its time step and the clean blocks before it.
+
+    Maps of latents become blocks by ``blocks.split`` and maps again by ``blocks.join``; see ``BlockGrid``.
+
+    Args:
+        latent_dim: C, a tokenizer's channels times the latents of a patch, in the order (row, column, channel).
+        dim: D.
+        num_layers, num_heads: heads are ``dim / num_heads`` wide; 64 in the published models.
+        num_classes: classes; one more vector stands for none.
+        grid: (frames, rows, columns) of tokens.
+        block_size: S; must divide the tokens of the grid.
+        square_blocks: whether blocks are squares, rather than runs of rows or of frames.
+        mlp_ratio: inner width of the feed-forward layers over D.
+        axis_shares: how the channels of a head are shared out among the axes that have a position: (row, column), or with more than
+            one frame (frame, row, column).
+        qk_norm: RMS norms on queries and keys.
+        label_dropout: how often a class is left out while training.
+
+    Raises:
+        ValueError: sizes that do not go together.
+
+    Published files are ``.pt`` files without a config; ``args`` in them tell ``model``, ``block_size``, ``patch_size`` and
+    ``vae_latent_size``. Give the arguments above accordingly.
+
+    Source: ACDiT (arXiv 2412.07720; thunlp/ACDiT). Upstream leaves classes out in evaluation too; here only training does.
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = ACDIT_LAYOUTS
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_classes: int,
+        grid: tuple[int, int, int],
+        block_size: int,
+        square_blocks: bool = True,
+        mlp_ratio: float = 4.0,
+        axis_shares: tuple[int, ...] = (1, 1),
+        qk_norm: bool = True,
+        label_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        axes = 2 if grid[0] == 1 else 3
+        if dim % num_heads or len(axis_shares) != axes:
+            raise ValueError(f"dim is {dim}, num_heads {num_heads}, axis_shares {axis_shares}; accepted: a multiple, {axes} shares")
+        self.head_dim, self.num_heads = dim // num_heads, num_heads
+        self.blocks = BlockGrid(grid, block_size, square_blocks, head_split(self.head_dim, axis_shares))
+        self.latent_dim, self.num_classes, self.label_dropout = latent_dim, num_classes, label_dropout
+        self.time = TimeEmbedding(dim)
+        # Upstream has a vector for "no class" only where classes are left out while training.
+        self.classes = nn.Embedding(num_classes + (label_dropout > 0), dim)
+        nn.init.normal_(self.classes.weight, std=0.02)
+        self.embed = nn.Linear(latent_dim, dim, bias=False)
+        self.layers = nn.ModuleList(
+            ACDiTLayer(dim=dim, num_heads=num_heads, mlp_dim=int(dim * mlp_ratio), qk_norm=qk_norm) for _ in range(num_layers)
+        )
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.modulation = Modulation(dim, dim, 2)
+        self.predict = nn.Linear(dim, latent_dim)
+
+    def forward(
+        self,
+        clean: Float[Tensor, "N T S C"],
+        noised: Float[Tensor, "N T S C"],
+        t: Int[Tensor, "N *blocks"],
+        labels: Int[Tensor, " N"] | None = None,
+        *,
+        hooks: TrunkHooks | None = None,
+    ) -> Float[Tensor, "N T S C"]:
+        """The noise in every block, in one pass.
+
+        Args:
+            clean: blocks, as conditions of those after them.
+            noised: the same blocks, noised.
+            t: time steps in [0, 1000), one per row or one per block; 0 is nearly clean.
+            labels: classes, ``num_classes`` for none; none at all where it is None.
+            hooks: functions that read or change states, attention weights and heads on the way; see ``TrunkHooks``.
+
+        Raises:
+            ValueError: shapes that do not fit; a time or a class out of range (checked on CPU); hooks of layers that are not there.
+        """
+        blocks = (self.blocks.count, self.blocks.size, self.latent_dim)
+        for name, values in (("clean", clean), ("noised", noised)):
+            if tuple(values.shape[1:]) != blocks:
+                raise ValueError(f"{name} is {tuple(values.shape)}; accepted: (N, {', '.join(map(str, blocks))})")
+        table = self.blocks.table(len(clean))
+        mask = prepare(Dense(visible(table)), table.shape[1], table.shape[1], clean.device)
+        tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
+        places = torch.arange(self.blocks.count * self.blocks.size, device=clean.device)
+        condition = self._condition(t, labels, len(clean), self.blocks.count)
+        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.blocks.count, self.blocks.size))
+
+    def loss(
+        self,
+        clean: Float[Tensor, "N T S C"],
+        labels: Int[Tensor, " N"] | None = None,
+        *,
+        t: Int[Tensor, "N *blocks"] | None = None,
+        noise: Float[Tensor, "N T S C"] | None = None,
+        drop: Bool[Tensor, " N"] | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "N T S"]:
+        """Squared error of the predicted noise, its mean over a token's channels.
+
+        Args:
+            clean: blocks.
+            labels: classes.
+            t: time steps; drawn if None.
+            noise: drawn if None.
+            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None, in evaluation none.
+            generator: source of the draws.
+        """
+        device = clean.device
+        if t is None:
+            t = torch.randint(1000, clean.shape[:2], generator=generator, device=device)
+        if noise is None:
+            noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
+        if drop is None and self.training and self.label_dropout > 0:
+            drop = torch.rand(len(clean), generator=generator, device=device) < self.label_dropout
+        if labels is not None and drop is not None:
+            labels = torch.where(drop, self.num_classes, labels)
+        predicted = self(clean, self.add_noise(clean, noise, t), t, labels)
+        return (predicted.float() - noise.float()).square().mean(dim=-1)
+
+    def add_noise(
+        self, clean: Float[Tensor, "N T S C"], noise: Float[Tensor, "N T S C"], t: Int[Tensor, "N *blocks"]
+    ) -> Float[Tensor, "N T S C"]:
+        """DDPM's corruption: 1000 steps whose variances grow linearly from 0.0001 to 0.02."""
+        self._check_time(t, len(clean), clean.shape[1])
+        kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=clean.device), dim=0)[t].to(clean.dtype)
+        kept = kept.view(len(clean), -1, 1, 1)
+        return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Int[Tensor, " N"],
+        *,
+        num_steps: int = 25,
+        guidance: float = 1.0,
+        scheduler: Any = None,
+        cached: bool = True,
+        noise: Float[Tensor, "_ _ _ _"] | None = None,
+        generator: Generator | None = None,
+        hooks: TrunkHooks | None = None,
+    ) -> Float[Tensor, "N T S C"]:
+        """Blocks, one after the other, each from noise in ``num_steps`` steps.
+
+        Args:
+            labels: classes.
+            num_steps: of each block.
+            guidance: ``u + guidance * (c - u)`` of the noise with and without class; 1 is the class alone, in half the work.
+            scheduler: a scheduler of diffusers for predicted noise; DPM-Solver++ as published if None.
+            cached: keep keys and values of the clean blocks, and of those alone; the result is the same without, later.
+            noise: the noise each block starts from, (T, N, S, C), in place of a generator.
+            generator: its source.
+            hooks: as of ``forward``, called in every step of every block.
+
+        Raises:
+            ValueError: a guidance below 1, no step, noise of another shape, or a class out of range.
+        """
+        rows, device, shape = len(labels), labels.device, (self.blocks.count, len(labels), self.blocks.size, self.latent_dim)
+        if not guidance >= 1 or num_steps < 1:
+            raise ValueError(f"guidance is {guidance}, num_steps {num_steps}; accepted: 1 or more of either")
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device, dtype=self.embed.weight.dtype)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}; accepted: {shape}, blocks first")
+        scheduler = _published_scheduler() if scheduler is None else scheduler
+        if guidance > 1:
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        copies = len(labels) // rows
+        cache = self.new_cache(len(labels)) if cached else None
+
+        done: list[Tensor] = []
+        for x in noise:
+            scheduler.set_timesteps(num_steps, device=device)
+            before = [block.repeat(copies, 1, 1) for block in done]
+            for step, t in enumerate(scheduler.timesteps):
+                unread = before if cache is None else before[-1:] if step == 0 else []
+                scaled = scheduler.scale_model_input(x, t).repeat(copies, 1, 1)
+                predicted = self._next_block(scaled, t.expand(len(labels)), labels, unread, len(done), cache, hooks)
+                if guidance > 1:
+                    with_class, without = predicted.chunk(2)
+                    predicted = without + guidance * (with_class - without)
+                x = scheduler.step(predicted, t, x).prev_sample
+            done.append(x)
+        return torch.stack(done, dim=1)
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for all blocks of ``batch`` rows."""
+        return KVCache(
+            num_layers=len(self.layers),
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            batch=batch,
+            capacity=self.blocks.count * self.blocks.size,
+            dtype=self.embed.weight.dtype,
+            device=self.embed.weight.device,
+        )
+
+    def _next_block(
+        self,
+        noised: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        unread: list[Tensor],
+        number: int,
+        cache: KVCache | None,
+        hooks: TrunkHooks | None,
+    ) -> Tensor:
+        """The noise in block ``number``, behind clean blocks of which the cache lacks the last ones, ``unread``."""
+        first = number - len(unread)
+        table = self.blocks.table(len(noised), clean=range(first, number), noised=[number])
+        keys = table if cache is None else cache.append(table)
+        mask = None
+        if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
+            mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
+        places = torch.arange(first * self.blocks.size, (number + 1) * self.blocks.size, device=noised.device)
+        condition = self._condition(t, labels, len(noised), 1)
+        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
+        if cache is not None:
+            cache.length -= self.blocks.size  # the noised block is read anew in each step, and never kept
+        return predicted
+
+    def _run(
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        places: Tensor,
+        mask: Prepared | None,
+        cache: KVCache | None,
+        hooks: TrunkHooks | None,
+    ) -> Float[Tensor, "N L C"]:
+        hooks = hooks or TrunkHooks()
+        hooks.check(len(self.layers))
+        num_noised = condition.shape[1] * self.blocks.size
+        num_clean = tokens.shape[1] - num_noised
+        table = self.blocks.angles(places)
+        x = self.embed(tokens)
+        for number, layer in enumerate(self.layers):
+            x = hooks.state(number, x)
+            seen = None if mask is None else hooks.observed(number, mask)
+            x = layer(x, condition, num_clean, table, seen, cache, number)
+        x = hooks.state(len(self.layers), x)
+        shift, scale = (part[:, :, None] for part in self.modulation(condition).chunk(2, dim=-1))
+        blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))
+        return self.predict(modulate(blocks, shift, scale)).flatten(1, 2)
+
+    def _condition(self, t: Tensor, labels: Tensor | None, rows: int, blocks: int) -> Float[Tensor, "N T D"]:
+        self._check_time(t, rows, blocks)
+        if labels is None:
+            labels = torch.full((rows,), self.num_classes, device=t.device)
+        if labels.shape != (rows,):
+            raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
+        check_range("labels", labels, self.classes.num_embeddings)
+        times = self.time(t if t.ndim == 2 else t[:, None].expand(rows, blocks))
+        return times + self.classes(labels)[:, None]
+
+    def _check_time(self, t: Tensor, rows: int, blocks: int) -> None:
+        if tuple(t.shape) not in ((rows,), (rows, blocks)):
+            raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {blocks})")
+        check_range("t", t, 1000)
+
+
+def _published_scheduler() -> Any:
+    import diffusers  # here, since importing it takes seconds
+
+    library: Any = diffusers  # of which type checkers see little
+    return library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)

@@ -1,0 +1,254 @@
+"""Several modalities denoised together, each at a time of its own: one model for all of their distributions.
+
+A modality whose time is the cleanest is a condition, one whose time is the noisiest says nothing. So the same model samples all
+modalities jointly, some of them given others, or one alone.
+
+Shapes: B rows, C channels of a modality's tokens, D width, N values of all modalities that are sampled.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Generator, Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.layers.diffusion.adaln import TimeEmbedding
+from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
+from mmblocks.layers.diffusion.noise_paths import FlowPath
+from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.support.checks import check_finite
+
+
+class JointDenoiser(Block):
+    """A trunk that reads all modalities, noised, with a token for the time of each, and predicts what each of them is asked for.
+
+    Every token sees every other one. In the table a modality's number is the place of its name in ``shapes``: a ``RoutedDecoder``
+    gives each its own weights.
+
+    Args:
+        trunk: embeddings and table to states, such as a ``Decoder``.
+        dim: D.
+        shapes: name of a modality -> its axes and channels, one to three axes: ``{"image": (7, 7, 4), "caption": (5, 16)}``.
+        path: what noise does, and what the network is asked for; ``FlowPath(density="uniform")`` if None. Times must be drawn up to
+            both ends, since conditions and what is left out stand there.
+        sampler: ``layers.denoising_samplers``; 25 of Euler's steps if None.
+        guidance: how predictions are combined; ``LinearGuidance()`` if None.
+
+    Raises:
+        ValueError: no modality, a shape without axes or with more than three, or a path whose network gives a variance too.
+
+    Source: the idea of UniDiffuser (arXiv 2303.06555), around any trunk; its files are not read.
+    """
+
+    path: Any
+    sampler: Any
+    guidance: Any
+
+    def __init__(
+        self,
+        *,
+        trunk: Block,
+        dim: int,
+        shapes: Mapping[str, Sequence[int]],
+        path: Block | None = None,
+        sampler: Block | None = None,
+        guidance: Block | None = None,
+    ) -> None:
+        super().__init__()
+        if not shapes or any(not 2 <= len(shape) <= 4 or min(shape) < 1 for shape in shapes.values()):
+            raise ValueError(f"shapes is {dict(shapes)}; accepted: (*axes, channels) for each name, with one to three axes")
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.path = path or FlowPath(density="uniform")
+        if self.path.num_outputs != 1:
+            raise ValueError(f"path gives {self.path.num_outputs} values per channel; accepted: 1")
+        self.sampler = sampler or DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=25)
+        self.guidance = guidance or LinearGuidance()
+        self.trunk = trunk
+        self.time = nn.ModuleDict({name: TimeEmbedding(dim) for name in shapes})
+        self.embed = nn.ModuleDict({name: nn.Linear(shape[-1], dim) for name, shape in self.shapes.items()})
+        self.output = nn.ModuleDict({name: nn.Linear(dim, shape[-1]) for name, shape in self.shapes.items()})
+
+    def forward(self, values: Mapping[str, Tensor], times: Mapping[str, Num[Tensor, " B"]]) -> dict[str, Tensor]:
+        """Predictions of the path's target, (B, *axes, C) each.
+
+        Args:
+            values: every modality, noised, (B, *axes, C).
+            times: what the network is told, the path's ``net_time``, of every modality.
+
+        Raises:
+            ValueError: names or shapes that do not fit.
+        """
+        rows = self._rows(values)
+        self._check_names("times", times)
+        tokens = []
+        for name in self.shapes:
+            check_draw(f"times[{name!r}]", times[name], (rows,))
+            embedded = self.embed[name](values[name].flatten(1, -2))
+            tokens += [self.time[name](times[name])[:, None], embedded]
+        hidden = self.trunk(torch.cat(tokens, dim=1), self.table(rows, tokens[0].device))
+        parts = hidden.split([1 + math.prod(shape[:-1]) for shape in self.shapes.values()], dim=1)
+        return {
+            name: self.output[name](states[:, 1:]).view(rows, *shape)
+            for states, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
+
+    def loss(
+        self,
+        values: Mapping[str, Tensor],
+        *,
+        t: Mapping[str, Int[Tensor, " B"]] | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+        generator: Generator | None = None,
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """The path's loss of each row and modality, in float32.
+
+        Args:
+            values: data, (B, *axes, C) each.
+            t: the path's times, independent of each other; drawn where none are handed in.
+            noise: in the values' shapes; drawn likewise.
+            generator: source of the draws.
+
+        Raises:
+            ValueError: names, shapes or times that do not fit, or values that are not finite (checked on CPU).
+        """
+        rows = self._rows(values)
+        for given, what in ((t, "t"), (noise, "noise")):
+            if given is not None:
+                self._check_names(what, given)
+        data, times, draws, noised = {}, {}, {}, {}
+        for name, value in values.items():
+            check_finite(name, value)
+            data[name] = value.flatten(1).float()
+            times[name] = self.path.draw_times(rows, value.device, generator) if t is None else t[name]
+            check_draw(f"t[{name!r}]", times[name], (rows,))
+            self.path.check_times(times[name])
+            draw = torch.empty_like(value).normal_(generator=generator) if noise is None else noise[name]
+            check_draw(f"noise[{name!r}]", draw, tuple(value.shape))
+            draws[name] = draw.flatten(1).float()
+            noised[name] = self.path.corrupt(data[name], draws[name], times[name]).view(value.shape).to(value.dtype)
+        found = self(noised, {name: self.path.net_time(time) for name, time in times.items()})
+        return {name: self.path.losses(found[name].flatten(1), data[name], draws[name], times[name]) for name in values}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        rows: int,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        wanted: Sequence[str] | None = None,
+        guidance: float = 1.0,
+        sampler: Block | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+        generator: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """What is wanted, (B, *axes, C) each, in float32.
+
+        Args:
+            rows: B.
+            given: conditions, clean.
+            wanted: what is sampled, jointly; everything that is not given if None. What is neither given nor wanted is left out:
+                it stays noise.
+            guidance: ``u + guidance * (c - u)``, where each modality's u is its prediction without all others; 1 asks for none.
+            sampler: another one for this call.
+            noise: what modalities begin with, and what stands where they are left out, in place of draws.
+            generator: source of the draws.
+
+        Raises:
+            ValueError: names or shapes that do not fit, nothing wanted, or guidance below 1 or without anything to be guided by.
+        """
+        given, wanted = self._asked(rows, given or {}, wanted, guidance)
+        start = self._noise(rows, noise or {}, generator)
+        walker: Any = sampler or self.sampler
+        times = walker.times(self.path).to(next(iter(start.values())).device)
+        told = times.tolist()
+        sizes = [start[name][0].numel() for name in wanted]
+
+        def predict(x: Tensor, number: int) -> Tensor:
+            moving = {name: part.view(start[name].shape) for name, part in zip(wanted, x.split(sizes, dim=1), strict=True)}
+            found = self._streams(moving, given, start, times[number], wanted if guidance > 1 else ())
+            if guidance > 1:
+                pairs = [(found[0][name], alone[name]) for name, alone in zip(wanted, found[1:], strict=True)]
+                return torch.cat([self.guidance(pair, (guidance,), told[number]).flatten(1) for pair in pairs], dim=1)
+            return torch.cat([found[0][name].flatten(1) for name in wanted], dim=1)
+
+        # Side by side in one row: what a sampler does with a number is the same for all of a row's.
+        walked = walker.walk(predict, torch.cat([start[name].flatten(1) for name in wanted], dim=1), self.path, generator=generator)
+        return {name: part.view(start[name].shape) for name, part in zip(wanted, walked.split(sizes, dim=1), strict=True)}
+
+    def table(self, rows: int, device: torch.device | str = "cpu") -> TokenTable:
+        """Who the tokens are: of each modality its time, then its values; all in one step."""
+        places, owner = [], []
+        for number, shape in enumerate(self.shapes.values()):
+            axes = (1,) * (4 - len(shape)) + shape[:-1]
+            grid = torch.stack(torch.meshgrid(*(torch.arange(size) for size in axes), indexing="ij"), dim=-1).view(-1, 3)
+            places.append(torch.cat([torch.zeros(1, 3, dtype=torch.long), grid]))
+            owner += [number] * (1 + len(grid))
+        modality = torch.tensor(owner).repeat(rows, 1)
+        table = TokenTable.text(rows, len(owner))._replace(modality=modality, span=modality)
+        return table._replace(order=torch.zeros_like(modality), grid=torch.cat(places).repeat(rows, 1, 1)).to(device)
+
+    def _streams(
+        self,
+        moving: dict[str, Tensor],
+        given: Mapping[str, Tensor],
+        noise: dict[str, Tensor],
+        time: Tensor,
+        alone: Sequence[str],
+    ) -> list[dict[str, Tensor]]:
+        """Predictions with all that is known, then for each of ``alone`` with everything else left out, in one pass."""
+        cleanest, noisiest = self.path.net_time(torch.tensor(self.path.ends, device=time.device))
+        streams = []
+        for only in (None, *alone):
+            kept = {name: value for name, value in moving.items() if only in (None, name)}
+            known = given if only is None else {}
+            values = {name: kept.get(name, known.get(name, noise[name])) for name in self.shapes}
+            times = {name: time if name in kept else cleanest if name in known else noisiest for name in self.shapes}
+            streams.append((values, times))
+        dtype = next(iter(self.embed.values())).get_parameter("weight").dtype
+        rows = len(next(iter(noise.values())))
+        values = {name: torch.cat([stream[name].to(dtype) for stream, _ in streams]) for name in self.shapes}
+        times = {name: torch.stack([told[name].float() for _, told in streams]).repeat_interleave(rows) for name in self.shapes}
+        found = {name: value.float().chunk(len(streams)) for name, value in self(values, times).items()}
+        return [{name: found[name][number] for name in found} for number in range(len(streams))]
+
+    def _asked(
+        self, rows: int, given: Mapping[str, Tensor], wanted: Sequence[str] | None, guidance: float
+    ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+        names = tuple(name for name in self.shapes if name not in given) if wanted is None else tuple(wanted)
+        check_scales((guidance,), 2)
+        if not names or len(set(names)) < len(names) or not {*names, *given} <= {*self.shapes} or {*names} & {*given}:
+            found = f"given is {list(given)}, wanted {list(names)}"
+            raise ValueError(f"{found}; accepted: names of {list(self.shapes)}, none twice, at least one wanted")
+        if guidance > 1 and len(names) + len(given) == 1:
+            raise ValueError(f"guidance is {guidance} for {names[0]!r} alone; accepted: 1, or another modality given or wanted")
+        for name, value in given.items():
+            check_draw(f"given[{name!r}]", value, (rows, *self.shapes[name]))
+            check_finite(f"given[{name!r}]", value)
+        return given, names
+
+    def _noise(self, rows: int, noise: Mapping[str, Tensor], generator: Generator | None) -> dict[str, Tensor]:
+        device = next(iter(self.embed.values())).get_parameter("weight").device
+        if not {*noise} <= {*self.shapes}:
+            raise ValueError(f"noise has {list(noise)}; accepted: names of {list(self.shapes)}")
+        made = {}
+        for name, shape in self.shapes.items():
+            drawn = noise.get(name)
+            made[name] = torch.empty(rows, *shape, device=device).normal_(generator=generator) if drawn is None else drawn.float()
+            check_draw(f"noise[{name!r}]", made[name], (rows, *shape))
+        return made
+
+    def _rows(self, values: Mapping[str, Tensor]) -> int:
+        self._check_names("values", values)
+        rows = len(next(iter(values.values())))
+        for name, shape in self.shapes.items():
+            check_draw(f"values[{name!r}]", values[name], (rows, *shape))
+        return rows
+
+    def _check_names(self, what: str, found: Mapping[str, Any]) -> None:
+        if {*found} != {*self.shapes}:
+            raise ValueError(f"{what} has {list(found)}; accepted: {list(self.shapes)}")

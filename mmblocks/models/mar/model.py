@@ -1,0 +1,293 @@
+"""MAR: continuous tokens in random order, many at a time; an encoder reads those that are known, a decoder asks for the rest.
+
+Shapes: B rows, L tokens, C channels of a token, D width of the encoder, D2 of the decoder, H and W latents.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from mmblocks.block import Block
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.models.mar.layout import MAR_LAYOUTS
+from mmblocks.models.mar.masks import draw_mask, draw_orders, mask_counts, mask_of
+from mmblocks.support.checks import check_range, is_readable
+
+
+class MAR(Block):
+    """States of all tokens, given some of them and a class; a per-token head makes tokens of states.
+
+    The head is no part of the trunk: any whose ``loss`` and ``sample`` take one state a token will do, as published
+    ``MARDiffusionHead``.
+
+    Args:
+        channels, patch_size: of a latent, and latents a side of a token; C is ``channels * patch_size**2``.
+        grid: rows and columns of tokens.
+        num_classes: classes.
+        encoder_dim, encoder_layers, encoder_heads, decoder_dim, decoder_layers, decoder_heads: of the two halves.
+        num_class_tokens: how many tokens the class takes, before the image's.
+        mlp_ratio: inner width of the feed-forward layers over the width.
+        norm_eps: of the layer norms.
+        dropout: on attention and projections, while training.
+        label_dropout: how often a class is left out while training.
+        min_mask_ratio: the smallest share of tokens that are masked while training.
+
+    Published files carry no config: see ``mar_base``, ``mar_large`` and ``mar_huge`` in LTH14/mar for the sizes. Latents are those
+    of its KL-16, multiplied by 0.2325.
+
+    Source: MAR (arXiv 2406.11838; LTH14/mar).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = MAR_LAYOUTS
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        grid: tuple[int, int],
+        num_classes: int,
+        encoder_dim: int,
+        encoder_layers: int,
+        encoder_heads: int,
+        decoder_dim: int,
+        decoder_layers: int,
+        decoder_heads: int,
+        patch_size: int = 1,
+        num_class_tokens: int = 64,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.1,
+        label_dropout: float = 0.1,
+        min_mask_ratio: float = 0.7,
+    ) -> None:
+        super().__init__()
+        if num_class_tokens < 1 or not 0 < min_mask_ratio <= 1:
+            found = f"num_class_tokens is {num_class_tokens}, min_mask_ratio {min_mask_ratio}"
+            raise ValueError(f"{found}; accepted: 1 or more, and above 0 to 1")
+        self.patch_size, self.channels, self.grid = patch_size, channels, (grid[0], grid[1])
+        self.token_dim, self.num_tokens = channels * patch_size**2, grid[0] * grid[1]
+        self.num_classes, self.num_class_tokens = num_classes, num_class_tokens
+        self.label_dropout, self.min_mask_ratio = label_dropout, min_mask_ratio
+        length = self.num_tokens + num_class_tokens
+        options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "eps": norm_eps, "dropout": dropout}
+        self.classes = nn.Embedding(num_classes, encoder_dim)
+        self.no_class = nn.Parameter(torch.empty(encoder_dim))
+        self.embed = nn.Linear(self.token_dim, encoder_dim)
+        self.embed_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
+        self.encoder_positions = nn.Parameter(torch.empty(length, encoder_dim))
+        self.encoder_layers = _layers(encoder_dim, encoder_layers, encoder_heads, **options)
+        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
+        self.decoder_embed = nn.Linear(encoder_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
+        self.decoder_positions = nn.Parameter(torch.empty(length, decoder_dim))
+        self.decoder_layers = _layers(decoder_dim, decoder_layers, decoder_heads, **options)
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
+        self.head_positions = nn.Parameter(torch.empty(self.num_tokens, decoder_dim))
+        for name in ("no_class", "mask_token", "encoder_positions", "decoder_positions", "head_positions"):
+            nn.init.normal_(getattr(self, name), std=0.02)
+        self.apply(_init)
+        nn.init.normal_(self.classes.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B L C"],
+        mask: Bool[Tensor, "B L"],
+        labels: Int[Tensor, " B"] | None = None,
+        *,
+        drop: Bool[Tensor, " B"] | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "B L D2"]:
+        """A state for every token.
+
+        Args:
+            tokens: the image; what is masked is not read.
+            mask: True where a token is unknown, at as many places in each row.
+            labels: classes; none at all where it is None.
+            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None.
+            generator: source of the draw.
+
+        Raises:
+            ValueError: shapes that do not fit; rows masked at different numbers of places, or a class that does not exist (checked
+                on CPU).
+        """
+        return self.decode(self.encode(tokens, mask, labels, drop=drop, generator=generator), mask)
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "B L C"],
+        mask: Bool[Tensor, "B L"],
+        labels: Int[Tensor, " B"] | None = None,
+        *,
+        drop: Bool[Tensor, " B"] | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "B known D"]:
+        """States of the class tokens and of the tokens that are known; see ``forward``."""
+        known = self._known(tokens, mask)
+        classes = self._classes(labels, len(tokens), drop, generator)
+        first = classes[:, None].expand(-1, self.num_class_tokens, -1)
+        x = self.embed_norm(torch.cat([first, self.embed(tokens)], dim=1) + self.encoder_positions)
+        x = x.gather(1, known[..., None].expand(-1, -1, x.shape[-1]))
+        for layer in self.encoder_layers:
+            x = layer(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Float[Tensor, "B known D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D2"]:
+        """A state for every token, from those of the known ones."""
+        known = self._known(None, mask)
+        x = self.decoder_embed(encoded)
+        if known.shape[1] != x.shape[1]:
+            raise ValueError(f"encoded has {x.shape[1]} states; accepted: {known.shape[1]}, as mask says")
+        everything = self.mask_token.to(x.dtype).repeat(len(x), len(self.decoder_positions), 1)
+        x = everything.scatter(1, known[..., None].expand_as(x), x) + self.decoder_positions
+        for layer in self.decoder_layers:
+            x = layer(x)
+        return self.decoder_norm(x)[:, self.num_class_tokens :] + self.head_positions
+
+    def loss(
+        self,
+        head: Any,
+        tokens: Float[Tensor, "B L C"],
+        labels: Int[Tensor, " B"] | None = None,
+        *,
+        mask: Bool[Tensor, "B L"] | None = None,
+        drop: Bool[Tensor, " B"] | None = None,
+        generator: Generator | None = None,
+        **draws: Any,
+    ) -> Float[Tensor, "B L"]:
+        """The head's loss at the masked tokens, zero elsewhere.
+
+        Args:
+            head: a per-token head.
+            tokens: the image.
+            labels: classes.
+            drop: see ``forward``.
+            mask: what is asked for; drawn if None, see ``mar_masks.draw_mask``.
+            generator: source of all draws.
+            draws: what the head takes beside.
+        """
+        if mask is None:
+            orders = draw_orders(len(tokens), self.num_tokens, tokens.device, generator)
+            mask = draw_mask(orders, self.min_mask_ratio, generator=generator)
+        states = self(tokens, mask, labels, drop=drop, generator=generator)
+        weight = mask.flatten().to(torch.float32)
+        if generator is not None:
+            draws["generator"] = generator
+        return head.loss(states.flatten(0, 1), tokens.flatten(0, 1), weight, **draws).view(mask.shape)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        head: Any,
+        labels: Int[Tensor, " B"],
+        *,
+        num_steps: int = 64,
+        guidance: float = 1.0,
+        schedule: Literal["linear", "constant"] = "linear",
+        orders: Int[Tensor, "B L"] | None = None,
+        draws: Sequence[Mapping[str, Tensor]] | None = None,
+        generator: Generator | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "B L C"]:
+        """Tokens, more of them from step to step.
+
+        Args:
+            head: a per-token head, with ``sample(states, generator=...)``; for guidance it must take ``unconditional`` states and
+                ``guidance`` too.
+            labels: classes.
+            num_steps: steps; the number of tokens still masked falls as a cosine.
+            guidance: the head's scale; 1 asks for none, in half the work.
+            schedule: "linear" lets the scale grow from 1 with the share of tokens known; "constant" does not.
+            orders: the last tokens of a row come first; drawn if None.
+            draws: what each step's call of the head is given beside, in place of a generator, such as its noise. A step asks
+                for the tokens of all rows, row by row.
+            generator: source of all draws.
+            options: what every call of the head is given, such as ``temperature``.
+
+        Raises:
+            ValueError: a guidance below 1, fewer than one step or more than tokens, or orders of another shape.
+        """
+        rows, length, weight = len(labels), self.num_tokens, self.embed.weight
+        if not guidance >= 1 or schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance is {guidance}, schedule {schedule!r}; accepted: 1 or more, 'linear' or 'constant'")
+        counts = mask_counts(self.num_tokens, num_steps)
+        if draws is not None and len(draws) != num_steps:
+            raise ValueError(f"draws has {len(draws)} steps; accepted: {num_steps}")
+        if orders is None:
+            orders = draw_orders(rows, length, weight.device, generator)
+        if tuple(orders.shape) != (rows, length):
+            raise ValueError(f"orders is {tuple(orders.shape)}; accepted: ({rows}, {length})")
+        tokens = torch.zeros(rows, length, self.token_dim, dtype=weight.dtype, device=weight.device)
+        mask = mask_of(orders, length)
+        copies = 2 if guidance > 1 else 1
+        drop = torch.arange(copies * rows, device=labels.device) >= rows  # the second half has no class
+        for step, count in enumerate(counts):
+            after = mask_of(orders, count)
+            asked = mask & ~after
+            given: dict[str, Any] = {**options, **(draws[step] if draws is not None else {"generator": generator})}
+            states = self(tokens.repeat(copies, 1, 1), mask.repeat(copies, 1), labels.repeat(copies), drop=drop)
+            if guidance > 1:
+                known = (length - max(count, 1)) / length if schedule == "linear" else 1.0
+                given |= {"unconditional": states[rows:][asked], "guidance": 1 + (guidance - 1) * known}
+            made = head.sample(states[:rows][asked], **given)
+            tokens = tokens.masked_scatter(asked[..., None], made.to(tokens.dtype))
+            mask = after
+        return tokens
+
+    def to_tokens(self, latents: Float[Tensor, "B H W channels"]) -> Float[Tensor, "B L C"]:
+        """A tokenizer's latents, channels last, as tokens.
+
+        Raises:
+            ValueError: latents of another size.
+        """
+        size = tuple(side * self.patch_size for side in self.grid)
+        if tuple(latents.shape[1:]) != (*size, self.channels):
+            raise ValueError(f"latents is {tuple(latents.shape)}; accepted: (B, {size[0]}, {size[1]}, {self.channels})")
+        sides = {"p": self.patch_size, "q": self.patch_size}
+        return rearrange(latents, "b (h p) (w q) c -> b (h w) (c p q)", **sides)
+
+    def to_latents(self, tokens: Float[Tensor, "B L C"]) -> Float[Tensor, "B H W channels"]:
+        """Tokens as latents for the tokenizer's decoder."""
+        sides = {"h": self.grid[0], "p": self.patch_size, "q": self.patch_size}
+        return rearrange(tokens, "b (h w) (c p q) -> b (h p) (w q) c", **sides)
+
+    def _known(self, tokens: Tensor | None, mask: Tensor) -> Int[Tensor, "B known"]:
+        """Places of the class tokens and of the tokens that are not masked."""
+        length = self.num_tokens
+        if mask.shape[1] != length or (tokens is not None and tuple(tokens.shape) != (*mask.shape, self.token_dim)):
+            found = "" if tokens is None else f"tokens is {tuple(tokens.shape)}, "
+            raise ValueError(f"{found}mask {tuple(mask.shape)}; accepted: (B, {length}, {self.token_dim}) and (B, {length})")
+        counts = (~mask).sum(dim=1)
+        if is_readable(mask) and bool((counts != counts[:1]).any()):
+            raise ValueError(f"mask leaves {counts.tolist()} tokens known; accepted: as many in each row")
+        places = mask.int().argsort(dim=1, stable=True)[:, : int(counts[0]) if len(counts) else 0] + self.num_class_tokens
+        first = torch.arange(self.num_class_tokens, device=mask.device).expand(len(mask), -1)
+        return torch.cat([first, places], dim=1)
+
+    def _classes(self, labels: Tensor | None, rows: int, drop: Tensor | None, generator: Generator | None) -> Float[Tensor, "B D"]:
+        if labels is None:
+            return self.no_class.expand(rows, -1)
+        if labels.shape != (rows,):
+            raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
+        check_range("labels", labels, self.num_classes)
+        if drop is None and self.training:
+            drop = torch.rand(rows, generator=generator, device=labels.device) < self.label_dropout
+        classes = self.classes(labels)
+        return classes if drop is None else torch.where(drop[:, None], self.no_class, classes)
+
+
+def _layers(dim: int, count: int, heads: int, *, mlp_ratio: float, eps: float, dropout: float) -> nn.ModuleList:
+    from timm.models.vision_transformer import Block as Layer  # here, since importing timm takes seconds
+
+    options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": partial(nn.LayerNorm, eps=eps)}
+    return nn.ModuleList(Layer(dim, heads, proj_drop=dropout, attn_drop=dropout, **options) for _ in range(count))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

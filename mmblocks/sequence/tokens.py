@@ -1,0 +1,174 @@
+"""What passes between the parts: the token table, a tokenizer's latents, an embedder's tokens.
+
+The table has one row per token and says who that token is; positions, masks, routing, guidance and losses are pure
+functions of it (see ``masks.py`` and ``positions.py``).
+
+Shapes: B batch, L tokens of one row, N tokens of all images together, D width.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PADDING = -1
+"""Document and modality of a padding token."""
+
+NO_SPAN = -1
+"""Span of a token that belongs to no image or block."""
+
+NO_HEAD = -1
+"""Target of a token after which no head is asked for anything."""
+
+
+class Modality(IntEnum):
+    """What a token stands for; padding has the value ``PADDING``."""
+
+    TEXT = 0
+    VISION = 1
+    AUDIO = 2
+
+
+class TokenTable(NamedTuple):
+    """One row per token.
+
+    Attributes:
+        modality: text, vision, ...; ``PADDING`` for padding.
+        document: which packed sample a token belongs to; ``PADDING`` for padding.
+        span: which image or block inside its document; ``NO_SPAN`` for text.
+        grid: (t, h, w) inside the span, in tokens; zeros for text.
+        order: generation step inside the document: equal orders see each other, smaller ones are the past.
+        noisy: True for a noised copy, seen only from inside its own span.
+        target: index of the head that is asked for what comes next here, or ``NO_HEAD``.
+
+    Examples:
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence.positions import sequential
+        >>> table = TokenTable.text(1, 5)
+        >>> table.document[:, 3:] = 1  # two samples packed into one row
+        >>> sequential(table).tolist()
+        [[0, 1, 2, 0, 1]]
+    """
+
+    modality: Int[Tensor, "B L"]
+    document: Int[Tensor, "B L"]
+    span: Int[Tensor, "B L"]
+    grid: Int[Tensor, "B L 3"]
+    order: Int[Tensor, "B L"]
+    noisy: Bool[Tensor, "B L"]
+    target: Int[Tensor, "B L"]
+
+    @classmethod
+    def padding(cls, batch: int, length: int, device: torch.device | str = "cpu") -> "TokenTable":
+        """A table of padding alone, to be written into."""
+
+        def full(value: int) -> Tensor:
+            return torch.full((batch, length), value, dtype=torch.long, device=device)
+
+        return cls(
+            modality=full(PADDING),
+            document=full(PADDING),
+            span=full(NO_SPAN),
+            grid=full(0)[..., None].repeat(1, 1, 3),
+            order=full(0),
+            noisy=full(0).bool(),
+            target=full(NO_HEAD),
+        )
+
+    @classmethod
+    def text(cls, batch: int, length: int, device: torch.device | str = "cpu") -> "TokenTable":
+        """Plain text: one document a row, every token its own step. What a language model alone needs."""
+        table = cls.padding(batch, length, device)
+        zeros = torch.zeros_like(table.document)
+        steps = torch.arange(length, device=device).repeat(batch, 1)
+        return table._replace(modality=zeros + Modality.TEXT, document=zeros, order=steps)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)."""
+        batch, length = self.document.shape
+        return batch, length
+
+    @property
+    def is_padding(self) -> Bool[Tensor, "B L"]:
+        """True at padding."""
+        return self.document == PADDING
+
+    def slice(self, start: int, stop: int) -> "TokenTable":
+        """The columns ``start:stop`` of every row."""
+        return type(self)(*(column[:, start:stop] for column in self))
+
+    def write(self, start: int, other: "TokenTable") -> None:
+        """Overwrites the columns from ``start`` on with ``other``, in place."""
+        for column, new in zip(self, other, strict=True):
+            column[:, start : start + new.shape[1]] = new
+
+    def rows(self, index: Int[Tensor, " R"]) -> "TokenTable":
+        """The chosen rows, in the order of ``index``."""
+        return type(self)(*(column[index] for column in self))
+
+    def to(self, device: torch.device | str) -> "TokenTable":
+        """The table on another device."""
+        return type(self)(*(column.to(device) for column in self))
+
+
+class Latents(NamedTuple):
+    """What a visual tokenizer makes of pixels. Which fields are set depends on the method.
+
+    Attributes:
+        z: the vectors a decoder reads, channels last.
+        ids: code numbers, one or several (Q) a place; None for continuous tokenizers.
+        loss: the tokenizer's own terms by name (commitment, codebook, entropy), unweighted; None outside training.
+        mean, logvar: of a variational tokenizer.
+        features: what was quantised, for models that read it instead of the codes.
+        lengths: tokens of each image, where they differ; the rest of a row is padding.
+        positions: numbers of the places that have a token, row by row, where not all have one.
+    """
+
+    z: Float[Tensor, "B *grid D"]
+    ids: Int[Tensor, "B *grid_or_q"] | None = None
+    loss: dict[str, Float[Tensor, ""]] | None = None
+    mean: Float[Tensor, "B *grid D"] | None = None
+    logvar: Float[Tensor, "B *grid D"] | None = None
+    features: Float[Tensor, "B *grid D2"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
+    positions: Int[Tensor, "B L"] | None = None
+
+
+class TokenKind(IntEnum):
+    """What an embedder's token is."""
+
+    PATCH = 0
+    CLASS = 1
+    NEWLINE = 2
+    SIZE = 3
+
+
+class ImageLayout(NamedTuple):
+    """Which tokens an embedder makes of one image, known from the image's size alone.
+
+    Attributes:
+        grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column behind its row's last.
+        kind: a ``TokenKind`` each.
+    """
+
+    grid: Int[Tensor, "N 3"]
+    kind: Int[Tensor, " N"]
+
+
+class VisionTokens(NamedTuple):
+    """The tokens of several images of any size, packed one image after the other.
+
+    Attributes:
+        embeds: the vectors a trunk reads.
+        image: which image of the input list each token belongs to.
+        grid: (t, h, w) inside that image, in tokens.
+        kind: a ``TokenKind`` each.
+    """
+
+    embeds: Float[Tensor, "N D"]
+    image: Int[Tensor, " N"]
+    grid: Int[Tensor, "N 3"]
+    kind: Int[Tensor, " N"]

@@ -1,0 +1,156 @@
+"""What a decoder remembers of the tokens it has read: keys, values, and the tokens' table.
+
+A cache belongs to one generation. The modules hold no state of it, so several generations can run on one model.
+
+``KVCache`` hands out what it holds so far. ``StaticCache`` (``static_cache.py``) always hands out all its room, so that shapes
+never change; ``WindowedCache`` (``windowed_cache.py``) forgets what is neither at the beginning nor recent.
+
+Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of the values, L new tokens.
+"""
+
+from copy import copy
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
+from mmblocks.sequence.tokens import TokenTable
+
+
+def cache_bytes(
+    *,
+    num_layers: int,
+    num_heads: int,
+    head_dim: int,
+    batch: int,
+    capacity: int,
+    dtype: torch.dtype = torch.float32,
+    value_dim: int | None = None,
+) -> int:
+    """Memory that the keys and values of a cache take, in bytes, told beforehand. Guidance multiplies ``batch`` by its streams."""
+    widths = head_dim + (head_dim if value_dim is None else value_dim)
+    return num_layers * num_heads * widths * batch * capacity * dtype.itemsize
+
+
+class KVCache:
+    """Keys and values of all layers, in memory taken once.
+
+    Args:
+        num_layers, num_heads, head_dim: of the trunk's keys and values.
+        value_dim: head width of the values, where it is not that of the keys.
+        batch: rows.
+        capacity: tokens a row can hold.
+        dtype, device: of keys and values.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        batch: int,
+        capacity: int,
+        value_dim: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        room = (batch, num_heads, capacity)
+        value_dim = head_dim if value_dim is None else value_dim
+        self.keys = [torch.zeros(*room, head_dim, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(*room, value_dim, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.slots = TokenTable.padding(batch, capacity, device)
+        self.length = 0
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.slots.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+        return self.slots.shape[1]
+
+    @property
+    def free(self) -> int | None:
+        """Tokens that can still be read; None where there is no end."""
+        return self.capacity - self.length
+
+    @property
+    def table(self) -> TokenTable:
+        """Table of the tokens held so far."""
+        return self.slots.slice(0, self.length)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys and values, in bytes, filled or not."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """What to hand to the trunk as ``mask`` with these tokens, which are about to be read.
+
+        Args:
+            table: the tokens.
+            rule: who sees whom, in place of the table's own rule.
+            lowered: the mask of the tokens among themselves, where it is known; used while the cache is empty.
+
+        Raises:
+            ValueError: if they do not fit, or the number of rows differs.
+        """
+        self._check(table)
+        return lowered if rule is None and not self.length else rule
+
+    def append(self, table: TokenTable) -> TokenTable:
+        """Notes tokens that are about to be read; their keys and values follow, layer by layer, through ``update``.
+
+        Returns:
+            The table of all tokens, the new ones included.
+
+        Raises:
+            ValueError: if they do not fit, or the number of rows differs.
+        """
+        self._check(table)
+        self.slots.write(self.length, table)
+        self.length += table.shape[1]
+        return self.table
+
+    def update(
+        self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
+    ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:
+        """Stores the keys and values of the tokens last appended; gives back those of all tokens."""
+        start = self.length - key.shape[2]
+        self.keys[layer][:, :, start : self.length] = key
+        self.values[layer][:, :, start : self.length] = value
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def rows(self, index: Int[Tensor, " R"]) -> Self:
+        """A cache of the chosen rows, as copies: to drop finished rows or repeat one."""
+        chosen = copy(self)
+        chosen.keys = [keys[index] for keys in self.keys]
+        chosen.values = [values[index] for values in self.values]
+        chosen.slots = self.slots.rows(index)
+        return chosen
+
+    def _check(self, table: TokenTable) -> None:
+        batch, new = table.shape
+        if batch != self.batch:
+            raise ValueError(f"table has {batch} rows; the cache was made for {self.batch}")
+        if self.free is not None and new > self.free:
+            raise ValueError(
+                f"{new} tokens behind {self.length} do not fit a cache of {self.capacity}: make it with a larger capacity"
+            )
+
+    def take_room(self, empty: "KVCache") -> None:
+        """Goes on in the memory of another cache."""
+        if empty.length:
+            raise ValueError(f"the cache holds {empty.length} tokens; accepted: an empty one, such as trunk.new_cache(...) gives")
+        self.keys, self.values, self.slots, self.length = empty.keys, empty.values, empty.slots, 0
+
+
+def see_anywhere(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
+    """The rule for keys in any order, where the tokens themselves need not be the last. Nobody sees an empty place."""
+    seen = (rule or visible)(table, keys)
+    return Dense(seen & (table.is_padding[:, :, None] | ~keys.is_padding[:, None, :]))

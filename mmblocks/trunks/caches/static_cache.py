@@ -1,0 +1,124 @@
+"""A cache whose shapes never change, for ``torch.compile`` and CUDA graphs.
+
+Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of the values, L new tokens.
+"""
+
+from functools import partial
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.ops.cuda_graphs import Recording, new_pool
+from mmblocks.sequence.masks import Dense, Mask, MaskRule
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache, see_anywhere
+
+
+class StaticCache(KVCache):
+    """A cache whose tensors never change their shape or place, so that a compiled step is compiled once.
+
+        cache = StaticCache(model.trunk.new_cache(batch, capacity))
+        model.trunk.compile()
+        model.generate(..., cache=cache)
+
+    On CUDA ``StaticCache(..., cuda_graphs=True)`` records a generation's step as a CUDA graph instead, without compiling anything,
+    and replays it for every token: the launches of its kernels, which small models wait for, are one.
+
+    ``see`` does the book-keeping outside the graph; its mask goes with the tokens. Each step computes attention over the
+    whole capacity, so make it no larger than needed. The first tokens are read among themselves.
+
+    Args:
+        empty: an empty cache, whose memory this one takes over.
+        cuda_graphs: whether ``run`` records and replays steps. The graph belongs to the cache, and so to one generation.
+
+    Raises:
+        ValueError: a cache that is in use, or CUDA graphs on another device.
+    """
+
+    def __init__(self, empty: KVCache, *, cuda_graphs: bool = False) -> None:
+        device = empty.slots.document.device
+        if cuda_graphs and device.type != "cuda":
+            raise ValueError(f"cuda_graphs is True and the cache is on {device}; accepted: a cache on CUDA, or False")
+        self.take_room(empty)
+        self.cuda_graphs = cuda_graphs
+        self._step: Recording | None = None
+        self.recent = TokenTable.padding(*self.slots.shape, device)
+        self.places = torch.zeros(0, dtype=torch.long, device=device)
+        self.alone = True
+        if device.type == "cuda":
+            for tensor in (*self.keys, *self.values):
+                torch._dynamo.mark_static_address(tensor)  # CUDA graphs write to it in place
+
+    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """Notes the tokens, and says whom they see."""
+        self._check(table)
+        new = table.shape[1]
+        self.alone = self.length == 0
+        self.places = torch.arange(self.length, self.length + new, device=self.places.device)
+        self.slots.write(self.length, table)
+        for column, added in zip(self.recent, table, strict=True):
+            column.copy_(torch.cat([column[:, new:], added], dim=1))
+        self.length += new
+        if self.alone:
+            return lowered if rule is None else rule
+        return see_anywhere(table, self.slots, rule)
+
+    def append(self, table: TokenTable) -> TokenTable:
+        """The table of the newest tokens, as many as the cache has room for, the last one last.
+
+        Raises:
+            ValueError: if ``see`` was not asked for them.
+        """
+        if self.places.shape[0] != table.shape[1]:
+            raise ValueError(f"{table.shape[1]} tokens are read unseen; hand mask=cache.see(table) to the trunk with them")
+        return table if self.alone else self.recent
+
+    def update(
+        self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
+    ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:
+        """Stores keys and values; gives back the whole room, or the first tokens' own."""
+        self.keys[layer].index_copy_(2, self.places, key)
+        self.values[layer].index_copy_(2, self.places, value)
+        return (key, value) if self.alone else (self.keys[layer], self.values[layer])
+
+    def run(self, trunk: Any, embeds: Tensor, table: TokenTable, mask: Mask | MaskRule | None) -> Tensor:
+        """The trunk's states of tokens that ``see`` was asked for: by calling it, or by replaying its step.
+
+        Raises:
+            TypeError: a trunk whose step cannot be recorded.
+        """
+        if not self.cuda_graphs:
+            return trunk(embeds, table, self, mask=mask)
+        _check_recordable(trunk)
+        if self.alone or table.shape[1] > 1 or not isinstance(mask, Dense):
+            return trunk(embeds, table, self, mask=mask)
+        inputs = (embeds, mask.visible, self.places, *table)
+        if self._step is None:
+            self._step = Recording(partial(self._called, trunk), inputs, new_pool())
+        return self._step(inputs)
+
+    def _called(self, trunk: Any, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
+        """A step as a function of tensors alone, beside the cache's own, which stay where they are."""
+        self.places = places
+        return trunk(embeds, TokenTable(*table), self, mask=Dense(visible))
+
+    def rows(self, index: Int[Tensor, " R"]) -> Self:
+        """A cache of the chosen rows, as copies."""
+        chosen = super().rows(index)
+        chosen.recent = self.recent.rows(index)
+        chosen._step = None  # it works on the memory of all rows
+        return chosen
+
+
+def _check_recordable(trunk: Any) -> None:
+    """Refuses a trunk whose step asks the device for values, copies to it, or calls functions that a replay would not."""
+    from mmblocks.trunks.decoder import Decoder
+    from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
+    from mmblocks.trunks.routed.routed_decoder import RoutedDecoder
+
+    plain = isinstance(trunk, Decoder) and not isinstance(trunk, RoutedDecoder | MoEDecoder)
+    if not plain or trunk.rope_sections is not None or (trunk.rope_scaling or {}).get("type") == "longrope":
+        accepted = "a Decoder without experts, hooks, rope_sections and longrope"
+        raise TypeError(f"trunk is a {type(trunk).__name__}, whose steps cannot be recorded as CUDA graphs; accepted: {accepted}")

@@ -1,0 +1,121 @@
+"""A cache that forgets what is neither at the beginning nor recent, for text without end.
+
+Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of the values, L new tokens.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache, see_anywhere
+
+
+class WindowedCache(KVCache):
+    """Keeps the first tokens (attention sinks) and the most recent ones, so that a story may go on without end.
+
+    Tokens keep the positions they were read at: a trunk that is to read beyond its trained length needs a ``rope_scaling``, or
+    positions that do not grow. Several tokens read at once see each other and all that is held; what is too much is forgotten
+    behind them. Only their table is kept of forgotten tokens, since positions are counted from it.
+
+    Args:
+        empty: an empty cache, whose memory this one takes over; its capacity is that of sinks and window together.
+        sinks: how many of the first tokens are kept. Rows padded on the left would keep their padding, and are refused.
+
+    Raises:
+        ValueError: no room for a window.
+
+    Source: StreamingLLM (arXiv 2309.17453), but for its positions, which count inside the cache.
+    """
+
+    def __init__(self, empty: KVCache, *, sinks: int = 4) -> None:
+        if not 0 <= sinks < empty.capacity:
+            raise ValueError(f"sinks is {sinks}; accepted: 0 to {empty.capacity - 1}, as the capacity is {empty.capacity}")
+        self.take_room(empty)
+        self.sinks = sinks
+        self.history = self.slots.slice(0, 0)
+        self._seen = 0
+
+    @property
+    def free(self) -> int | None:
+        """None: there is no end."""
+        return None
+
+    @property
+    def held(self) -> int:
+        """Tokens whose keys and values are there."""
+        return min(self.length, self.capacity)
+
+    @property
+    def table(self) -> TokenTable:
+        """Table of all tokens read, the forgotten ones included."""
+        return self.history
+
+    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """Says whom the tokens see: each other, and what will still be held."""
+        self._check(table)
+        new = table.shape[1]
+        if not self.length and self.sinks and bool(table.slice(0, self.sinks).is_padding.any()):
+            raise ValueError(f"rows are padded on the left, where {self.sinks} sinks are to be kept; accepted: rows of one length")
+        self._seen = new
+        if not self.length:
+            return lowered if rule is None else rule
+        if new == 1:
+            keys = TokenTable(*(column.clone() for column in self.slots))
+            keys.write(int(self._places(self.length, 1)), table)
+            keys = keys.slice(0, min(self.length + 1, self.capacity))
+        else:
+            held = self.slots.slice(0, self.held)
+            keys = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(held, table, strict=True)))
+        return see_anywhere(table, keys, rule)
+
+    def append(self, table: TokenTable) -> TokenTable:
+        """Notes the tokens; gives back the table of all tokens read.
+
+        Raises:
+            ValueError: if ``see`` was not asked for them.
+        """
+        new = table.shape[1]
+        if self._seen != new:
+            raise ValueError(f"{new} tokens are read unseen; hand mask=cache.see(table) to the trunk with them")
+        self._seen = 0
+        kept = self._kept(new)
+        for column, added in zip(self.slots, table, strict=True):
+            column[:, self._places(self.length, new)[kept]] = added[:, kept]
+        self.history = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(self.history, table, strict=True)))
+        self.length += new
+        return self.history
+
+    def update(
+        self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
+    ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:
+        """Stores keys and values; gives back those the new tokens may see."""
+        keys, values, new = self.keys[layer], self.values[layer], key.shape[2]
+        before = self.length - new
+        if new > 1:
+            held = min(before, self.capacity)
+            seen = torch.cat([keys[:, :, :held], key], dim=2), torch.cat([values[:, :, :held], value], dim=2)
+        kept = self._kept(new, before)
+        places = self._places(before, new)[kept]
+        keys[:, :, places], values[:, :, places] = key[:, :, kept], value[:, :, kept]
+        return (keys[:, :, : self.held], values[:, :, : self.held]) if new == 1 else seen
+
+    def _places(self, first: int, count: int) -> Int[Tensor, " L"]:
+        """Where tokens number ``first ...`` are kept: the sinks first, behind them a ring."""
+        number = torch.arange(first, first + count, device=self.slots.document.device)
+        return torch.where(number < self.sinks, number, self.sinks + (number - self.sinks) % (self.capacity - self.sinks))
+
+    def _kept(self, new: int, before: int | None = None) -> Tensor:
+        """Which of the new tokens are still there behind them."""
+        before = self.length if before is None else before
+        number = torch.arange(before, before + new, device=self.slots.document.device)
+        return (number < self.sinks) | (number >= before + new - (self.capacity - self.sinks))
+
+    def rows(self, index: Int[Tensor, " R"]) -> Self:
+        """A cache of the chosen rows, as copies."""
+        chosen = super().rows(index)
+        chosen.history = self.history.rows(index)
+        return chosen

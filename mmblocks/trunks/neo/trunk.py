@@ -1,0 +1,179 @@
+"""NEO's trunk: Qwen3 layers whose queries and keys carry the row and the column beside the step.
+
+Shapes: B batch, L tokens, D width, H query heads, K key/value heads, E width of a head.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.attention.attend import Prepared, attend
+from mmblocks.sequence.positions import PositionScheme, RotaryTable, axes_rotary_table, rotate_axes, time_height_width
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.decoder import Decoder, DecoderLayer
+from mmblocks.trunks.neo.layout import NEO_LAYOUTS
+
+
+class GridProjection(nn.Module):
+    """Queries or keys in three parts: E channels for the step, E/2 for the row, E/2 for the column, each with a norm of its own.
+
+    Args:
+        dim: D.
+        num_heads, head_dim: heads and E.
+        bias: whether both projections have biases.
+        norm_eps: epsilon of the norms.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, head_dim: int, bias: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.step = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.place = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.step_norm = nn.RMSNorm(head_dim, eps=norm_eps)
+        self.row_norm = nn.RMSNorm(head_dim // 2, eps=norm_eps)
+        self.column_norm = nn.RMSNorm(head_dim // 2, eps=norm_eps)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L E2"]:
+        """Twice E wide, and not yet rotated."""
+        step, place = (rearrange(project(x), "b l (h d) -> b h l d", d=self.head_dim) for project in (self.step, self.place))
+        row, column = place.chunk(2, dim=-1)
+        return torch.cat([self.step_norm(step), self.row_norm(row), self.column_norm(column)], dim=-1)
+
+
+class NEOAttention(nn.Module):
+    """Grouped-query attention whose scores are those of the step plus those of the place; values are half as wide.
+
+    Args:
+        dim: D.
+        num_heads, num_kv_heads, head_dim: H, K and E.
+        bias: whether all projections have biases.
+        norm_eps: epsilon of the norms of queries and keys.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.axes = (head_dim, head_dim // 2, head_dim // 2)
+        self.query = GridProjection(dim=dim, num_heads=num_heads, head_dim=head_dim, bias=bias, norm_eps=norm_eps)
+        self.key = GridProjection(dim=dim, num_heads=num_kv_heads, head_dim=head_dim, bias=bias, norm_eps=norm_eps)
+        self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.output = nn.Linear(num_heads * head_dim, dim, bias=bias)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], rotary: RotaryTable, mask: Prepared, cache: KVCache | None, layer: int
+    ) -> Float[Tensor, "B L D"]:
+        """Attends to the tokens themselves and, with a cache, to those before."""
+        query = rotate_axes(self.query(x), rotary, self.axes)
+        key = rotate_axes(self.key(x), rotary, self.axes)
+        value = rearrange(self.value(x), "b l (h d) -> b h l d", d=self.head_dim)
+        if cache is not None:
+            key, value = cache.update(layer, key, value)
+        # The scale is that of a plain Qwen3 head, although queries and keys are twice as wide.
+        attended = attend(query, key, value, mask, scale=self.head_dim**-0.5)
+        return self.output(rearrange(attended, "b h l d -> b l (h d)"))
+
+
+class NEOTrunk(Decoder):
+    """A causal decoder with positions on three axes: the step in the text, where an image takes one, and row and column inside it.
+
+    The first ``num_prebuffer_layers`` are those put before a pretrained language model ("pre-buffer"); they compute like the
+    others. ``trunks.neo_init.neo_from_qwen3`` makes such a trunk of a plain Qwen3.
+
+    Args:
+        dim: D.
+        num_layers: layers, the pre-buffer included.
+        num_heads: H.
+        mlp_dim: inner width of the feed-forward layers.
+        num_kv_heads: K; H if None.
+        head_dim: E of the values and of the queries' part for the step; a multiple of four. ``dim / num_heads`` if None.
+        norm_eps: epsilon of all norms.
+        rope_theta: base of the rotary frequencies of the step.
+        rope_theta_place: that of row and column.
+        bias: biases on all projections of the attention.
+        num_prebuffer_layers: how many of the layers are the pre-buffer.
+        positions: a scheme of one's own, from the token table to (B, L, 3); ``positions.time_height_width`` if None.
+
+    Raises:
+        ValueError: for sizes that do not go together.
+
+    Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = NEO_LAYOUTS
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_eps: float = 1e-6,
+        rope_theta: float = 1e6,
+        rope_theta_place: float = 10000.0,
+        bias: bool = False,
+        num_prebuffer_layers: int = 0,
+        positions: PositionScheme | None = None,
+    ) -> None:
+        # No layers of Decoder's own: this class's stand in their place below.
+        super().__init__(
+            dim=dim,
+            num_layers=0,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            positions=positions or time_height_width,
+        )
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim is {self.head_dim}; accepted: multiples of 4, since its halves are rotated in pairs")
+        if not 0 <= num_prebuffer_layers <= num_layers:
+            raise ValueError(f"num_prebuffer_layers is {num_prebuffer_layers}; accepted: 0 to num_layers, {num_layers}")
+        self.rope_theta_place = rope_theta_place
+        self.num_prebuffer_layers = num_prebuffer_layers
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                attention=NEOAttention(
+                    dim=dim,
+                    num_heads=num_heads,
+                    num_kv_heads=self.num_kv_heads,
+                    head_dim=self.head_dim,
+                    bias=bias,
+                    norm_eps=norm_eps,
+                ),
+                dim=dim,
+                mlp_dim=mlp_dim,
+                norm_eps=norm_eps,
+                dropout=0.0,
+            )
+            for _ in range(num_layers)
+        )
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch`` rows of at most ``capacity`` tokens; keys take twice the room of values."""
+        weight = self.norm.weight
+        return KVCache(
+            num_layers=len(self.layers),
+            num_heads=self.num_kv_heads,
+            head_dim=2 * self.head_dim,
+            value_dim=self.head_dim,
+            batch=batch,
+            capacity=capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def _rotary(self, keys: TokenTable, length: int, **angles: Any) -> RotaryTable:
+        """Angles of the last ``length`` tokens: of the step, then of row and column."""
+        scheme = self.positions or time_height_width
+        bases = (self.rope_theta, self.rope_theta_place, self.rope_theta_place)
+        return axes_rotary_table(scheme(keys)[:, -length:], (self.head_dim, self.head_dim // 2, self.head_dim // 2), bases)

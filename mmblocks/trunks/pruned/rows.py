@@ -1,0 +1,83 @@
+"""Rows that have lost some of their tokens, and who sees whom in them.
+
+Shapes: B rows, M tokens that are left, S tokens a stage has read in all, D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, find_mask
+from mmblocks.sequence.positions import RotaryTable
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.pruned.cache import NOWHERE
+
+
+class Row(NamedTuple):
+    """The new tokens as a stage reads them: states, table, angles, and the place of each among all new tokens."""
+
+    x: Float[Tensor, "B M D"]
+    table: TokenTable
+    rotary: RotaryTable
+    places: Int[Tensor, "B M"]
+
+    def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "Row":
+        """The tokens at these places of the row, with padding where they are not real."""
+        blank = TokenTable.padding(len(index), index.shape[1], index.device)
+        columns = [_where(real, _take(old, index), new) for old, new in zip(self.table, blank, strict=True)]
+        return Row(
+            x=_take(self.x, index) * real[..., None],
+            table=TokenTable(*columns),
+            rotary=RotaryTable(_take(self.rotary.cos, index), _take(self.rotary.sin, index)),
+            places=torch.where(real, _take(self.places, index), NOWHERE),
+        )
+
+
+def stage_mask(
+    mask: Mask | MaskRule | None,
+    row: Row,
+    read: TokenTable,
+    numbers: Int[Tensor, "B S"],
+    *,
+    num_old: int,
+    num_new: int,
+) -> Mask:
+    """Who of the tokens that are left sees whom, in the cheapest form.
+
+    Args:
+        mask: of all tokens.
+        row: the queries.
+        read: the table of the keys, and
+        numbers: which token of the whole row each of them is.
+        num_old: tokens of the whole row before the new ones.
+        num_new: new ones, before any was dropped.
+    """
+    if mask is None or callable(mask):
+        return find_mask(mask, row.table, read)
+    padding, is_real = numbers == NOWHERE, row.places != NOWHERE
+    alone = numbers.shape == row.places.shape
+    if isinstance(mask, Causal) and (not bool(padding.any()) or (alone and bool((padding[:, 1:] >= padding[:, :-1]).all()))):
+        return mask
+    places = row.places.clamp(min=0)
+    slots = torch.arange(numbers.shape[1], device=numbers.device)[-places.shape[1] :].expand_as(places)
+    # Numbers rise along a row, so an interval of all tokens is one of those that are left, unless padding lies in between.
+    behind = padding & ((~padding).long().cumsum(dim=1) > 0)
+    ascending = torch.where(behind, num_old + num_new, numbers)
+    if not isinstance(mask, Dense) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
+        start, end = (0 * places, num_old + places + 1) if isinstance(mask, Causal) else (_take(edge, places) for edge in mask)
+        left = (torch.searchsorted(ascending, edge.contiguous()) for edge in (start, end))
+        return Intervals(*(torch.where(is_real, edge, own) for edge, own in zip(left, (slots, slots + 1), strict=True)))
+    seen = densify(mask, num_new, num_old + num_new, numbers.device).expand(len(places), -1, -1)
+    seen = _take(_take(seen, places).mT, numbers.clamp(min=0)).mT & ~padding[:, None]
+    itself = slots[..., None] == torch.arange(numbers.shape[1], device=numbers.device)
+    return Dense(torch.where(is_real[..., None], seen, itself))
+
+
+def _take(column: Tensor, index: Int[Tensor, "B M"]) -> Tensor:
+    return column.gather(1, index if column.ndim == 2 else index[..., None].expand(-1, -1, column.shape[-1]))
+
+
+def _where(flags: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(flags if yes.ndim == 2 else flags[..., None], yes, no)
