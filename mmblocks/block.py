@@ -1,21 +1,17 @@
 """Block: a module that remembers how it was built, and so can be saved, loaded and taken apart."""
 
-import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
 
-from mmblocks.checkpoints import classes
-
-if TYPE_CHECKING:
-    from mmblocks.checkpoints.layouts.layout import Layout
-    from mmblocks.checkpoints.origin import Origin
+from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.origin import Origin
+from mmblocks.configurable import Configurable
 
 
-class Block(nn.Module):
+class Block(Configurable, has_name=False):
     """An ``nn.Module`` whose keyword-only constructor arguments are JSON values, other Blocks, or lists and dicts of these.
 
         class Projector(Block):
@@ -48,38 +44,8 @@ class Block(nn.Module):
         TypeError: positional arguments; or, when a class is defined, a constructor that takes anything but keywords.
     """
 
-    layouts: ClassVar[tuple["Layout", ...]] = ()
-    origin: "Origin | None" = None
-
-    _built: tuple[type["Block"], dict[str, Any]]
-    """The class and arguments of the constructor call. Libraries that wrap modules may change the class afterwards."""
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        _check_constructor(cls)
-        classes.register(cls)
-
-    def __new__(cls, *args: Any, **arguments: Any) -> Self:
-        """Records the arguments, whichever class in the family they go to."""
-        if args:
-            names = ", ".join(f"{name}=..." for name in parameters(cls))
-            raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
-        self = super().__new__(cls)
-        defaults = {name: p.default for name, p in parameters(cls).items() if p.default is not p.empty}
-        recorded = {name: _recorded(value) for name, value in (defaults | arguments).items()}
-        # Recorded here rather than in __init__, which a subclass calls with the arguments of its base class. nn.Module's own
-        # setattr is not ready yet.
-        object.__setattr__(self, "_built", (cls, recorded))
-        return self
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Argument name -> value, in the constructor's order, defaults included. Blocks are the Blocks themselves."""
-        cls, recorded = self._built
-        return {name: self._current(name, recorded[name]) for name in parameters(cls) if name in recorded}
+    layouts: ClassVar[tuple[Layout, ...]] = ()
+    origin: Origin | None = None
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes ``config.json`` and ``model.safetensors``, and each Block among the arguments to a subfolder likewise.
@@ -201,54 +167,3 @@ class Block(nn.Module):
         if not isinstance(loaded, cls):
             raise TypeError(f"{id_or_path} is a {type(loaded).__name__}, which is not a {cls.__name__}")
         return loaded
-
-    def _current(self, name: str, given: Any) -> Any:
-        """An argument as it is now: parts may have been replaced, added or removed where they are kept."""
-        kept: Any = self._modules.get(name)
-        if isinstance(given, Block) and isinstance(kept, Block):
-            return kept
-        if isinstance(given, dict) and hasattr(kept, "items"):  # nn.ModuleDict or the like
-            now = dict(kept.items())
-            return now if _only_blocks(*given.values(), *now.values()) else _recorded(given)
-        if isinstance(given, tuple) and isinstance(kept, nn.ModuleList) and _only_blocks(*given, *kept):
-            return tuple(kept)
-        return _recorded(given)
-
-
-def parameters(cls: type[Block]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name."""
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-
-
-def parts(value: Any) -> Iterator[Block]:
-    """The Blocks inside an argument, or inside a dict of arguments, however deep in lists and dicts."""
-    if isinstance(value, Block):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from parts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from parts(item)
-
-
-def _recorded(value: Any) -> Any:
-    """A copy of the lists and dicts, so that what is recorded does not change with them."""
-    if isinstance(value, list | tuple):
-        return tuple(_recorded(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _recorded(item) for key, item in value.items()}
-    return value
-
-
-def _only_blocks(*values: Any) -> bool:
-    return all(isinstance(value, Block) for value in values)
-
-
-def _check_constructor(cls: type[Block]) -> None:
-    reserved = set(inspect.signature(Block.from_pretrained).parameters) - {"overrides"}
-    for name, parameter in parameters(cls).items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise TypeError(f"{cls.__name__}.__init__ takes {parameter}; a Block takes keyword-only arguments: (self, *, ...)")
-        if name.startswith("_") or name in reserved:
-            raise TypeError(f"{cls.__name__}.__init__ takes {name!r}, a name that config.json or from_pretrained uses itself")

@@ -108,9 +108,6 @@ class PixelDecoder(Protocol):
 AnyEmbedder = Callable[[Any], VisionTokens | Tensor]
 """What an input of a model is: an ``Embedder`` of images, or a part that turns ids (N,) or vectors (N, D') into (N, D)."""
 
-ImageLayoutRule = Callable[[int, int], ImageLayout]
-"""(height, width) in pixels -> which tokens the image becomes."""
-
 
 def lacks(part: object, role: type, *methods: str) -> list[str]:
     """What a part would need to play a role, in words; empty if it can.

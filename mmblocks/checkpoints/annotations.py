@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from torch import nn
 
-from mmblocks.block import Block, parameters
+from mmblocks.configurable import Configurable, parameters
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -35,7 +35,7 @@ class _Misfit(NamedTuple):
     accepted: str
 
 
-def check(cls: type[Block], arguments: Mapping[str, Any], origin: str) -> None:
+def check(cls: type[Configurable], arguments: Mapping[str, Any], origin: str) -> None:
     """Compares arguments with the annotations of the constructor.
 
     An int will do for a float, a list for a tuple, and the reverse; a bool is no int. Numbers are finite, ints have 64 bits.
@@ -60,7 +60,7 @@ def check(cls: type[Block], arguments: Mapping[str, Any], origin: str) -> None:
             raise ValueError(f"{origin} of {cls.__name__}: {found}; accepted: {misfit.accepted}")
 
 
-def _hints(cls: type[Block]) -> dict[str, Any]:
+def _hints(cls: type[Configurable]) -> dict[str, Any]:
     """The constructor's annotations, but for those that cannot be evaluated here, which say nothing."""
     try:
         return get_type_hints(cls.__init__)

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules import module as registration
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import annotations
+from mmblocks.configurable import Configurable
 
-B = TypeVar("B", bound=Block)
+B = TypeVar("B", bound=Configurable)
 
 _CPP_TRACE = "Exception raised from"
 """In messages of torch's that go on for a page."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from mmblocks.block import Block, parameters, parts
 from mmblocks.checkpoints.files import inside, json_files
+from mmblocks.configurable import Configurable, parameters, parts
 
 FILE = "config.json"
 CLASS = "_class_name"
@@ -97,7 +97,7 @@ def shared(content: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def check_arguments(cls: type[Block], names: Iterable[str], origin: str) -> None:
+def check_arguments(cls: type[Configurable], names: Iterable[str], origin: str) -> None:
     """Refuses names that the class does not take.
 
     Raises:
@@ -112,7 +112,7 @@ def check_arguments(cls: type[Block], names: Iterable[str], origin: str) -> None
             raise ValueError(f"{origin} of {cls.__name__}: unknown argument {name!r}{hint} accepted: {listed}")
 
 
-def check_complete(cls: type[Block], names: Iterable[str], origin: str) -> None:
+def check_complete(cls: type[Configurable], names: Iterable[str], origin: str) -> None:
     """Refuses a set of names that lacks a required argument, with a ``ValueError`` that names it."""
     lacking = [name for name, parameter in parameters(cls).items() if parameter.default is parameter.empty]
     lacking = [name for name in lacking if name not in set(names)]
@@ -120,7 +120,7 @@ def check_complete(cls: type[Block], names: Iterable[str], origin: str) -> None:
         raise ValueError(f"{origin} of {cls.__name__}: missing argument {', '.join(map(repr, lacking))}")
 
 
-def encode(block: Block) -> tuple[dict[str, Any], dict[str, Block]]:
+def encode(block: Configurable) -> tuple[dict[str, Any], dict[str, Configurable]]:
     """A Block's arguments as JSON, and the Blocks among them by subfolder. A Block given twice has one subfolder.
 
     Raises:
@@ -128,10 +128,10 @@ def encode(block: Block) -> tuple[dict[str, Any], dict[str, Block]]:
         ValueError: a dict key that cannot be the name of a folder.
     """
     places: dict[int, str] = {}
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, Configurable] = {}
 
     def encoded(value: Any, path: str) -> Any:
-        if isinstance(value, Block):
+        if isinstance(value, Configurable):
             if id(value) not in places:
                 places[id(value)] = path
                 blocks[path] = value
@@ -150,7 +150,7 @@ def encode(block: Block) -> tuple[dict[str, Any], dict[str, Block]]:
     return {name: encoded(value, name) for name, value in block.config.items()}, blocks
 
 
-def decode(value: Any, load: Callable[[str], Block]) -> Any:
+def decode(value: Any, load: Callable[[str], Configurable]) -> Any:
     """An argument as the constructor takes it; ``load`` gives the Block in a subfolder.
 
     Raises:
@@ -200,7 +200,7 @@ def part_folder(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_keys(block: Block, value: Mapping[Any, Any], path: str) -> None:
+def _check_keys(block: Configurable, value: Mapping[Any, Any], path: str) -> None:
     """Keys become names of folders where the dict holds Blocks."""
     for key in value:
         if not isinstance(key, str):
@@ -211,7 +211,7 @@ def _check_keys(block: Block, value: Mapping[Any, Any], path: str) -> None:
             raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which cannot name a folder")
 
 
-def _refusal(block: Block, value: Any, path: str) -> str:
+def _refusal(block: Configurable, value: Any, path: str) -> str:
     what = f"{type(block).__name__} cannot be saved: argument {path!r} is a {type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, nn.Module):
         return f"{what}, and no Block; wrap it in a Block whose arguments say how to build it"

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import filling, load, save, tensors, upstream
 from mmblocks.checkpoints.files import leftovers, shards, write
 from mmblocks.checkpoints.hub import locating
 from mmblocks.checkpoints.hub.locating import Place
+from mmblocks.configurable import Configurable
 
 OWN = "mmblocks"
 """What ``to`` is for a folder as ``save_pretrained`` writes it."""
@@ -28,7 +28,7 @@ _NOTE = "source.json"
 
 
 def convert(
-    cls: type[Block],
+    cls: type[Configurable],
     source: str | Path,
     target: str | Path,
     *,
@@ -40,7 +40,7 @@ def convert(
     max_shard_size: int | str = "5GB",
     force: bool = False,
     finished: Callable[[str, int, int], None] | None = None,
-) -> Block:
+) -> Configurable:
     """Writes ``source`` to the folder ``target`` in another layout. Every file is read again and compared.
 
     A run that was killed left its files beside the target; the same call goes on with them.
@@ -118,7 +118,7 @@ def _start(beside: Path, note: dict[str, Any]) -> None:
         part.unlink()
 
 
-def _note(place: Place, block: Block, *options: object) -> dict[str, Any]:
+def _note(place: Place, block: Configurable, *options: object) -> dict[str, Any]:
     """What the result depends on: the files, told by their sizes and times, and the options."""
     path = place.path.resolve()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import tensors
 from mmblocks.checkpoints.files import mapped
+from mmblocks.configurable import Configurable
 
 SHOWN = 5
 """Names in a warning."""
@@ -24,7 +24,7 @@ HOLD = "hold NaN or infinity"
 """How the warning ends."""
 
 
-def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
+def warn_of_not_finite(block: Configurable, given: set[int], was_read: bool) -> None:
     """Warns of tensors with NaN or infinity.
 
     Args:
@@ -38,7 +38,7 @@ def warn_of_not_finite(block: Block, given: set[int], was_read: bool) -> None:
         warnings.warn(f"{type(block).__name__}: {shown} {HOLD}", stacklevel=4)
 
 
-def not_finite(block: Block, given: set[int], was_read: bool) -> list[str]:
+def not_finite(block: Configurable, given: set[int], was_read: bool) -> list[str]:
     """The names of tensors with NaN or infinity; arguments as for ``warn_of_not_finite``."""
     codebooks = {id(slot.tensor) for part in block.modules() if _has_codes(part) for slot in tensors.slots(part).values()}
     found = dict(_candidates(block, given, was_read, codebooks))
@@ -63,7 +63,7 @@ def _is_sound(tensor: Tensor, is_codebook: bool) -> bool:
     return True
 
 
-def _candidates(block: Block, given: set[int], was_read: bool, codebooks: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _candidates(block: Configurable, given: set[int], was_read: bool, codebooks: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Names of the tensors to look at, and the sum of each. ``codebooks`` are the ids of tensors that are looked at always."""
     seen = set(given)
     for name, slot in tensors.slots(block).items():

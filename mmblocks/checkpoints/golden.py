@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmblocks.block import Block
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
+from mmblocks.configurable import Configurable
 from mmblocks.sequence import tokens
 
 LARGEST_NUMBER = 2**20
@@ -43,7 +43,7 @@ class Golden(NamedTuple):
 
 @torch.no_grad()
 def write_golden(
-    block: Block, file: str | Path, calls: Mapping[str, Mapping[str, Any]], *, atol: float = 1e-4, rtol: float = 1e-4
+    block: Configurable, file: str | Path, calls: Mapping[str, Mapping[str, Any]], *, atol: float = 1e-4, rtol: float = 1e-4
 ) -> Path:
     """Calls methods of a Block, which is in evaluation mode meanwhile, and writes their inputs and outputs.
 
@@ -86,7 +86,7 @@ def write_golden(
 
 
 @torch.no_grad()
-def compare_golden(block: Block, file: str | Path) -> Golden:
+def compare_golden(block: Configurable, file: str | Path) -> Golden:
     """Calls the methods that a file of ``write_golden`` names, and compares what they give.
 
     Raises:
@@ -115,9 +115,9 @@ def compare_golden(block: Block, file: str | Path) -> Golden:
     return Golden(differences, wrong)
 
 
-def _method(block: Block, name: str) -> Callable[..., Any]:
+def _method(block: Configurable, name: str) -> Callable[..., Any]:
     """A method of the part itself. A file must not choose ``push_to_hub``, or what every module has."""
-    ours = name == "forward" or (not name.startswith("_") and not hasattr(Block, name))
+    ours = name == "forward" or (not name.startswith("_") and not hasattr(Configurable, name))
     if not ours or not callable(getattr(type(block), name, None)):
         raise ValueError(f"{type(block).__name__} has no method {name!r} for golden numbers; accepted: public methods of its own")
     return block if name == "forward" else getattr(block, name)

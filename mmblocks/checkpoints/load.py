@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmblocks.block import Block, parts
 from mmblocks.checkpoints import config, current, filling, tensors
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.finite import warn_of_not_finite
@@ -17,6 +16,7 @@ from mmblocks.checkpoints.layouts.published import build_published
 from mmblocks.checkpoints.origin import Origin
 from mmblocks.checkpoints.own import build_own
 from mmblocks.checkpoints.placement import Placement, Where
+from mmblocks.configurable import Configurable, parts
 
 LARGEST_BUFFERS = 2**33
 """Bytes of all that a constructor computes and no file holds; published models have some megabytes."""
@@ -30,7 +30,7 @@ def load(
     dtype: torch.dtype | None,
     device: torch.device,
     device_map: Mapping[str, Where] | str | None = None,
-) -> Block:
+) -> Configurable:
     """See ``Block.from_pretrained``; ``device`` is for all where there is no ``device_map``."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; accepted: floating-point dtypes")
@@ -51,7 +51,7 @@ def load(
     return block.eval()
 
 
-def _check_buffers(block: Block, handed_in: set[nn.Module]) -> None:
+def _check_buffers(block: Configurable, handed_in: set[nn.Module]) -> None:
     """Of weights there is as much as the files hold; of these as much as arguments from a file ask for."""
     modules = [module for module in block.modules() if module not in handed_in]
     buffers = [module._buffers.get(name) for module in modules for name in module._non_persistent_buffers_set]
@@ -62,7 +62,7 @@ def _check_buffers(block: Block, handed_in: set[nn.Module]) -> None:
         )
 
 
-def _check_values(block: Block, placement: Placement | None) -> None:
+def _check_values(block: Configurable, placement: Placement | None) -> None:
     empty = [name for name in tensors.left_on_meta(block) if placement is None or not placement.is_absent(name)]
     if empty:
         raise ValueError(
@@ -71,7 +71,7 @@ def _check_values(block: Block, placement: Placement | None) -> None:
         )
 
 
-def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Block, list[Job]]:
+def open_place(place: Place, overrides: dict[str, Any]) -> tuple[Configurable, list[Job]]:
     """The Block without values; all files that fill it are open."""
     cls, path, layout = place.cls, place.path, place.layout
     content = config.read(path) if path.is_dir() else None

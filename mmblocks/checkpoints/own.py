@@ -7,21 +7,21 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from mmblocks.block import Block
-from mmblocks.checkpoints import classes, config, tensors
+from mmblocks.checkpoints import config, tensors
 from mmblocks.checkpoints import origin as origins
 from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.files import checksums
 from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts.rules import unchanged
+from mmblocks.configurable import Configurable, find
 
-B = TypeVar("B", bound=Block)
+B = TypeVar("B", bound=Configurable)
 
 
 def build_own(cls: type[B], folder: Path, overrides: dict[str, Any]) -> tuple[B, list[Job]]:
     """A Block without values, and a job for its folder and that of each Block inside."""
-    built: dict[Path, Block] = {}
+    built: dict[Path, Configurable] = {}
     block = _build(folder, "", cls, overrides, built)
     jobs = []
     for path, part in built.items():
@@ -45,13 +45,13 @@ def _check(folder: Path, stored: files.Stored, given: dict[str, Any]) -> tuple[C
     return partial(checksums.check, content, stored, parts, set(given), str(folder)), content.get(checksums.NAME) is not None
 
 
-def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Block]) -> B:
+def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Configurable]) -> B:
     """Builds the Block of one folder after those in its subfolders; ``built`` collects them all."""
     origin = f"{subfolder}/{config.FILE}".removeprefix("/")
     content = config.read(folder)
     if content is None or not config.is_ours(content):
         raise ValueError(f"{folder} holds no Block: it has no {config.FILE} that save_pretrained wrote")
-    cls = classes.find(content[config.CLASS])
+    cls = find(content[config.CLASS])
     if not issubclass(cls, expected):
         raise TypeError(f"{folder} holds a {cls.__name__}, which is not a {expected.__name__}")
     written = config.arguments(content)
@@ -59,9 +59,9 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     config.check_arguments(cls, overrides, "from_pretrained")
     config.check_complete(cls, {**written, **overrides}, origin)
 
-    def part(name: str) -> Block:
+    def part(name: str) -> Configurable:
         path = config.part_folder(folder, name)
-        return built[path] if path in built else _build(path, f"{subfolder}/{name}".removeprefix("/"), Block, {}, built)
+        return built[path] if path in built else _build(path, f"{subfolder}/{name}".removeprefix("/"), Configurable, {}, built)
 
     arguments = dict(overrides)
     for name in [name for name in written if name not in overrides]:
@@ -74,7 +74,7 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     return block
 
 
-def _check_code(cls: type[Block], name: str, value: Any, folder: Path, subfolder: str) -> None:
+def _check_code(cls: type[Configurable], name: str, value: Any, folder: Path, subfolder: str) -> None:
     """A function is not stored, so that it has to be handed in."""
     if not isinstance(value, dict) or config.CODE not in value:
         return
@@ -84,7 +84,7 @@ def _check_code(cls: type[Block], name: str, value: Any, folder: Path, subfolder
     raise ValueError(f"argument {name!r} of {cls.__name__} is code ({value[config.CODE]}), which is not stored; hand it in: {call}")
 
 
-def _share(block: Block, names: dict[str, str], given: set[int], folder: Path) -> None:
+def _share(block: Configurable, names: dict[str, str], given: set[int], folder: Path) -> None:
     """Makes the names that shared a tensor share it again, before either has values. What was handed in keeps its own."""
     slots = tensors.slots(block)
     for name, stored in names.items():

@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import tensors
+from mmblocks.configurable import Configurable
 
 Where = torch.device | str | int
 """A device; "disk" for tensors that stay in their files; "meta" for those that are left out, of parts that are not used."""
@@ -44,7 +44,9 @@ class Placement:
         ValueError: unknown names or devices, tensors without a place, or one tensor in two.
     """
 
-    def __init__(self, block: Block, device_map: Mapping[str, Where] | str, dtype: torch.dtype | None, given: set[int]) -> None:
+    def __init__(
+        self, block: Configurable, device_map: Mapping[str, Where] | str, dtype: torch.dtype | None, given: set[int]
+    ) -> None:
         _check_accelerate()
         if isinstance(device_map, str):
             if device_map != AUTO:
@@ -60,7 +62,7 @@ class Placement:
         self._destinations: dict[int, torch.device | None] = {}
         self._assign(block, given)
 
-    def _assign(self, block: Block, given: set[int]) -> None:
+    def _assign(self, block: Configurable, given: set[int]) -> None:
         first: dict[int, str] = {}
         for name, slot in tensors.slots(block).items():
             place, known = self._of(name), first.setdefault(id(slot.tensor), name)
@@ -84,7 +86,7 @@ class Placement:
         """Whether a tensor of that name has no values once all is loaded, and is not meant to."""
         return self._of(name) == "meta" or self._destinations.get(self._ids.get(name, 0), self.main) is None
 
-    def dispatch(self, block: Block, readers: Mapping[int, Callable[[], Tensor]]) -> None:
+    def dispatch(self, block: Configurable, readers: Mapping[int, Callable[[], Tensor]]) -> None:
         """Hands the loaded Block to accelerate.
 
         Args:
@@ -174,7 +176,7 @@ def _check_accelerate() -> None:
         raise ImportError("device_map needs accelerate: pip install 'mmblocks[offload]'") from error
 
 
-def _automatic(block: Block, dtype: torch.dtype | None) -> dict[str, Where]:
+def _automatic(block: Configurable, dtype: torch.dtype | None) -> dict[str, Where]:
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
@@ -196,7 +198,7 @@ def _place(name: str, where: Where) -> torch.device | str:
 
 
 def _disjoint(
-    block: Block, places: Mapping[str, torch.device | str], computing: Callable[[torch.device | str], torch.device | str]
+    block: Configurable, places: Mapping[str, torch.device | str], computing: Callable[[torch.device | str], torch.device | str]
 ) -> dict[str, torch.device | str]:
     """The same with names of which none is inside another, as accelerate needs them.
 

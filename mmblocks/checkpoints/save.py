@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mmblocks.block import Block
-from mmblocks.checkpoints import classes, config, tensors
+from mmblocks.checkpoints import config, tensors
 from mmblocks.checkpoints.files import checksums, shards, write
+from mmblocks.configurable import Configurable, name_of
 
 
 class Folder(NamedTuple):
@@ -44,7 +44,7 @@ class Values(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def save(block: Block, folder: Path, max_shard_size: int | str) -> None:
+def save(block: Configurable, folder: Path, max_shard_size: int | str) -> None:
     """Replaces ``folder`` by one that holds the Block; see ``Block.save_pretrained``."""
     folders = plan(block)
     with write.replacing(folder) as temporary:
@@ -52,7 +52,7 @@ def save(block: Block, folder: Path, max_shard_size: int | str) -> None:
             write_folder(content, temporary / subfolder, max_shard_size)
 
 
-def plan(block: Block, subfolder: str = "", read: Callable[[Tensor], Tensor] | None = None) -> dict[str, Folder]:
+def plan(block: Configurable, subfolder: str = "", read: Callable[[Tensor], Tensor] | None = None) -> dict[str, Folder]:
     """What to write, by subfolder.
 
     Args:
@@ -76,7 +76,7 @@ def plan(block: Block, subfolder: str = "", read: Callable[[Tensor], Tensor] | N
     for path, part in blocks.items():
         folders |= plan(part, f"{subfolder}/{path}".removeprefix("/"), read)
     cls, _ = block._built
-    content: dict[str, Any] = {config.CLASS: classes.name_of(cls), config.VERSION: _version()}
+    content: dict[str, Any] = {config.CLASS: name_of(cls), config.VERSION: _version()}
     if block.origin is not None:
         content[config.ORIGIN] = block.origin.to_json()
     if shared:
@@ -90,7 +90,7 @@ def plan(block: Block, subfolder: str = "", read: Callable[[Tensor], Tensor] | N
     return {subfolder: Folder(content, own, read or Tensor.detach), **folders}
 
 
-def _check_kept(block: Block, blocks: dict[str, Block]) -> None:
+def _check_kept(block: Configurable, blocks: dict[str, Configurable]) -> None:
     inside = {id(module) for module in block.modules()}
     for path, part in blocks.items():
         if id(part) not in inside:
@@ -100,7 +100,7 @@ def _check_kept(block: Block, blocks: dict[str, Block]) -> None:
             )
 
 
-def _check_values(block: Block, own: dict[str, Tensor]) -> None:
+def _check_values(block: Configurable, own: dict[str, Tensor]) -> None:
     for key, tensor in own.items():
         if ".base_layer." in key:
             raise ValueError(

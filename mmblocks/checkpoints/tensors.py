@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mmblocks.block import Block, parts
+from mmblocks.configurable import Configurable, parts
 
 
 class Slot(NamedTuple):
@@ -30,13 +30,13 @@ def slots(module: nn.Module) -> dict[str, Slot]:
     return {key: slot for path, owner in _walk(module) for key, slot in _slots_of(path, owner)}
 
 
-def own_slots(block: Block) -> dict[str, Slot]:
+def own_slots(block: Configurable) -> dict[str, Slot]:
     """The places that belong to a Block itself and not to one of the Blocks it was given."""
     homes = _homes(block)
     return {key: slot for path, owner in _walk(block) if homes[path] is None for key, slot in _slots_of(path, owner)}
 
 
-def shared(block: Block) -> dict[str, str]:
+def shared(block: Configurable) -> dict[str, str]:
     """Names that share their tensor with another: name -> the name under which it is stored.
 
     The latter is the first of them, preferably inside a Block that was given, since that must be complete by itself. Two names
@@ -44,7 +44,7 @@ def shared(block: Block) -> dict[str, str]:
     """
     homes = _homes(block)
     named = [(key, slot, homes[path]) for path, owner in _walk(block) for key, slot in _slots_of(path, owner)]
-    stored: dict[tuple[Any, ...], tuple[str, Block | None]] = {}
+    stored: dict[tuple[Any, ...], tuple[str, Configurable | None]] = {}
     for key, slot, home in sorted(named, key=lambda entry: entry[2] is None):
         stored.setdefault(_identity(slot), (key, home))
     return {
@@ -80,10 +80,10 @@ def _slots_of(path: str, owner: nn.Module) -> Iterator[tuple[str, Slot]]:
             yield f"{path}.{name}".removeprefix("."), Slot(owner, name)
 
 
-def _homes(block: Block) -> dict[str, Block | None]:
+def _homes(block: Configurable) -> dict[str, Configurable | None]:
     """For the path of each module inside ``block`` the Block it was given that holds the module, None for its own."""
     given = {id(part): part for part in parts(block.config)}
-    homes: dict[str, Block | None] = {"": None}
+    homes: dict[str, Configurable | None] = {"": None}
     for path, module in _walk(block):
         if path:  # a parent always comes before its children
             home = homes[path.rpartition(".")[0]]

@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import tensors
 from mmblocks.checkpoints.files import shards, write
 from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.rules import Source
+from mmblocks.configurable import Configurable
 
 
-def save(block: Block, folder: Path, name: str | None, max_shard_size: int | str) -> None:
+def save(block: Configurable, folder: Path, name: str | None, max_shard_size: int | str) -> None:
     """See ``Block.to_upstream``."""
     layout = choose(block, name)
     with write.replacing(folder) as temporary:
         write_folder(block, layout, temporary, lambda tensor: tensor.detach(), max_shard_size)
 
 
-def choose(block: Block, name: str | None) -> Layout:
+def choose(block: Configurable, name: str | None) -> Layout:
     """The layout of that name, the one the Block came in, or its only one.
 
     Raises:
@@ -40,7 +40,7 @@ def choose(block: Block, name: str | None) -> Layout:
 
 
 def write_folder(
-    block: Block,
+    block: Configurable,
     layout: Layout,
     folder: Path,
     read: Callable[[Tensor], Tensor],
@@ -79,11 +79,11 @@ def write_folder(
             (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
-def published_config(block: Block, layout: Layout) -> Mapping[str, Any] | None:
+def published_config(block: Configurable, layout: Layout) -> Mapping[str, Any] | None:
     """The config that the authors' files have; None where the layout does not know the way back."""
     return None if layout.published_config is None else layout.published_config(block.config)
 
 
-def _images(block: Block, layout: Layout) -> Mapping[str, Any] | None:
+def _images(block: Configurable, layout: Layout) -> Mapping[str, Any] | None:
     published = None if layout.preprocessor is None else layout.preprocessor.published
     return None if published is None else published(block.config)

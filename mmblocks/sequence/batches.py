@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmblocks.roles import ImageLayoutRule
 from mmblocks.sequence.masks import Mask, lower
 from mmblocks.sequence.segments import NO_ID, Image, Piece, Segment
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, ImageLayout, TokenTable
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, ImageLayout, ImageLayoutRule, TokenTable
 from mmblocks.support.pickling import weightless
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 

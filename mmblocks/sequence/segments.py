@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmblocks.roles import ImageLayoutRule
-from mmblocks.sequence.tokens import Modality
+from mmblocks.sequence.tokens import ImageLayoutRule, Modality
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 

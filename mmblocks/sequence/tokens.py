@@ -6,6 +6,7 @@ functions of it (see ``masks.py`` and ``positions.py``).
 Shapes: B batch, L tokens of one row, N tokens of all images together, D width.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -172,3 +173,7 @@ class VisionTokens(NamedTuple):
     image: Int[Tensor, " N"]
     grid: Int[Tensor, "N 3"]
     kind: Int[Tensor, " N"]
+
+
+ImageLayoutRule = Callable[[int, int], ImageLayout]
+"""(height, width) in pixels -> which tokens the image becomes."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmblocks.block import parameters
+from mmblocks.configurable import parameters
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.models.omnigen.model import OmniGen

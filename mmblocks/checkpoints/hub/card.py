@@ -1,12 +1,11 @@
 """The model card of a Block: what it is, how to load it, where it came from, under which terms, and how it was checked."""
 
-from mmblocks.block import Block
-from mmblocks.checkpoints import classes
 from mmblocks.checkpoints.hub import catalogue
 from mmblocks.checkpoints.hub.catalogue import Pretrained
+from mmblocks.configurable import Configurable, name_of
 
 
-def model_card(block: Block, name: str) -> str:
+def model_card(block: Configurable, name: str) -> str:
     """The text of a README.md for the Hub.
 
     Args:
@@ -19,7 +18,7 @@ def model_card(block: Block, name: str) -> str:
     )
 
 
-def known_origin(block: Block) -> Pretrained | None:
+def known_origin(block: Configurable) -> Pretrained | None:
     """The catalogue's entry for the checkpoint that a Block came from."""
     if block.origin is None:
         return None
@@ -39,20 +38,20 @@ def _head(entry: Pretrained | None) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _what(block: Block) -> str:
+def _what(block: Configurable) -> str:
     text = (type(block).__doc__ or "").strip().partition("\n\n")[0]
     summary = " ".join(line.strip() for line in text.splitlines())
     count = sum(parameter.numel() for parameter in block.parameters())
-    return f"A `{classes.name_of(type(block))}` of mmblocks with {count:,} parameters. {summary}".strip()
+    return f"A `{name_of(type(block))}` of mmblocks with {count:,} parameters. {summary}".strip()
 
 
-def _loading(block: Block, name: str) -> str:
-    cls = classes.name_of(type(block))
+def _loading(block: Configurable, name: str) -> str:
+    cls = name_of(type(block))
     module, _, bare = cls.rpartition(".")
     return f"```python\nfrom {module or 'mmblocks'} import {bare}\n\nblock = {bare}.from_pretrained({name!r})\n```"
 
 
-def _origin(block: Block, entry: Pretrained | None) -> str:
+def _origin(block: Configurable, entry: Pretrained | None) -> str:
     if block.origin is None:
         return "## Origin\n\nNot converted from a published checkpoint. Licence: not stated."
     terms = entry.license if entry is not None and entry.license is not None else "see there"

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from mmblocks.checkpoints import classes
+from mmblocks.configurable import find as find_class
 
 _FILE = Path(__file__).with_name("catalogue.json")
 
@@ -55,7 +55,7 @@ class Pretrained:
 
     def block_class(self) -> type:
         """The class, which is imported for it."""
-        return classes.find(self.block)
+        return find_class(self.block)
 
 
 def list_pretrained(pattern: str = "*") -> list[Pretrained]:

@@ -4,17 +4,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.hub.repository import Repository
 from mmblocks.checkpoints.layouts import preprocessing, published
+from mmblocks.configurable import Configurable
 
 _INDEX = f"model.safetensors{files.INDEX}"
 
 
 def fetch(
-    cls: type[Block], repository: Repository, path: str, layout: str | None, given: Collection[str], ignored: Collection[str] = ()
+    cls: type[Configurable],
+    repository: Repository,
+    path: str,
+    layout: str | None,
+    given: Collection[str],
+    ignored: Collection[str] = (),
 ) -> Path:
     """Downloads a Block's files and gives the folder, or the file, to load it from.
 
@@ -62,7 +67,9 @@ def _fetch_own(repository: Repository, path: str, content: dict[str, Any], given
             _fetch_own(repository, _join(path, name), part, ())
 
 
-def _fetch_published(cls: type[Block], repository: Repository, path: str, layout: str | None, content: dict[str, Any]) -> Path:
+def _fetch_published(
+    cls: type[Configurable], repository: Repository, path: str, layout: str | None, content: dict[str, Any]
+) -> Path:
     where = f"{repository.name}/{path}".rstrip("/")
     candidates = published.layouts(cls, where, layout)  # before anything large is downloaded
     names = repository.folder(path)
@@ -74,7 +81,7 @@ def _fetch_published(cls: type[Block], repository: Repository, path: str, layout
 
 
 def _fetch_file(
-    cls: type[Block], repository: Repository, path: str, layout: str | None, content: dict[str, Any] | None = None
+    cls: type[Configurable], repository: Repository, path: str, layout: str | None, content: dict[str, Any] | None = None
 ) -> Path:
     """One file of weights, or an index and those of its files that hold something of the Block."""
     candidates = published.layouts(cls, f"{repository.name}/{path}", layout)

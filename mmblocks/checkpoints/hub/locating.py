@@ -4,9 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints.hub import catalogue
+from mmblocks.configurable import Configurable
 
 
 class Place(NamedTuple):
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 def locate(
-    cls: type[Block],
+    cls: type[Configurable],
     name: str | Path,
     subfolder: str | None,
     revision: str | None,
@@ -77,13 +77,13 @@ def locate(
     return Place(cls, layout, local, local, f"{repo}/{path}".rstrip("/"), repository.commit, ignored)
 
 
-def _class(cls: type[Block], entry: catalogue.Pretrained) -> type[Any]:
+def _class(cls: type[Configurable], entry: catalogue.Pretrained) -> type[Any]:
     """The class of an entry, where a more general one was named."""
     known = entry.block_class()
     return known if issubclass(known, cls) else cls
 
 
-def _local(cls: type[Block], folder: Path, subfolder: str | None, layout: str | None) -> Place:
+def _local(cls: type[Configurable], folder: Path, subfolder: str | None, layout: str | None) -> Place:
     path = folder
     if subfolder is not None:
         path = folder / subfolder

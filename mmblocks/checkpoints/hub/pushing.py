@@ -3,15 +3,17 @@
 import tempfile
 from pathlib import Path
 
-from mmblocks.block import Block
 from mmblocks.checkpoints import save
 from mmblocks.checkpoints.hub import card
 from mmblocks.checkpoints.hub import repository as hub
+from mmblocks.configurable import Configurable
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
-def push(block: Block, repo: str, private: bool | None, message: str, revision: str | None, max_shard_size: int | str) -> str:
+def push(
+    block: Configurable, repo: str, private: bool | None, message: str, revision: str | None, max_shard_size: int | str
+) -> str:
     """See ``Block.push_to_hub``."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "block")

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import patterns
 from mmblocks.checkpoints.layouts.difference import Difference, Shape, compare
 from mmblocks.checkpoints.layouts.harmless import check_read
@@ -29,6 +28,7 @@ from mmblocks.checkpoints.layouts.preprocessing import Preprocessor
 from mmblocks.checkpoints.layouts.published_config import PublishedConfig, plain
 from mmblocks.checkpoints.layouts.rules import Arguments, Rule, Side, Source, Split
 from mmblocks.checkpoints.tensors import slots
+from mmblocks.configurable import Configurable
 
 __all__ = ["Derived", "Layout", "Rule", "Split"]
 
@@ -221,7 +221,7 @@ class Layout:
         for key, source in self.sources(tensors, arguments, to).items():
             yield key, source.read(tensors)
 
-    def check(self, shapes: Mapping[str, Sequence[int]], block: Block) -> Difference:
+    def check(self, shapes: Mapping[str, Sequence[int]], block: Configurable) -> Difference:
         """What is wrong with a published checkpoint of these names and shapes as a ``block``; unexpected names are theirs."""
         sources = self.sources(shapes, block.config)
         expected = {key: slot.tensor for key, slot in slots(block).items()}
@@ -232,7 +232,7 @@ class Layout:
         unknown = {key: tuple(shapes[key]) for key in self.unknown(shapes)}
         return replace(difference, unexpected={**difference.unexpected, **unknown})
 
-    def check_back(self, shapes: Mapping[str, Sequence[int]], block: Block) -> Difference:
+    def check_back(self, shapes: Mapping[str, Sequence[int]], block: Configurable) -> Difference:
         """What is wrong with ``block`` as a published checkpoint of these names and shapes; unexpected names may be ours."""
         ours = {key: slot.tensor for key, slot in slots(block).items()}
         sources = self.sources(ours, block.config, to="theirs")

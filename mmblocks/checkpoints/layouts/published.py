@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from mmblocks.block import Block, parameters
 from mmblocks.checkpoints import config, tensors
 from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.files import mapped
@@ -15,8 +14,9 @@ from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts.difference import Difference, Shape
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.configurable import Configurable, parameters
 
-B = TypeVar("B", bound=Block)
+B = TypeVar("B", bound=Configurable)
 
 DETAILED = 2
 """Layouts of which all that does not fit is shown."""
@@ -57,7 +57,7 @@ def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str
     return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
 
 
-def _further_check(title: str, layout: Layout, stored: files.Stored, block: Block) -> Callable[[bool], None]:
+def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None]:
     """The comparison of what follows from the arguments, or from other tensors; it reads no more than these."""
 
     def check(forgetting: bool) -> None:
@@ -77,7 +77,9 @@ def _further_check(title: str, layout: Layout, stored: files.Stored, block: Bloc
     return check
 
 
-def _candidates(cls: type[Block], path: Path, published: dict[str, Any], name: str | None) -> list[tuple[Layout, files.Stored]]:
+def _candidates(
+    cls: type[Configurable], path: Path, published: dict[str, Any], name: str | None
+) -> list[tuple[Layout, files.Stored]]:
     """The layout of that name, or all that know every tensor's name; at least one.
 
     Raises:
@@ -134,7 +136,7 @@ class Reason(NamedTuple):
         return cls(layout, "it fits", 0)
 
 
-def fits_none(where: str, cls: type[Block], reasons: Sequence[Reason]) -> str:
+def fits_none(where: str, cls: type[Configurable], reasons: Sequence[Reason]) -> str:
     """That no layout fits: the two with the fewest unknown names in full, the others in a line."""
     ordered = sorted(reasons, key=lambda reason: reason.num_unknown)
     full = [f"layout {layout.name!r}: {why}" for layout, why, _ in ordered[:DETAILED]]
@@ -143,7 +145,7 @@ def fits_none(where: str, cls: type[Block], reasons: Sequence[Reason]) -> str:
     return "\n".join([f"{where} fits no layout of {cls.__name__} ({names})", *full, *short])
 
 
-def layouts(cls: type[Block], where: str, name: str | None) -> tuple[Layout, ...]:
+def layouts(cls: type[Configurable], where: str, name: str | None) -> tuple[Layout, ...]:
     """All layouts of a class, or the one of that name.
 
     Raises:
@@ -210,5 +212,5 @@ def instance(
     return build(cls, arguments, origin, overrides)
 
 
-def _defaults(cls: type[Block]) -> dict[str, Any]:
+def _defaults(cls: type[Configurable]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters(cls).items() if parameter.default is not parameter.empty}

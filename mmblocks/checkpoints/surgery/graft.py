@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmblocks.block import Block
 from mmblocks.checkpoints.layouts import patterns
 from mmblocks.checkpoints.layouts.difference import group
+from mmblocks.configurable import Configurable
 
-B = TypeVar("B", bound=Block)
+B = TypeVar("B", bound=Configurable)
 
 Origins = Mapping[str, str | None] | Callable[[str], str | None]
 """Where a tensor comes from: new name -> old name, None where it is new. A table of patterns, in which names that fit none keep
@@ -187,7 +187,7 @@ def replace(module: nn.Module, name: str, new: nn.Module) -> Report:
     )
 
 
-def add_part(model: Block, role: Literal["inputs", "outputs"], name: str, part: Any) -> Report:
+def add_part(model: Configurable, role: Literal["inputs", "outputs"], name: str, part: Any) -> Report:
     """Gives a ``MultimodalModel`` one more embedder or head, in place; everything else stays the same object.
 
     Raises:

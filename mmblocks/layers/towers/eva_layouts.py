@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.block import parameters
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.checkpoints.layouts.way_back import check_arguments
+from mmblocks.configurable import parameters
 
 WRAPPERS = "model|module|state_dict|"
 """Under which of these keys, or none, a ``.pt`` file holds its tensors."""

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mmblocks.block import parameters
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.configurable import parameters
 from mmblocks.ops.routed_linear import RowGroups, group_rows
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.tokens import Modality, TokenTable

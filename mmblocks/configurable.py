@@ -1,0 +1,174 @@
+"""Modules that remember how they were built, and the names by which a config.json finds their classes.
+
+This is the floor under ``checkpoints``, which save and load such modules; ``Block`` stands above them.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+RESERVED = (
+    "id_or_path",
+    "revision",
+    "subfolder",
+    "dtype",
+    "device",
+    "device_map",
+    "layout",
+    "ignored_entries",
+)
+"""Arguments of ``Block.from_pretrained``, which no constructor may take."""
+
+
+class Configurable(nn.Module):
+    """A module whose keyword-only constructor arguments are JSON values, others of its kind, or lists and dicts of these.
+
+    See ``Block`` for what a class has to keep to.
+
+    Attributes:
+        layouts: the published checkpoints that the class can read.
+        origin: the published checkpoint that the module was loaded from; None if there is none.
+
+    Raises:
+        TypeError: positional arguments; or, when a class is defined, a constructor that takes anything but keywords.
+    """
+
+    layouts: ClassVar[tuple[Any, ...]] = ()
+    origin: Any = None
+
+    _built: tuple[type["Configurable"], dict[str, Any]]
+    """The class and arguments of the constructor call. Libraries that wrap modules may change the class afterwards."""
+
+    def __init_subclass__(cls, *, has_name: bool = True, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        _check_constructor(cls)
+        if has_name:
+            register(cls)
+
+    def __new__(cls, *args: Any, **arguments: Any) -> Self:
+        """Records the arguments, whichever class in the family they go to."""
+        if args:
+            names = ", ".join(f"{name}=..." for name in parameters(cls))
+            raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
+        self = super().__new__(cls)
+        defaults = {name: p.default for name, p in parameters(cls).items() if p.default is not p.empty}
+        recorded = {name: _recorded(value) for name, value in (defaults | arguments).items()}
+        # Recorded here rather than in __init__, which a subclass calls with the arguments of its base class. nn.Module's own
+        # setattr is not ready yet.
+        object.__setattr__(self, "_built", (cls, recorded))
+        return self
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Argument name -> value, in the constructor's order, defaults included. Blocks are the Blocks themselves."""
+        cls, recorded = self._built
+        return {name: self._current(name, recorded[name]) for name in parameters(cls) if name in recorded}
+
+    def _current(self, name: str, given: Any) -> Any:
+        """An argument as it is now: parts may have been replaced, added or removed where they are kept."""
+        kept: Any = self._modules.get(name)
+        if isinstance(given, Configurable) and isinstance(kept, Configurable):
+            return kept
+        if isinstance(given, dict) and hasattr(kept, "items"):  # nn.ModuleDict or the like
+            now = dict(kept.items())
+            return now if _only_blocks(*given.values(), *now.values()) else _recorded(given)
+        if isinstance(given, tuple) and isinstance(kept, nn.ModuleList) and _only_blocks(*given, *kept):
+            return tuple(kept)
+        return _recorded(given)
+
+
+def parameters(cls: type[Configurable]) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments by name."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+
+
+def parts(value: Any) -> Iterator[Configurable]:
+    """The Blocks inside an argument, or inside a dict of arguments, however deep in lists and dicts."""
+    if isinstance(value, Configurable):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from parts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from parts(item)
+
+
+def _recorded(value: Any) -> Any:
+    """A copy of the lists and dicts, so that what is recorded does not change with them."""
+    if isinstance(value, list | tuple):
+        return tuple(_recorded(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _recorded(item) for key, item in value.items()}
+    return value
+
+
+def _only_blocks(*values: Any) -> bool:
+    return all(isinstance(value, Configurable) for value in values)
+
+
+def _check_constructor(cls: type[Configurable]) -> None:
+    for name, parameter in parameters(cls).items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise TypeError(f"{cls.__name__}.__init__ takes {parameter}; a Block takes keyword-only arguments: (self, *, ...)")
+        if name.startswith("_") or name in RESERVED:
+            raise TypeError(f"{cls.__name__}.__init__ takes {name!r}, a name that config.json or from_pretrained uses itself")
+
+
+_classes: dict[str, type] = {}
+"""By the names that a config.json may give. A name in a file never causes an import, save for the public names of mmblocks itself:
+whoever writes a config.json must not choose which code runs."""
+
+
+def name_of(cls: type) -> str:
+    """What a config calls a class: the bare name for mmblocks' own, ``module.Class`` for everyone else's."""
+    return cls.__qualname__ if _is_ours(cls) else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def register(cls: type) -> None:
+    """Makes a class loadable by name. Defining it anew, as a notebook cell that is run twice does, replaces it.
+
+    Raises:
+        TypeError: two modules of mmblocks define a class of that name, so that the bare name would be ambiguous.
+    """
+    name = name_of(cls)
+    known = _classes.get(name)
+    if known is not None and known.__module__ != cls.__module__:
+        raise TypeError(f"two Blocks of mmblocks are called {name!r}: in {known.__module__} and in {cls.__module__}")
+    _classes[name] = cls
+
+
+def find(name: str) -> type:
+    """The class that a config calls ``name``.
+
+    Raises:
+        ValueError: no class of that name has been defined so far.
+    """
+    if name not in _classes:
+        _import_public(name)
+    if name not in _classes:
+        close = get_close_matches(name, _classes, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"unknown class {name!r}{hint}: a config never causes an import,"
+            " so import the module that defines the class first, then load again"
+        )
+    return _classes[name]
+
+
+def _import_public(name: str) -> None:
+    """Public names of mmblocks are looked up lazily; looking one up imports, and so registers it."""
+    import mmblocks
+
+    if name in mmblocks.__all__ and not name.startswith("_"):
+        getattr(mmblocks, name)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "mmblocks"
