@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Comparison, Step, check, main
-from mmblocks import EMU3, Emu3, GridGrammar, text
+from mmblocks import GridGrammar, text
 from mmblocks.layers.categorical import GREEDY
+from mmblocks.models import Emu3
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache
+from mmblocks.vocabulary import EMU3
 
 VOCABULARY = 184622
 SCALE = 3.0

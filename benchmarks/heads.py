@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, silu
 
 from benchmarks.measure import Comparison, Step, check, main
-from mmblocks import MARDiffusionHead, OmniGen, Orthus
+from mmblocks.heads import MARDiffusionHead
 from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+from mmblocks.models import OmniGen, Orthus
 from mmblocks.models.acdit.model import ACDiT
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache

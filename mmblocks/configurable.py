@@ -6,9 +6,12 @@ This is the floor under ``checkpoints``, which save and load such modules; ``Blo
 import inspect
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from torch import nn
+
+from mmblocks.public import home
 
 RESERVED = (
     "id_or_path",
@@ -163,11 +166,10 @@ def find(name: str) -> type:
 
 
 def _import_public(name: str) -> None:
-    """Public names of mmblocks are looked up lazily; looking one up imports, and so registers it."""
-    import mmblocks
-
-    if name in mmblocks.__all__ and not name.startswith("_"):
-        getattr(mmblocks, name)
+    """A public name of mmblocks is imported, and so registered."""
+    module = home(name)
+    if module is not None:
+        import_module(module)
 
 
 def _is_ours(cls: type) -> bool:

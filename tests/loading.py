@@ -4,14 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmblocks import (
-    Decoder,
-    EVE2PatchEmbedding,
-    LMHead,
-    MultimodalModel,
-    TextEmbedding,
-    VisionTokens,
-)
+from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, VisionTokens
+from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.sequence.segments import Segment, codes, image, text, vectors
 from mmblocks.sequence.tokens import ImageLayout
 from tests.tiny import FORMAT, VOCABULARY

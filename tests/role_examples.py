@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import mmblocks
-from mmblocks import Block, EVACLIPText, TextEmbedding, TokenTable
+from mmblocks import Block, TextEmbedding, TokenTable
+from mmblocks.encoders import EVACLIPText
 from mmblocks.layers.diffusion.metric_path import MetricPath
 from tests.encoders import test_timm_encoder
 from tests.heads import test_denoising
@@ -116,14 +117,14 @@ TOKENIZERS = {
     "Emu2Latents": Example(test_emu2.tokenizer, pixels(28, 28), lambda part, x: part.encode(x).z, is_pixels=True),
     "MingTok": tokenizer("MingTok"),
     "DiffusersAutoencoder": Example(lambda: test_diffusers_autoencoder.tokenizer("sd"), pixels(8, 8), through, is_pixels=True),
-    "JPEGTokenizer": Example(lambda: mmblocks.JPEGTokenizer(), pixels(8, 8), through, is_pixels=True),
+    "JPEGTokenizer": Example(lambda: mmblocks.tokenizers.JPEGTokenizer(), pixels(8, 8), through, is_pixels=True),
     "ConvEncoder": Example(
-        lambda: mmblocks.ConvEncoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
+        lambda: mmblocks.tokenizers.ConvEncoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
         values(3, 8, 8),
         lambda part, x: part(x),
     ),
     "ConvDecoder": Example(
-        lambda: mmblocks.ConvDecoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
+        lambda: mmblocks.tokenizers.ConvDecoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
         values(2, 3, 4),
         lambda part, x: part(x),
     ),
@@ -144,15 +145,17 @@ BOTTLENECKS = {
     "MultiCodebook": bottleneck("multi"),
     "TextAlignedQuantizer": bottleneck("tar"),
     "RQBottleneck": bottleneck("rq"),
-    "JointRQBottleneck": Example(lambda: mmblocks.JointRQBottleneck(num_codes=30, dim=16, depth=2), values(8, 8, 16), quantised),
+    "JointRQBottleneck": Example(
+        lambda: mmblocks.tokenizers.bottlenecks.JointRQBottleneck(num_codes=30, dim=16, depth=2), values(8, 8, 16), quantised
+    ),
     "DualBottleneck": bottleneck("dual"),
     "MultiScaleQuantizer": bottleneck("var"),
-    "DiagonalGaussian": Example(lambda: mmblocks.DiagonalGaussian(), values(8, 8, 16), quantised),
-    "AffineBottleneck": Example(lambda: mmblocks.AffineBottleneck(mean=1.0), values(8, 8, 16), quantised),
-    "ScaledLatents": Example(lambda: mmblocks.ScaledLatents(dim=8, scale=2.0), values(8, 8, 16), quantised),
+    "DiagonalGaussian": Example(lambda: mmblocks.tokenizers.bottlenecks.DiagonalGaussian(), values(8, 8, 16), quantised),
+    "AffineBottleneck": Example(lambda: mmblocks.tokenizers.bottlenecks.AffineBottleneck(mean=1.0), values(8, 8, 16), quantised),
+    "ScaledLatents": Example(lambda: mmblocks.tokenizers.bottlenecks.ScaledLatents(dim=8, scale=2.0), values(8, 8, 16), quantised),
     "EMAVectorQuantizer": bottleneck("ema"),
     "ClusteringVectorQuantizer": Example(
-        lambda: mmblocks.ClusteringVectorQuantizer(num_codes=30, dim=16), values(8, 8, 16), quantised
+        lambda: mmblocks.tokenizers.bottlenecks.ClusteringVectorQuantizer(num_codes=30, dim=16), values(8, 8, 16), quantised
     ),
     "SimVQ": bottleneck("sim"),
     "MultiHeadVectorQuantizer": bottleneck("heads"),
@@ -175,21 +178,23 @@ def of_both(part: Any, x: Tensor) -> Tensor:
 ENCODERS = {
     "EVACLIPVision": encoder(eva),
     "EVACLIP": encoder(
-        lambda: mmblocks.EVACLIP(
-            vision=mmblocks.EVACLIPVision(tower=TOWER, embed_dim=8),
+        lambda: mmblocks.encoders.EVACLIP(
+            vision=mmblocks.encoders.EVACLIPVision(tower=TOWER, embed_dim=8),
             text=EVACLIPText(embed_dim=8, vocab_size=64, context_length=8, dim=16, num_heads=2, num_layers=1),
         ),
         call=lambda part, x: part.vision(x),
     ),
     "TimmEncoder": encoder(lambda: test_timm_encoder.encoder("test_vit"), (160, 160)),
-    "EncoderGroup": encoder(lambda: mmblocks.EncoderGroup(encoders={"one": eva(), "two": eva()}), call=of_both),
-    "ChannelFusion": encoder(lambda: mmblocks.ChannelFusion(encoders={"one": eva(), "two": eva()})),
-    "TokenInterleave": encoder(lambda: mmblocks.TokenInterleave(encoders={"one": eva(), "two": eva()}, dim=7)),
-    "TokenConcat": encoder(lambda: mmblocks.TokenConcat(encoders={"one": eva(), "two": eva()}, dim=7)),
-    "DualResolution": encoder(lambda: mmblocks.DualResolution(encoders={"low": eva(), "high": eva(image_size=(56, 56))}), (56, 56)),
-    "TiledEncoder": encoder(lambda: mmblocks.TiledEncoder(encoder=eva()), (28, 56)),
+    "EncoderGroup": encoder(lambda: mmblocks.encoders.EncoderGroup(encoders={"one": eva(), "two": eva()}), call=of_both),
+    "ChannelFusion": encoder(lambda: mmblocks.encoders.ChannelFusion(encoders={"one": eva(), "two": eva()})),
+    "TokenInterleave": encoder(lambda: mmblocks.encoders.TokenInterleave(encoders={"one": eva(), "two": eva()}, dim=7)),
+    "TokenConcat": encoder(lambda: mmblocks.encoders.TokenConcat(encoders={"one": eva(), "two": eva()}, dim=7)),
+    "DualResolution": encoder(
+        lambda: mmblocks.encoders.DualResolution(encoders={"low": eva(), "high": eva(image_size=(56, 56))}), (56, 56)
+    ),
+    "TiledEncoder": encoder(lambda: mmblocks.encoders.TiledEncoder(encoder=eva()), (28, 56)),
     "NativeResolution": encoder(
-        lambda: mmblocks.NativeResolution(
+        lambda: mmblocks.encoders.NativeResolution(
             encoder=test_timm_encoder.encoder("test_vit", any_size=True, image_size=None), multiple=16
         ),
         (32, 64),
@@ -202,24 +207,27 @@ def embedder(make: Callable[[], Block], size: tuple[int, int]) -> Example:
 
 
 EMBEDDERS = {
-    "EVE1PatchEmbedding": embedder(lambda: mmblocks.EVE1PatchEmbedding(dim=8, hidden_dim=16), (56, 84)),
-    "EVE2PatchEmbedding": embedder(lambda: mmblocks.EVE2PatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
-    "NEOPatchEmbedding": embedder(lambda: mmblocks.NEOPatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
-    "FuyuPatchEmbedding": embedder(lambda: mmblocks.FuyuPatchEmbedding(dim=8), (30, 60)),
+    "EVE1PatchEmbedding": embedder(lambda: mmblocks.embedders.EVE1PatchEmbedding(dim=8, hidden_dim=16), (56, 84)),
+    "EVE2PatchEmbedding": embedder(lambda: mmblocks.embedders.EVE2PatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
+    "NEOPatchEmbedding": embedder(lambda: mmblocks.embedders.NEOPatchEmbedding(dim=8, hidden_dim=16), (32, 64)),
+    "FuyuPatchEmbedding": embedder(lambda: mmblocks.embedders.FuyuPatchEmbedding(dim=8), (30, 60)),
     "LinearPatchEmbedding": embedder(
-        lambda: mmblocks.LinearPatchEmbedding(dim=8, patch_size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), (4, 6)
+        lambda: mmblocks.embedders.LinearPatchEmbedding(dim=8, patch_size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), (4, 6)
     ),
-    "RenderedTextEmbedding": embedder(lambda: mmblocks.RenderedTextEmbedding(dim=8), (16, 48)),
+    "RenderedTextEmbedding": embedder(lambda: mmblocks.embedders.RenderedTextEmbedding(dim=8), (16, 48)),
     "StructuredEmbedder": embedder(
-        lambda: mmblocks.StructuredEmbedder(
-            embedder=mmblocks.NEOPatchEmbedding(dim=8, hidden_dim=16), dim=8, max_size=(9, 9), row_ends=True
+        lambda: mmblocks.embedders.StructuredEmbedder(
+            embedder=mmblocks.embedders.NEOPatchEmbedding(dim=8, hidden_dim=16), dim=8, max_size=(9, 9), row_ends=True
         ),
         (32, 64),
     ),
     "EncoderEmbedder": embedder(
-        lambda: mmblocks.EncoderEmbedder(encoder=eva(), connector=mmblocks.MLPProjector(in_dim=16, dim=8)), (28, 28)
+        lambda: mmblocks.embedders.EncoderEmbedder(encoder=eva(), connector=mmblocks.connectors.MLPProjector(in_dim=16, dim=8)),
+        (28, 28),
     ),
-    "CaptionEmbedding": Example(lambda: mmblocks.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)),
+    "CaptionEmbedding": Example(
+        lambda: mmblocks.embedders.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)
+    ),
 }
 
 
@@ -229,27 +237,39 @@ def connector(make: Callable[[], Block], grid: tuple[int, ...]) -> Example:
 
 STACK: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "mlp_dim": 10}
 CONNECTORS = {
-    "MLPProjector": connector(lambda: mmblocks.MLPProjector(in_dim=6, dim=8), (3, 5)),
-    "AveragePool": connector(lambda: mmblocks.AveragePool(num_tokens=4), (7, 9)),
-    "AdaptivePool": connector(lambda: mmblocks.AdaptivePool(size=(2, 3)), (7, 4)),
-    "PixelShuffle": connector(lambda: mmblocks.PixelShuffle(factor=3), (3, 6)),
+    "MLPProjector": connector(lambda: mmblocks.connectors.MLPProjector(in_dim=6, dim=8), (3, 5)),
+    "AveragePool": connector(lambda: mmblocks.connectors.AveragePool(num_tokens=4), (7, 9)),
+    "AdaptivePool": connector(lambda: mmblocks.connectors.AdaptivePool(size=(2, 3)), (7, 4)),
+    "PixelShuffle": connector(lambda: mmblocks.connectors.PixelShuffle(factor=3), (3, 6)),
     "ConnectorChain": connector(
-        lambda: mmblocks.ConnectorChain(parts=[mmblocks.PixelShuffle(), mmblocks.MLPProjector(in_dim=24, dim=8)]), (2, 6)
+        lambda: mmblocks.connectors.ConnectorChain(
+            parts=[mmblocks.connectors.PixelShuffle(), mmblocks.connectors.MLPProjector(in_dim=24, dim=8)]
+        ),
+        (2, 6),
     ),
     "CausalFormer": connector(
-        lambda: mmblocks.CausalFormer(in_dim=6, dim=8, num_queries=5, hidden_dim=12, head_dim=4, input_norm=True, **STACK), (2, 3)
+        lambda: mmblocks.connectors.CausalFormer(
+            in_dim=6, dim=8, num_queries=5, hidden_dim=12, head_dim=4, input_norm=True, **STACK
+        ),
+        (2, 3),
     ),
-    "Emu2UpProjection": connector(lambda: mmblocks.Emu2UpProjection(image_dim=6, dim=8, num_tokens=4), (5, 4)),
-    "Emu2DownProjection": connector(lambda: mmblocks.Emu2DownProjection(image_dim=8, dim=6), (5,)),
-    "QFormerConnector": connector(lambda: mmblocks.QFormerConnector(dim=8, in_dim=6, num_queries=5, hidden_dim=12, **STACK), (7,)),
-    "PerceiverResampler": connector(lambda: mmblocks.PerceiverResampler(dim=6, num_latents=5, head_dim=4, **STACK), (2, 3)),
-    "SpatioTemporalPool": connector(lambda: mmblocks.SpatioTemporalPool(), (3, 2, 5)),
+    "Emu2UpProjection": connector(lambda: mmblocks.connectors.Emu2UpProjection(image_dim=6, dim=8, num_tokens=4), (5, 4)),
+    "Emu2DownProjection": connector(lambda: mmblocks.connectors.Emu2DownProjection(image_dim=8, dim=6), (5,)),
+    "QFormerConnector": connector(
+        lambda: mmblocks.connectors.QFormerConnector(dim=8, in_dim=6, num_queries=5, hidden_dim=12, **STACK), (7,)
+    ),
+    "PerceiverResampler": connector(
+        lambda: mmblocks.connectors.PerceiverResampler(dim=6, num_latents=5, head_dim=4, **STACK), (2, 3)
+    ),
+    "SpatioTemporalPool": connector(lambda: mmblocks.connectors.SpatioTemporalPool(), (3, 2, 5)),
     "SpatialAggregator": Example(
-        lambda: mmblocks.SpatialAggregator(in_dims=(6,), dim=8, windows=(1,), grid=(2, 3), hidden_dim=8, num_layers=1, num_heads=2),
+        lambda: mmblocks.connectors.SpatialAggregator(
+            in_dims=(6,), dim=8, windows=(1,), grid=(2, 3), hidden_dim=8, num_layers=1, num_heads=2
+        ),
         values(2, 3, 6),
         lambda part, x: part([x]),
     ),
-    "TokenFlexProjector": connector(lambda: mmblocks.TokenFlexProjector(in_dim=6, dim=8, num_tokens=9), (7, 4)),
+    "TokenFlexProjector": connector(lambda: mmblocks.connectors.TokenFlexProjector(in_dim=6, dim=8, num_tokens=9), (7, 4)),
 }
 
 SIZES: dict[str, Any] = {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
@@ -261,17 +281,17 @@ def trunk(make: Callable[[], Block]) -> Example:
 
 TRUNKS = {
     "Decoder": trunk(lambda: mmblocks.Decoder(**SIZES)),
-    "NEOTrunk": trunk(lambda: mmblocks.NEOTrunk(**SIZES, head_dim=16)),
-    "RoutedDecoder": trunk(lambda: mmblocks.RoutedDecoder(**SIZES)),
-    "ChameleonTrunk": trunk(lambda: mmblocks.ChameleonTrunk(**SIZES)),
-    "MoEDecoder": trunk(lambda: mmblocks.MoEDecoder(**SIZES, num_experts=2)),
-    "ModalityLoRADecoder": trunk(lambda: mmblocks.ModalityLoRADecoder(**SIZES, rank=2)),
-    "SlideLoRADecoder": trunk(lambda: mmblocks.SlideLoRADecoder(**SIZES, rank=2)),
-    "PrunedDecoder": trunk(lambda: mmblocks.PrunedDecoder(trunk=mmblocks.Decoder(**SIZES), pruning=((1, 0.5),))),
-    "Phi3Decoder": trunk(lambda: mmblocks.Phi3Decoder(**SIZES)),
-    "LlamaGenTrunk": trunk(lambda: mmblocks.LlamaGenTrunk(**SIZES)),
+    "NEOTrunk": trunk(lambda: mmblocks.trunks.NEOTrunk(**SIZES, head_dim=16)),
+    "RoutedDecoder": trunk(lambda: mmblocks.trunks.RoutedDecoder(**SIZES)),
+    "ChameleonTrunk": trunk(lambda: mmblocks.trunks.ChameleonTrunk(**SIZES)),
+    "MoEDecoder": trunk(lambda: mmblocks.trunks.MoEDecoder(**SIZES, num_experts=2)),
+    "ModalityLoRADecoder": trunk(lambda: mmblocks.trunks.ModalityLoRADecoder(**SIZES, rank=2)),
+    "SlideLoRADecoder": trunk(lambda: mmblocks.trunks.SlideLoRADecoder(**SIZES, rank=2)),
+    "PrunedDecoder": trunk(lambda: mmblocks.trunks.PrunedDecoder(trunk=mmblocks.Decoder(**SIZES), pruning=((1, 0.5),))),
+    "Phi3Decoder": trunk(lambda: mmblocks.models.Phi3Decoder(**SIZES)),
+    "LlamaGenTrunk": trunk(lambda: mmblocks.trunks.LlamaGenTrunk(**SIZES)),
     "GatedCrossAttentionDecoder": trunk(
-        lambda: mmblocks.GatedCrossAttentionDecoder(
+        lambda: mmblocks.trunks.GatedCrossAttentionDecoder(
             trunk=mmblocks.Decoder(**SIZES), context_dim=8, every=2, num_heads=2, head_dim=8, mlp_dim=16
         )
     ),
@@ -295,21 +315,21 @@ def head(make: Callable[[], Block], call: Call, **options: Any) -> Example:
 
 HEADS = {
     "LMHead": head(lambda: mmblocks.LMHead(dim=10, vocab_size=13), choice_loss),
-    "TiedLMHead": head(lambda: mmblocks.TiedLMHead(table=TextEmbedding(vocab_size=13, dim=10)), choice_loss),
-    "ModalityLMHead": head(lambda: mmblocks.ModalityLMHead(dim=10, vocab_size=13), choice_loss),
-    "MaskedTokenHead": head(lambda: mmblocks.MaskedTokenHead(dim=10, vocab_size=13), choice_loss),
-    "MetricFlowHead": head(lambda: mmblocks.MetricFlowHead(dim=10, path=MetricPath(num_codes=13, code_dim=2)), choice_loss),
-    "MatchingHead": head(lambda: mmblocks.MatchingHead(dim=10), choice_loss),
+    "TiedLMHead": head(lambda: mmblocks.heads.TiedLMHead(table=TextEmbedding(vocab_size=13, dim=10)), choice_loss),
+    "ModalityLMHead": head(lambda: mmblocks.heads.ModalityLMHead(dim=10, vocab_size=13), choice_loss),
+    "MaskedTokenHead": head(lambda: mmblocks.heads.MaskedTokenHead(dim=10, vocab_size=13), choice_loss),
+    "MetricFlowHead": head(lambda: mmblocks.heads.MetricFlowHead(dim=10, path=MetricPath(num_codes=13, code_dim=2)), choice_loss),
+    "MatchingHead": head(lambda: mmblocks.heads.MatchingHead(dim=10), choice_loss),
     "MultiTokenHead": head(
-        lambda: mmblocks.MultiTokenHead(dim=10, vocab_size=13, num_tokens=2),
+        lambda: mmblocks.heads.MultiTokenHead(dim=10, vocab_size=13, num_tokens=2),
         lambda part, x: part.loss(x, torch.ones(len(x), 2, dtype=torch.long)),
     ),
     "DenoisingHead": head(test_denoising.flow, drawn_loss, is_rowwise=False),
     "MARDiffusionHead": head(test_denoising.mar, drawn_loss, is_rowwise=False),
     "OrthusDiffusionHead": head(test_denoising.orthus, drawn_loss, is_rowwise=False),
     "NOVAFlowHead": head(test_denoising.nova, drawn_loss, is_rowwise=False),
-    "RegressionHead": head(lambda: mmblocks.RegressionHead(dim=10, target_dim=3), loss_of),
-    "EmbeddingHead": head(lambda: mmblocks.EmbeddingHead(dim=10, embed_dim=3), loss_of, is_rowwise=False),
+    "RegressionHead": head(lambda: mmblocks.heads.RegressionHead(dim=10, target_dim=3), loss_of),
+    "EmbeddingHead": head(lambda: mmblocks.heads.EmbeddingHead(dim=10, embed_dim=3), loss_of, is_rowwise=False),
 }
 
 EXAMPLES: dict[str, Example] = TOKENIZERS | BOTTLENECKS | ENCODERS | EMBEDDERS | CONNECTORS | TRUNKS | HEADS

@@ -16,19 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 import mmblocks.heads
 import mmblocks.tokenizers.bottlenecks
-from mmblocks import (
-    VAR,
-    Block,
-    EmbeddingHead,
-    LMHead,
-    MaskedTokenHead,
-    MetricFlowHead,
-    ModalityLMHead,
-    MultiTokenHead,
-    TextEmbedding,
-    TiedLMHead,
-)
+from mmblocks import Block, LMHead, TextEmbedding
+from mmblocks.heads import EmbeddingHead, MaskedTokenHead, MetricFlowHead, ModalityLMHead, MultiTokenHead, TiedLMHead
 from mmblocks.layers.diffusion.metric_path import MetricPath
+from mmblocks.models import VAR
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_log_prob
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck

@@ -15,54 +15,53 @@ from torch.utils.data import DataLoader
 
 import mmblocks
 from mmblocks import (
-    EMU3,
-    EMU35,
-    EVACLIP,
-    EVE1_STAGES,
     GREEDY,
-    AveragePool,
     BatchBuilder,
     ByteTokenizer,
-    ChannelFusion,
-    ClassifierFree,
-    CodeIds,
-    ConnectorChain,
-    DiffusersAutoencoder,
+    GridGrammar,
+    Sampling,
+    TextEmbedding,
+    TextGrammar,
+    TokenizerFile,
+    image,
+    text,
+)
+from mmblocks.connectors import AveragePool, ConnectorChain, MLPProjector, PixelShuffle
+from mmblocks.embedders import (
     EncoderEmbedder,
-    EVACLIPText,
-    EVACLIPVision,
     EVE1PatchEmbedding,
     EVE2PatchEmbedding,
     FuyuPatchEmbedding,
-    GridGrammar,
     LinearPatchEmbedding,
-    MLPProjector,
-    ModalSampling,
-    MutualInformation,
-    NativeResolution,
     NEOPatchEmbedding,
-    OpenClipEncoder,
-    PixelShuffle,
     RenderedTextEmbedding,
-    Sampling,
     StructuredEmbedder,
-    TextEmbedding,
-    TextGrammar,
-    ThreeWay,
+)
+from mmblocks.encoders import (
+    EVACLIP,
+    ChannelFusion,
+    EVACLIPText,
+    EVACLIPVision,
+    NativeResolution,
+    OpenClipEncoder,
     TiledEncoder,
     TimmEncoder,
-    TokenizerFile,
-    TokenizerRecipe,
+)
+from mmblocks.generation import (
+    ClassifierFree,
+    ModalSampling,
+    MutualInformation,
+    ThreeWay,
     VectorBlock,
     VectorGrammar,
     VisualContrastive,
-    chameleon_format,
-    image,
-    text,
 )
 from mmblocks.sequence.batches import Batch, Placed
 from mmblocks.sequence.masks import Causal, Dense, Intervals, visible
 from mmblocks.support.pickling import weightless
+from mmblocks.tokenizers import DiffusersAutoencoder
+from mmblocks.training import EVE1_STAGES, TokenizerRecipe
+from mmblocks.vocabulary import EMU3, EMU35, CodeIds, chameleon_format
 from tests import loading
 from tests.tiny import TOKENIZER
 

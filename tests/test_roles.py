@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import ByteTokenizer, LMHead, MultimodalModel, TextEmbedding, VelocityHead, text
+from mmblocks import ByteTokenizer, LMHead, MultimodalModel, TextEmbedding, text
+from mmblocks.models import VelocityHead
 from mmblocks.roles import Connector, Embedder, Encoder, Head, PixelDecoder, Tokenizer, Trunk, lacks
 from tests.role_examples import EXAMPLES, WITHOUT
 from tests.tiny import tiny_model

@@ -2,7 +2,8 @@
 
 import torch
 
-from mmblocks import ByteTokenizer, Decoder, EVE2PatchEmbedding, GridFormat, LMHead, MultimodalModel, TextEmbedding
+from mmblocks import ByteTokenizer, Decoder, GridFormat, LMHead, MultimodalModel, TextEmbedding
+from mmblocks.embedders import EVE2PatchEmbedding
 
 TOKENIZER = ByteTokenizer(specials=("<bos>", "<eos>", "<boi>", "<img>", "<eol>", "<eof>", "<eoi>"))
 NUM_CODES = 12

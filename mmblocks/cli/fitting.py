@@ -1,12 +1,13 @@
 """Which Blocks a checkpoint is, or holds as a part, told from its headers."""
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-import mmblocks
+from mmblocks import public
 from mmblocks.block import Block
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints.files import stored as files
@@ -141,7 +142,8 @@ def choose(path: Path, name: str | None) -> type[Block]:
         ValueError: none or several fit, or there is no class of that name.
     """
     if name is not None:
-        known: Any = getattr(mmblocks, name, None)
+        module = public.home(name)
+        known: Any = None if module is None else getattr(import_module(module), name)
         if not isinstance(known, type) or not issubclass(known, Block):
             raise ValueError(f"block is {name!r}; accepted: the name of a Block of mmblocks")
         return known
@@ -190,7 +192,7 @@ def _remote_file(repository: hub.Repository, path: str) -> dict[str, Tensor]:
 
 
 def _classes() -> Iterator[type[Block]]:
-    for name in mmblocks.__all__:
-        found = getattr(mmblocks, name)
+    for name, module in public.all_names().items():
+        found = getattr(import_module(module), name)
         if isinstance(found, type) and issubclass(found, Block) and found.layouts:
             yield found

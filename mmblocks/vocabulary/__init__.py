@@ -1,1 +1,5 @@
 """Vocabulary."""
+
+from mmblocks.public import lazily
+
+__getattr__, __dir__, __all__ = lazily("vocabulary")

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmblocks import Block, EVE2PatchEmbedding, IndexBackpropagation
+from mmblocks import Block
 from mmblocks.checkpoints import finite
 from mmblocks.checkpoints.files import checksums, mapped
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
+from mmblocks.embedders import EVE2PatchEmbedding
+from mmblocks.tokenizers.bottlenecks import IndexBackpropagation
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 
 

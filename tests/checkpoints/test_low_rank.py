@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 
-from mmblocks import Decoder, LMHead, ModalityLoRADecoder, MultimodalModel, RoutedDecoder, TextEmbedding, TokenTable
+from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TokenTable
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.checkpoints.surgery.graft import check_unchanged
 from mmblocks.checkpoints.surgery.low_rank import attach_lora, load_lora, lora_names, merge_lora, save_lora
 from mmblocks.sequence.tokens import Modality
+from mmblocks.trunks import ModalityLoRADecoder, RoutedDecoder
 
 peft = pytest.importorskip("peft")
 

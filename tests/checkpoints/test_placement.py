@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmblocks import ConvDecoder, ConvEncoder, MultimodalModel, VectorQuantizer, VisualTokenizer, image, text
+from mmblocks import MultimodalModel, image, text
 from mmblocks.block import Block
 from mmblocks.checkpoints import placement
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
+from mmblocks.tokenizers import ConvDecoder, ConvEncoder, VisualTokenizer
+from mmblocks.tokenizers.bottlenecks import VectorQuantizer
 from tests.tiny import TOKENIZER, tiny_model
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks import EVE2PatchEmbedding
+from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.sequence.tokens import TokenKind
 
 

@@ -6,21 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmblocks import (
-    GREEDY,
-    ChameleonTrunk,
-    Decoder,
-    GridGrammar,
-    LlamaGenTrunk,
-    MoEDecoder,
-    NEOTrunk,
-    RoutedDecoder,
-    TextGrammar,
-    TokenTable,
-    text,
-)
+from mmblocks import GREEDY, Decoder, GridGrammar, TextGrammar, TokenTable, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.ops import cuda_graphs
+from mmblocks.trunks import ChameleonTrunk, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
 from mmblocks.trunks.caches import static_cache
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import EMU3, EMU35, GREEDY, GridFormat, GridGrammar, TextGrammar, codes, text
+from mmblocks import GREEDY, GridFormat, GridGrammar, TextGrammar, codes, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.continuous import VectorBlock, VectorGrammar
 from mmblocks.generation.interleaved import segments_of
 from mmblocks.models.emu3.prompts import fill_template, read_document, spell, token_id, token_name
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar
+from mmblocks.vocabulary import EMU3, EMU35
 from mmblocks.vocabulary.grid_format import chameleon_format, raster_format
 from tests.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 

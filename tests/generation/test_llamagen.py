@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, CaptionEmbedding, ClassLabelEmbedding, GridGrammar, LlamaGen, LlamaGenT2I, TokenTable
+from mmblocks import GREEDY, GridGrammar, TokenTable
+from mmblocks.embedders import CaptionEmbedding, ClassLabelEmbedding
 from mmblocks.generation.guidance import ClassifierFree
+from mmblocks.models import LlamaGen, LlamaGenT2I
 from mmblocks.models.llamagen import caption, label
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.segments import codes

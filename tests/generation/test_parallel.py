@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmblocks import ClassifierFree, GridFormat, codes, text
+from mmblocks import GridFormat, codes, text
+from mmblocks.generation import ClassifierFree
 from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch

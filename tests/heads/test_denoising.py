@@ -3,7 +3,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from mmblocks import Block, DenoisingHead, MARDiffusionHead, NOVAFlowHead, OrthusDiffusionHead
+from mmblocks import Block
+from mmblocks.heads import DenoisingHead, MARDiffusionHead, NOVAFlowHead, OrthusDiffusionHead
 from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP, TokenDenoiser
 from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance
 from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler, DiffusersSampler, TokenSampler

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmblocks import Block, MaskedTokenHead, MetricFlowHead
+from mmblocks import Block
+from mmblocks.heads import MaskedTokenHead, MetricFlowHead
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens, masked_share
 from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
 

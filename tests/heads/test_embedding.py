@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmblocks import EmbeddingHead, MatchingHead, OutputMapper, RegressionHead
+from mmblocks.heads import EmbeddingHead, MatchingHead, OutputMapper, RegressionHead
 from mmblocks.heads.embedding import pool
 
 

@@ -3,32 +3,23 @@
 import pytest
 import torch
 
-from mmblocks import (
-    Block,
-    ChameleonTrunk,
-    Decoder,
+from mmblocks import Block, Decoder, LMHead, MultimodalModel, TextEmbedding, text, vectors
+from mmblocks.heads import (
     EmbeddingHead,
-    LMHead,
     MaskedTokenHead,
     MatchingHead,
     MetricFlowHead,
     ModalityLMHead,
-    MultimodalModel,
     MultiTokenHead,
-    NEOTrunk,
     OutputMapper,
     Placeholders,
-    PrunedDecoder,
     RegressionHead,
-    RoutedDecoder,
-    TextEmbedding,
     TiedLMHead,
-    text,
-    vectors,
 )
 from mmblocks.layers.diffusion.metric_path import MetricPath
 from mmblocks.models.omnigen.trunk import Phi3Decoder
 from mmblocks.sequence.segments import Text
+from mmblocks.trunks import ChameleonTrunk, NEOTrunk, PrunedDecoder, RoutedDecoder
 from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
 from mmblocks.trunks.routed.modality_lora import ModalityLoRADecoder
 from tests.heads.test_denoising import flow, mar, nova, orthus, stirred

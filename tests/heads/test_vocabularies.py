@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, LMHead, ModalityLMHead, MultiTokenHead
+from mmblocks import GREEDY, LMHead
+from mmblocks.heads import ModalityLMHead, MultiTokenHead
 from mmblocks.heads.vocabularies import extend_vocabulary, train_rows_only
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmblocks import Block, MaskedTokenHead
+from mmblocks import Block
+from mmblocks.heads import MaskedTokenHead
 from mmblocks.layers.reduction.token_subsets import TokenSubsets
 
 MODALITY = torch.tensor([[0] * 12 + [1] * 20 + [2] * 4 + [-1] * 4, [0] * 30 + [2] * 10])

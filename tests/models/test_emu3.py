@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmblocks import EMU3, Emu3, GridGrammar, Sampling, TokenTable, codes, text
+from mmblocks import GridGrammar, Sampling, TokenTable, codes, text
+from mmblocks.models import Emu3
+from mmblocks.vocabulary import EMU3
 
 transformers = pytest.importorskip("transformers")
 

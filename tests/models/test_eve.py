@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from mmblocks import EVE1, EVE2, EVE1PatchAlignment, TextGrammar, image, text
+from mmblocks import TextGrammar, image, text
+from mmblocks.embedders import EVE1PatchAlignment
+from mmblocks.models import EVE1, EVE2
 
 SIZES = {"vocab_size": 40, "dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48, "vision_dim": 16}
 MODELS = {

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmblocks import NEO, TextGrammar, image, text
+from mmblocks import TextGrammar, image, text
+from mmblocks.models import NEO
 from mmblocks.models.neo import loss_weights
 
 BEGIN, END = 3, 4

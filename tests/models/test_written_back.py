@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmblocks import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I, RoutedDecoder, TokenTable
+from mmblocks import TokenTable
 from mmblocks.block import Block
+from mmblocks.models import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I
 from mmblocks.models.acdit.model import ACDiT
 from mmblocks.models.mar.model import MAR
 from mmblocks.models.neo import NEO
 from mmblocks.models.omnigen.model import OmniGen
 from mmblocks.models.orthus import Orthus
 from mmblocks.models.var.transformer import VAR
+from mmblocks.trunks import RoutedDecoder
 from mmblocks.trunks.chameleon import ChameleonTrunk
 from mmblocks.trunks.neo.trunk import NEOTrunk
 

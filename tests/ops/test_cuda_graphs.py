@@ -116,7 +116,7 @@ def test_recordings_belong_to_their_module_alone(graphs, monkeypatch) -> None:
 
 
 def test_a_head_samples_the_same(graphs) -> None:
-    from mmblocks import MARDiffusionHead
+    from mmblocks.heads import MARDiffusionHead
 
     torch.manual_seed(0)
     head = MARDiffusionHead(dim=6, token_dim=4, width=8, num_blocks=1, steps=5)

@@ -1,6 +1,6 @@
 """Chameleon's and Anole's tokenizer."""
 
-from mmblocks import ChameleonVQ
+from mmblocks.tokenizers import ChameleonVQ
 from tests.parity.cases import Case
 from tests.parity.vqgan_taming import check_vqgan
 

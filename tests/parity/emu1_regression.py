@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks import Decoder, LMHead, RegressionHead, TextEmbedding, TokenTable
+from mmblocks import Decoder, LMHead, TextEmbedding, TokenTable
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.connectors.causal_former import CausalFormer
+from mmblocks.heads import RegressionHead
 from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.layers.towers.eva_layouts import eva_rules, eva_tower_arguments
 from mmblocks.sequence.tokens import PADDING

@@ -1,7 +1,7 @@
 """Emu2: pooled features as tokens, regressed one after the other; both heads read the same states."""
 
-from mmblocks import RegressionHead
 from mmblocks.connectors.emu2 import Emu2UpProjection
+from mmblocks.heads import RegressionHead
 from mmblocks.tokenizers.emu2_latents import Emu2Latents
 from tests.parity.cases import Case
 from tests.parity.emu1_regression import language_parts, published_config, regress, table_of

@@ -2,7 +2,9 @@
 
 import torch
 
-from mmblocks import ConditionalUNet, DiffusersAutoencoder, DiffusersSampler, DiffusionDecoder
+from mmblocks.layers import DiffusersSampler
+from mmblocks.pixels import ConditionalUNet, DiffusionDecoder
+from mmblocks.tokenizers import DiffusersAutoencoder
 from tests.parity.cases import Case
 
 MANIFESTS = {"emu2_gen_unet": [(ConditionalUNet, "diffusers")]}

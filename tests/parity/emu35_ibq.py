@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from mmblocks import IBQ
+from mmblocks.tokenizers import IBQ
 from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case
 

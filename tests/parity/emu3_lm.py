@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mmblocks import Decoder, Emu3, LMHead, TextEmbedding, TokenTable
+from mmblocks import Decoder, LMHead, TextEmbedding, TokenTable
 from mmblocks.layers.attention.rotary_scaling import scale_rotary
+from mmblocks.models import Emu3
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.tokens import PADDING
 from tests.parity.cases import Case

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmblocks import EMU3, EMU35, IBQ, Emu3VQ, GridFormat, Sampling, text
+from mmblocks import GridFormat, Sampling, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling, Scores
 from mmblocks.generation.guidance import Guidance, classifier_free
@@ -32,6 +32,8 @@ from mmblocks.models.emu3.prompts import (
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar, emu35_published_guidance
 from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.tokens import PADDING, TokenTable
+from mmblocks.tokenizers import IBQ, Emu3VQ
+from mmblocks.vocabulary import EMU3, EMU35
 from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED
 from tests.parity.cases import Case
 

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmblocks import EVE1, EVE1PatchAlignment, LMHead
+from mmblocks import LMHead
+from mmblocks.embedders import EVE1PatchAlignment
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, denormalise
 from mmblocks.layers.images.resizing import valid_cells
+from mmblocks.models import EVE1
 from tests.parity import eve1_patch_align
 from tests.parity.cases import Case
 from tests.parity.eve2_model import samples_of

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from mmblocks import RoutedDecoder, TokenTable
+from mmblocks import TokenTable
 from mmblocks.sequence.masks import Dense
+from mmblocks.trunks import RoutedDecoder
 from mmblocks.trunks.routed.routed_decoder import text_when_alone
 from tests.parity.cases import Case
 

@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor
 
-from mmblocks import EVE2, EVE2PatchEmbedding, LMHead, RoutedDecoder, TokenTable, image, text
+from mmblocks import LMHead, TokenTable, image, text
+from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, denormalise
+from mmblocks.models import EVE2
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.segments import Segment
 from mmblocks.sequence.tokens import Modality
+from mmblocks.trunks import RoutedDecoder
 from tests.parity.cases import Case
 
 MANIFESTS = {"eve_7b_hd_v2": [(EVE2, "eve2"), (RoutedDecoder, "eve2"), (EVE2PatchEmbedding, "eve2"), (LMHead, "llama")]}

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from mmblocks import EVE2PatchEmbedding
+from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.layers.images.pixels import denormalise, normalise
 from tests.parity.cases import Case
 

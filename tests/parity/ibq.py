@@ -1,6 +1,7 @@
 """Index backpropagation, the bottleneck of IBQ and of Emu3.5's tokenizer."""
 
-from mmblocks import IBQ, IndexBackpropagation
+from mmblocks.tokenizers import IBQ
+from mmblocks.tokenizers.bottlenecks import IndexBackpropagation
 from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from tests.parity.cases import Case, ramp_mean
 

@@ -1,6 +1,6 @@
 """Janus's tokenizer, from the official layout and from that of transformers' port."""
 
-from mmblocks import LlamaGenVQ
+from mmblocks.tokenizers import LlamaGenVQ
 from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case
 from tests.parity.vqgan_taming import check_vqgan

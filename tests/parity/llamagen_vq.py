@@ -5,12 +5,13 @@ import re
 import torch
 from torch import Tensor
 
-from mmblocks import GridGrammar, LlamaGenVQ, Sampling, TokenTable
+from mmblocks import GridGrammar, Sampling, TokenTable
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import Scores
 from mmblocks.generation.guidance import ClassifierFree
 from mmblocks.layers.categorical import truncate
 from mmblocks.models.llamagen import Condition, LlamaGen, LlamaGenT2I, caption, label
+from mmblocks.tokenizers import LlamaGenVQ
 from mmblocks.tokenizers.conv.blocks import channels_first
 from mmblocks.trunks.llamagen import grid_rotary
 from mmblocks.vocabulary.grid_format import raster_format

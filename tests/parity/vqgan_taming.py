@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmblocks import VQGAN, VisualTokenizer
+from mmblocks.tokenizers import VQGAN, VisualTokenizer
 from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case, ramp_mean
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmblocks import ConditionalUNet, DiffusersAutoencoder, DiffusersSampler, DiffusionDecoder
+from mmblocks.layers import DiffusersSampler
+from mmblocks.pixels import ConditionalUNet, DiffusionDecoder
 from mmblocks.pixels.diffusion_decoder import EMU2_SCHEDULE
+from mmblocks.tokenizers import DiffusersAutoencoder
 
 UNET = {
     "addition_embed_type": "text_time",

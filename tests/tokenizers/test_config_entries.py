@@ -63,31 +63,31 @@ TAR = {"bottleneck": {"name": "bottleneck", "args": {"bottleneck_dim": 8, "regul
 JANUS = {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}}
 EMU2 = {"vision_cfg": {"image_size": 28, "width": 12, "layers": 1, "head_width": 6, "mlp_ratio": 2.0, "n_query": 4}}
 CONFIGS: dict[str, tuple[type[Block], str, dict[str, Any]]] = {
-    "vqgan": (mmblocks.VQGAN, "taming", TAMING),
-    "vqgan-diffusers": (mmblocks.VQGAN, "diffusers", dict(VQModel(block_out_channels=(32,)).config)),
-    "chameleon": (mmblocks.ChameleonVQ, "chameleon", TAMING),
-    "chameleon-transformers": (mmblocks.ChameleonVQ, "chameleon-transformers", {"model_type": "chameleon_vqgan"}),
-    "chameleon-whole": (mmblocks.ChameleonVQ, "chameleon-transformers-whole", ChameleonConfig().to_dict()),
-    "llamagen": (mmblocks.LlamaGenVQ, "llamagen", {"model": "VQ-8", "codebook_size": 16}),
-    "janus": (mmblocks.LlamaGenVQ, "janus", {"gen_vision_config": JANUS}),
-    "janus-transformers": (mmblocks.LlamaGenVQ, "janus-transformers", {"model_type": "janus_vqgan"}),
-    "janus-whole": (mmblocks.LlamaGenVQ, "janus-transformers-whole", JanusConfig().to_dict()),
-    "ibq": (mmblocks.IBQ, "ibq", TAMING),
-    "ibq-flat": (mmblocks.IBQ, "ibq", {**DDCONFIG, "codebook_size": 16, "embed_dim": 4, "model_type": "Emu3p5VisionVQ"}),
-    "magvit2": (mmblocks.OpenMAGVIT2, "open_magvit2", {**TAMING, "ddconfig": _without(DDCONFIG, "attn_resolutions")}),
-    "var": (mmblocks.VARVQ, "var", {}),
-    "titok": (mmblocks.TiTok, "titok", {"model": {"vq_model": VQ_MODEL}}),
-    "titok-one-stage": (mmblocks.OneStageTiTok, "titok", {"model": {"vq_model": ONE_STAGE}}),
-    "tatitok": (mmblocks.TATiTok, "tatitok", ONE_STAGE),
+    "vqgan": (mmblocks.tokenizers.VQGAN, "taming", TAMING),
+    "vqgan-diffusers": (mmblocks.tokenizers.VQGAN, "diffusers", dict(VQModel(block_out_channels=(32,)).config)),
+    "chameleon": (mmblocks.tokenizers.ChameleonVQ, "chameleon", TAMING),
+    "chameleon-transformers": (mmblocks.tokenizers.ChameleonVQ, "chameleon-transformers", {"model_type": "chameleon_vqgan"}),
+    "chameleon-whole": (mmblocks.tokenizers.ChameleonVQ, "chameleon-transformers-whole", ChameleonConfig().to_dict()),
+    "llamagen": (mmblocks.tokenizers.LlamaGenVQ, "llamagen", {"model": "VQ-8", "codebook_size": 16}),
+    "janus": (mmblocks.tokenizers.LlamaGenVQ, "janus", {"gen_vision_config": JANUS}),
+    "janus-transformers": (mmblocks.tokenizers.LlamaGenVQ, "janus-transformers", {"model_type": "janus_vqgan"}),
+    "janus-whole": (mmblocks.tokenizers.LlamaGenVQ, "janus-transformers-whole", JanusConfig().to_dict()),
+    "ibq": (mmblocks.tokenizers.IBQ, "ibq", TAMING),
+    "ibq-flat": (mmblocks.tokenizers.IBQ, "ibq", {**DDCONFIG, "codebook_size": 16, "embed_dim": 4, "model_type": "Emu3p5VisionVQ"}),
+    "magvit2": (mmblocks.tokenizers.OpenMAGVIT2, "open_magvit2", {**TAMING, "ddconfig": _without(DDCONFIG, "attn_resolutions")}),
+    "var": (mmblocks.tokenizers.VARVQ, "var", {}),
+    "titok": (mmblocks.tokenizers.TiTok, "titok", {"model": {"vq_model": VQ_MODEL}}),
+    "titok-one-stage": (mmblocks.tokenizers.OneStageTiTok, "titok", {"model": {"vq_model": ONE_STAGE}}),
+    "tatitok": (mmblocks.tokenizers.TATiTok, "tatitok", ONE_STAGE),
     "maskgit": (MaskGITVQGAN, "maskgit", {"_class_name": "MaskGitVQGAN"}),
-    "mingtok": (mmblocks.MingTok, "mingtok", MING),
-    "seed": (mmblocks.SEEDTokenizer, "seed", {"num_query_token": 32}),
-    "lavit": (mmblocks.LaVITTokenizer, "lavit", {"width": 1408}),
+    "mingtok": (mmblocks.tokenizers.MingTok, "mingtok", MING),
+    "seed": (mmblocks.tokenizers.SEEDTokenizer, "seed", {"num_query_token": 32}),
+    "lavit": (mmblocks.tokenizers.LaVITTokenizer, "lavit", {"width": 1408}),
     "lavit-decoder": (LaVITDecoder, "lavit", {}),
-    "tar": (mmblocks.TATok, "tar", TAR),
-    "unitok": (mmblocks.UniTok, "unitok", {}),
-    "dualtoken": (mmblocks.DualToken, "dualtoken", {"rqvaesiglip": DUAL}),
-    "emu2": (mmblocks.Emu2Latents, "emu2", EMU2),
+    "tar": (mmblocks.tokenizers.TATok, "tar", TAR),
+    "unitok": (mmblocks.tokenizers.UniTok, "unitok", {}),
+    "dualtoken": (mmblocks.tokenizers.DualToken, "dualtoken", {"rqvaesiglip": DUAL}),
+    "emu2": (mmblocks.tokenizers.Emu2Latents, "emu2", EMU2),
 }
 
 
@@ -316,13 +316,13 @@ def test_an_entry_that_nobody_knows(name) -> None:
 
 
 def test_janus_s_arguments_in_their_own_dict() -> None:
-    (layout, *_) = mmblocks.LlamaGenVQ.layouts
+    (layout, *_) = mmblocks.tokenizers.LlamaGenVQ.layouts
     arguments = layout.arguments({"ModelArgs": {"ch": 64, "codebook_size": 16}})
     assert (arguments["channels"], arguments["multipliers"], arguments["num_codes"]) == (64, (1, 1, 2, 2, 4), 16)
 
 
 def test_vae_of_titok_needs_no_codebook() -> None:
     without = _without(ONE_STAGE, "codebook_size", "use_l2_norm")
-    (layout,) = mmblocks.OneStageTiTok.layouts
+    (layout,) = mmblocks.tokenizers.OneStageTiTok.layouts
     assert layout.arguments({**without, "quantize_mode": "vae"})["num_codes"] is None
     assert layout.arguments({**ONE_STAGE, "quantize_mode": "vae"})["num_codes"] is None

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mmblocks import Block, ConvVQ
+from mmblocks import Block
+from mmblocks.tokenizers import ConvVQ
 
 
 def tokenizer() -> ConvVQ:

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from mmblocks import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ, VisualTokenizer
 from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ, VisualTokenizer
 from tests.tokenizers import (
     test_conv_vq,
     test_diffusers_autoencoder,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmblocks import Block, ConvDecoder, ConvEncoder, VisualTokenizer
+from mmblocks import Block
+from mmblocks.tokenizers import ConvDecoder, ConvEncoder, VisualTokenizer
 from mmblocks.tokenizers.bottlenecks.affine import AffineBottleneck
 from mmblocks.tokenizers.bottlenecks.clustering_vector_quantizer import ClusteringVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer

@@ -31,28 +31,34 @@ TOWER = {"image_size": (28, 28), "patch_size": 14}
 SIGLIP = {"image_size": 30, "patch_size": 10, "dim": 32, "num_layers": 3, "num_heads": 2, "mlp_dim": 32}
 
 BUILDERS: dict[str, Callable[[], Block]] = {
-    "VQGAN": lambda: mmblocks.VQGAN(**VQ, attention_levels=(0,)),
-    "VQGAN of diffusers": lambda: mmblocks.VQGAN(**VQ, attention_levels=(1,), deepest_first=True),
-    "VQGAN without a decoder": lambda: mmblocks.VQGAN(**VQ, attention_levels=(), has_decoder=False),
-    "ChameleonVQ": lambda: mmblocks.ChameleonVQ(**VQ, attention_levels=(1,), image_size=32, mean=(0.4,) * 3, std=(0.3, 0.4, 0.5)),
-    "ChameleonVQ without a decoder": lambda: mmblocks.ChameleonVQ(**VQ, image_size=32, has_decoder=False, std=(0.3, 0.4, 0.5)),
-    "LlamaGenVQ": lambda: mmblocks.LlamaGenVQ(**VQ, search="l2", image_size=32, entropy_temperature=0.02),
-    "LlamaGenVQ with another decoder": lambda: mmblocks.LlamaGenVQ(**VQ, decoder_multipliers=(2, 1)),
-    "LlamaGenVQ as transformers'": lambda: mmblocks.LlamaGenVQ(**VQ, search="l2-as-transformers"),
-    "IBQ": lambda: mmblocks.IBQ(**VQ, attention_levels=(1,), image_area=400, entropy_temperature=0.02),
-    "OpenMAGVIT2": lambda: mmblocks.OpenMAGVIT2(**NETWORK, bits=(2, 3)),
-    "OpenMAGVIT2 in one": lambda: mmblocks.OpenMAGVIT2(**NETWORK, bits=(5,)),
-    "OpenMAGVIT2Video": lambda: mmblocks.OpenMAGVIT2Video(**NETWORK, bits=(5,), temporal_levels=(0,)),
-    "VARVQ": lambda: mmblocks.VARVQ(**NETWORK, num_codes=30, code_dim=8, scales=(1, 2, (4, 3)), blend=0.25, metric="cosine"),
-    "VARVQ with one blend": lambda: mmblocks.VARVQ(**NETWORK, num_codes=30, code_dim=8, scales=(1, 2), num_blends=1),
-    "VARVQ with all blends": lambda: mmblocks.VARVQ(**NETWORK, num_codes=30, code_dim=8, scales=(1, 2), num_blends=0),
-    "TiTok": lambda: mmblocks.TiTok(**LEGACY, **PIXELS),
+    "VQGAN": lambda: mmblocks.tokenizers.VQGAN(**VQ, attention_levels=(0,)),
+    "VQGAN of diffusers": lambda: mmblocks.tokenizers.VQGAN(**VQ, attention_levels=(1,), deepest_first=True),
+    "VQGAN without a decoder": lambda: mmblocks.tokenizers.VQGAN(**VQ, attention_levels=(), has_decoder=False),
+    "ChameleonVQ": lambda: mmblocks.tokenizers.ChameleonVQ(
+        **VQ, attention_levels=(1,), image_size=32, mean=(0.4,) * 3, std=(0.3, 0.4, 0.5)
+    ),
+    "ChameleonVQ without a decoder": lambda: mmblocks.tokenizers.ChameleonVQ(
+        **VQ, image_size=32, has_decoder=False, std=(0.3, 0.4, 0.5)
+    ),
+    "LlamaGenVQ": lambda: mmblocks.tokenizers.LlamaGenVQ(**VQ, search="l2", image_size=32, entropy_temperature=0.02),
+    "LlamaGenVQ with another decoder": lambda: mmblocks.tokenizers.LlamaGenVQ(**VQ, decoder_multipliers=(2, 1)),
+    "LlamaGenVQ as transformers'": lambda: mmblocks.tokenizers.LlamaGenVQ(**VQ, search="l2-as-transformers"),
+    "IBQ": lambda: mmblocks.tokenizers.IBQ(**VQ, attention_levels=(1,), image_area=400, entropy_temperature=0.02),
+    "OpenMAGVIT2": lambda: mmblocks.tokenizers.OpenMAGVIT2(**NETWORK, bits=(2, 3)),
+    "OpenMAGVIT2 in one": lambda: mmblocks.tokenizers.OpenMAGVIT2(**NETWORK, bits=(5,)),
+    "OpenMAGVIT2Video": lambda: mmblocks.tokenizers.OpenMAGVIT2Video(**NETWORK, bits=(5,), temporal_levels=(0,)),
+    "VARVQ": lambda: mmblocks.tokenizers.VARVQ(
+        **NETWORK, num_codes=30, code_dim=8, scales=(1, 2, (4, 3)), blend=0.25, metric="cosine"
+    ),
+    "VARVQ with one blend": lambda: mmblocks.tokenizers.VARVQ(**NETWORK, num_codes=30, code_dim=8, scales=(1, 2), num_blends=1),
+    "VARVQ with all blends": lambda: mmblocks.tokenizers.VARVQ(**NETWORK, num_codes=30, code_dim=8, scales=(1, 2), num_blends=0),
+    "TiTok": lambda: mmblocks.tokenizers.TiTok(**LEGACY, **PIXELS),
     "FirstStageTiTok": lambda: FirstStageTiTok(**LEGACY),
-    "OneStageTiTok": lambda: mmblocks.OneStageTiTok(**ONE_STAGE),
-    "OneStageTiTok with a Gaussian": lambda: mmblocks.OneStageTiTok(**ONE_STAGE | {"num_codes": None}),
-    "TATiTok": lambda: mmblocks.TATiTok(**ONE_STAGE, clustering=True, text_dim=8, text_length=5),
+    "OneStageTiTok": lambda: mmblocks.tokenizers.OneStageTiTok(**ONE_STAGE),
+    "OneStageTiTok with a Gaussian": lambda: mmblocks.tokenizers.OneStageTiTok(**ONE_STAGE | {"num_codes": None}),
+    "TATiTok": lambda: mmblocks.tokenizers.TATiTok(**ONE_STAGE, clustering=True, text_dim=8, text_length=5),
     "MaskGITVQGAN": lambda: MaskGITVQGAN(**NETWORK, code_dim=8, num_codes=16),
-    "MingTok": lambda: mmblocks.MingTok(
+    "MingTok": lambda: mmblocks.tokenizers.MingTok(
         image_size=32,
         patch_size=16,
         latent_dim=8,
@@ -63,7 +69,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         latent_mean=0.5,
         latent_std=2.0,
     ),
-    "SEEDTokenizer": lambda: mmblocks.SEEDTokenizer(
+    "SEEDTokenizer": lambda: mmblocks.tokenizers.SEEDTokenizer(
         image_size=(28, 42),
         encoder_dim=16,
         num_codes=20,
@@ -78,11 +84,11 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         embed_dim=8,
         head="qformer",
     ),
-    "LaVITTokenizer": lambda: mmblocks.LaVITTokenizer(
+    "LaVITTokenizer": lambda: mmblocks.tokenizers.LaVITTokenizer(
         **TOWER, dim=16, num_codes=20, code_dim=4, num_layers=1, num_heads=2, mlp_dim=20, keep_rate=0.5, llm_dim=8
     ),
     "LaVITDecoder": lambda: LaVITDecoder(code_dim=4, dim=16, num_patches=6, num_layers=1, num_heads=2, mlp_dim=20),
-    "TATok": lambda: mmblocks.TATok(
+    "TATok": lambda: mmblocks.tokenizers.TATok(
         **SIGLIP,
         num_codes=40,
         code_dim=8,
@@ -95,7 +101,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         metric="cosine",
         temperature=0.5,
     ),
-    "UniTok": lambda: mmblocks.UniTok(
+    "UniTok": lambda: mmblocks.tokenizers.UniTok(
         num_codebooks=2,
         num_codes=12,
         code_dim=4,
@@ -109,7 +115,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         text_dim=8,
         image_size=32,
     ),
-    "DualToken": lambda: mmblocks.DualToken(
+    "DualToken": lambda: mmblocks.tokenizers.DualToken(
         **SIGLIP,
         num_codes=30,
         code_dim=8,
@@ -128,7 +134,7 @@ BUILDERS: dict[str, Callable[[], Block]] = {
         latent_channels=32,
         latent_size=(4, 4),
     ),
-    "Emu2Latents": lambda: mmblocks.Emu2Latents(**TOWER, num_tokens=4, dim=12, num_layers=1, num_heads=2, mlp_dim=19),
+    "Emu2Latents": lambda: mmblocks.tokenizers.Emu2Latents(**TOWER, num_tokens=4, dim=12, num_layers=1, num_heads=2, mlp_dim=19),
 }
 NO_PLACE = {
     ("VQGAN", "diffusers"): "accepted: has_decoder and deepest_first True",
@@ -180,13 +186,13 @@ def test_upstream_s_folder_loads_again(tmp_path, name, layout) -> None:
 
 def test_a_whole_janus_names_its_tokenizer() -> None:
     with torch.device("meta"):
-        vq = mmblocks.LlamaGenVQ(image_size=384)
+        vq = mmblocks.tokenizers.LlamaGenVQ(image_size=384)
     (known,) = (known for known in vq.layouts if known.name == "janus")
     assert known.arguments(known.published_config(vq.config)) == vq.config
 
 
 def test_every_tokenizer_with_layouts_is_here() -> None:
-    covered = {type(BUILDERS[name]()) for name in BUILDERS} | {mmblocks.Emu3VQ, mmblocks.DiffusersAutoencoder}
+    covered = {type(BUILDERS[name]()) for name in BUILDERS} | {mmblocks.tokenizers.Emu3VQ, mmblocks.tokenizers.DiffusersAutoencoder}
     published = [getattr(mmblocks, name) for name in mmblocks.__all__]
     blocks = {cls for cls in published if isinstance(cls, type) and issubclass(cls, Block) and cls.layouts}
     assert {cls for cls in blocks if cls.__module__.rpartition(".")[0] == "mmblocks.tokenizers"} <= covered

@@ -12,8 +12,8 @@ from transformers import ChameleonImageProcessor, ChameleonVQVAEConfig, JanusVQV
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from mmblocks import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ
 from mmblocks.layers.images.pixels import normalise
+from mmblocks.tokenizers import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ
 from mmblocks.tokenizers.conv.blocks import channels_first
 
 SMALL = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "latent_channels": 8, "code_dim": 4, "num_codes": 16}

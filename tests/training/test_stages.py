@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import EVE1, EVE2, image, text
+from mmblocks import image, text
 from mmblocks.checkpoints.surgery.freezing import trainable_parts
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
+from mmblocks.models import EVE1, EVE2
 from mmblocks.training.stages import EVE1_STAGES, EVE2_STAGES, TrainingStage
 
 SIZES = {"vocab_size": 40, "dim": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "vision_dim": 16}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmblocks import ConvVQ
+from mmblocks.tokenizers import ConvVQ
 from mmblocks.training import tokenizer_notes
 from mmblocks.training.adversarial import PatchDiscriminator
 from mmblocks.training.tokenizer import TokenizerTrainer
@@ -211,7 +211,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from mmblocks import ConvVQ
+from mmblocks.tokenizers import ConvVQ
 from mmblocks.training.tokenizer import TokenizerTrainer
 from tests.killed import contents, steps_of
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import Block, ConvVQ
+from mmblocks import Block
 from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers import ConvVQ
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
 from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer

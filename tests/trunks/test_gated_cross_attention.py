@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, Block, Decoder, GatedCrossAttentionDecoder, RoutedDecoder, TextGrammar, text
+from mmblocks import GREEDY, Block, Decoder, TextGrammar, text
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.sequence.tokens import Modality, TokenTable
+from mmblocks.trunks import GatedCrossAttentionDecoder, RoutedDecoder
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.gated_cross_attention import ImageCache, images_before
 from mmblocks.trunks.hooks import TrunkHooks

@@ -4,9 +4,10 @@ import pytest
 import torch
 from einops import rearrange
 
-from mmblocks import GREEDY, ChameleonTrunk, Decoder, MultimodalModel, NEOTrunk, RoutedDecoder, TextGrammar, text
+from mmblocks import GREEDY, Decoder, MultimodalModel, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.models.omnigen.trunk import Phi3Decoder
+from mmblocks.trunks import ChameleonTrunk, NEOTrunk, RoutedDecoder
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.caches.windowed_cache import WindowedCache

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from mmblocks import Block, Decoder, RoutedDecoder
+from mmblocks import Block, Decoder
 from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler, DiffusersSampler
 from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
 from mmblocks.layers.diffusion.noise_paths import DiffusionPath
 from mmblocks.models.joint_denoiser import JointDenoiser
+from mmblocks.trunks import RoutedDecoder
 
 SHAPES = {"image": (2, 3, 4), "caption": (3, 2)}
 TRUNK = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 24}

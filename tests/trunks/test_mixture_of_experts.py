@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from mmblocks import Decoder, MoEDecoder, TokenTable
+from mmblocks import Decoder, TokenTable
+from mmblocks.trunks import MoEDecoder
 from mmblocks.trunks.routed.mixture_of_experts import MixtureOfExperts, load_balance
 
 WIDTH = 32

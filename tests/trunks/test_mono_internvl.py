@@ -8,8 +8,9 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch.nn.functional import linear, rms_norm, silu
 
-from mmblocks import LMHead, RoutedDecoder, TextEmbedding, TokenTable
+from mmblocks import LMHead, TextEmbedding, TokenTable
 from mmblocks.sequence.tokens import Modality
+from mmblocks.trunks import RoutedDecoder
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, INNER, LAYERS, IDS = 6, 2, 8, 40, 56, 2, 11
 LLM = {

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mmblocks import Decoder, MoEDecoder, RoutedDecoder, TokenTable
+from mmblocks import Decoder, TokenTable
+from mmblocks.trunks import MoEDecoder, RoutedDecoder
 from mmblocks.trunks.routed.routed_decoder import PARTS, by_modality, text_when_alone
 from tests.random_tables import random_table
 

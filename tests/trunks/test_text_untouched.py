@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from mmblocks import (
-    GREEDY,
-    EVE2PatchEmbedding,
-    GatedCrossAttentionDecoder,
-    ModalityLoRADecoder,
-    MultimodalModel,
-    RoutedDecoder,
-    TextGrammar,
-    image,
-    text,
-)
+from mmblocks import GREEDY, MultimodalModel, TextGrammar, image, text
 from mmblocks.checkpoints.surgery.graft import add_part
+from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.trunks import GatedCrossAttentionDecoder, ModalityLoRADecoder, RoutedDecoder
 from tests.tiny import TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 SURGERIES = {

@@ -1,7 +1,7 @@
 """Known published components: where their weights are, which Block reads them, and under which terms.
 
     mmblocks.list_pretrained("*vq*")                        # names, in the manner of timm: architecture.tag
-    mmblocks.Emu3VQ.from_pretrained("emu3_vq.baai")         # a name is as good as an id
+    mmblocks.tokenizers.Emu3VQ.from_pretrained("emu3_vq.baai")         # a name is as good as an id
 
 ``catalogue.json`` beside this file holds the facts. What is not known is None there, and is not guessed.
 """

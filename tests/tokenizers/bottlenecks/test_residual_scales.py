@@ -7,7 +7,8 @@ import torch
 import vector_quantize_pytorch as library
 from torch import Tensor
 
-from mmblocks import Block, ResidualFiniteScalarQuantizer, ResidualLookupFreeQuantizer
+from mmblocks import Block
+from mmblocks.tokenizers.bottlenecks import ResidualFiniteScalarQuantizer, ResidualLookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.residual.scales import ResidualScales
 
 FSQ = [

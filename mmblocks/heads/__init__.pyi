@@ -1,0 +1,17 @@
+"""What type checkers see of the public names; written by ``make stubs``."""
+
+from mmblocks.heads.denoising import DenoisingHead as DenoisingHead
+from mmblocks.heads.embedding import EmbeddingHead as EmbeddingHead
+from mmblocks.heads.embedding import MatchingHead as MatchingHead
+from mmblocks.heads.language import LMHead as LMHead
+from mmblocks.heads.mar import MARDiffusionHead as MARDiffusionHead
+from mmblocks.heads.masked import MaskedTokenHead as MaskedTokenHead
+from mmblocks.heads.metric_flow import MetricFlowHead as MetricFlowHead
+from mmblocks.heads.nova import NOVAFlowHead as NOVAFlowHead
+from mmblocks.heads.orthus import OrthusDiffusionHead as OrthusDiffusionHead
+from mmblocks.heads.output_mapper import OutputMapper as OutputMapper
+from mmblocks.heads.regression import Placeholders as Placeholders
+from mmblocks.heads.regression import RegressionHead as RegressionHead
+from mmblocks.heads.vocabularies import ModalityLMHead as ModalityLMHead
+from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead
+from mmblocks.heads.vocabularies import TiedLMHead as TiedLMHead

@@ -1,0 +1,13 @@
+"""What type checkers see of the public names; written by ``make stubs``."""
+
+from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention as GatedCrossAttention
+from mmblocks.layers.attention.qformer import QFormer as QFormer
+from mmblocks.layers.categorical import GREEDY as GREEDY
+from mmblocks.layers.categorical import Sampling as Sampling
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler as DiffusersSampler
+from mmblocks.layers.images.grid_positions import LearnedPositions as LearnedPositions
+from mmblocks.layers.images.grid_positions import SinCosPositions as SinCosPositions
+from mmblocks.layers.reduction.token_folding import TokenShuffle as TokenShuffle
+from mmblocks.layers.reduction.token_folding import TokenUnshuffle as TokenUnshuffle
+from mmblocks.layers.soft_codes import SoftCodeEmbedding as SoftCodeEmbedding
+from mmblocks.layers.towers.eva import EvaTower as EvaTower

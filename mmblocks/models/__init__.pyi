@@ -1,0 +1,17 @@
+"""What type checkers see of the public names; written by ``make stubs``."""
+
+from mmblocks.models.acdit.model import ACDiT as ACDiT
+from mmblocks.models.emu3.model import Emu3 as Emu3
+from mmblocks.models.eve import EVE1 as EVE1
+from mmblocks.models.eve import EVE2 as EVE2
+from mmblocks.models.joint_denoiser import JointDenoiser as JointDenoiser
+from mmblocks.models.llamagen import LlamaGen as LlamaGen
+from mmblocks.models.llamagen import LlamaGenT2I as LlamaGenT2I
+from mmblocks.models.mar.model import MAR as MAR
+from mmblocks.models.neo import NEO as NEO
+from mmblocks.models.omnigen.model import OmniGen as OmniGen
+from mmblocks.models.omnigen.trunk import Phi3Decoder as Phi3Decoder
+from mmblocks.models.omnigen.trunk import VelocityHead as VelocityHead
+from mmblocks.models.orthus import Orthus as Orthus
+from mmblocks.models.var.model import VARImageModel as VARImageModel
+from mmblocks.models.var.transformer import VAR as VAR

@@ -1,0 +1,4 @@
+"""What type checkers see of the public names; written by ``make stubs``."""
+
+from mmblocks.pixels.conditional_unet import ConditionalUNet as ConditionalUNet
+from mmblocks.pixels.diffusion_decoder import DiffusionDecoder as DiffusionDecoder
