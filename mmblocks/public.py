@@ -284,6 +284,18 @@ def home(name: str) -> str | None:
     return f"mmblocks.{TOP[name]}" if name in TOP else None
 
 
+def find(name: str) -> Any:
+    """A public class or function, wherever it stands.
+
+    Raises:
+        AttributeError: there is none of that name.
+    """
+    module = home(name)
+    if module is None:
+        raise AttributeError(f"mmblocks has no public name {name!r}")
+    return getattr(import_module(module), name)
+
+
 def lazily(group: str) -> tuple[Getter, Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names are imported when they are first used."""
     names = GROUPS[group]

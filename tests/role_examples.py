@@ -19,7 +19,7 @@ from tests.tokenizers import test_emu2_latents as test_emu2
 from tests.tokenizers.bottlenecks import test_every_bottleneck
 from tests.trunks import test_acdit, test_mar, test_var
 
-FOLDERS = ("tokenizers.", "encoders.", "embedders.", "connectors.", "trunks.", "heads.")
+FOLDERS = tuple(f"mmblocks.{name}." for name in ("tokenizers", "encoders", "embedders", "connectors", "trunks", "heads"))
 """Where the classes live whose names have to be in ``EXAMPLES`` or ``WITHOUT``."""
 
 Call = Callable[[Any, Tensor], Tensor]

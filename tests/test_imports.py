@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import mmblocks
+from mmblocks.public import all_names, find
+from scripts.stubs import stubs
 
 PACKAGE = Path(__file__).parents[1] / "mmblocks"
 HEAVY = {"accelerate", "diffusers", "open_clip", "peft", "timm", "transformers", "triton", "vector_quantize_pytorch"}
@@ -58,7 +60,7 @@ def test_public_name_is_there(name: str):
 def test_every_public_name_is_documented():
     pages = [line.split() for page in (PACKAGE.parent / "docs").glob("*.md") for line in page.read_text().splitlines()]
     documented = [words[1] for words in pages if words and words[0] == ":::"]
-    homes = {f"mmblocks.{home}" for home in mmblocks._HOME.values()}
+    homes = set(all_names().values())
     assert sorted(home for home in homes if not any(f"{one}.".startswith(f"{home}.") for one in documented)) == []
 
 
@@ -91,6 +93,21 @@ def _libraries(nodes) -> set[str]:
 
 
 def test_type_checkers_see_the_same_public_names() -> None:
-    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
-    stubbed = {(alias.name, node.module) for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert stubbed == {(name, f"mmblocks.{home}") for name, home in mmblocks._HOME.items()}
+    for path, content in stubs().items():
+        assert _imported(path.read_text(encoding="utf-8")) == _imported(content), "run make stubs"
+
+
+def _imported(stub: str) -> set[tuple[str, str]]:
+    nodes = (node for node in ast.walk(ast.parse(stub)) if isinstance(node, ast.ImportFrom))
+    return {(alias.name, node.module) for node in nodes for alias in node.names}
+
+
+@pytest.mark.parametrize("name", all_names())
+def test_grouped_name_is_there(name: str) -> None:
+    assert find(name).__name__ == name or not isinstance(find(name), type)
+
+
+@pytest.mark.parametrize(("name", "place"), [("IBQ", "mmblocks.tokenizers"), ("SimVQ", "mmblocks.tokenizers.bottlenecks")])
+def test_a_name_that_stood_at_the_top_says_where_it_is(name: str, place: str) -> None:
+    with pytest.warns(FutureWarning, match=rf"mmblocks\.{name} is {place}\.{name} now; the short name goes with version 0\.3"):
+        assert getattr(mmblocks, name) is find(name)

@@ -56,6 +56,7 @@ from mmblocks.generation import (
     VectorGrammar,
     VisualContrastive,
 )
+from mmblocks.public import GROUPS
 from mmblocks.sequence.batches import Batch, Placed
 from mmblocks.sequence.masks import Causal, Dense, Intervals, visible
 from mmblocks.support.pickling import weightless
@@ -70,8 +71,8 @@ METHODS = ("layout", "preprocess", "preprocess_canvas", "render", "tokenize")
 NEED_ARGUMENTS = ("VisualTokenizer", "DiffusersAutoencoder")
 TOKENIZERS = [
     name
-    for name, home in mmblocks._HOME.items()
-    if home.startswith("tokenizers.") and hasattr(getattr(mmblocks, name), "preprocess") and name not in NEED_ARGUMENTS
+    for name in GROUPS["tokenizers"]
+    if hasattr(getattr(mmblocks.tokenizers, name), "preprocess") and name not in NEED_ARGUMENTS
 ]
 TOWER = {"image_size": (28, 28), "patch_size": 14, "dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
 PHOTO = Image.effect_noise((90, 57), 60).convert("RGB")
@@ -223,7 +224,7 @@ def test_a_model_of_one_gigabyte() -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_preprocess_of_any_tokenizer_in_its_published_size(name: str) -> None:
     with torch.device("meta"):
-        tokenizer = heavy(getattr(mmblocks, name)())
+        tokenizer = heavy(getattr(mmblocks.tokenizers, name)())
     assert same(travelled(tokenizer.preprocess)(PHOTO), tokenizer.preprocess(PHOTO))
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import mmblocks
 from mmblocks import Block
+from mmblocks.public import all_names, find
 from tests.role_examples import EMBEDDERS, EXAMPLES, FOLDERS, TOKENIZERS, TRUNKS, WITHOUT, Example, hidden
 
 every = pytest.mark.parametrize("name", EXAMPLES)
@@ -44,8 +44,8 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 
 def test_every_public_class_with_a_role_is_in_the_table() -> None:
-    homes = {name: home for name, home in mmblocks._HOME.items() if home.startswith(FOLDERS)}
-    public = {name for name in homes if isinstance(getattr(mmblocks, name), type) and issubclass(getattr(mmblocks, name), Block)}
+    found = {name: find(name) for name, module in all_names().items() if module.startswith(FOLDERS)}
+    public = {name for name, one in found.items() if isinstance(one, type) and issubclass(one, Block)}
     missing = sorted(public - EXAMPLES.keys() - WITHOUT.keys())
     assert not missing, f"{', '.join(missing)}: add an Example of each to EXAMPLES in tests/role_examples.py"
     assert not (EXAMPLES.keys() | WITHOUT.keys()) - public

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmblocks
+from mmblocks import configurable
 from mmblocks.block import Block
-from mmblocks.checkpoints import classes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -368,11 +368,11 @@ def test_public_names_are_found_without_an_import(monkeypatch):
 
     monkeypatch.setattr(mmblocks, "__all__", ["LazyPart"])
     monkeypatch.setattr(mmblocks, "__getattr__", look_up)
-    found = classes.find("LazyPart")
-    assert classes.name_of(found) == "LazyPart"
+    found = configurable.find("LazyPart")
+    assert configurable.name_of(found) == "LazyPart"
     with pytest.raises(TypeError, match=r"two Blocks of mmblocks are called 'LazyPart'"):
         type("LazyPart", (Block,), {"__module__": "mmblocks.other"})
-    classes._classes.pop("LazyPart")
+    configurable._classes.pop("LazyPart")
 
 
 def test_class_that_is_defined_anew_replaces_the_old_one(tmp_path):

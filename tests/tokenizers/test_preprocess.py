@@ -13,7 +13,7 @@ import mmblocks
 from mmblocks.tokenizers.towers.tower_tokenizer import TowerTokenizer
 
 NAMES = ("IBQ", "LlamaGenVQ", "MingTok", "DualToken", "TiTok", "UniTok", "VARVQ", "Emu3VQ", "TATok")
-CLASSES = {"TowerTokenizer": TowerTokenizer, **{name: getattr(mmblocks, name) for name in NAMES}}
+CLASSES = {"TowerTokenizer": TowerTokenizer, **{name: getattr(mmblocks.tokenizers, name) for name in NAMES}}
 PUBLISHED = {  # at 64 pixels: what is done to an image in RGB
     "MingTok": (transforms.Resize(64, InterpolationMode.BICUBIC), transforms.CenterCrop(64), transforms.ToTensor()),
     "DualToken": (transforms.Resize(64, InterpolationMode.BICUBIC), transforms.CenterCrop(64), transforms.ToTensor()),
