@@ -53,7 +53,7 @@ def train_to_read(model: mm.MultimodalModel, train: Digits, generator: torch.Gen
 
 
 def answers(model: mm.MultimodalModel, prompts: list[list], max_tokens: int) -> list[str]:
-    """What the model writes behind each prompt."""
+    """What the model writes after each prompt."""
     written = [""] * len(prompts)
     grammar = mm.TextGrammar(TEXT.vocab_size, stop=(TEXT["<end>"],))
     begun = [[*prompt, mm.text([TEXT["<write>"]])] for prompt in prompts]

@@ -54,7 +54,7 @@ def drawn(latents: Tensor) -> list:
 
 
 def told(digit: int) -> list:
-    """What the model is told to draw. Behind an image it reads the same word: what it learns of one it knows of the other."""
+    """What the model is told to draw. After an image it reads the same word: what it learns of one it knows of the other."""
     return [*NOTHING, mm.text(NAMES[digit])]
 
 
@@ -70,7 +70,7 @@ def caption(digit: int) -> str:
 
 
 def train_model(vae: mm.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int) -> tuple:
-    """Each step reads 14 images, draws the next digit behind 8 of them, 6 as told, and 2 from nothing, for guidance."""
+    """Each step reads 14 images, draws the next digit after 8 of them, 6 as told, and 2 from nothing, for guidance."""
     spread = float(latents_of(vae, train.pixels[::4]).std())
     model = build_model(spread).to(DEVICE)
     of_digit = [(train.labels == digit).nonzero()[:, 0] for digit in range(10)]
@@ -101,7 +101,7 @@ def train_model(vae: mm.VisualTokenizer, train: Digits, generator: torch.Generat
 def go_on(
     model: mm.MultimodalModel, vae: mm.VisualTokenizer, prompts: list[list], generator: torch.Generator
 ) -> tuple[list[str], Tensor]:
-    """What the model writes and draws behind each prompt, in one generation; black where it draws nothing."""
+    """What the model writes and draws after each prompt, in one generation; black where it draws nothing."""
     written, latents = [""] * len(prompts), torch.zeros(len(prompts), *SIZE, CHANNELS)
     options = {"max_tokens": 75, "sampling": mm.GREEDY, "guidance": GUIDANCE, "tokenizer": TEXT, "generator": generator}
     for row, segment in model.generate(prompts, GRAMMAR, unconditional=[NOTHING] * len(prompts), **options):
@@ -138,7 +138,7 @@ def main(folder: Path) -> None:
         "classifier on real held-out digits": reader.score(held_out.pixels, held_out.labels),
         f"{len(asked)} drawn digits read as the digit asked for": reader.score(drawings, asked),
         f"{len(right)} held-out digits named right by the model": sum(right) / len(right),
-        f"{len(right)} next digits, drawn behind that text, read as such": reader.score(following, (labels + 1) % 10),
+        f"{len(right)} next digits, drawn after that text, read as such": reader.score(following, (labels + 1) % 10),
         **{f"{name}, drawn": value for name, value in diversity(drawings, asked).items()},
     }
     report("Orthus-like: text and continuous images", figures, folder)

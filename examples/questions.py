@@ -79,7 +79,7 @@ def replies(model: MultimodalModel, asked: list[tuple[Canvas, Question]], *, bli
 def score(
     model: MultimodalModel, asked: list[tuple[Canvas, Question]], *, blind: bool = False, deaf: bool = False
 ) -> dict[str, float]:
-    """Share of exact answers for each kind of question. The last character is the answer, behind its working."""
+    """Share of exact answers for each kind of question. The last character is the answer, after its working."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for (_, question), said in zip(asked, replies(model, asked, blind=blind, deaf=deaf), strict=True):
         right[question.kind].append(said[-1:] == question.answer)

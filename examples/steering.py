@@ -56,7 +56,7 @@ def train(model: ColourNamer, num_steps: int) -> None:
 
 
 def look(model: ColourNamer, nouns: Tensor, patches: Tensor | None) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """The hidden states (B, L, D) behind each layer, and what the heads (B, H, L, V) of each layer found."""
+    """The hidden states (B, L, D) after each layer, and what the heads (B, H, L, V) of each layer found."""
     states, heads = {}, {}
     hidden = {n: partial(states.__setitem__, n) for n in range(1, NUM_LAYERS + 1)}
     model(nouns, patches, mm.TrunkHooks(hidden=hidden, heads={n: partial(heads.__setitem__, n) for n in range(NUM_LAYERS)}))

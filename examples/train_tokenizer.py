@@ -113,8 +113,8 @@ def main(out: Path, num_steps: int, resume: bool, gan: bool) -> None:
         "held-out PSNR, dB": round(quality["psnr"], 2),
         "held-out SSIM": round(quality["ssim"], 4),
         "PSNR of 4 x 4 block means, dB": round(block_means(held_out), 2),
-        f"codes of {NUM_CODES} used in training of late": round(history[-1]["usage"] * NUM_CODES),
-        "perplexity in training of late": round(history[-1]["perplexity"], 1),
+        f"codes of {NUM_CODES} used in training recently": round(history[-1]["usage"] * NUM_CODES),
+        "perplexity in training recently": round(history[-1]["perplexity"], 1),
         f"codes of {NUM_CODES} used on held-out photographs": round(quality["usage"] * NUM_CODES),
         "perplexity on held-out photographs": round(quality["perplexity"], 1),
     }

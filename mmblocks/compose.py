@@ -28,7 +28,7 @@ class ModelOutput(NamedTuple):
     """What a ``MultimodalModel`` makes of a batch.
 
     Attributes:
-        losses: by head name, the mean loss over its tokens, unweighted; heads that are asked for nothing are left out.
+        losses: by head name, the mean loss over its tokens, unweighted; heads without labels are left out.
         token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].places``.
         hidden: the trunk's states of all tokens.
     """

@@ -75,7 +75,7 @@ class Trunk(Protocol):
         *,
         mask: Mask | MaskRule | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states of the tokens in ``table``; with a cache, of tokens behind those it holds."""
+        """Hidden states of the tokens in ``table``; with a cache, of tokens after those it holds."""
         ...
 
     def new_cache(self, batch: int, capacity: int) -> Any:

@@ -67,7 +67,7 @@ def kill_at_random_steps(
         target: the folder that it replaces.
         old: what stands in ``target`` before each run.
         new: what a whole run leaves there.
-        unfinished: where ``work`` keeps what is not ready; nothing of it may stay behind the second run.
+        unfinished: where ``work`` keeps what is not ready; nothing of it may stay after the second run.
         times: kills, each at another step.
     """
     found = [0, 0]

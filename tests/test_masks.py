@@ -67,11 +67,11 @@ def test_plain_text_lowers_to_nothing() -> None:
 
 
 def test_padding_behind_text_lowers_to_nothing_and_padding_before_it_does_not() -> None:
-    behind = TokenTable.padding(1, 6)
-    behind.write(0, TokenTable.text(1, 4))
+    after = TokenTable.padding(1, 6)
+    after.write(0, TokenTable.text(1, 4))
     before = TokenTable.padding(1, 6)
     before.write(2, TokenTable.text(1, 4))
-    assert isinstance(lower(behind), Causal)
+    assert isinstance(lower(after), Causal)
     assert isinstance(lower(before), Intervals)
 
 

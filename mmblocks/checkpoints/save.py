@@ -28,7 +28,7 @@ class Folder(NamedTuple):
 
 
 class Values(Mapping[str, Tensor]):
-    """Tensors of which each is read when it is asked for."""
+    """Tensors of which each is read on demand."""
 
     def __init__(self, tensors: Mapping[str, Tensor], read: Callable[[Tensor], Tensor]) -> None:
         self._tensors = tensors

@@ -169,5 +169,5 @@ def _frames(file: _File, size: int | None) -> Iterator[Image.Image]:
 
 
 def _by_numbers(file: _File) -> list[str | int]:
-    """``frame10`` comes behind ``frame9``; text and numbers take turns, so that like is compared with like."""
+    """``frame10`` comes after ``frame9``; text and numbers take turns, so that like is compared with like."""
     return [int(piece) if number % 2 else piece for number, piece in enumerate(_DIGITS.split(file.name))]

@@ -76,7 +76,7 @@ class CausalFormer(Block):
         return self.projection(self.norm(self.states(features)[-1]).to(self.projection.weight.dtype))
 
     def states(self, features: Float[Tensor, "B *grid C"]) -> list[Float[Tensor, "B Q E"]]:
-        """The queries behind each layer, before the last norm; raises as ``forward``."""
+        """The queries after each layer, before the last norm; raises as ``forward``."""
         check_width(features, self.in_dim)
         context = features.flatten(1, -2)
         if self.input_norm is not None:

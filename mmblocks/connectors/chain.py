@@ -1,4 +1,4 @@
-"""Several connectors, one behind the other."""
+"""Several connectors, one after the other."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Linear layers with GELUs between, token by token: LLaVA's projector, and InternVL's behind its pixel shuffle.
+"""Linear layers with GELUs between, token by token: LLaVA's projector, and InternVL's after its pixel shuffle.
 
 Shapes: B images, C and D the widths before and after.
 """
@@ -87,7 +87,7 @@ def _llava_config(arguments: Arguments) -> dict[str, Any]:
 
 
 def _llava_hub(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of transformers. Features of several layers come one behind the other."""
+    """Of transformers. Features of several layers come one after the other."""
     check_model(config, "llava", "llava_next", "llava_next_video", "llava_onevision")
     layers = config.get("vision_feature_layer", -2)
     # A model whose config does not tell its encoder has CLIP's ViT-L/14-336.

@@ -61,7 +61,7 @@ def _transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 def _transformers_config(arguments: Arguments) -> dict[str, Any]:
     check_arguments(arguments, causal=False)
     if arguments["dim"] is None or arguments["input_norm_eps"] is None:
-        raise ValueError("dim or input_norm_eps is None; accepted in this layout: a norm before, and a linear layer behind")
+        raise ValueError("dim or input_norm_eps is None; accepted in this layout: a norm before, and a linear layer after")
     return {
         "model_type": "blip-2",
         "architectures": ["Blip2ForConditionalGeneration"],

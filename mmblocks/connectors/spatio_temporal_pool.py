@@ -15,7 +15,7 @@ from mmblocks.connectors.grids import Grid, check_axes
 class SpatioTemporalPool(Block):
     """T means over the places of a frame, then rows x columns means over the frames: T + rows * columns tokens.
 
-    Video-ChatGPT fills up to 100 frames with zeros behind the frames' means; here there are as many as the video has.
+    Video-ChatGPT fills up to 100 frames with zeros after the frames' means; here there are as many as the video has.
 
     Source: Video-ChatGPT (arXiv 2306.05424; mbzuai-oryx/Video-ChatGPT).
     """

@@ -1,6 +1,6 @@
 """TokenFLEX's projector: the same weights for as many tokens as an image is worth.
 
-Shapes: B images, rows and columns of tokens, s tokens a side behind the projector, C and D the widths before and after.
+Shapes: B images, rows and columns of tokens, s tokens a side after the projector, C and D the widths before and after.
 """
 
 import math

@@ -180,7 +180,7 @@ class EVE1PatchEmbedding(Block):
 
 
 class _Attention(nn.Module):
-    """Queries and their context, each behind a norm; scores are scaled by the whole width."""
+    """Queries and their context, each after a norm; scores are scaled by the whole width."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class EVE1PatchAlignment(Block):
 
     Attributes:
         layers: which states are read, as a trunk's ``taps`` number them, the last first; 0 is the embeddings. Published training
-            takes the last one behind the final norm.
+            takes the last one after the final norm.
 
     Raises:
         ValueError: heads that do not divide the teacher's width, or a step that leaves the last layer alone.

@@ -101,7 +101,7 @@ class RenderedTextEmbedding(Block):
 
     @weightless
     def render(self, text: str) -> Float[Tensor, "3 S W"]:
-        """Draws one line, black on white, filled up to whole tokens, with a black patch behind it. White space becomes blanks.
+        """Draws one line, black on white, filled up to whole tokens, with a black patch after it. White space becomes blanks.
 
         Raises:
             OSError: a font file that cannot be read.

@@ -18,7 +18,7 @@ from mmblocks.support.pickling import weightless
 
 
 class StructuredEmbedder(Block):
-    """An embedder's tokens with a learned newline token behind each row, and with the image's size in front, in learned tokens.
+    """An embedder's tokens with a learned newline token after each row, and with the image's size in front, in learned tokens.
 
         StructuredEmbedder(embedder=NEOPatchEmbedding(dim=4096), dim=4096, max_size=(128, 128))
 

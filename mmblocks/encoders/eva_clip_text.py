@@ -88,7 +88,7 @@ class EVACLIPText(Block):
         return self.model(self._checked(ids))[0]
 
     def tokens(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
-        """The states of all places behind the final norm, not projected. Errors as for ``forward``."""
+        """The states of all places after the final norm, not projected. Errors as for ``forward``."""
         return self.model(self._checked(ids))[1]
 
     @weightless

@@ -104,7 +104,7 @@ class EVACLIPVision(Block):
         return self.tower.grid_of(height, width)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        """Features of all patches, of the layer and behind the norm or not as the constructor was told.
+        """Features of all patches, of the layer and after the norm or not as the constructor was told.
 
         Args:
             pixels: in [0, 1], of a size that the tower takes.

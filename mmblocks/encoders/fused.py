@@ -149,7 +149,7 @@ class TokenInterleave(EncoderGroup):
 class TokenConcat(EncoderGroup):
     """The features of all encoders, each projected to one width and marked as its own, one encoder after the other.
 
-    Nothing is resized. A resampler behind it reads all of it, as in Prismer.
+    Nothing is resized. A resampler after it reads all of it, as in Prismer.
 
     Args:
         encoders: as for ``EncoderGroup``.

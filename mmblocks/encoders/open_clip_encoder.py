@@ -137,7 +137,7 @@ class OpenClipEncoder(Block):
         return fitting_grid(height, width, self.stride, self.image_size)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        """Features, of the layer and behind the norm or not as the constructor was told.
+        """Features, of the layer and after the norm or not as the constructor was told.
 
         Args:
             pixels: in [0, 1], of ``image_size``.

@@ -98,7 +98,7 @@ def _published_ways(name: str, weights: str | None) -> Ways:
         ways[tag] = (tuple(cfg["mean"]), tuple(cfg["std"]), cfg.get("resize_mode", "shortest"), cfg.get("interpolation", "bicubic"))
     if len(set(ways.values())) > 1:
         raise ValueError(f"weights is None, but those of {name} want their images differently; accepted: one of {', '.join(ways)}")
-    if not ways:  # a tower that nobody has published: as CLIP
+    if not ways:  # a tower without published weights: as CLIP
         return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "shortest", "bicubic"
     return next(iter(ways.values()))
 

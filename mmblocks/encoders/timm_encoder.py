@@ -91,7 +91,7 @@ class TimmEncoder(Block):
     ``encoder.model`` is timm's own model, without its classifier.
 
     Args:
-        name: as ``timm.create_model`` knows it; a tag behind a dot says whose mean and standard deviation are meant.
+        name: as ``timm.create_model`` knows it; a tag after a dot says whose mean and standard deviation are meant.
         image_size: height and width for a model of one size that shall have another; None for its own.
         any_size: interpolate learned positions to the images that come, rather than take one size. For vision transformers;
             convolutional networks take any size as it is.
@@ -170,7 +170,7 @@ class TimmEncoder(Block):
         return fitting_grid(height, width, self.stride, self.image_size)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        """Features, of the layer and behind the norm or not as the constructor was told.
+        """Features, of the layer and after the norm or not as the constructor was told.
 
         Args:
             pixels: in [0, 1].

@@ -42,7 +42,7 @@ class Step(NamedTuple):
     Attributes:
         ids: the id of each row; meaningless where the row was done before, ``NO_ID`` where it wrote a vector.
         before: each row's state before the step.
-        states: each row's state behind it.
+        states: each row's state after it.
         vectors: by row, what heads over vectors wrote.
     """
 

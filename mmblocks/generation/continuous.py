@@ -52,7 +52,7 @@ class VectorGrammar:
         self.block, self.vocab_size, self.num_images, self.stop = block, vocab_size, num_images, stop
 
     def start(self, prompt: Sequence[int] = ()) -> State:
-        """In text, or behind the id that opens an image where the prompt ends with it."""
+        """In text, or after the id that opens an image where the prompt ends with it."""
         return self._opened(State()) if prompt and prompt[-1] == self.block.begin else State()
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
@@ -73,7 +73,7 @@ class VectorGrammar:
         return Described(int(Modality.VISION), True, (0, row, column), self.block.head, self.block.input)
 
     def advance(self, state: State, next_id: int) -> State:
-        """The state behind an id, or behind a vector, which has ``NO_ID``.
+        """The state after an id, or after a vector, which has ``NO_ID``.
 
         Raises:
             ValueError: if the grammar does not allow it here.
@@ -84,11 +84,11 @@ class VectorGrammar:
             if next_id != NO_ID:
                 raise ValueError(f"id {next_id} cannot stand in an image of vectors")
             state = state._replace(offset=state.offset + 1)
-            return state if self._is_vector(state) or self.block.end is not None else self._behind_image(state)
+            return state if self._is_vector(state) or self.block.end is not None else self._after_image(state)
         if not any(first <= next_id < stop for first, stop in self.allowed(state)):
             raise ValueError(f"id {next_id} cannot stand here; accepted ranges: {self.allowed(state)}")
         if state.mode == "grid":
-            return self._behind_image(state)
+            return self._after_image(state)
         if next_id in self.stop:
             return state._replace(mode="done")
         return self._opened(state) if next_id == self.block.begin else state
@@ -103,7 +103,7 @@ class VectorGrammar:
     def _opened(self, state: State) -> State:
         return state._replace(mode="grid", height=self.block.size[0], width=self.block.size[1], offset=0)
 
-    def _behind_image(self, state: State) -> State:
+    def _after_image(self, state: State) -> State:
         num_images = state.num_images + 1
         done = num_images == self.num_images and not self.stop
         return state._replace(mode="done" if done else "text", offset=0, num_images=num_images)

@@ -27,7 +27,7 @@ class State(NamedTuple):
     Attributes:
         mode: text, an image's size, its grid, or nothing more to write.
         height, width: of the image being written, in tokens; of the last one, where none is; 0 where not yet known.
-        offset: tokens written behind the id that opens the grid.
+        offset: tokens written after the id that opens the grid.
         size: ids of the size written so far.
         num_images: images completed.
     """
@@ -75,7 +75,7 @@ class Grammar(Protocol):
     """Which ids may follow, as pure functions of a row's state."""
 
     def start(self, prompt: Sequence[int]) -> State:
-        """The state behind a prompt, before anything is written."""
+        """The state after a prompt, before anything is written."""
         ...
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
@@ -87,7 +87,7 @@ class Grammar(Protocol):
         ...
 
     def advance(self, state: State, next_id: int) -> State:
-        """The state behind ``next_id``."""
+        """The state after ``next_id``."""
         ...
 
 
@@ -148,7 +148,7 @@ class GridGrammar:
             "first": likewise, but where there is none the model writes the size; None: the model writes every size.
         num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
         stop: text ids that end a row.
-        vocab_size: where text ids stand behind the codes too, as in Chameleon; None if the codes end the vocabulary.
+        vocab_size: where text ids stand after the codes too, as in Chameleon; None if the codes end the vocabulary.
         size_digits: fewest and most digits of a height or width that the model writes. Emu3.5's code takes exactly two.
         structure_in_text: also allow the ids of rows and closings as text, as Emu3.5's code does. They then mean nothing.
 
@@ -239,7 +239,7 @@ class GridGrammar:
         return Described(int(Modality.VISION), True, (0, row, column))
 
     def advance(self, state: State, next_id: int) -> State:
-        """The state behind ``next_id``.
+        """The state after ``next_id``.
 
         Raises:
             ValueError: if the grammar does not allow that id here.
@@ -260,7 +260,7 @@ class GridGrammar:
             case "size":
                 return state._replace(size=(*state.size, next_id))
             case _:
-                return self._behind_grid_token(state)
+                return self._after_grid_token(state)
 
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
         """The codes of a complete image, whose size ``state`` says."""
@@ -275,21 +275,21 @@ class GridGrammar:
         return reader
 
     def _opened(self, state: State) -> State:
-        """Behind ``begin``."""
+        """After ``begin``."""
         if self.format.fixed_size is None:
             return state._replace(mode="size", size=())
         height, width = self.format.fixed_size
         return state._replace(mode="grid", height=height, width=width, offset=0)
 
-    def _behind_grid_token(self, state: State) -> State:
+    def _after_grid_token(self, state: State) -> State:
         state = state._replace(offset=state.offset + 1)
         if self._expected(state) != FINISHED:
             return state
         num_images = state.num_images + 1
         if num_images == self.num_images and not self.stop:
             return state._replace(mode="done", offset=0, num_images=num_images)
-        behind = state._replace(mode="text", offset=0, num_images=num_images)
-        return behind if self.format.begin is not None else self._opened(behind)
+        after = state._replace(mode="text", offset=0, num_images=num_images)
+        return after if self.format.begin is not None else self._opened(after)
 
     def _expected(self, state: State) -> int:
         return _expected_ids(self.format, state.height, state.width)[state.offset]
@@ -315,14 +315,14 @@ class GridGrammar:
         number = written[written.index(form.times) + 1 :] if has_times else written
         if not number:
             return self._digit[1:]  # no leading zero
-        behind = form.image if has_times else form.times
-        end = ((behind, behind + 1),) if len(number) >= fewest else ()
+        after = form.image if has_times else form.times
+        end = ((after, after + 1),) if len(number) >= fewest else ()
         return (*end, *(self._digit if len(number) < most else ()))
 
 
 @lru_cache(maxsize=256)
 def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
-    """What stands at every offset of an image, up to the first behind it."""
+    """What stands at every offset of an image, up to the first after it."""
     return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
 
 

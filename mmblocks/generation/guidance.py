@@ -62,7 +62,7 @@ class ClassifierFree:
     Args:
         scale: 1 is the condition alone.
         images_only: leave text alone; see ``Guidance``.
-        last_step: guide up to this step, and take the condition alone behind it; None for all steps. LlamaGen's
+        last_step: guide up to this step, and take the condition alone after it; None for all steps. LlamaGen's
             ``cfg_interval`` of n is ``last_step=n + 1``, since it counts from the second code on.
         normalise: combine log probabilities (Emu3). LlamaGen combines plain logits, from which equal draws come.
 

@@ -3,7 +3,7 @@
 This is our own design. The idea is that of Emu3.5's discrete diffusion adaptation (DiDA, arXiv 2510.26583), of which neither code
 nor weights are public, and we do not claim its numbers. It rests on the table's visibility rule alone:
 
-- In training each image that is learned gets a noised copy behind its row (``with_noised_copies``): some of its codes are hidden;
+- In training each image that is learned gets a noised copy after its row (``with_noised_copies``): some of its codes are hidden;
   its tokens see the clean tokens before the image, and all of each other. Clean tokens never see it, so the model's old objective
   is learned in the same pass, unchanged.
 - The copy has the positions of what it copies (``copy_positions``), and a code is predicted by the state one place before it, as
@@ -58,7 +58,7 @@ class _Image(NamedTuple):
 def with_noised_copies(
     batch: Batch, hide: MaskedTokens, *, head: str, input: str = "text", generator: Generator | None = None
 ) -> Batch:
-    """The batch with a noised copy of every image of codes that is learned, behind its row; its hidden codes are learned too.
+    """The batch with a noised copy of every image of codes that is learned, after its row; its hidden codes are learned too.
 
     Args:
         batch: on the host, as ``BatchBuilder`` makes it.
@@ -226,7 +226,7 @@ def _images(batch: Batch) -> Iterator[_Image]:
             own = columns[(owner == one).all(dim=1)]
             before = int(own[0]) - 1
             if before < 0 or table.document[row, before] != one[0]:
-                raise ValueError("an image begins a document, where no state comes before it; accepted: images behind a token")
+                raise ValueError("an image begins a document, where no state comes before it; accepted: images after a token")
             if bool((table.target[row, own - 1] != NO_HEAD).all()):
                 yield _Image(row, own)
 

@@ -27,11 +27,11 @@ class DenoisingHead(Block):
 
     Args:
         net: a ``layers.adaln_mlp.TokenDenoiser``, such as ``AdaLNMLP``.
-        path: a ``layers.noise_paths.NoisePath``: what noise does to a token, and what the network is asked for.
+        path: a ``layers.noise_paths.NoisePath``: what noise does to a token, and what the network predicts.
         sampler: a ``layers.denoising_samplers.TokenSampler``.
         guidance: how predictions with and without a condition are combined; ``LinearGuidance()`` if None.
         repeats: R, times and noises that each token is learned at in one step: the network is cheap beside the trunk.
-        scale: tokens are multiplied by this before they are noised, and divided by it behind the sampler.
+        scale: tokens are multiplied by this before they are noised, and divided by it after the sampler.
 
     Raises:
         ValueError: fewer than one repeat, or a scale of zero.
@@ -133,7 +133,7 @@ class DenoisingHead(Block):
             noise: what the sampler begins with, in place of a draw.
             step_noise: what it adds in its steps, in place of draws.
             generator: source of randomness.
-            taps: a list that is given the tokens behind each step, before they are divided by ``scale``.
+            taps: a list that is given the tokens after each step, before they are divided by ``scale``.
 
         Raises:
             ValueError: shapes that do not fit, guidance without unconditional states or the other way round, a scale below 1.
@@ -149,7 +149,7 @@ class DenoisingHead(Block):
         told = times.tolist()
         net, states = self._fastest(torch.stack([hidden, *others]))
         run = repeated(net)
-        # All times and all streams at once: over the walk, only the tokens change.
+        # All times and all streams at once: over the steps, only the tokens change.
         time = net.embed_time(times.to(hidden.device))
         condition = net.embed_condition(states)
 
@@ -169,9 +169,9 @@ class DenoisingHead(Block):
         return x / self.scale
 
     def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[Any, Float[Tensor, "S *N D"]]:
-        """Network and states as this device walks with them fastest: in float32 where products of half precision are emulated.
+        """Network and states as this device samples with them fastest: in float32 where products of half precision are emulated.
 
-        The walk is then that of the same weights without rounding on the way.
+        Sampling is then that of the same weights without rounding on the way.
         """
         if lacks_arithmetic(states) and states[..., 0].numel() >= _ROWS:
             return deepcopy(self.net).float(), states.float()

@@ -64,7 +64,7 @@ class NOVAFlowHead(DenoisingHead):
     """Flow over patches of latents, inner order (row, column, channel); Euler steps from noise to data.
 
     Time 0 is pure noise; the network is told sigma times a thousand. Only the tokens that are asked for are computed, where
-    upstream carries the others through the walk too.
+    upstream carries the others through all steps too.
 
     Args:
         dim: width of the states.

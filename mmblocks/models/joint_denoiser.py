@@ -25,7 +25,7 @@ from mmblocks.support.checks import check_finite
 
 
 class JointDenoiser(Block):
-    """A trunk that reads all modalities, noised, with a token for the time of each, and predicts what each of them is asked for.
+    """A trunk that reads all modalities, noised, with a token for the time of each, and predicts the target of each.
 
     Every token sees every other one. In the table a modality's number is the place of its name in ``shapes``: a ``RoutedDecoder``
     gives each its own weights.
@@ -34,7 +34,7 @@ class JointDenoiser(Block):
         trunk: embeddings and table to states, such as a ``Decoder``.
         dim: D.
         shapes: name of a modality -> its axes and channels, one to three axes: ``{"image": (7, 7, 4), "caption": (5, 16)}``.
-        path: what noise does, and what the network is asked for; ``FlowPath(density="uniform")`` if None. Times must be drawn up to
+        path: what noise does, and what the network predicts; ``FlowPath(density="uniform")`` if None. Times must be drawn up to
             both ends, since conditions and what is left out stand there.
         sampler: ``layers.denoising_samplers``; 25 of Euler's steps if None.
         guidance: how predictions are combined; ``LinearGuidance()`` if None.

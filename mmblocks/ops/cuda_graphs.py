@@ -159,7 +159,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 def _why_not(inputs: tuple[Tensor, ...]) -> str:
     if not _asked[-1]:
-        return f"nobody asked for recordings; ask with replaying() or {ENVIRONMENT}=1"
+        return f"no recordings were requested; request them with replaying() or {ENVIRONMENT}=1"
     if torch.compiler.is_compiling():
         return "torch.compile makes graphs of its own"
     if torch.is_grad_enabled():

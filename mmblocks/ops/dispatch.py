@@ -65,7 +65,7 @@ def which(op: str, *args: Any, impl: Impl = "auto", **kwargs: Any) -> Choice:
 
     Raises:
         ValueError: an op without a kernel, or an unknown implementation.
-        RuntimeError: the kernel is asked for and cannot run; the reason is in the message.
+        RuntimeError: the kernel was requested and cannot run; the reason is in the message.
     """
     if op not in _why_not:
         raise ValueError(f"op is {op!r}; accepted: {', '.join(sorted(_why_not))}")

@@ -143,7 +143,7 @@ def grey_reverse_mask(pixels: Float[Tensor, "3 H W"], mask: Bool[Tensor, "H W"])
 
 
 def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """By one axis after the other, in float32; the kernel ends behind three deviations."""
+    """By one axis after the other, in float32; the kernel ends after three deviations."""
     radius = max(1, math.ceil(3 * sigma))
     steps = torch.arange(-radius, radius + 1, device=pixels.device, dtype=torch.float32)
     kernel = (-(steps / sigma).square() / 2).exp()

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         ids: token ids, ``NO_ID`` where a token has none.
         table: who each token is.
         inputs: by embedder name, what it embeds and where the result goes.
-        targets: by head name, what it is asked for and at which hidden states.
+        targets: by head name, labels, and the hidden states they supervise.
         mask: who sees whom, lowered on the host; None to let the trunk decide.
     """
 

@@ -94,7 +94,7 @@ def intervals(queries: TokenTable, keys: TokenTable | None = None) -> Intervals 
 def lower(queries: TokenTable, keys: TokenTable | None = None) -> Mask:
     """The cheapest form of the rule for these tables. Reads values to decide: meant for the host.
 
-    Padding behind everything else may come out as plain causal: it is never seen, and what it sees is of no matter.
+    Padding after everything else may come out as plain causal: it is never seen, and what it sees is of no matter.
     """
     keys = queries if keys is None else keys
     if _is_plain_causal(keys):
@@ -159,10 +159,10 @@ def _num_documents(document: Int[Tensor, "B L"]) -> int:
 
 
 def _is_plain_causal(table: TokenTable) -> bool:
-    """True where each row is one document of clean tokens with rising orders, padded at most behind it."""
+    """True where each row is one document of clean tokens with rising orders, padded at most after it."""
     padding = table.is_padding
     real_pair = ~padding[:, 1:] & ~padding[:, :-1]
     same_document = table.document[:, 1:] == table.document[:, :-1]
     rising = same_document & (table.order[:, 1:] > table.order[:, :-1])
-    padding_behind = (padding[:, 1:] >= padding[:, :-1]).all()
-    return bool(~table.noisy.any() & padding_behind & (rising | ~real_pair).all())
+    padding_after = (padding[:, 1:] >= padding[:, :-1]).all()
+    return bool(~table.noisy.any() & padding_after & (rising | ~real_pair).all())

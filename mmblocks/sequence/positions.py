@@ -70,7 +70,7 @@ def time_height_width(table: TokenTable) -> Int[Tensor, "B L 3"]:
 def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     """(t, h, w) as in Qwen2-VL, for a trunk with ``rope_sections``.
 
-    Text counts alike on all three; an image counts its grid from where the text stopped, and the text goes on behind the largest
+    Text counts alike on all three; an image counts its grid from where the text stopped, and the text goes on after the largest
     number of any axis. Source: Qwen2-VL (arXiv 2409.12191).
     """
     vision = table.span != NO_SPAN
@@ -90,7 +90,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
 
 
 def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
-    """Visual tokens advance by ``increment``, text by one; text behind an image resumes at the next whole number + 1.
+    """Visual tokens advance by ``increment``, text by one; text after an image resumes at the next whole number + 1.
 
     Source: V2PE (OpenGVLab/V2PE), where the increment is stride/256 with stride in {1, ..., 256}.
 

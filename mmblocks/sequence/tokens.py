@@ -21,7 +21,7 @@ NO_SPAN = -1
 """Span of a token that belongs to no image or block."""
 
 NO_HEAD = -1
-"""Target of a token after which no head is asked for anything."""
+"""Target of a token after which no head is supervised."""
 
 
 class Modality(IntEnum):
@@ -42,7 +42,7 @@ class TokenTable(NamedTuple):
         grid: (t, h, w) inside the span, in tokens; zeros for text.
         order: generation step inside the document: equal orders see each other, smaller ones are the past.
         noisy: True for a noised copy, seen only from inside its own span.
-        target: index of the head that is asked for what comes next here, or ``NO_HEAD``.
+        target: index of the head that predicts what comes next here, or ``NO_HEAD``.
 
     Examples:
         >>> from mmblocks import TokenTable
@@ -151,7 +151,7 @@ class ImageLayout(NamedTuple):
     """Which tokens an embedder makes of one image, known from the image's size alone.
 
     Attributes:
-        grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column behind its row's last.
+        grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column after its row's last.
         kind: a ``TokenKind`` each.
     """
 

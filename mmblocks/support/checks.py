@@ -31,7 +31,7 @@ def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
         name: of the argument, for the message.
         values: of any shape.
         stop: see above.
-        note: said behind what is accepted.
+        note: said after what is accepted.
 
     Raises:
         TypeError: values that are no integers.

@@ -125,5 +125,5 @@ class ConvVQ(VisualTokenizer):
 
 
 def _pairs(first: int, channels: Sequence[int]) -> list[tuple[int, int]]:
-    """Channels before and behind each stage."""
+    """Channels before and after each stage."""
     return list(zip((first, *channels), channels, strict=False))

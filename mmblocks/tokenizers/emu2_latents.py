@@ -75,7 +75,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Emu2's own config, or that of its Hub repository, with the defaults of Emu2's own class.
 
     Raises:
-        ValueError: another tower than EVA02-CLIP-E's kind, with norms behind attention and MLP.
+        ValueError: another tower than EVA02-CLIP-E's kind, with norms after attention and MLP.
     """
     check_model(config, "emu", "emu2", "llama", "EmuForCausalLM")
     vision = config["vision_cfg"] if "vision_cfg" in config else config["vision_config"]

@@ -30,7 +30,7 @@ _BLOCK = {"4:4:4": (8, 8), "4:2:2": (8, 16), "4:2:0": (16, 16)}
 """Height and width of the pixels that are coded together."""
 
 _FRAME = b"\xff\xc0"
-_SIZE_BEHIND_FRAME = 5
+_SIZE_AFTER_FRAME = 5
 """Marker, length and precision stand before height and width, of two bytes each."""
 
 _MARKER = re.compile(rb"\xff([^\x00])", re.DOTALL)
@@ -81,9 +81,9 @@ class JPEGTokenizer(Block):
         pixel = PILImage.new("RGB", (1, 1))
         self._tables = self._file(pixel, _TABLES_ALONE)[len(START) : -len(END)]
         whole = self._file(pixel, _IMAGE_ALONE)
-        scan = whole.index(b"\xff\xda")  # The header's last segment; two bytes behind its marker tell its length.
+        scan = whole.index(b"\xff\xda")  # The header's last segment; two bytes after its marker tell its length.
         self._header = whole[: scan + 2 + int.from_bytes(whole[scan + 2 : scan + 4], "big")]
-        self._size_at = self._header.index(_FRAME) + _SIZE_BEHIND_FRAME
+        self._size_at = self._header.index(_FRAME) + _SIZE_AFTER_FRAME
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"] | Sequence[Float[Tensor, "3 _ _"]]) -> Latents:
         """Pixels in [0, 1], rounded to bytes, as files.
@@ -108,11 +108,11 @@ class JPEGTokenizer(Block):
         return Latents(z=first.new_zeros(*ids.shape, 0), ids=ids.to(first.device), lengths=lengths.to(first.device))
 
     def decode(self, latents: Latents | Int[Tensor, "B L"], *, partial: bool = False) -> Float[Tensor, "B 3 H W"]:
-        """Files, or their bytes alone, to pixels in [0, 1]. What stands behind an image's end is taken for padding.
+        """Files, or their bytes alone, to pixels in [0, 1]. What stands after an image's end is taken for padding.
 
         Args:
             latents: images of one size; see ``decode_each`` for others.
-            partial: decode damaged files as far as they go. Behind damage, libjpeg goes on at the next restart marker; what is
+            partial: decode damaged files as far as they go. After damage, libjpeg goes on at the next restart marker; what is
                 missing is grey. The header is replaced, so that only its first two bytes and the size have to be sound.
 
         Raises:

@@ -122,7 +122,7 @@ class VisualTokenizer(Block):
         return (str(count),) if count > 1 else ()
 
     def _check_axes(self, name: str, given: Tensor, num_axes: int, *last: str) -> None:
-        """Refuses what has another number of axes than a batch of grids, with ``last`` behind them."""
+        """Refuses what has another number of axes than a batch of grids, with ``last`` after them."""
         if num_axes not in [1 + len(grid) + len(last) for grid in self.grids]:
             accepted = " or ".join(f"({', '.join(('B', *grid, *last))})" for grid in self.grids)
             raise ValueError(f"{name} have shape {tuple(given.shape)}; accepted: {accepted}")

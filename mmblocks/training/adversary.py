@@ -31,13 +31,15 @@ class Adversary:
         self.recipe = recipe
         self.lecam = LeCam().to(last_layer.device)
 
-    def opinion(self, rebuilt: Float[Tensor, "B 3 *size"], reconstruction_loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def generator_loss(self, rebuilt: Float[Tensor, "B 3 *size"], reconstruction_loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What the tokenizer is told: ``generator`` loss and ``adaptive_weight``, and the loss with all weights."""
         loss = hinge_generator_loss(self._scores(rebuilt))
         weight = adaptive_weight(reconstruction_loss, loss, self.last_layer)
         return {"generator": loss, "adaptive_weight": weight}, self.recipe.gan_weight * weight * loss
 
-    def lesson(self, real: Float[Tensor, "B 3 *size"], rebuilt: Float[Tensor, "B 3 *size"]) -> tuple[dict[str, Tensor], Tensor]:
+    def discriminator_loss(
+        self, real: Float[Tensor, "B 3 *size"], rebuilt: Float[Tensor, "B 3 *size"]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """What the discriminator learns: ``discriminator`` loss and ``lecam``, and their weighted sum.
 
         Raises:

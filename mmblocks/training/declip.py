@@ -1,4 +1,4 @@
-"""DeCLIP's further lessons from the same pairs of image and text: from images alone, from second views, from similar texts.
+"""DeCLIP's further objectives on the same pairs of image and text: from images alone, from second views, from similar texts.
 
 Each is a loss by itself; DeCLIP adds them to CLIP's, 0.2 of each and 0.4 of CLIP's own. What the text tower learns from texts alone
 is to fill in masked words: a ``LMHead``'s loss at the masked places.

@@ -80,7 +80,7 @@ class CodeUsage:
 
         Args:
             ids: as in ``Latents``.
-            lengths: tokens of each row, where they differ; what is behind them is padding.
+            lengths: tokens of each row, where they differ; what is after them is padding.
         """
         if lengths is not None:
             place = torch.arange(ids.shape[1], device=ids.device)

@@ -107,7 +107,7 @@ class TokenizerTrainer:
 
         Returns:
             By name: ``loss``, the tokenizer's weighted sum; each loss, unweighted; ``grad_norm``, before it is limited; the
-            ``usage`` and ``perplexity`` of codes of late; how many were ``revived``; ``skipped``, which is 1 for a batch that
+            ``usage`` and ``perplexity`` of codes recently; how many were ``revived``; ``skipped``, which is 1 for a batch that
             was, and whose loss is NaN.
 
         Raises:
@@ -236,15 +236,15 @@ class TokenizerTrainer:
         losses, total = reconstruction_losses(pixels, rebuilt, self.recipe, self.perceptual)
         check_finite(reconstruction_loss=total)
         if adversary is not None:
-            opinion, weighted = adversary.opinion(rebuilt, total)
-            losses, total = losses | opinion, total + weighted
+            adversarial, weighted = adversary.generator_loss(rebuilt, total)
+            losses, total = losses | adversarial, total + weighted
         if latents.loss is not None:
             demanded = self.recipe.loss_weights or {}
             total = total + bottleneck_loss(latents.loss, {**self.tokenizer.loss_weights, **demanded}, demanded)
         losses |= {"loss": total, **(latents.loss or {}), "grad_norm": self._backward(total, self.optimizer)}
         if adversary is not None:
-            lesson, weighted = adversary.lesson(pixels, rebuilt.detach())
-            losses |= lesson | {"discriminator_grad_norm": self._backward(weighted, adversary.optimizer)}
+            judged, weighted = adversary.discriminator_loss(pixels, rebuilt.detach())
+            losses |= judged | {"discriminator_grad_norm": self._backward(weighted, adversary.optimizer)}
             adversary.optimizer.step()
         self.optimizer.step()
         revived = self.codebook.after_step(latents, features, self.num_steps)

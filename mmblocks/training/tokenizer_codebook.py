@@ -1,4 +1,4 @@
-"""What a codebook needs while a tokenizer is trained: a start by k-means, a second life for dead codes, a guard, a count.
+"""What a codebook needs while a tokenizer is trained: a start by k-means, reviving dead codes, a guard, a count.
 
 Shapes: N features of width D, K codes.
 """

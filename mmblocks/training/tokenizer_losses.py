@@ -26,7 +26,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Stops a step that would spoil weights.
+    """Stops a step that would corrupt weights.
 
     Raises:
         NotFiniteError: if a value is not finite; names the tensor.

@@ -15,7 +15,7 @@ class TokenizerRecipe:
         l1, l2: weights of the mean absolute and squared errors of pixels, taken on [-1, 1] as published weights suppose.
         perceptual: weight of the perceptual loss, where there is one.
         loss_weights: weights of the bottleneck's own losses by name, over those of ``tokenizer.loss_weights``.
-        gan_weight: weight of the discriminator's opinion, times the adaptive weight.
+        gan_weight: weight of the adversarial loss, times the adaptive weight.
         gan_start: the step at which the discriminator joins.
         lecam: weight of LeCam regularisation; 0 for none. Open-MAGVIT2 takes 0.05.
         last_layer: name of the tokenizer's parameter at which the adaptive weight compares gradients; None for the decoder's
@@ -29,7 +29,7 @@ class TokenizerRecipe:
         kmeans_at: the tokenizer is an autoencoder without a bottleneck up to here; then k-means lays the codes where the
             features are. None for a codebook that is used from the first step on.
         revive_every: steps after which codes that nothing chose meanwhile move to features of the batch; None for never.
-        revive_until: the step behind which none are moved any more; None for no end.
+        revive_until: the step after which none are moved any more; None for no end.
         encode_options: keywords of the tokenizer's ``encode``, such as ``{"sample": True}`` for one that gives means unless asked.
         autocast: encoder, decoder and discriminator compute in bfloat16; the bottleneck and the losses do not.
         seed: of the generator that k-means and revival draw from. Bottlenecks that draw do so from torch's global generator, whose

@@ -41,7 +41,7 @@ class HeadLayerNorm(nn.Module):
 
 
 class PostNormLayer(DecoderLayer):
-    """Attention and feed-forward, each normed behind itself and then added: the layer of Chameleon 34B ("swin norm")."""
+    """Attention and feed-forward, each normed after itself and then added: the layer of Chameleon 34B ("swin norm")."""
 
     def forward(
         self, x: Float[Tensor, "B L D"], rotary: RotaryTable, mask: Prepared, cache: KVCache | None, layer: int
@@ -87,7 +87,7 @@ class ChameleonTrunk(Decoder):
     Args:
         dim, num_layers, num_heads, mlp_dim, num_kv_heads, head_dim, norm_eps, rope_theta, rope_scaling, dropout, positions: as
             for ``Decoder``.
-        post_norm: whether the norms of a layer stand behind attention and feed-forward (34B) and not before (7B).
+        post_norm: whether the norms of a layer stand after attention and feed-forward (34B) and not before (7B).
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon).
     """

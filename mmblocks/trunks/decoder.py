@@ -202,15 +202,15 @@ class Decoder(Block):
         taps: dict[int, Tensor] | None = None,
         hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm.
+        """Hidden states after the final norm.
 
         Args:
             embeds: the tokens.
-            table: who they are.
+            table: the tokens' metadata.
             cache: what was read before; the tokens are added to it.
             mask: a form found beforehand, a user's own rule, or None for the table's rule.
-            taps: states to record, by number: the value of each key present is set to the state behind so many layers
-                (0: the embeddings; ``num_layers``: behind the final norm, as transformers counts).
+            taps: states to record, by number: the value of each key present is set to the state after so many layers
+                (0: the embeddings; ``num_layers``: after the final norm, as transformers counts).
             hooks: functions that read or change states, attention weights and heads on the way.
 
         Raises:
@@ -270,7 +270,7 @@ class Decoder(Block):
         taps: dict[int, Tensor] | None,
         hooks: TrunkHooks | None,
     ) -> Tensor:
-        """All layers, one after the other; each is given the ``context`` of the forward pass behind its input."""
+        """All layers, one after the other; each is given the ``context`` of the forward pass after its input."""
         rotary, mask, *more = context
         hooks = hooks or _NO_HOOKS
         for number, layer in enumerate(self.layers):

@@ -145,11 +145,11 @@ class GatedCrossAttentionDecoder(Block):
         taps: dict[int, Tensor] | None = None,
         hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm.
+        """Hidden states after the final norm.
 
         Args:
             embeds: the tokens.
-            table: who they are. Each span of visual tokens stands for one image, in the order of ``images``.
+            table: the tokens' metadata. Each span of visual tokens stands for one image, in the order of ``images``.
             cache: what was read before, and images that need not be given again.
             mask: as for ``Decoder``, like the last two.
             images: such as a ``PerceiverResampler`` makes of each; those of short rows are padded. With a cache, further ones.

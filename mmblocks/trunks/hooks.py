@@ -32,7 +32,7 @@ class TrunkHooks:
 
     Args:
         hidden: (B, L, D), what layer n reads: 0 for the embeddings, the number of layers for what the final norm reads.
-        attention: (B, H, L, T), float32, the weights of layer n behind the softmax, before they meet the values.
+        attention: (B, H, L, T), float32, the weights of layer n after the softmax, before they meet the values.
         heads: (B, H, L, V), what each head of layer n found, before the output projection.
     """
 

@@ -21,8 +21,8 @@ from mmblocks.trunks.decoder import Decoder, DecoderLayer
 def grid_rotary(table: TokenTable, head_dim: int, theta: float) -> RotaryTable:
     """The first half of a head turns with the row, the second with the column.
 
-    Tokens that belong to no image (the condition) have cosines and sines of zero: their queries and keys vanish, and whoever
-    attends to them does so with a score of zero. This is no slip of ours: LlamaGen is trained so.
+    Tokens that belong to no image (the condition) have cosines and sines of zero: their queries and keys vanish, and
+    attention to them has a score of zero. LlamaGen is trained this way.
     """
     by_row, by_column = (rotary_table(positions, head_dim // 2, theta) for positions in grid_2d(table).unbind(-1))
     in_image = (table.span != NO_SPAN)[..., None]

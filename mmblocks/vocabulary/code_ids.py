@@ -20,7 +20,7 @@ class CodeIds:
 
         CodeIds(sizes=(32768,), first=151854)                    # Emu3: code k is id 151854 + k
         CodeIds(sizes=(16384,), first=32002)                     # LaVIT
-        CodeIds(sizes=(4096,) * 8, first=32000)                  # eight codebooks, one range behind the other
+        CodeIds(sizes=(4096,) * 8, first=32000)                  # eight codebooks, one range after the other
         CodeIds(sizes=(4096,) * 8, first=32000, shared=True)     # eight codebooks, all in the same range
         CodeIds(sizes=(8192,), table=ids_by_code)                # Chameleon: any ids in any order; see ``chameleon_code_ids``
 
@@ -29,8 +29,8 @@ class CodeIds:
     Attributes:
         sizes: K of each of the Q numbers of a token: a tokenizer's ``codebook_sizes``.
         first: id of code 0.
-        shared: whether all codebooks begin at ``first``, or each behind the one before.
-        table: instead of ``first``, the id of each code; of several codebooks one behind the other, unless they are shared.
+        shared: whether all codebooks begin at ``first``, or each after the one before.
+        table: instead of ``first``, the id of each code; of several codebooks one after the other, unless they are shared.
 
     Raises:
         ValueError: no codebook, both or neither of ``first`` and ``table``, negative ids, a table of another length or with an
@@ -68,7 +68,7 @@ class CodeIds:
 
     @property
     def stop(self) -> int:
-        """The first id behind all codes: a vocabulary is at least that large."""
+        """The first id after all codes: a vocabulary is at least that large."""
         return 1 + max(self.table) if self.table is not None else self._start + self.num_ids
 
     def ids(self, number: int | None = None, *, device: torch.device | str = "cpu") -> Int[Tensor, " K"]:

@@ -2,7 +2,7 @@
 
     begin  height x width (digits)  image  row row_end row row_end ... row [row_end]  closing...
 
-Everything is a pure function of (height, width, offset), where the offset counts the tokens behind the head, which ends
+Everything is a pure function of (height, width, offset), where the offset counts the tokens after the head, which ends
 with ``image``.
 """
 
@@ -82,7 +82,7 @@ class GridFormat:
 
     @property
     def structure(self) -> frozenset[int]:
-        """The ids that stand inside an image alone, behind ``begin``, and are no codes."""
+        """The ids that stand inside an image alone, after ``begin``, and are no codes."""
         return frozenset(i for i in (self.image, self.row_end, *self.closing) if i is not None)
 
     def head(self, height: int, width: int) -> list[int]:
@@ -129,7 +129,7 @@ class GridFormat:
     def expected(
         self, offset: Int[Tensor, "*N"], height: int | Int[Tensor, "*N"], width: int | Int[Tensor, "*N"]
     ) -> Int[Tensor, "*N"]:
-        """The id that must stand ``offset`` tokens behind the head, or ``ANY_CODE``, or ``FINISHED``. Batched."""
+        """The id that must stand ``offset`` tokens after the head, or ``ANY_CODE``, or ``FINISHED``. Batched."""
         rows_end = self._rows_end(height, width)
         inside = torch.full_like(offset, ANY_CODE)
         if self.row_end is not None:
@@ -139,7 +139,7 @@ class GridFormat:
         return torch.where(offset < rows_end, inside, after)
 
     def place(self, offset: int, width: int) -> tuple[int, int]:
-        """(row, column) of the code that stands ``offset`` tokens behind the head."""
+        """(row, column) of the code that stands ``offset`` tokens after the head."""
         return divmod(offset, width + (self.row_end is not None))
 
     def read(self, ids: Sequence[int]) -> list[list[int] | Int[Tensor, "H W"]]:
@@ -173,11 +173,11 @@ class GridFormat:
             raise ValueError(f"ids begin with {list(ids[:1])}; accepted: an image, which begins with {self.begin}")
         grid, end = self._read_image(ids, 0)
         if end != len(ids):
-            raise ValueError(f"ids hold {len(ids) - end} tokens behind the image; accepted: one whole image")
+            raise ValueError(f"ids hold {len(ids) - end} tokens after the image; accepted: one whole image")
         return grid
 
     def _rows_end(self, height: Any, width: Any) -> Any:
-        """The offset behind the last row; of numbers or of tensors."""
+        """The offset after the last row; of numbers or of tensors."""
         if self.row_end is None:
             return height * width
         return height * (width + 1) - int(not self.last_row_end)
@@ -197,7 +197,7 @@ class GridFormat:
         return torch.where(outside, ANY_CODE, codes[places.clamp(0, self.num_codes - 1)])
 
     def _read_image(self, ids: Sequence[int], at: int) -> tuple[Tensor, int]:
-        """The grid of the image that begins at ``at``, and the place behind its last token."""
+        """The grid of the image that begins at ``at``, and the place after its last token."""
         at += self.begin is not None
         if self.fixed_size is not None:
             height, width = self.fixed_size

@@ -236,7 +236,7 @@ def _change_by_later(decoder: Mapping[str, object] | None) -> Literal["nothing",
     """What of the text a later token may change, told from the decoder in a tokenizer file.
 
     Most decoders treat each token by itself, or the first one apart from all others, and ``Fuse`` and ``ByteLevel`` make one text
-    of what they are given. Behind these only what works from the left is known not to look ahead.
+    of what they are given. After these only what works from the left is known not to look ahead.
     """
     found: Literal["nothing", "bytes"] = "nothing"
     is_one_text = False

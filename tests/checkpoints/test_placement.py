@@ -101,7 +101,7 @@ def folder(request, net, tmp_path):
 def test_same_numbers(net, folder, device_map):
     loaded = Net.from_pretrained(folder, device_map=device_map)
     with torch.no_grad():
-        for _ in range(2):  # again, behind what was forgotten
+        for _ in range(2):  # again, after what was forgotten
             assert torch.equal(loaded(IDS), net(IDS))
         hidden = torch.randn(2, 4)
         assert torch.equal(loaded.score(hidden), net.score(hidden))

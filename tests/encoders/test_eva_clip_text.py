@@ -24,7 +24,7 @@ def test_texts_to_ids_to_embeddings(tmp_path) -> None:
     assert embeddings.shape == (2, 10) and tower.tokens(ids).shape == (2, 9, 24)
     last = tower.tokens(ids)[[0, 1], [6, 2]]
     torch.testing.assert_close(embeddings, last @ tower.model.text_projection)
-    # A place sees those before it, so that nothing behind the end matters.
+    # A place sees those before it, so that nothing after the end matters.
     changed = ids.clone()
     changed[1, 3:] = 5
     torch.testing.assert_close(tower(changed), embeddings)

@@ -36,7 +36,7 @@ def image_ids(height: int, width: int) -> list[int]:
 @pytest.mark.parametrize("task", list(EMU35_TASKS))
 @pytest.mark.parametrize("config", [None, "config", "t2i", "x2i", "howto", "story"])
 def test_prompts_of_every_task_and_file(config, task, num_images) -> None:
-    """The strings as the config files build them, images one behind the other in the only place."""
+    """The strings as the config files build them, images one after the other in the only place."""
     images = [*GRIDS, GRIDS[0]][:num_images]
     place = "".join(spell(fill_template("<|IMAGE|>", images=[grid], format=EMU35), EMU35) for grid in images)
     file = config or task
@@ -103,21 +103,21 @@ class Reference:
             self.in_image = ids[-1] == BEGIN
         scores, allowed = streams[0].clone(), range(FIRST)
         if self.in_image:
-            behind = ids[max(place for place, one in enumerate(ids) if one == BEGIN) :]
-            allowed, guided = self.in_an_image(behind, ids)
+            after = ids[max(place for place, one in enumerate(ids) if one == BEGIN) :]
+            allowed, guided = self.in_an_image(after, ids)
             scores = self.guided(streams) if guided else scores
         mask = torch.full_like(scores, float("-inf"))
         mask[list(allowed)] = 0
         kind = "image" if self.in_image else "text"
         return self.truncated(scores + mask, self.sampling[kind]) if self.differential else scores + mask
 
-    def in_an_image(self, behind: list[int], ids: list[int]) -> tuple[range, bool]:
-        if IMAGE not in behind:
-            return self.of_a_size(len(behind)), False
-        if behind[-1] == IMAGE and self.size is None:
+    def in_an_image(self, after: list[int], ids: list[int]) -> tuple[range, bool]:
+        if IMAGE not in after:
+            return self.of_a_size(len(after)), False
+        if after[-1] == IMAGE and self.size is None:
             self.size = self.last_size(ids)
         height, width = self.size or (0, 0)
-        place = len(behind) - behind.index(IMAGE)
+        place = len(after) - after.index(IMAGE)
         if place == height * (width + 1):
             return range(END, END + 1), False
         return (range(ROW, ROW + 1), False) if place % (width + 1) == 0 else (range(FIRST, VOCABULARY), True)

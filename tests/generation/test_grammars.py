@@ -209,7 +209,7 @@ def test_ids_beyond_the_head_are_refused() -> None:
 
 
 def test_codes_of_a_prompt_keep_their_span() -> None:
-    """Images that are written are numbered behind those of the prompt."""
+    """Images that are written are numbered after those of the prompt."""
     model = tiny_model().eval()
     cache = model.trunk.new_cache(1, 60)
     prompt = [codes(torch.zeros(1, 1, dtype=torch.long), FORMAT), text([FORMAT.begin])]

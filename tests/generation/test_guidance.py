@@ -22,7 +22,7 @@ def test_three_way_guidance_has_the_two_way_one_in_it() -> None:
 
 @torch.no_grad()
 def test_three_streams_are_cached_each_by_itself() -> None:
-    """Every step equals reading the three prompts anew, with all that was written behind each."""
+    """Every step equals reading the three prompts anew, with all that was written after each."""
     model = tiny_model().eval()
     builder = model.batch_builder(TOKENIZER)
     prompts = [[text("a seven, in red: ")], [text("in red: ")], [text("?")]]
@@ -63,7 +63,7 @@ def test_mutual_information_grows_with_the_text_unless_the_model_is_sure() -> No
 
 @torch.no_grad()
 def test_streams_of_images_alone_skip_text() -> None:
-    """Behind text, an image is guided as if the other stream had read the image's ids alone, at its own positions."""
+    """After text, an image is guided as if the other stream had read the image's ids alone, at its own positions."""
     model = tiny_model().eval()
     builder = model.batch_builder(TOKENIZER)
     script = [*b"hello", FORMAT.begin, *b"1*2", FORMAT.image]

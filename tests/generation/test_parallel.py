@@ -77,7 +77,7 @@ def test_the_old_objective_is_unchanged_and_hidden_codes_are_learned(pack: int |
 
 
 def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
-    """The sampler's passes and the adaptation see the same: with a cache, behind padding, and without."""
+    """The sampler's passes and the adaptation see the same: with a cache, after padding, and without."""
     model = parallel_model()
     batch = a_batch(model, (2, 3))
     everything = MaskedTokens(mask_id=MASK, least=1.0)

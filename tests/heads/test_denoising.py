@@ -36,7 +36,7 @@ HEADS = [mar, orthus, nova, flow]
 
 
 def stirred(head: Block) -> Block:
-    """With no weight at zero, where gates keep gradients from what is behind them."""
+    """With no weight at zero, where gates keep gradients from what is after them."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in head.parameters():

@@ -147,7 +147,7 @@ def test_output_mapper_reads_the_states_of_queries(mapping, tmp_path) -> None:
     mapper = OutputMapper(dim=DIM, condition_dim=6, **mapping)
     model = model_with(heads={"condition": mapper}, latents=Placeholders(num_tokens=4, dim=DIM))
     batch = model.batch_builder()([[text([1, 2]), vectors(torch.zeros(4, 3), input="latents")] for _ in range(2)])
-    states = model.hidden(batch)[:, -4:]  # of the queries, behind the text
+    states = model.hidden(batch)[:, -4:]  # of the queries, after the text
     wanted = torch.randn(2, mapping["num_tokens"] or 4, 6)
     mapper.loss(states, wanted).mean().backward()
     for name, parameter in model.named_parameters():

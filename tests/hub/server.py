@@ -263,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Running:
-    """A hub behind an address, from ``with`` to its end."""
+    """A hub after an address, from ``with`` to its end."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub

@@ -99,7 +99,7 @@ def test_a_kernel_that_cannot_take_the_inputs_says_why() -> None:
     assert ops.which("linear_cross_entropy", x.double(), codes.double()).reason.startswith("it takes float32, bfloat16 and float16")
     assert ops.which("nearest_code", x[:0], codes).reason.startswith("0 vectors")
     assert ops.which("group_norm_silu", torch.zeros(1, 2, 3), 2).reason == "x has 3 axes; it takes maps and clips"
-    with pytest.raises(RuntimeError, match="linear_cross_entropy cannot run: a gradient is asked for; it has none"):
+    with pytest.raises(RuntimeError, match="linear_cross_entropy cannot run: a gradient is needed; it has none"):
         linear_cross_entropy(x.requires_grad_(), codes, target, impl="triton")
     assert linear_cross_entropy(x.double(), codes.double(), target).dtype == torch.float64  # plain PyTorch, without a word
 

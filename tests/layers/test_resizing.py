@@ -59,10 +59,10 @@ def test_fit_area_brings_every_image_to_one_area(size, wanted) -> None:
 @pytest.mark.parametrize(
     ("size", "scale", "wanted"),
     [
-        ((480, 640), 2, (504, 672, 84, 0, 672)),  # 18 of 24 cells: 3 left over before, 3 behind
+        ((480, 640), 2, (504, 672, 84, 0, 672)),  # 18 of 24 cells: 3 left over before, 3 after
         ((640, 470), 2, (672, 504, 0, 84, 672)),
         ((500, 500), 2, (672, 672, 0, 0, 672)),
-        ((1, 200), 2, (28, 672, 308, 0, 672)),  # 1 of 24 cells: 11 before, 12 behind
+        ((1, 200), 2, (28, 672, 308, 0, 672)),  # 1 of 24 cells: 11 before, 12 after
         ((100, 1000), 4, (168, 1344, 560, 0, 1344)),
     ],
 )

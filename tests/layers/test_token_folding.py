@@ -10,7 +10,7 @@ from mmblocks.sequence.tokens import Modality, TokenTable
 
 
 def rows(sizes=((4, 6), (2, 4)), text: int = 2) -> TokenTable:
-    """A row for each image: text, the image, text; padded behind."""
+    """A row for each image: text, the image, text; padded after."""
     length = max(h * w for h, w in sizes) + 2 * text
     table = TokenTable.padding(len(sizes), length)
     for row, (height, width) in enumerate(sizes):

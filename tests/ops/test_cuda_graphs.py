@@ -134,7 +134,7 @@ def test_a_head_samples_the_same(graphs) -> None:
 def test_where_nothing_can_be_replayed_the_module_is_called_and_the_reason_is_given(caplog) -> None:
     linear, x = nn.Linear(3, 2), torch.randn(4, 3)
     assert repeated(linear) is linear
-    assert which(linear, x) == ("called", "nobody asked for recordings; ask with replaying() or MMBLOCKS_CUDA_GRAPHS=1")
+    assert which(linear, x) == ("called", "no recordings were requested; request them with replaying() or MMBLOCKS_CUDA_GRAPHS=1")
     cuda_graphs._said.clear()
     with replaying(), caplog.at_level(logging.DEBUG, logger="mmblocks.ops.cuda_graphs"):
         assert which(linear, x) == ("called", "tensors on cpu; it takes one cuda device")

@@ -60,7 +60,7 @@ def run(case: Case) -> None:
 
     found, last_ids, last_mask, _ = regress(parts, head, embeds, ids, mask, case.config["n_causal"], marks)
     case.check("out.generated_embeds", found)
-    # The ids upstream feeds in its last step: behind the text, before the padding of shorter rows.
+    # The ids upstream feeds in its last step: after the text, before the padding of shorter rows.
     case.check("out.gen_last_input_ids", last_ids)
     case.check("out.gen_last_attention_mask", last_mask)
 
@@ -72,7 +72,7 @@ def published_config(case: Case) -> dict[str, Any]:
 
 
 def language_parts(case: Case) -> dict[str, Any]:
-    """Trunk, embedding and head of the language model inside; their layouts know the names behind ``decoder.lm.``."""
+    """Trunk, embedding and head of the language model inside; their layouts know the names after ``decoder.lm.``."""
     prefix = "decoder.lm."
     weights = {name.removeprefix(prefix): value for name, value in case.weights.items() if name.startswith(prefix)}
     config = {**case.config["llama"], "vocab_size": case.config["vocab_after_special_tokens"]}
@@ -111,9 +111,9 @@ def table_of(mask: Tensor) -> TokenTable:
 def regress(
     parts: dict[str, Any], head: Any, embeds: Tensor, ids: Tensor, mask: Tensor, count: int, marks: dict[str, int], feed: Any = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``count`` embeddings behind [IMG], with a cache: ids and mask of the last step, and its states, as upstream has them.
+    """``count`` embeddings after [IMG], with a cache: ids and mask of the last step, and its states, as upstream has them.
 
-    Rows are filled up at the right, wherever the prompt was: each row goes on behind its own last token.
+    Rows are filled up at the right, wherever the prompt was: each row goes on after its own last token.
     """
     batch = len(ids)
     lengths = mask.sum(dim=1)

@@ -21,7 +21,7 @@ def run(case: Case) -> None:
     embeds = parts["embed"](ids)
     if "in.image" in case.io:
         latents = case.load(Emu2Latents, config, layout="emu2")
-        tokens = latents.encoder(case.io["in.image"])  # behind the tokenizer's own normalisation
+        tokens = latents.encoder(case.io["in.image"])  # after the tokenizer's own normalisation
         of_images = up.projection(latents.pool(tokens).flatten(1, 2))
         case.check("out.prompt_image_embeds", of_images)
         embeds = embeds.masked_scatter((ids == marks["<image>"])[..., None], of_images)

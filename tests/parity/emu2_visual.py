@@ -15,7 +15,7 @@ MANIFESTS = {
 
 def run(case: Case) -> None:
     latents, up, down = (case.load(part, layout="emu2") for part in PARTS)
-    tokens = latents.encoder(case.io["in.image"])  # behind the tokenizer's own normalisation
+    tokens = latents.encoder(case.io["in.image"])  # after the tokenizer's own normalisation
     patches = tokens[:, 1:].unflatten(1, latents.grid)
     for name in case.named("out."):
         if name == "visual_tokens":

@@ -76,7 +76,7 @@ def check_loss_and_gradients(case: Case, model: Emu3, hidden: Tensor, labels: Te
 
 
 def keep_grown_angles(model: Emu3, length: int) -> None:
-    """Upstream's rotary tables of dynamic scaling only grow: behind a full pass, its steps use the angles of the whole row."""
+    """Upstream's rotary tables of dynamic scaling only grow: after a full pass, its steps use the angles of the whole row."""
     trunk = model.trunk
     if trunk.rope_scaling is not None and trunk.rope_scaling["type"] == "dynamic":
         last = torch.tensor([[length - 1]])

@@ -1,4 +1,4 @@
-"""Emu3's tokenizer: features before and behind the projection, codes, and pixels, of images and clips."""
+"""Emu3's tokenizer: features before and after the projection, codes, and pixels, of images and clips."""
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ def run(case: Case) -> None:
 
 
 def load(case: Case) -> RoutedDecoder:
-    """A trunk of this one layer, with nothing behind it."""
+    """A trunk of this one layer, with nothing after it."""
     width = case.config["hidden_size"]
     case.weights = {f"{PREFIX}{name}": value for name, value in case.weights.items()} | {"model.norm.weight": torch.ones(width)}
     trunk = case.load(RoutedDecoder, {**case.config, "num_hidden_layers": 1})

@@ -1,4 +1,4 @@
-"""EVEv2 as a whole: embedded tokens, logits, loss, gradients, and a step behind the cache."""
+"""EVEv2 as a whole: embedded tokens, logits, loss, gradients, and a step after the cache."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from tests.parity.cases import Case
 MANIFESTS = {"eve_7b_hd_v2": [(EVE2, "eve2"), (RoutedDecoder, "eve2"), (EVE2PatchEmbedding, "eve2"), (LMHead, "llama")]}
 
 DECODED_ID = 5
-"""The text token of the step behind the cache, as the case notes say."""
+"""The text token of the step after the cache, as the case notes say."""
 
 
 def run(case: Case) -> None:

@@ -42,7 +42,7 @@ def image_spans(case: Case, stem: FuyuPatchEmbedding) -> tuple[list[slice], int]
 
 
 def language_model(case: Case) -> Any:
-    """The official model. Only what lies behind the embeddings is used."""
+    """The official model. Only what lies after the embeddings is used."""
     from transformers import FuyuConfig, FuyuForCausalLM
 
     own = {"image_size", "patch_size", "num_channels", "image_token_id", "tie_word_embeddings"}

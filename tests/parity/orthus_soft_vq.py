@@ -105,7 +105,7 @@ def check_loop(case: Case, model: Orthus) -> None:
     """Conditional and unconditional rows share one latent; the head sees the state before it.
 
     Each step follows the stored past: latents are long, and the squares in the soft codes' distances round so coarsely that a
-    difference in a latent's last bits shows in all that come behind.
+    difference in a latent's last bits shows in all that come after.
     """
     head = model.outputs["latents"]
     ids, mask, noises = (case.io[f"in.{name}"] for name in ("prompt_ids", "attention_mask", "init_noise"))

@@ -269,7 +269,7 @@ def test_dead_codes_are_replaced() -> None:
     revived.tokenizer.load_state_dict(dead.tokenizer.state_dict())
     history = [dead.fit(batches(9), 9), revived.fit(batches(9), 9)]
     assert {figures["revived"] for figures in history[0]} == {0}
-    # Behind the third step 15 codes move; the sixth is behind revive_until.
+    # After the third step 15 codes move; the sixth is after revive_until.
     assert [figures["revived"] for figures in history[1]] == [0, 0, 15, 0, 0, 0, 0, 0, 0]
     assert dead.evaluate(batches(4))["usage"] == 1 / 16
     assert revived.evaluate(batches(4))["usage"] > 0.5

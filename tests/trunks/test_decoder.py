@@ -192,7 +192,7 @@ def test_a_full_cache_says_so() -> None:
     trunk = decoder()
     cache = trunk.new_cache(1, 4)
     assert cache.num_bytes == 2 * 3 * 4 * WIDTH * 4
-    with pytest.raises(ValueError, match="5 tokens behind 0 do not fit a cache of 4"):
+    with pytest.raises(ValueError, match="5 tokens after 0 do not fit a cache of 4"):
         trunk(torch.randn(1, 5, WIDTH), TokenTable.text(1, 5), cache)
     with pytest.raises(ValueError, match="table has 2 rows; the cache was made for 1"):
         trunk(torch.randn(2, 1, WIDTH), TokenTable.text(2, 1), cache)

@@ -99,7 +99,7 @@ def test_the_numbers_are_those_of_the_layer_written_out(folder, published) -> No
     embeds = torch.randn(2, 9, WIDTH)
     wanted = plainly(published, embeds, table.modality == Modality.VISION.value)
     torch.testing.assert_close(trunk(embeds, table), wanted, atol=1e-5, rtol=1e-4)
-    cache = trunk.new_cache(2, 9)  # visual tokens behind a cache go to the visual weights too, unlike upstream
+    cache = trunk.new_cache(2, 9)  # visual tokens after a cache go to the visual weights too, unlike upstream
     steps = [trunk(embeds[:, a:b], table.slice(a, b), cache) for a, b in ((0, 5), (5, 6), (6, 9))]
     torch.testing.assert_close(torch.cat(steps, 1), wanted, atol=1e-5, rtol=1e-4)
 

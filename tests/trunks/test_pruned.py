@@ -254,7 +254,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"do not fit; accepted: \(B, L, 32\)"):
         pruned()(torch.randn(1, 5, WIDTH), TokenTable.text(1, 6))
     cache = pruned().new_cache(1, 4)
-    with pytest.raises(ValueError, match="5 tokens behind 0 do not fit a cache of 4"):
+    with pytest.raises(ValueError, match="5 tokens after 0 do not fit a cache of 4"):
         pruned()(torch.randn(1, 5, WIDTH), TokenTable.text(1, 5), cache)
 
 

@@ -24,7 +24,7 @@ def language_model() -> MultimodalModel:
 
 
 def logits_of(model: MultimodalModel, prompts) -> list[torch.Tensor]:
-    """Of the prompt and of every step behind it."""
+    """Of the prompt and of every step after it."""
     seen = []
     hooks = [lambda scores: seen.append(scores.logits) or scores.logits]
     batch = model.batch_builder(TOKENIZER)(prompts, padding="left")

@@ -11,7 +11,7 @@ MOST_CONTAINERS = 500_000
 """Objects and lists; an empty one takes three bytes in a file, but sixty in memory."""
 
 DEEPEST = 64
-"""Levels; everything that walks through a value does so recursively."""
+"""Levels; everything that traverses a value does so recursively."""
 
 
 def read(file: Path, *, unique: bool = False) -> Any:

@@ -29,7 +29,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
 
 
 class Stored(Mapping[str, Tensor]):
-    """The tensors of one or several files. Each is read when it is asked for.
+    """The tensors of one or several files. Each is read on demand.
 
     Attributes:
         meta: the tensors on the meta device; nothing is read for them.

@@ -1,4 +1,4 @@
-"""Replacing a folder in one step, so that whoever reads it sees the old content or the new, and a crash loses neither.
+"""Replacing a folder in one step, so that a reader sees the old content or the new, and a crash loses neither.
 
 Everything is written to a folder beside the target, called ``.<target>.saving-<process>-<random>``, which then takes the target's
 place. A process that is killed leaves such a folder behind, which the next save to the same target removes; see ``leftovers``.

@@ -176,7 +176,7 @@ def _in_cache(repo: str, revision: str) -> Repository | None:
 
 
 def _note(file: Path, content: object) -> None:
-    """In one step, so that whoever reads it reads all of it. A cache that cannot be written to is no reason to fail."""
+    """In one step, so that a reader reads all of it. A cache that cannot be written to is no reason to fail."""
     beside = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         beside.write_text(json.dumps(content), encoding="utf-8")

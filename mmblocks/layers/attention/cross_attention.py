@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Self-attention, cross-attention and a GELU feed-forward, each behind a norm and added to its input.
+    """Self-attention, cross-attention and a GELU feed-forward, each after a norm and added to its input.
 
     Args:
         dim, num_heads, mlp_dim: sizes.

@@ -71,7 +71,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
 
 
 class GatedCrossAttention(Block):
-    """Cross-attention and a feed-forward part, each behind a norm and added through tanh of a learned gate that begins at zero.
+    """Cross-attention and a feed-forward part, each after a norm and added through tanh of a learned gate that begins at zero.
 
     A layer that was just made changes nothing, so that a pretrained trunk begins as it was.
 

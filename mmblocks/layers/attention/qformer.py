@@ -38,7 +38,7 @@ def qformer_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 class QFormer(Block):
-    """BERT layers over learned queries, some of which also attend to the image's features; norms behind each residual.
+    """BERT layers over learned queries, some of which also attend to the image's features; norms after each residual.
 
     Args:
         num_queries: Q.

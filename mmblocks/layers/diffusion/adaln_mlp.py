@@ -1,7 +1,7 @@
 """Small networks that denoise single tokens: residual MLPs whose norms follow a condition and the time.
 
-A network for a denoising head has three methods, so that what stays the same over a walk is computed once: ``embed_time``,
-``embed_condition``, and ``forward``, which takes what these two made.
+A network for a denoising head has three methods, so that what stays the same over the sampling loop is computed once:
+``embed_time``, ``embed_condition``, and ``forward``, which takes what these two made.
 
 Shapes: N rows, C channels of a token, D width of the condition, W inner width.
 """
@@ -41,7 +41,7 @@ class TokenDenoiser(Protocol):
 
 
 class AdaLNBlock(nn.Module):
-    """A residual MLP of one inner layer, behind a norm that is shifted and scaled, with a gate."""
+    """A residual MLP of one inner layer, after a norm that is shifted and scaled, with a gate."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class AdaLNBlock(nn.Module):
         self.modulation = nn.Linear(width, 3 * width)
 
     def forward(self, x: Float[Tensor, "*N W"], condition: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"]:
-        """``condition`` is behind its SiLU, which all blocks share."""
+        """``condition`` is after its SiLU, which all blocks share."""
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
         normed = self.norm(x)
         # addcmul reads and writes each tensor once, where a product and a sum would do so twice.
@@ -117,7 +117,7 @@ class AdaLNMLP(Block):
 
 
 class PostNormBlock(nn.Module):
-    """A residual MLP behind a norm that is scaled and shifted; its output passes a norm of its own before the gate."""
+    """A residual MLP after a norm that is scaled and shifted; its output passes a norm of its own before the gate."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class PostNormBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "*N W"], condition: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"]:
-        """``condition`` is behind its SiLU, which all blocks share."""
+        """``condition`` is after its SiLU, which all blocks share."""
         scale, shift, gate = self.modulation(condition).chunk(3, dim=-1)
         normed = layer_norm(x, x.shape[-1:], eps=1e-6)
         return torch.addcmul(x, gate, self.norm(self.mlp(torch.addcmul(shift, normed, scale + 1))))

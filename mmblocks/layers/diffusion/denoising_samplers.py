@@ -1,6 +1,6 @@
 """From noise to data in a number of steps, whatever network predicts.
 
-A sampler says which times it asks the network at, and walks over them. It has no parameters.
+A sampler says which times it asks the network at, and integrates over them. It has no parameters.
 
 Shapes: S steps, N rows, C channels.
 """
@@ -28,7 +28,7 @@ class TokenSampler(Protocol):
     """What a denoising head asks of a sampler."""
 
     def times(self, path: Any) -> Tensor:
-        """(S,): what the network is told in each step, in the order of the walk."""
+        """(S,): what the network is told in each step, in the order of the steps."""
         ...
 
     def walk(
@@ -42,7 +42,7 @@ class TokenSampler(Protocol):
         generator: Generator | None = None,
         taps: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
-        """Noise to data. ``taps`` is given the rows behind each step."""
+        """Noise to data. ``taps`` is given the rows after each step."""
         ...
 
 
@@ -61,7 +61,7 @@ class AncestralSampler(Block):
         self._found: tuple[tuple[Any, ...], Posterior] | None = None
 
     def posterior(self, path: DiffusionPath) -> Posterior:
-        """Factors of the walk over the chosen times, ascending."""
+        """Factors of the steps over the chosen times, ascending."""
         key = (path.num_times, path.schedule, path.beta_start, path.beta_end, path.zero_terminal_snr)
         if self._found is None or self._found[0] != key:
             times = spaced_steps(path.num_times, self.steps)

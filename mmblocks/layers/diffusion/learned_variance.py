@@ -1,6 +1,6 @@
 """Diffusion whose network says, besides the noise, how much of it each step back should add.
 
-Shapes: N rows, C channels, T times, S times of a walk.
+Shapes: N rows, C channels, T times, S sampling times.
 """
 
 import math
@@ -37,7 +37,7 @@ class Posterior(NamedTuple):
 
     @classmethod
     def of(cls, alphas_cumprod: Float64[Tensor, " T"], times: Int[Tensor, " S"]) -> "Posterior":
-        """For a walk over the chosen times alone."""
+        """For the chosen times alone."""
         kept = alphas_cumprod[times]
         before = torch.cat([kept.new_ones(1), kept[:-1]])
         betas = 1 - kept / before

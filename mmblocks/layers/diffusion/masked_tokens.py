@@ -122,7 +122,7 @@ class ConfidenceSampler(Block):
 
     Args:
         num_steps: S.
-        schedule: how much stays hidden behind each step; see ``masked_share``.
+        schedule: how much stays hidden after each step; see ``masked_share``.
         temperature: of the noise in the choice of places.
         cooling: the temperature in step k of S is multiplied by 1 - (k + 1) / S: of its first value ("linear", MaskGIT and
             MAGVIT), or of that of the step before ("cumulative", Show-o).

@@ -145,7 +145,7 @@ class KineticSampler(Block):
             uniform: draws in [0, 1] that decide who jumps, of all steps but the last.
             jumps: where to, for those that jump.
             generator: source of randomness.
-            taps: a list that is given the codes behind each step.
+            taps: a list that is given the codes after each step.
 
         Raises:
             ValueError: draws of another shape; logits that hold NaN or plus infinity, or are all minus infinity (checked on CPU).

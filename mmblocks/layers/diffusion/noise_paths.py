@@ -46,7 +46,7 @@ class NoisePath(Protocol):
     def losses(
         self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
     ) -> Float[Tensor, " N"]:
-        """How far the network's output is from what it is asked for."""
+        """How far the network's output is from what it predicts."""
         ...
 
 
@@ -63,7 +63,7 @@ class DiffusionPath(Block):
         num_times: T.
         schedule, beta_start, beta_end: see ``noise_schedules.betas_of``.
         zero_terminal_snr: whether the last time is pure noise.
-        prediction: what the network is asked for: "noise", or "velocity", sqrt(kept) * noise - sqrt(1 - kept) * x.
+        prediction: what the network predicts: "noise", or "velocity", sqrt(kept) * noise - sqrt(1 - kept) * x.
 
     Source: DDPM (arXiv 2006.11239); velocity: arXiv 2202.00512.
     """
@@ -119,7 +119,7 @@ class DiffusionPath(Block):
         return data * x + amount * noise
 
     def target(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
-        """What the network is asked for."""
+        """What the network predicts."""
         if self.prediction == "noise":
             return noise
         data, amount = self._roots(t)
@@ -141,7 +141,7 @@ class DiffusionPath(Block):
 
 
 class FlowPath(Block):
-    """A straight line: ``sigma * noise + (1 - sigma) * x``; the network is asked for ``noise - x``.
+    """A straight line: ``sigma * noise + (1 - sigma) * x``; the network predicts ``noise - x``.
 
     Times are places in a table of falling sigmas: time 0 is pure noise. The network is told ``sigma * num_times``.
 

@@ -49,7 +49,7 @@ def grid_of(height: int, width: int, token_size: int) -> tuple[int, int]:
 
 
 def grid_layout(rows: int, columns: int, *, class_token: bool = False, newline: bool = False) -> ImageLayout:
-    """Rows of patches; with a class token before all of them, and a newline token behind each row, where asked for."""
+    """Rows of patches; with a class token before all of them, and a newline token after each row, where asked for."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + newline), indexing="ij")
     grid = torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)
     kind = torch.where(grid[:, 2] == columns, int(TokenKind.NEWLINE), int(TokenKind.PATCH))

@@ -127,7 +127,7 @@ def torchvision_square(
 
 
 def centre_square(image: PILImage.Image, side: int, resampling: PILImage.Resampling) -> PILImage.Image:
-    """The square in the middle, behind resizing the shorter side to ``side`` pixels: Chameleon's and guided diffusion's rule.
+    """The square in the middle, after resizing the shorter side to ``side`` pixels: Chameleon's and guided diffusion's rule.
 
     The longer side is rounded to the nearest, and half pixels of the crop's place are rounded down.
 

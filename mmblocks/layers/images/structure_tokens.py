@@ -36,7 +36,7 @@ def with_structure(layout: ImageLayout, *, row_ends: bool = True, size_prefix: b
 
     Args:
         layout: of the image's own tokens: patches row by row, and perhaps class tokens before them.
-        row_ends: a newline token behind each row of each frame.
+        row_ends: a newline token after each row of each frame.
         size_prefix: two size tokens in front of everything, the number of rows and that of columns.
 
     Raises:
@@ -59,7 +59,7 @@ def with_structure(layout: ImageLayout, *, row_ends: bool = True, size_prefix: b
     if size_prefix:
         source = torch.cat([torch.tensor([NUM_ROWS, NUM_COLUMNS]), source])
 
-    # A row's end stands behind the row's last token; what comes first stands at the beginning.
+    # A row's end stands after the row's last token; what comes first stands at the beginning.
     before = torch.where(source == ROW_END, source.roll(1), source).clamp(min=0)
     grid = layout.grid[before]
     grid[source == ROW_END, 2] = columns

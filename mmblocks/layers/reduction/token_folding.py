@@ -91,7 +91,7 @@ def fold(x: Float[Tensor, "B L D"], folds: Folding, joined: Float[Tensor, "V D"]
 
 
 class _Residual(nn.Module):
-    """A feed-forward layer behind a norm, added to what comes in."""
+    """A feed-forward layer after a norm, added to what comes in."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def merge_still(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         threshold: cosine from which on two tokens are alike.
         metric: what is compared; None for ``x``.
         size: how many tokens each stands for already, which are its weight.
@@ -71,7 +71,7 @@ def pool_frames(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         num_frames: of a group.
         size: how many tokens each stands for already, which are its weight.
         visual: which tokens are pooled; None for all that are visual, clean and not asked.

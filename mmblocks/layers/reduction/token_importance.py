@@ -16,7 +16,7 @@ _SCORES_AT_ONCE = 2**24
 
 
 def prunable(table: TokenTable) -> Bool[Tensor, "B L"]:
-    """True at visual tokens that may go: clean ones, inside an image, after which no head is asked for anything."""
+    """True at visual tokens that may go: clean ones, inside an image, after which no head is supervised."""
     in_image = (table.modality == int(Modality.VISION)) & (table.span != NO_SPAN)
     return in_image & ~table.noisy & ~table.is_padding & (table.target == NO_HEAD)
 
@@ -61,7 +61,7 @@ def attention_received(
     """The attention that ends at each token: of each query, the mean over heads; of those, the mean over queries.
 
     Args:
-        query: of one layer, behind its rotation.
+        query: of one layer, after its rotation.
         key: likewise.
         visible: True where a query sees a key.
         counted: True at queries that count.
@@ -113,7 +113,7 @@ def keep_local(
 
     Args:
         importance: of each token.
-        table: who they are.
+        table: the tokens' metadata.
         visual: those that may go.
         window: rows and columns of a window.
         count: how many stay in each.

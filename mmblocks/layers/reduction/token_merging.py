@@ -3,7 +3,7 @@
 Each function takes features and their table and gives back both, shortened; see ``token_reduction``. Tokens after which a head is
 asked for something, noised copies, text and padding are never merged unless ``visual`` says so.
 
-In a causal row a merged token may know of tokens behind its place: fine for prompts, which are known as a whole.
+In a causal row a merged token may know of tokens after its place: fine for prompts, which are known as a whole.
 
 Shapes: B rows, L tokens, S images of all rows, N tokens of the largest, D width, C width of what is compared.
 """
@@ -63,7 +63,7 @@ def merge_pairs(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         share: of each image's tokens, how many shall go, rounded down; at most half.
         metric: what is compared, by its cosine; None for ``x``.
         size: how many tokens each stands for already, which are its weight.
@@ -106,7 +106,7 @@ def merge_clusters(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         share: of each image's tokens, how many shall be left, rounded up.
         num_neighbours: by which density is told, the token itself included.
         metric: what is compared, by its distance; None for ``x``.
@@ -173,7 +173,7 @@ def merge_dropped(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         keep: True at tokens that stay. Those that go and are not visual, or whose image keeps none, are dropped.
         metric: what is compared, by its cosine; None for ``x``.
         size: how many tokens each stands for already, which are its weight.

@@ -123,7 +123,7 @@ class Shortened(NamedTuple):
 
     Attributes:
         x: the tokens that are left, zeros at padding.
-        table: who they are.
+        table: the tokens' metadata.
         kept: which token each was: of a merged one, that into which the others went; 0 at padding.
         into: for each token before, which of those that are left it is in; -1 where it was dropped.
         size: how many tokens before are in each of those that are left; 0 at padding.
@@ -143,7 +143,7 @@ def drop_tokens(
 
     Args:
         x: the tokens.
-        table: who they are.
+        table: the tokens' metadata.
         keep: True at those that stay.
         size: how many tokens each stands for already; None for one each.
     """
@@ -170,7 +170,7 @@ def merge_tokens(
 
     Args:
         x: the tokens.
-        table: who they are. Padding is taken out.
+        table: the tokens' metadata. Padding is taken out.
         into: for each token the place of the one it goes into, its own where it stays, -1 where it is dropped.
         size: how many tokens each stands for already, which are its weight; None for one each.
 

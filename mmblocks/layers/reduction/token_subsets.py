@@ -20,7 +20,7 @@ class Subsets(NamedTuple):
 
     Attributes:
         read: True where a token is read.
-        asked: True where a head is asked for it.
+        asked: True where a head predicts it.
     """
 
     read: Bool[Tensor, "B L"]

@@ -33,7 +33,7 @@ class EvaTower(Block):
         dim, num_layers, num_heads, mlp_dim: its sizes.
         norm: "layer", or "rms" as in EVA-CLIP-8B and 18B.
         norm_eps: of all norms.
-        post_norm: norms behind attention and feed-forward, inside the residual, as in EVA02-CLIP-E and EVA-CLIP-18B.
+        post_norm: norms after attention and feed-forward, inside the residual, as in EVA02-CLIP-E and EVA-CLIP-18B.
         qkv_bias: biases of query and value; there is none of key.
         swiglu: a gated feed-forward with a norm inside, as in EVA-02's base and large towers; else a plain one.
         activation: of the plain feed-forward; see ``ACTIVATIONS``.
@@ -149,7 +149,7 @@ class EvaTower(Block):
     def states(
         self, pixels: Float[Tensor, "B 3 H W"], layers: Sequence[int], *, keep: Int[Tensor, "B K"] | None = None
     ) -> list[Float[Tensor, "B M D"]]:
-        """What several blocks give, in the order asked for. Blocks behind the last of them are not computed.
+        """What several blocks give, in the order asked for. Blocks after the last of them are not computed.
 
         Args:
             pixels: as for ``forward``.

@@ -16,7 +16,7 @@ WRAPPERS = "model|module|state_dict|"
 """Under which of these keys, or none, a ``.pt`` file holds its tensors."""
 
 _HEAD = ("norm.*", "fc_norm.*", "head.*", "lm_head.*", "mask_token")
-"""What published files hold behind the last block, or for pretraining alone."""
+"""What published files hold after the last block, or for pretraining alone."""
 
 BESIDE_VISUAL = (
     *("text.*", "logit_scale"),
@@ -223,7 +223,7 @@ def tower_layouts() -> tuple[Layout, ...]:
 
 
 _TOWER_ALONE = ("embed_dim", "text_cfg.*", "quick_gelu", "vision_cfg.patch_dropout", "vision_cfg.global_average_pool")
-"""Of the text tower, and of what lies behind the image tower's last block, which has always the exact GELU."""
+"""Of the text tower, and of what lies after the image tower's last block, which has always the exact GELU."""
 
 
 def _tower_config(published: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class SiglipVision(nn.Module):
         return self.patch(pixels).flatten(2).transpose(1, 2) + self.positions
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
-        """The patches behind the norm, and the pooled vector."""
+        """The patches after the norm, and the pooled vector."""
         x = self.embed(pixels)
         for layer in self.layers:
             x = layer(x)

@@ -239,7 +239,7 @@ class ACDiT(Block):
         cache: KVCache | None,
         hooks: TrunkHooks | None,
     ) -> Tensor:
-        """The noise in block ``number``, behind clean blocks of which the cache lacks the last ones, ``unread``."""
+        """The noise in block ``number``, after clean blocks of which the cache lacks the last ones, ``unread``."""
         first = number - len(unread)
         table = self.blocks.table(len(noised), clean=range(first, number), noised=[number])
         keys = table if cache is None else cache.append(table)

@@ -31,7 +31,7 @@ _IDS = {name: number for number, name in _NAMES.items()}
 _SPECIAL = re.compile(r"<\|(?:endoftext|im_start|im_end|image token|image start|image end|extra_\d+|visual token \d+)\|>")
 
 EMU3_UNDERSTANDING = "<|extra_203|>You are a helpful assistant. USER: <|IMAGE|>{question}. ASSISTANT:"
-"""Emu3-Chat about an image; the dot behind the question is the template's."""
+"""Emu3-Chat about an image; the dot after the question is the template's."""
 
 EMU3_STAGE1_UNDERSTANDING = "<|extra_203|><|IMAGE|>{question}"
 """Emu3-Stage1 about an image."""
@@ -136,7 +136,7 @@ def fill_template(
     Args:
         template: with ``{question}`` and ``<|IMAGE|>``, such as those above.
         question: the user's text. Special tokens spelled in it are special, as upstream has it.
-        images: grids of codes. Several at the only placeholder stand there one behind the other.
+        images: grids of codes. Several at the only placeholder stand there one after the other.
         format: how images are written.
 
     Raises:

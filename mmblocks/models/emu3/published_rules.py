@@ -12,13 +12,13 @@ from mmblocks.vocabulary.grid_format import EMU3, EMU35, GridFormat
 class Emu3PrefixGrammar(GridGrammar):
     """Emu3's prefix constraint: one image of a known size, then the end of the text, then padding without end.
 
-    Its test for row ends comes first and holds behind the image too: at width 1 the row end takes the place of the id that
+    Its test for row ends comes first and holds after the image too: at width 1 the row end takes the place of the id that
     ends the image, at width 2 that of the end of the text, and wider ones stand in the padding. ``GridGrammar`` writes
     every id and then stops.
 
     Args:
         size: (height, width) in tokens.
-        eos, pad: the ids behind the image.
+        eos, pad: the ids after the image.
         format: ids and order of the codes.
 
     Source: ``Emu3PrefixConstrainedLogitsHelper`` (baaivision/Emu3).
@@ -30,7 +30,7 @@ class Emu3PrefixGrammar(GridGrammar):
         self.eos, self.pad = eos, pad
 
     def start(self, prompt: Sequence[int] = ()) -> State:
-        """Behind the prompt's first ``image`` id.
+        """After the prompt's first ``image`` id.
 
         Raises:
             ValueError: if the prompt has none.
@@ -44,18 +44,18 @@ class Emu3PrefixGrammar(GridGrammar):
         """A row end at each multiple of the width and one; else the closing ids at their places; else any code."""
         place, stride = state.offset + 1, self.width + 1
         row_end = 0 if self.format.row_end is None else self.format.row_end
-        behind = [*self.format.closing, self.eos]
+        after = [*self.format.closing, self.eos]
         past = place - self.height * stride
         if place % stride == 0:
             only = row_end
         elif past <= 0:
             return self._codes
         else:
-            only = behind[past - 1] if past <= len(behind) else self.pad
+            only = after[past - 1] if past <= len(after) else self.pad
         return ((only, only + 1),)
 
     def describe(self, state: State) -> Described:
-        """As in an image of this size; text behind it."""
+        """As in an image of this size; text after it."""
         if state.offset >= self.format.length(self.height, self.width):
             state = state._replace(mode="text")
         return super().describe(state)

@@ -22,7 +22,7 @@ def mask_of(orders: Int[Tensor, "B L"], count: int) -> Bool[Tensor, "B L"]:
 
 
 def mask_counts(num_tokens: int, num_steps: int) -> list[int]:
-    """How many tokens are still masked behind each step: L times a cosine, at least one fewer each time, 0 at last.
+    """How many tokens are still masked after each step: L times a cosine, at least one fewer each time, 0 at last.
 
     Raises:
         ValueError: fewer than one step, or more than tokens.

@@ -166,7 +166,7 @@ class MAR(Block):
             tokens: the image.
             labels: classes.
             drop: see ``forward``.
-            mask: what is asked for; drawn if None, see ``mar_masks.draw_mask``.
+            mask: what is masked; drawn if None, see ``mar_masks.draw_mask``.
             generator: source of all draws.
             draws: what the head takes beside.
         """

@@ -1,4 +1,4 @@
-"""OmniGen: one decoder reads text and images, and turns noise into the image that is asked for.
+"""OmniGen: one decoder reads text and images, and turns noise into the image that the prompt describes.
 
 Shapes: B rows, L tokens, D width, C channels of a latent, h and w latents.
 """

@@ -94,7 +94,7 @@ def prompt_rows(prompts: Sequence[Prompt], patch_size: int, device: torch.device
 
 
 def output_table(prompts: TokenTable, sizes: Sequence[tuple[int, int]], patch_size: int) -> TokenTable:
-    """The time token and the tokens of the image that is made, behind the prompts; shorter rows are padded on the right."""
+    """The time token and the tokens of the image that is made, after the prompts; shorter rows are padded on the right."""
     grids = [(height // patch_size, width // patch_size) for height, width in sizes]
     table = TokenTable.padding(len(sizes), 1 + max(rows * columns for rows, columns in grids))
     table.modality[:, 0] = Modality.VISION

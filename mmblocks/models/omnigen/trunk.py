@@ -43,11 +43,11 @@ class Phi3Decoder(Decoder):
         hooks: TrunkHooks | None = None,
         total_length: int | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm; see ``Decoder``.
+        """Hidden states after the final norm; see ``Decoder``.
 
         Args:
             embeds: the tokens.
-            table: who they are.
+            table: the tokens' metadata.
             cache: what was read before.
             mask: see ``Decoder``, as the others.
             taps: states to record.

@@ -15,7 +15,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int
 
     PyTorch emulates it there, which takes from 8 times (channels last) to 300 times as long as float32. Here the values are float32
     from the first product to the last sum, and rounded once: an error no larger than that of true half precision. 3x3 convolutions
-    of large maps take a quarter of the products besides (``conv3x3_winograd``), unless a gradient is asked for.
+    of large maps take a quarter of the products besides (``conv3x3_winograd``), unless a gradient is needed.
 
     Args:
         x: (B, C, H, W).

@@ -51,8 +51,8 @@ def conv3x3_winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     out = x.new_empty(batch, 4 * rows, 4 * columns, weight.shape[0])
     for source, target in zip(padded, out, strict=True):
         for first in range(0, rows, strips.rows):
-            behind = min(first + strips.rows, rows)
-            strips(source[4 * first : 4 * behind + 2], target[4 * first : 4 * behind])
+            after = min(first + strips.rows, rows)
+            strips(source[4 * first : 4 * after + 2], target[4 * first : 4 * after])
     return out[:, :height, :width].permute(0, 3, 1, 2)
 
 

@@ -24,7 +24,7 @@ def group_norm_silu(
         x: (B, C, *S), of any floating dtype.
         num_groups: groups of neighbouring channels; divides C.
         weight: (C,) factors.
-        bias: (C,) added behind them.
+        bias: (C,) added after them.
         eps: added to a group's variance.
         impl: "eager", "triton", or "auto"; see ``mmblocks.ops.which``.
 
@@ -54,5 +54,5 @@ def _why_not(x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Ten
     if x.shape[1] > 4096 or x.numel() == 0:
         return f"x has shape {tuple(x.shape)}; it takes 1 to 4096 channels of a map that is not empty"
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, weight, bias)):
-        return "a gradient is asked for; it has none"
+        return "a gradient is needed; it has none"
     return ""

@@ -125,7 +125,7 @@ def _why_not(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, labe
     if place := why_not_on(hidden, weight):
         return place
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (hidden, weight, bias)):
-        return "a gradient is asked for; it has none"
+        return "a gradient is needed; it has none"
     if hidden.dtype == torch.float64 or not len(hidden) or label_smoothing:
         return "it takes float32, bfloat16 and float16, at least one row, and no label smoothing"
     return ""

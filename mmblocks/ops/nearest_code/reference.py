@@ -54,9 +54,9 @@ def _nearest(x: Tensor, codebook: Tensor, half_norm: Tensor, columns: int) -> Te
 
 
 def _why_no_score(x: Tensor, codebook: Tensor) -> str:
-    spoiled = (~codebook.isfinite().all(dim=1)).nonzero().flatten()
-    if len(spoiled):
-        found = f"{len(spoiled)} of {len(codebook)} codes, such as number {int(spoiled[0])}"
+    not_finite = (~codebook.isfinite().all(dim=1)).nonzero().flatten()
+    if len(not_finite):
+        found = f"{len(not_finite)} of {len(codebook)} codes, such as number {int(not_finite[0])}"
         return f"the codebook holds NaN or infinity in {found}; accepted: finite values"
     if not x.isfinite().all():
         return "x holds NaN or infinity; accepted: finite values"

@@ -24,7 +24,7 @@ class RowGroups(NamedTuple):
         group: (N,) the group of each sorted row, rising.
         order: (N,) which row comes where: those of group 0 first, in their old order.
         place: (N,) the way back: where each row has gone.
-        ends: (G,) behind which sorted row each group ends.
+        ends: (G,) after which sorted row each group ends.
         sizes: rows of each group where they are known on the host; None inside a compiled graph.
     """
 

@@ -1,4 +1,4 @@
-"""SimVQ: a frozen random codebook behind a learned linear map, so that all codes move whenever one is chosen.
+"""SimVQ: a frozen random codebook after a learned linear map, so that all codes move whenever one is chosen.
 
 Shapes: B images, K codes, D width of a feature, F width of a frozen code.
 """

@@ -30,13 +30,13 @@ from mmblocks.tokenizers.conv.stripes import Stripes, check_no_gradients
 
 
 def encoder_widths(channels: int, multipliers: Sequence[int], num_blocks: int) -> list[list[int]]:
-    """Channels before and behind each residual block, level by level, from the finest."""
+    """Channels before and after each residual block, level by level, from the finest."""
     ends = [channels * multiplier for multiplier in multipliers]
     return [[begin, *[end] * num_blocks] for begin, end in zip([channels, *ends], ends, strict=False)]
 
 
 def decoder_widths(channels: int, multipliers: Sequence[int], num_blocks: int) -> list[list[int]]:
-    """Channels before and behind each residual block, level by level, from the finest. A level has one block more."""
+    """Channels before and after each residual block, level by level, from the finest. A level has one block more."""
     ends = [channels * multiplier for multiplier in multipliers]
     return [[begin, *[end] * (num_blocks + 1)] for begin, end in zip([*ends[1:], ends[-1]], ends, strict=True)]
 
@@ -48,8 +48,8 @@ class ConvEncoder(Block):
         channels: width at the finest level.
         multipliers: width of each level, as a multiple of ``channels``; the sides shrink by ``2 ** (len(multipliers) - 1)``.
         num_blocks: residual blocks a level.
-        attention_levels: numbers of the levels with attention behind each block; 0 is the finest.
-        latent_channels: width behind the last 3x3 convolution.
+        attention_levels: numbers of the levels with attention after each block; 0 is the finest.
+        latent_channels: width after the last 3x3 convolution.
         code_dim: width of a token, to which a 1x1 convolution projects; None for no projection.
         in_channels: colours.
 

@@ -40,7 +40,7 @@ class RowMap(ABC):
         return self.num_bytes
 
     def stripes(self, num_bytes: int) -> Iterator[tuple[int, int]]:
-        """First row, and row behind the last, of stripes that take ``num_bytes``, here or beneath; at least a row each."""
+        """First row, and row after the last, of stripes that take ``num_bytes``, here or beneath; at least a row each."""
         step = max(1, num_bytes * self.height // max(1, self.bytes_beneath))
         return ((start, min(start + step, self.height)) for start in range(0, self.height, step))
 
@@ -123,7 +123,7 @@ class ComputedMap(RowMap):
 
 
 class ConvolvedMap(ComputedMap):
-    """A convolution of stride 1 that keeps the sides, behind a norm and SiLU where there is one."""
+    """A convolution of stride 1 that keeps the sides, after a norm and SiLU where there is one."""
 
     def __init__(self, source: RowMap, conv: nn.Conv2d, norm: "KnownNorm | None" = None) -> None:
         super().__init__(conv.out_channels, source.height, source.width, source)
@@ -151,20 +151,20 @@ class ConvolvedMap(ComputedMap):
 class ResidualMap(ComputedMap):
     """A residual block's output, from its input and from what is added to it."""
 
-    def __init__(self, source: RowMap, behind: RowMap, shortcut: nn.Module) -> None:
-        super().__init__(behind.channels, source.height, source.width, behind, source)
+    def __init__(self, source: RowMap, after: RowMap, shortcut: nn.Module) -> None:
+        super().__init__(after.channels, source.height, source.width, after, source)
         self.shortcut = shortcut
 
     def compute(self, start: int, stop: int) -> Tensor:
         """What is added first: it asks the same source for more rows."""
-        behind, source = self.sources
-        added = behind.rows(start, stop)
+        after, source = self.sources
+        added = after.rows(start, stop)
         return self.shortcut(source.rows(start, stop)) + added
 
     def release(self, before: int) -> None:
         """What is added asks for two rows around, when it is computed from the input."""
-        behind, source = self.sources
-        behind.release(before)
+        after, source = self.sources
+        after.release(before)
         source.release(before - 2)
 
 
@@ -240,11 +240,11 @@ class KnownNorm:
         if self.spatial is None:
             return normed
         near = self.nearest[start : start + rows.shape[2]]
-        first, behind = int(near[0]), int(near[-1]) + 1
-        beside = self.condition[0][:, :, first:behind]
+        first, after = int(near[0]), int(near[-1]) + 1
+        beside = self.condition[0][:, :, first:after]
         near = (near - first).to(rows.device)
         scale, shift = (
-            interpolate(conv(beside), size=(behind - first, rows.shape[3]), mode="nearest").index_select(2, near)
+            interpolate(conv(beside), size=(after - first, rows.shape[3]), mode="nearest").index_select(2, near)
             for conv in (self.spatial.scale, self.spatial.shift)
         )
         return torch.addcmul(shift, normed, scale)

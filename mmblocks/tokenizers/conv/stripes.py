@@ -24,7 +24,7 @@ def set_memory_budget(model: nn.Module, num_bytes: int | None) -> None:
 
     - a block's output is held if it fits into the budget, and takes the place of what it is computed from, row by row;
     - the map inside a residual block is held if it fits beside what the block reads;
-    - all else is computed from held maps whenever it is asked for;
+    - all else is computed from held maps on demand;
     - attention holds its map, with queries, keys and values, whatever the budget.
 
     A good budget is one map of the finest level (channels x height x width values): at Emu3's widths encoding is then 1.2 times
@@ -72,7 +72,7 @@ class Stripes:
         self.stripe_bytes = budget // STRIPES
 
     def conv(self, x: RowMap, conv: nn.Conv2d, norm: nn.Module | None = None) -> RowMap:
-        """A convolution that keeps the sides, behind a norm and SiLU where there is one."""
+        """A convolution that keeps the sides, after a norm and SiLU where there is one."""
         return self._settled(ConvolvedMap(x, conv, None if norm is None else self._known(norm, x)))
 
     def middle(self, x: RowMap, middle: Middle) -> RowMap:
@@ -93,8 +93,8 @@ class Stripes:
         hidden: RowMap = ConvolvedMap(x, block.conv1, self._known(block.norm1, x))
         if hidden.num_bytes + sum(held.num_bytes for held in x.held()) <= self.budget:
             hidden = self._held(hidden)
-        behind = ConvolvedMap(hidden, block.conv2, self._known(block.norm2, hidden))
-        return self._settled(ResidualMap(x, behind, block.shortcut))
+        after = ConvolvedMap(hidden, block.conv2, self._known(block.norm2, hidden))
+        return self._settled(ResidualMap(x, after, block.shortcut))
 
     def attention(self, x: RowMap, attention: nn.Module) -> RowMap:
         """See ``AttentionBlock``: it needs all rows at once."""

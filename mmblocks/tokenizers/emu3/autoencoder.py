@@ -23,7 +23,7 @@ class Emu3Encoder(Block):
     Its 2-d convolutions run once; those of a clip run on ``FRAME_PIXELS`` at a time, so that long clips need no more memory.
 
     Args:
-        code_dim: width of a token, and of all that is behind the 2-d convolutions.
+        code_dim: width of a token, and of all that is after the 2-d convolutions.
         channels, multipliers, attention_levels: see ``ConvEncoder``.
         num_blocks: residual blocks a level, and of those that look back in time.
         temporal_factor: frames that make one token in time; a power of two.

@@ -22,7 +22,7 @@ from mmblocks.tokenizers.lavit.layout import LAYERS_HARMLESS, MLP_RATIO, TOKENIZ
 from mmblocks.tokenizers.towers.tower_tokenizer import NoDecoder, TowerTokenizer
 
 IMAGE_START, IMAGE_END, FIRST_CODE = 32000, 32001, 32002
-"""Ids in LaVIT's language model, behind the 32,000 of Llama's text: around an image, and of code 0."""
+"""Ids in LaVIT's language model, after the 32,000 of Llama's text: around an image, and of code 0."""
 
 
 _SIZES = {
@@ -172,7 +172,7 @@ def language_ids(ids: Int[Tensor, "B L"], *, special: bool = True) -> list[Int[T
 
     Args:
         ids: of ``LaVITTokenizer.encode``.
-        special: put ``IMAGE_START`` before and ``IMAGE_END`` behind.
+        special: put ``IMAGE_START`` before and ``IMAGE_END`` after.
     """
     rows = [row[row != PADDING] + FIRST_CODE for row in ids]
     if not special:

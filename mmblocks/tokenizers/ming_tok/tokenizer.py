@@ -191,7 +191,7 @@ class MingTok(VisualTokenizer):
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """The square in the middle, behind bicubic resizing of the shorter side, as upstream prepares images to rebuild.
+        """The square in the middle, after bicubic resizing of the shorter side, as upstream prepares images to rebuild.
 
         For understanding, Ming-UniVision instead squeezes the whole image into 1,024 x 1,024 pixels.
 

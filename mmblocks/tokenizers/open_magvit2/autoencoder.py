@@ -17,7 +17,7 @@ from mmblocks.tokenizers.conv.magvit2 import CausalConvolution, Conv, DepthToSpa
 
 
 class ResidualLevel(nn.Module):
-    """Residual blocks at one resolution; a norm before them where the codes condition it, a change of the sides behind them."""
+    """Residual blocks at one resolution; a norm before them where the codes condition it, a change of the sides after them."""
 
     def __init__(self, widths: list[int], *, conv: Conv) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class OpenMAGVIT2Encoder(Block):
     Args:
         channels: width at the finest level.
         multipliers: width of each level, as a multiple of ``channels``; the sides shrink by ``2 ** (len(multipliers) - 1)``.
-        num_blocks: residual blocks a level, and behind the last.
+        num_blocks: residual blocks a level, and after the last.
         code_dim: D.
-        temporal_levels: for clips, with convolutions that are causal in time: numbers of the levels behind which frames are halved
+        temporal_levels: for clips, with convolutions that are causal in time: numbers of the levels after which frames are halved
             too; 0 is the finest. None: for images.
 
     Source: Open-MAGVIT2 (arXiv 2409.04410; TencentARC/SEED-Voken).

@@ -23,7 +23,7 @@ _RULES = plain_rules(".conv_1")
 
 
 def _halved(multipliers: tuple[int, ...]) -> tuple[int, ...]:
-    """The levels behind which frames are halved with the sides: not those of the least width."""
+    """The levels after which frames are halved with the sides: not those of the least width."""
     return tuple(level for level, multiplier in enumerate(multipliers[:-1]) if multiplier != 1)
 
 

@@ -1,4 +1,4 @@
-"""TiTok behind the first stage of its training: it tells the codes of another tokenizer, and has no decoder to pixels yet.
+"""TiTok after the first stage of its training: it predicts the codes of another tokenizer, and has no decoder to pixels yet.
 
 Shapes: B images, H and W pixels, K tokens, D width of a token, h and w codes of the other tokenizer, C how many there are of them.
 """

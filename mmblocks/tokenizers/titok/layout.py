@@ -215,7 +215,7 @@ def _network(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_size(config: Mapping[str, Any]) -> int:
-    """Of the square that the evaluation cuts, behind resizing the shorter side to as many pixels."""
+    """Of the square that the evaluation cuts, after resizing the shorter side to as many pixels."""
     images = config.get("dataset", {}).get("preprocessing", {})
     size: int = images.get("crop_size", 256)
     only(images, "resize_shorter_edge", size)

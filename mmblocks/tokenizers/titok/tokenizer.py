@@ -58,7 +58,7 @@ class OneDimensionalTokenizer(VisualTokenizer):
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-        """The square in the middle, behind bicubic resizing of the shorter side.
+        """The square in the middle, after bicubic resizing of the shorter side.
 
         Source: bytedance/1d-tokenizer, the transform of its evaluation.
         """
@@ -188,7 +188,7 @@ class OneStageTiTok(OneDimensionalTokenizer):
 class TATiTok(OneDimensionalTokenizer):
     """TiTok whose decoder also reads a text about the image: ``decode(latents, text=...)``.
 
-    The text is what CLIP ViT-L/14's (336 pixels, OpenAI) text tower gives for every one of its 77 tokens behind its last norm. The
+    The text is what CLIP ViT-L/14's (336 pixels, OpenAI) text tower gives for every one of its 77 tokens after its last norm. The
     defaults are TA-TiTok-BL-32 with 8,192 codes.
 
     Args:

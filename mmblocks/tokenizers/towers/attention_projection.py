@@ -114,7 +114,7 @@ class ResizingAttention(nn.Module):
 
 
 class GatedGELU(nn.Module):
-    """``down(gelu(gate(x)) * up(x))`` behind a norm of its own; GELU by its tanh formula.
+    """``down(gelu(gate(x)) * up(x))`` after a norm of its own; GELU by its tanh formula.
 
     Args:
         dim: width of input and output.

@@ -115,7 +115,7 @@ class TATokEncoder(Block):
         state: which of the states, counted as in a list of the embedded patches and what each layer makes of them.
         pool_scale: patches a side that are averaged into a token, where ``forward`` is not told.
 
-    Layers behind that state, the norm and the pooled vector are in the published file, but not used.
+    Layers after that state, the norm and the pooled vector are in the published file, but not used.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class TATokDecoder(Block):
 class TATok(VisualTokenizer):
     """SigLIP 2, a codebook that began as a language model's embeddings, and a small decoder back to SigLIP 2's features.
 
-    There are no pixels behind the decoder: Tar paints images with a generative model that reads its features or the codes.
+    There are no pixels after the decoder: Tar paints images with a generative model that reads its features or the codes.
 
     Args:
         num_codes: size of the codebook.

@@ -1,4 +1,4 @@
-"""ViTamin, convolutions first and a transformer behind them, as an encoder, and turned round as a decoder.
+"""ViTamin, convolutions first and a transformer after them, as an encoder, and turned round as a decoder.
 
 Shapes: B images, H and W pixels, h and w tokens of 16 x 16 pixels, C width of the transformer, D width of a code.
 """

@@ -140,7 +140,7 @@ class KVCache:
             raise ValueError(f"table has {batch} rows; the cache was made for {self.batch}")
         if self.free is not None and new > self.free:
             raise ValueError(
-                f"{new} tokens behind {self.length} do not fit a cache of {self.capacity}: make it with a larger capacity"
+                f"{new} tokens after {self.length} do not fit a cache of {self.capacity}: make it with a larger capacity"
             )
 
     def take_room(self, empty: "KVCache") -> None:

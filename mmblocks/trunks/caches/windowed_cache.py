@@ -19,7 +19,7 @@ class WindowedCache(KVCache):
 
     Tokens keep the positions they were read at: a trunk that is to read beyond its trained length needs a ``rope_scaling``, or
     positions that do not grow. Several tokens read at once see each other and all that is held; what is too much is forgotten
-    behind them. Only their table is kept of forgotten tokens, since positions are counted from it.
+    after them. Only their table is kept of forgotten tokens, since positions are counted from it.
 
     Args:
         empty: an empty cache, whose memory this one takes over; its capacity is that of sinks and window together.
@@ -104,12 +104,12 @@ class WindowedCache(KVCache):
         return (keys[:, :, : self.held], values[:, :, : self.held]) if new == 1 else seen
 
     def _places(self, first: int, count: int) -> Int[Tensor, " L"]:
-        """Where tokens number ``first ...`` are kept: the sinks first, behind them a ring."""
+        """Where tokens number ``first ...`` are kept: the sinks first, after them a ring."""
         number = torch.arange(first, first + count, device=self.slots.document.device)
         return torch.where(number < self.sinks, number, self.sinks + (number - self.sinks) % (self.capacity - self.sinks))
 
     def _kept(self, new: int, before: int | None = None) -> Tensor:
-        """Which of the new tokens are still there behind them."""
+        """Which of the new tokens are still there after them."""
         before = self.length if before is None else before
         number = torch.arange(before, before + new, device=self.slots.document.device)
         return (number < self.sinks) | (number >= before + new - (self.capacity - self.sinks))

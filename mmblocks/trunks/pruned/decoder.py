@@ -53,7 +53,7 @@ class PrunedDecoder(Block):
 
     The tokens are dropped from the row, not masked: later layers compute less, and their cache holds less. All that is left
     keeps its positions, and sees of what is left whom it saw before. Never dropped are text, noised copies and tokens after
-    which a head is asked for something, so that losses stay where they are. Rows that are read one token at a time, as in
+    which a head is supervised, so that losses stay where they are. Rows that are read one token at a time, as in
     decoding, are not pruned.
 
     Args:
@@ -102,11 +102,11 @@ class PrunedDecoder(Block):
         kept: list[Int[Tensor, "B _"]] | None = None,
         hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm; zeros at tokens that were dropped. Those of padding mean nothing.
+        """Hidden states after the final norm; zeros at tokens that were dropped. Those of padding mean nothing.
 
         Args:
             embeds: the tokens.
-            table: who they are.
+            table: the tokens' metadata.
             cache: what was read before; the tokens are added to it.
             mask: a form found beforehand, a user's own rule, or None for the table's rule.
             kept: a list to which the places (B, M) that each later stage reads are appended, -1 at padding.

@@ -63,8 +63,8 @@ def stage_mask(
     places = row.places.clamp(min=0)
     slots = torch.arange(numbers.shape[1], device=numbers.device)[-places.shape[1] :].expand_as(places)
     # Numbers rise along a row, so an interval of all tokens is one of those that are left, unless padding lies in between.
-    behind = padding & ((~padding).long().cumsum(dim=1) > 0)
-    ascending = torch.where(behind, num_old + num_new, numbers)
+    after = padding & ((~padding).long().cumsum(dim=1) > 0)
+    ascending = torch.where(after, num_old + num_new, numbers)
     if not isinstance(mask, Dense) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
         start, end = (0 * places, num_old + places + 1) if isinstance(mask, Causal) else (_take(edge, places) for edge in mask)
         left = (torch.searchsorted(ascending, edge.contiguous()) for edge in (start, end))

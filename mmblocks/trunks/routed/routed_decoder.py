@@ -28,7 +28,7 @@ RouteRule = Callable[[TokenTable], Tensor]
 """A table -> (B, L) int64: the number of the expert that each token goes to."""
 
 PARTS = ("norms", "attention", "mlp")
-"""What can be routed. The norms of heads go with the attention; the norm behind the last layer is everybody's."""
+"""What can be routed. The norms of heads go with the attention; the norm after the last layer is everybody's."""
 
 
 def by_modality(table: TokenTable, experts: Sequence[str] = ("text", "vision")) -> Int[Tensor, "B L"]:
@@ -42,7 +42,7 @@ def by_modality(table: TokenTable, experts: Sequence[str] = ("text", "vision")) 
 def text_when_alone(table: TokenTable) -> Int[Tensor, "B L"]:
     """By modality, but to the text weights where a pass reads one token only, whatever it is: what EVEv2's own code does.
 
-    Mono-InternVL's own code goes further, and sends all that is read behind a cache to the text weights.
+    Mono-InternVL's own code goes further, and sends all that is read after a cache to the text weights.
 
     Source: baaivision/EVE.
     """
@@ -53,7 +53,7 @@ def text_when_alone(table: TokenTable) -> Int[Tensor, "B L"]:
 class RoutedDecoder(Decoder):
     """A decoder whose norms, attention projections and feed-forward layers may differ by modality; all tokens attend together.
 
-    Who goes where is read off the token table of each forward pass, while decoding as before: an image that arrives behind a cache
+    Who goes where is read off the token table of each forward pass, while decoding as before: an image that arrives after a cache
     meets the weights of images. A part that is not routed has the first expert's weights alone, and they serve everybody.
 
     Args:

@@ -79,7 +79,7 @@ def watched(model: Any, hooks: TrunkHooks, taps: dict[int, Tensor] | None) -> It
                     before = partial(_before, call, taps, number)
                     registered.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             if len(layers) in hooks.hidden:
-                registered.callback(layers[-1].register_forward_hook(partial(_behind, call, len(layers))).remove)
+                registered.callback(layers[-1].register_forward_hook(partial(_after, call, len(layers))).remove)
             yield
     finally:
         _CALL.reset(token)
@@ -111,8 +111,8 @@ def _before(
     return ((state, *args[1:]), options) if args else (args, {**options, "hidden_states": state})
 
 
-def _behind(call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Behind the last layer, whose output is the states or begins with them."""
+def _after(call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """After the last layer, whose output is the states or begins with them."""
     if _CALL.get() is not call:
         return output
     if isinstance(output, tuple):

@@ -101,7 +101,7 @@ def _frequencies_differ(table: Tensor, arguments: Arguments) -> float:
 
 
 class TransformersTrunk(Block):
-    """A transformers language model behind the contract of a trunk: packed documents, images, any mask, cache, taps, hooks.
+    """A transformers language model with the contract of a trunk: packed documents, images, any mask, cache, taps, hooks.
 
         TransformersTrunk.from_pretrained("path/of/a/checkpoint")      # one whose tensors are called model.* and lm_head.*
         TransformersTrunk.around(AutoModelForCausalLM.from_pretrained(...))
@@ -155,7 +155,7 @@ class TransformersTrunk(Block):
         taps: dict[int, Tensor] | None = None,
         hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Hidden states behind the final norm; arguments as of ``Decoder``.
+        """Hidden states after the final norm; arguments as of ``Decoder``.
 
         Hooks for attention weights and heads need a model that takes its attention from outside, as most do; one that was handed to
         ``around`` needs ``model.set_attn_implementation("mmblocks")`` first, which is sdpa wherever no hook looks.

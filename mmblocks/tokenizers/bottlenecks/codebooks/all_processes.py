@@ -36,9 +36,9 @@ def nan_if_any_is(features: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The features or, with several processes, one number, which is NaN if a feature of any of them is NaN or infinite."""
     if not several_processes():
         return features
-    num_spoiled = (~features.isfinite()).sum()
-    sum_of_all(num_spoiled)
-    return torch.where(num_spoiled > 0, torch.nan, 0.0)
+    num_not_finite = (~features.isfinite()).sum()
+    sum_of_all(num_not_finite)
+    return torch.where(num_not_finite > 0, torch.nan, 0.0)
 
 
 def gather_equal(tensor: Tensor) -> list[Tensor]:

@@ -25,7 +25,7 @@ class AveragingCodebook(RunningAverages, Block):
         num_codes: K.
         dim: D.
         decay: how much of the running averages stays at each step.
-        restart_unused: whether codes that less than one feature chose of late move to features of the batch.
+        restart_unused: whether codes that less than one feature chose recently move to features of the batch.
 
     Attributes:
         codes: (K + 1, D); without gradients. The last row is the padding of published files.

@@ -26,7 +26,7 @@ _NOT_FINITE = "the features to quantise hold NaN or infinity; nothing was learne
 
 
 def check_finite(features: Tensor) -> None:
-    """Refuses NaN and infinity: they would spoil a codebook for good.
+    """Refuses NaN and infinity: they would corrupt a codebook permanently.
 
     Not checked inside a compiled graph, where running averages leave them out with a warning (``finite_or_warned``).
 
@@ -70,15 +70,15 @@ def check_in_all(features: Tensor, refusal: str | None) -> None:
     if torch.compiler.is_compiling() or not several_processes():
         check(features, refusal)
         return
-    spoiled = ~features.isfinite().all()
-    flags = torch.stack([torch.full_like(spoiled, refusal is not None), spoiled]).to(torch.uint8)
-    misshapen, spoilt = torch.stack(gather_equal(flags)).bool().T.tolist()
+    not_finite = ~features.isfinite().all()
+    flags = torch.stack([torch.full_like(not_finite, refusal is not None), not_finite]).to(torch.uint8)
+    misshapen, not_finite_ranks = torch.stack(gather_equal(flags)).bool().T.tolist()
     if refusal is not None:
         raise ValueError(refusal)
     if any(misshapen):
         numbers = ", ".join(str(number) for number, wrong in enumerate(misshapen) if wrong)
         raise ValueError(f"the features of process {numbers} do not fit; nothing was learned")
-    if any(spoilt):
+    if any(not_finite_ranks):
         raise ValueError(_NOT_FINITE)
 
 
