@@ -67,7 +67,7 @@ wheel: $(VENV)/test.stamp
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --wheel-dir dist .
 
 try-wheel: wheel
-	$(BIN)/python -m tests.try_wheel dist/mmblocks-*.whl
+	$(BIN)/python -m tests.project.try_wheel dist/mmblocks-*.whl
 
 bench-table: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.table

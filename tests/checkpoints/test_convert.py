@@ -109,7 +109,7 @@ import torch
 from torch import nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.convert import convert
-from tests.killed import contents, kill_at_random_steps
+from tests.shared.killed import contents, kill_at_random_steps
 
 class Part(Block):
     def __init__(self, *, dim, version):

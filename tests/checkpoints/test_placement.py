@@ -13,7 +13,7 @@ from mmblocks.checkpoints import placement
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.tokenizers import ConvDecoder, ConvEncoder, VisualTokenizer
 from mmblocks.tokenizers.bottlenecks import VectorQuantizer
-from tests.tiny import TOKENIZER, tiny_model
+from tests.shared.tiny import TOKENIZER, tiny_model
 
 
 class Layer(nn.Module):

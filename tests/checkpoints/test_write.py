@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from mmblocks.block import Block
-from tests.killed import steps_of
+from tests.shared.killed import steps_of
 
 class Part(Block):
     def __init__(self, *, version):

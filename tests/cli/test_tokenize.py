@@ -226,7 +226,7 @@ from mmblocks.block import Block
 from mmblocks.cli.token_shards import tokenize
 from mmblocks.layers.images.pixels import pixels_of
 from mmblocks.sequence.tokens import Latents
-from tests.killed import contents, kill_at_random_steps
+from tests.shared.killed import contents, kill_at_random_steps
 
 class Shifted(Block):
     def __init__(self, *, shift):

@@ -5,7 +5,7 @@ import torch
 
 from mmblocks import Decoder, TokenTable, codes, image, text
 from mmblocks.sequence.masks import lower
-from tests.tiny import FORMAT, TOKENIZER, tiny_model
+from tests.shared.tiny import FORMAT, TOKENIZER, tiny_model
 
 pytestmark = pytest.mark.unchecked
 BACKEND = "aot_eager"  # traces all that inductor would, without compiling C++

@@ -18,8 +18,8 @@ from mmblocks.connectors.published_widths import _WIDTHS
 from mmblocks.connectors.qformer import QFormerConnector
 from mmblocks.connectors.spatial_aggregator import SpatialAggregator
 from mmblocks.connectors.token_flex import TokenFlexProjector
-from tests.old_transformers import OLD_ENTRIES
-from tests.written_back import check_written_back
+from tests.shared.old_transformers import OLD_ENTRIES
+from tests.shared.written_back import check_written_back
 
 QFORMER = {"dim": 8, "in_dim": 6, "hidden_dim": 12, "num_layers": 3, "num_heads": 2, "mlp_dim": 10, "num_queries": 5}
 FORMER = {"in_dim": 6, "dim": 8, "num_queries": 5, "hidden_dim": 12, "num_layers": 2, "num_heads": 3, "head_dim": 4, "mlp_dim": 10}

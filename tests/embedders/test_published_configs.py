@@ -19,7 +19,7 @@ from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention
 from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.layers.soft_codes import SoftCodeEmbedding
 from mmblocks.tokenizers.towers.attention_projection import AttentionProjection
-from tests.written_back import check_written_back
+from tests.shared.written_back import check_written_back
 
 EVE1 = {"dim": 12, "hidden_dim": 16, "patch_size": 4, "image_size": 32, "teacher_image_size": 16, "teacher_patch_size": 4}
 EVE2 = {"dim": 12, "hidden_dim": 8, "patch_size": 4, "merge_size": 3, "max_size": 64}

@@ -11,7 +11,7 @@ from mmblocks.encoders.eva_clip_layouts import PRETRAINING
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
 from mmblocks.layers.towers.eva import EvaTower
-from tests.old_transformers import OLD_ENTRIES
+from tests.shared.old_transformers import OLD_ENTRIES
 
 TOWER = {"image_size": (28, 28), "patch_size": 14, "dim": 24, "num_layers": 1, "num_heads": 2, "mlp_dim": 37}
 LARGE = {"swiglu": True, "attention_norm": True, "rope": True, "rope_grid": (2, 2)}

@@ -14,7 +14,7 @@ from mmblocks.trunks.caches import static_cache
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.caches.windowed_cache import WindowedCache
-from tests.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
+from tests.shared.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 PROMPTS = [[text("what is it? ")], [text("a")]]
 

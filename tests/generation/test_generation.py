@@ -10,7 +10,7 @@ from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.grammar import State
 from mmblocks.generation.guidance import classifier_free
 from mmblocks.sequence.segments import Codes, Text
-from tests.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 
 def prompts():

@@ -15,7 +15,7 @@ from mmblocks.models.emu3.prompts import fill_template, read_document, spell, to
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar
 from mmblocks.vocabulary import EMU3, EMU35
 from mmblocks.vocabulary.grid_format import chameleon_format, raster_format
-from tests.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
+from tests.shared.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 
 def test_an_image_takes_the_size_of_the_one_before() -> None:

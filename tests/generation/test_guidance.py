@@ -9,7 +9,7 @@ from mmblocks import GREEDY, GridGrammar, Sampling, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling
 from mmblocks.generation.guidance import ClassifierFree, MutualInformation, ThreeWay, VisualContrastive
-from tests.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, tiny_model
 
 
 def test_three_way_guidance_has_the_two_way_one_in_it() -> None:

@@ -11,7 +11,7 @@ from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTok
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import sequential
-from tests.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 MASK = TOKENIZER["<eos>"]
 HIDE = MaskedTokens(mask_id=MASK)

@@ -16,7 +16,7 @@ from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
 from mmblocks.models.var.transformer import VAR
 from mmblocks.support import checks
-from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
 
 MESSAGE = "the logits of .* hold NaN or|the logits of .* are all minus infinity"
 BAD = pytest.mark.parametrize("fill", [-math.inf, math.nan, math.inf])

@@ -8,7 +8,7 @@ from mmblocks.layers.reduction.token_merging import density_peaks, merge_cluster
 from mmblocks.layers.reduction.token_reduction import drop_tokens, merge_tokens, moved, spread
 from mmblocks.sequence.tokens import TokenTable
 from tests.layers.test_token_importance import rows
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 METHODS = {
     "pairs": lambda x, table: merge_pairs(x, table, 0.4),

@@ -213,7 +213,7 @@ from pathlib import Path
 import torch
 from mmblocks.tokenizers import ConvVQ
 from mmblocks.training.tokenizer import TokenizerTrainer
-from tests.killed import contents, steps_of
+from tests.shared.killed import contents, steps_of
 
 run = Path(sys.argv[1])
 torch.manual_seed(0)

@@ -9,7 +9,7 @@ from mmblocks.sequence.masks import Causal, Dense, visible
 from mmblocks.sequence.positions import v2pe
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.decoder import Decoder
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 WIDTH = 32
 VARIANTS = {

@@ -11,7 +11,7 @@ from mmblocks.trunks import GatedCrossAttentionDecoder, RoutedDecoder
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.gated_cross_attention import ImageCache, images_before
 from mmblocks.trunks.hooks import TrunkHooks
-from tests.tiny import TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import TOKENIZER, VOCABULARY, tiny_model
 
 WIDTH, CONTEXT = 32, 6
 

@@ -14,8 +14,8 @@ from mmblocks.trunks.caches.windowed_cache import WindowedCache
 from mmblocks.trunks.hooks import HookedTrunk, TrunkHooks
 from mmblocks.trunks.llamagen import LlamaGenTrunk
 from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
-from tests.random_tables import random_table
-from tests.tiny import TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.random_tables import random_table
+from tests.shared.tiny import TOKENIZER, VOCABULARY, tiny_model
 
 SIZES = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
 TRUNKS = {

@@ -10,7 +10,7 @@ from mmblocks.sequence.tokens import Modality
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.neo.init import neo_from_qwen3
 from mmblocks.trunks.neo.trunk import NEOTrunk
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 40}

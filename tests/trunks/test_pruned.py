@@ -14,9 +14,9 @@ from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.pruned.decoder import PrunedDecoder
-from tests.random_tables import random_table
-from tests.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
-from tests.tiny import WIDTH as TINY_WIDTH
+from tests.shared.random_tables import random_table
+from tests.shared.tiny import EOS, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import WIDTH as TINY_WIDTH
 
 WIDTH = 32
 PRUNING = ((1, 0.5), (3, 0.25))

@@ -8,7 +8,7 @@ import torch
 from mmblocks import Decoder, TokenTable
 from mmblocks.trunks import MoEDecoder, RoutedDecoder
 from mmblocks.trunks.routed.routed_decoder import PARTS, by_modality, text_when_alone
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}

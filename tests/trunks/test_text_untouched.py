@@ -8,7 +8,7 @@ from mmblocks.checkpoints.surgery.graft import add_part
 from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.trunks import GatedCrossAttentionDecoder, ModalityLoRADecoder, RoutedDecoder
-from tests.tiny import TOKENIZER, VOCABULARY, WIDTH, tiny_model
+from tests.shared.tiny import TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 SURGERIES = {
     "norms, attention and mlp": lambda trunk: RoutedDecoder.from_decoder(trunk),

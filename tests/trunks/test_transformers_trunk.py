@@ -13,7 +13,7 @@ from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGramma
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.transformers.trunk import TransformersTrunk
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 transformers = pytest.importorskip("transformers")
 

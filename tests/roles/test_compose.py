@@ -6,7 +6,7 @@ from torch import nn
 
 from mmblocks import Block, Decoder, LMHead, MultimodalModel, codes, image, text, vectors
 from mmblocks.sequence.masks import Dense, visible
-from tests.tiny import FORMAT, TOKENIZER, WIDTH, tiny_model
+from tests.shared.tiny import FORMAT, TOKENIZER, WIDTH, tiny_model
 
 
 def samples():

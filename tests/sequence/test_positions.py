@@ -19,7 +19,7 @@ from mmblocks.sequence.positions import (
     v2pe,
 )
 from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 
 def two_documents() -> TokenTable:

@@ -8,7 +8,7 @@ from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, VisionToke
 from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.sequence.segments import Segment, codes, image, text, vectors
 from mmblocks.sequence.tokens import ImageLayout
-from tests.tiny import FORMAT, VOCABULARY
+from tests.shared.tiny import FORMAT, VOCABULARY
 
 WIDTH = 8
 

@@ -1,6 +1,6 @@
 """Every public class with a role, in every situation: it works and gives the right thing, or says what it does not take.
 
-A new class enters by a line in ``tests/role_examples.py``.
+A new class enters by a line in ``tests/roles/role_examples.py``.
 """
 
 import pickle
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks import Block
 from mmblocks.public import all_names, find
-from tests.role_examples import EMBEDDERS, EXAMPLES, FOLDERS, TOKENIZERS, TRUNKS, WITHOUT, Example, hidden
+from tests.roles.role_examples import EMBEDDERS, EXAMPLES, FOLDERS, TOKENIZERS, TRUNKS, WITHOUT, Example, hidden
 
 every = pytest.mark.parametrize("name", EXAMPLES)
 of_pixels = pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.is_pixels])
@@ -47,7 +47,7 @@ def test_every_public_class_with_a_role_is_in_the_table() -> None:
     found = {name: find(name) for name, module in all_names().items() if module.startswith(FOLDERS)}
     public = {name for name, one in found.items() if isinstance(one, type) and issubclass(one, Block)}
     missing = sorted(public - EXAMPLES.keys() - WITHOUT.keys())
-    assert not missing, f"{', '.join(missing)}: add an Example of each to EXAMPLES in tests/role_examples.py"
+    assert not missing, f"{', '.join(missing)}: add an Example of each to EXAMPLES in tests/roles/role_examples.py"
     assert not (EXAMPLES.keys() | WITHOUT.keys()) - public
 
 

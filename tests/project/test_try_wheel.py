@@ -6,7 +6,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.try_wheel import check_contents, readme_code
+from tests.project.try_wheel import check_contents, readme_code
 
 WHOLE = ["mmblocks/__init__.py", "mmblocks/__init__.pyi", "mmblocks/py.typed", "mmblocks/block.py"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 GUIDE = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 DIFF = re.search(r"^```diff\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)[1]
 

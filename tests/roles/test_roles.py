@@ -11,9 +11,9 @@ from torch import nn
 from mmblocks import ByteTokenizer, LMHead, MultimodalModel, TextEmbedding, text
 from mmblocks.models import VelocityHead
 from mmblocks.roles import Connector, Embedder, Encoder, Head, PixelDecoder, Tokenizer, Trunk, lacks
-from tests.role_examples import EXAMPLES, WITHOUT
-from tests.tiny import tiny_model
-from tests.trunks import test_var
+from tests.models import test_var
+from tests.roles.role_examples import EXAMPLES, WITHOUT
+from tests.shared.tiny import tiny_model
 
 ROLES: dict[str, tuple[type, tuple[str, ...]]] = {
     "tokenizer": (Tokenizer, ()),
@@ -24,7 +24,7 @@ ROLES: dict[str, tuple[type, tuple[str, ...]]] = {
     "head": (Head, ()),
     "pixel decoder": (PixelDecoder, ()),
 }
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([a-z ]+) \| (`[^|]+) \|", README, re.MULTILINE)
 LISTED = [(role, name) for role, names in ROWS for name in re.findall(r"`(\w+)`", names) if role in ROLES]
 

@@ -13,7 +13,7 @@ import mmblocks
 from mmblocks.public import all_names, find
 from scripts.stubs import stubs
 
-PACKAGE = Path(__file__).parents[1] / "mmblocks"
+PACKAGE = Path(__file__).parents[2] / "mmblocks"
 HEAVY = {"accelerate", "diffusers", "open_clip", "peft", "timm", "transformers", "triton", "vector_quantize_pytorch"}
 PARTS = {"connectors", "embedders", "encoders", "heads", "pixels", "tokenizers", "trunks"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

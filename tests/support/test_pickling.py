@@ -63,8 +63,8 @@ from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers import DiffusersAutoencoder
 from mmblocks.training import EVE1_STAGES, TokenizerRecipe
 from mmblocks.vocabulary import EMU3, EMU35, CodeIds, chameleon_format
-from tests import loading
-from tests.tiny import TOKENIZER
+from tests.shared import loading
+from tests.shared.tiny import TOKENIZER
 
 MEGABYTE = 2**20
 METHODS = ("layout", "preprocess", "preprocess_canvas", "render", "tokenize")

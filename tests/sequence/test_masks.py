@@ -8,7 +8,7 @@ from mmblocks.layers.attention.attend import attend, interval_block_mask, interv
 from mmblocks.sequence.masks import Causal, Dense, Intervals, densify, intervals, lower, visible
 from mmblocks.sequence.tokens import TokenTable
 from tests.parity.mmgeneric_masks import order_of
-from tests.random_tables import random_table
+from tests.shared.random_tables import random_table
 
 SEEDS = range(12)
 
