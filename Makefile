@@ -21,7 +21,7 @@ VERSIONS := $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --stack $(STACK)
 
-.PHONY: demo test test-newest test-oldest lint typecheck imports unit unchecked kernels docs wheel try-wheel lock bench-table clean
+.PHONY: demo test test-newest test-oldest lint stubs typecheck imports unit unchecked kernels docs wheel try-wheel lock bench-table clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/emu3_like.py
@@ -42,6 +42,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 
 # Releases of a library differ in what they annotate: an ignored error may be none, a call may have no types.
+stubs: $(VENV)/test.stamp
+	$(BIN)/python -m scripts.stubs
+	$(BIN)/ruff check --quiet --fix mmblocks
+
 typecheck: $(VENV)/test.stamp
 	$(BIN)/mypy $(if $(filter locked,$(STACK)),,--no-warn-unused-ignores --allow-untyped-calls)
 

@@ -192,7 +192,7 @@ class MLPProjector(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import MLPProjector
+        >>> from mmblocks.connectors import MLPProjector
         >>> connector = MLPProjector(in_dim=16, dim=32)
         >>> tuple(connector(torch.randn(2, 4, 6, 16)).shape)
         (2, 4, 6, 32)

@@ -153,7 +153,7 @@ class PerceiverResampler(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import PerceiverResampler
+        >>> from mmblocks.connectors import PerceiverResampler
         >>> connector = PerceiverResampler(dim=16, num_latents=5, num_layers=1, num_heads=2, head_dim=8)
         >>> tuple(connector(torch.randn(2, 4, 6, 16)).shape)
         (2, 5, 16)

@@ -33,7 +33,7 @@ class PixelShuffle(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import ConnectorChain, MLPProjector, PixelShuffle
+        >>> from mmblocks.connectors import ConnectorChain, MLPProjector, PixelShuffle
         >>> connector = ConnectorChain(parts=[PixelShuffle(factor=2), MLPProjector(in_dim=4 * 16, dim=32, norm=True)])
         >>> tuple(connector(torch.randn(1, 4, 6, 16)).shape)
         (1, 2, 3, 32)

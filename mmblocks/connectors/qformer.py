@@ -151,7 +151,7 @@ class QFormerConnector(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import QFormerConnector
+        >>> from mmblocks.connectors import QFormerConnector
         >>> sizes = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
         >>> connector = QFormerConnector(dim=32, in_dim=24, num_queries=5, **sizes)
         >>> tuple(connector(torch.randn(2, 17, 24)).shape)

@@ -40,7 +40,9 @@ class EncoderEmbedder(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import EncoderEmbedder, EVACLIPVision, MLPProjector
+        >>> from mmblocks.connectors import MLPProjector
+        >>> from mmblocks.embedders import EncoderEmbedder
+        >>> from mmblocks.encoders import EVACLIPVision
         >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32, "image_size": (28, 28), "patch_size": 14}
         >>> embedder = EncoderEmbedder(encoder=EVACLIPVision(tower=tower), connector=MLPProjector(in_dim=16, dim=32))
         >>> tuple(embedder([torch.rand(3, 28, 28)] * 3).embeds.shape)

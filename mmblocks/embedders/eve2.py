@@ -78,7 +78,7 @@ class EVE2PatchEmbedding(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import EVE2PatchEmbedding
+        >>> from mmblocks.embedders import EVE2PatchEmbedding
         >>> embedder = EVE2PatchEmbedding(dim=16, hidden_dim=8, patch_size=4, merge_size=2)
         >>> tokens = embedder([torch.rand(3, 16, 24), torch.rand(3, 8, 8)])  # images of any size
         >>> tuple(tokens.embeds.shape), tokens.image.bincount().tolist()

@@ -45,7 +45,7 @@ class EVACLIPVision(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import EVACLIPVision
+        >>> from mmblocks.encoders import EVACLIPVision
         >>> tower = {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32, "image_size": (28, 28), "patch_size": 14}
         >>> vision = EVACLIPVision(tower=tower, embed_dim=8).eval()
         >>> pixels = torch.rand(3, 3, 28, 28)

@@ -40,7 +40,8 @@ class DenoisingHead(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import DenoisingHead, DiffusersSampler
+        >>> from mmblocks.heads import DenoisingHead
+        >>> from mmblocks.layers import DiffusersSampler
         >>> from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
         >>> from mmblocks.layers.diffusion.noise_paths import FlowPath
         >>> net = AdaLNMLP(dim=4, condition_dim=16, width=8, num_blocks=1)

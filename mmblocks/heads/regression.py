@@ -91,7 +91,7 @@ class RegressionHead(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import RegressionHead
+        >>> from mmblocks.heads import RegressionHead
         >>> head = RegressionHead(dim=16, target_dim=4)
         >>> hidden, embeddings = torch.randn(3, 16), torch.randn(3, 4)
         >>> torch.allclose(head.loss(hidden, embeddings), (head.sample(hidden) - embeddings).square().mean(-1))

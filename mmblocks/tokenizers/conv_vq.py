@@ -91,7 +91,7 @@ class ConvVQ(VisualTokenizer):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import ConvVQ
+        >>> from mmblocks.tokenizers import ConvVQ
         >>> tokenizer = ConvVQ(channels=(8, 16), num_codes=32, code_dim=4)
         >>> latents = tokenizer.encode(torch.rand(2, 3, 28, 28))
         >>> tuple(latents.ids.shape), sorted(latents.loss)

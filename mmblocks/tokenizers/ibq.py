@@ -81,7 +81,7 @@ class IBQ(VisualTokenizer):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import IBQ
+        >>> from mmblocks.tokenizers import IBQ
         >>> sizes = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention_levels": (), "latent_channels": 16}
         >>> tokenizer = IBQ(num_codes=256, code_dim=16, **sizes).eval()
         >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids

@@ -51,7 +51,7 @@ class VQGAN(VisualTokenizer):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import VQGAN
+        >>> from mmblocks.tokenizers import VQGAN
         >>> sizes = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention_levels": (), "latent_channels": 16}
         >>> tokenizer = VQGAN(num_codes=64, code_dim=16, **sizes).eval()
         >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids

@@ -59,7 +59,7 @@ def _files(diff: str) -> list[tuple[str, str]]:
 def _apply(path: Path, hunks: str) -> None:
     """Replaces what each hunk takes away by what it brings; a new file comes as one hunk that takes nothing."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for hunk in re.split(r"^behind.*\n", hunks, flags=re.MULTILINE)[1:]:
+    for hunk in re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)[1:]:
         lines = [line if line else " " for line in hunk.splitlines()]
         old = "".join(line[1:] + "\n" for line in lines if line[0] in " -")
         new = "".join(line[1:] + "\n" for line in lines if line[0] in " +")

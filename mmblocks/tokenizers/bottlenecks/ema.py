@@ -120,7 +120,7 @@ class EMAVectorQuantizer(RunningAverages, Codebook):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import EMAVectorQuantizer
+        >>> from mmblocks.tokenizers.bottlenecks import EMAVectorQuantizer
         >>> quantizer = EMAVectorQuantizer(num_codes=8, dim=4, kmeans_init=True, dead_below=1.0)
         >>> latents = quantizer(torch.randn(2, 7, 7, 4))  # while training, this moves the codes
         >>> tuple(latents.ids.shape), sorted(latents.loss)

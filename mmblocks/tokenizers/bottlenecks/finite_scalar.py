@@ -83,7 +83,7 @@ class FiniteScalarQuantizer(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import FiniteScalarQuantizer
+        >>> from mmblocks.tokenizers.bottlenecks import FiniteScalarQuantizer
         >>> quantizer = FiniteScalarQuantizer(levels=(8, 5, 5))
         >>> quantizer.codebook_sizes
         (200,)

@@ -136,7 +136,7 @@ class LookupFreeQuantizer(Block):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import LookupFreeQuantizer
+        >>> from mmblocks.tokenizers.bottlenecks import LookupFreeQuantizer
         >>> quantizer = LookupFreeQuantizer(bits=(3,)).eval()
         >>> latents = quantizer(torch.tensor([[[-0.2, 0.7, 0.1]]]))
         >>> latents.z.tolist(), latents.ids.tolist()

@@ -30,7 +30,7 @@ class VectorQuantizer(Codebook):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import VectorQuantizer
+        >>> from mmblocks.tokenizers.bottlenecks import VectorQuantizer
         >>> quantizer = VectorQuantizer(num_codes=32, dim=4)
         >>> latents = quantizer(torch.randn(2, 7, 7, 4))
         >>> tuple(latents.ids.shape), sorted(latents.loss)

@@ -47,7 +47,7 @@ class Emu3VQ(VisualTokenizer):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import Emu3VQ
+        >>> from mmblocks.tokenizers import Emu3VQ
         >>> tokenizer = Emu3VQ(num_codes=64, channels=32, multipliers=(1, 2), num_blocks=1, attention_levels=()).eval()
         >>> latents = tokenizer.encode(torch.rand(1, 3, 8, 12))
         >>> tuple(latents.ids.shape), tuple(tokenizer.decode(latents.ids).shape)

@@ -135,7 +135,8 @@ class MoEDecoder(Decoder):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import Decoder, MoEDecoder, TokenTable
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import MoEDecoder
         >>> dense = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64)
         >>> trunk = MoEDecoder.from_decoder(dense, num_experts=4, experts_per_token=2)  # each expert a copy of the dense layer
         >>> table, embeds = TokenTable.text(1, 5), torch.randn(1, 5, 32)

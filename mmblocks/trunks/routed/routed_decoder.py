@@ -71,7 +71,9 @@ class RoutedDecoder(Decoder):
 
     Examples:
         >>> import torch
-        >>> from mmblocks import Modality, RoutedDecoder, TokenTable
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence import Modality
+        >>> from mmblocks.trunks import RoutedDecoder
         >>> trunk = RoutedDecoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64, experts=("text", "vision"))
         >>> table = TokenTable.text(1, 5)
         >>> table.modality[:, :3] = Modality.VISION  # three tokens of an image, with weights of their own
