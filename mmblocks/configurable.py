@@ -26,6 +26,10 @@ RESERVED = (
 """Arguments of ``Block.from_pretrained``, which no constructor may take."""
 
 
+ABOUT_FILES = ("from_pretrained", "save_pretrained", "to_upstream", "push_to_hub")
+"""Methods of every Block that read or write files; a file must not choose to call them."""
+
+
 class Configurable(nn.Module):
     """A module whose keyword-only constructor arguments are JSON values, others of its kind, or lists and dicts of these.
 

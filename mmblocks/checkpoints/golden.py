@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
-from mmblocks.configurable import Configurable
+from mmblocks.configurable import ABOUT_FILES, Configurable
 from mmblocks.sequence import tokens
 
 LARGEST_NUMBER = 2**20
@@ -117,7 +117,7 @@ def compare_golden(block: Configurable, file: str | Path) -> Golden:
 
 def _method(block: Configurable, name: str) -> Callable[..., Any]:
     """A method of the part itself. A file must not choose ``push_to_hub``, or what every module has."""
-    ours = name == "forward" or (not name.startswith("_") and not hasattr(Configurable, name))
+    ours = name == "forward" or (not name.startswith("_") and name not in ABOUT_FILES and not hasattr(Configurable, name))
     if not ours or not callable(getattr(type(block), name, None)):
         raise ValueError(f"{type(block).__name__} has no method {name!r} for golden numbers; accepted: public methods of its own")
     return block if name == "forward" else getattr(block, name)

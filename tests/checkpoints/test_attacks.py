@@ -430,7 +430,8 @@ def test_memory_of_a_fresh_process(tmp_path):
     program = """
 import resource, sys
 from pathlib import Path
-from mmblocks.checkpoints import config, files
+from mmblocks.checkpoints import config
+from mmblocks.checkpoints.files import stored as files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 folder = Path(sys.argv[1])
 reads = [lambda name=name: files.open_published(folder / name, None) for name in ("a.safetensors", "b.pt")]

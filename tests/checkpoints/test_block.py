@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmblocks import configurable
 from mmblocks.block import Block
 
 
@@ -182,3 +183,9 @@ def test_tensors_without_values_are_not_saved(tmp_path):
         block = Linear(dim=2)
     with pytest.raises(ValueError, match="weight is on the meta device"):
         block.save_pretrained(tmp_path / "new")
+
+
+def test_what_a_block_does_with_files_is_listed() -> None:
+    """Files may name methods of parts (golden numbers), but none of these."""
+    own = {name for name in vars(Block) if not name.startswith("_")} - {"layouts", "origin"}
+    assert own == set(configurable.ABOUT_FILES)

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import mmblocks
 from mmblocks import configurable
 from mmblocks.block import Block
 
@@ -363,11 +362,12 @@ def test_config_never_imports(model, tmp_path, monkeypatch):
 
 
 def test_public_names_are_found_without_an_import(monkeypatch):
-    def look_up(name):
-        return type(name, (Block,), {"__module__": "mmblocks.lazy"})
+    def define(module):
+        assert module == "mmblocks.lazy"
+        type("LazyPart", (Block,), {"__module__": module})
 
-    monkeypatch.setattr(mmblocks, "__all__", ["LazyPart"])
-    monkeypatch.setattr(mmblocks, "__getattr__", look_up)
+    monkeypatch.setattr(configurable, "home", {"LazyPart": "mmblocks.lazy"}.get)
+    monkeypatch.setattr(configurable, "import_module", define)
     found = configurable.find("LazyPart")
     assert configurable.name_of(found) == "LazyPart"
     with pytest.raises(TypeError, match=r"two Blocks of mmblocks are called 'LazyPart'"):

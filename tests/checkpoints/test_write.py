@@ -92,7 +92,7 @@ def test_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")
 def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path):
-    script = "import os, sys; from pathlib import Path; from mmblocks.checkpoints import write\n"
+    script = "import os, sys; from pathlib import Path; from mmblocks.checkpoints.files import write\n"
     script += "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('half'); os.kill(os.getpid(), 9)"
     for target in (tmp_path / "model", tmp_path / "model.old"):
         subprocess.run([sys.executable, "-c", script, str(target)], cwd=REPOSITORY)
@@ -106,7 +106,7 @@ def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path):
 def test_a_running_save_is_left_alone(tmp_path):
     """In this process, which holds two locks, and in another."""
     target = tmp_path / "model"
-    script = "import sys; from pathlib import Path; from mmblocks.checkpoints import write\n"
+    script = "import sys; from pathlib import Path; from mmblocks.checkpoints.files import write\n"
     script += (
         "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('other'); print('ready', flush=True)"
     )

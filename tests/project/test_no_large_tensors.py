@@ -111,7 +111,7 @@ SOFT = {
 
 def defined_in(package: Any) -> set[type]:
     """All parts that a folder defines."""
-    modules = [import_module(f"{package.__name__}.{module.name}") for module in pkgutil.iter_modules(package.__path__)]
+    modules = [import_module(module.name) for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     found = (value for module in modules for value in vars(module).values() if isinstance(value, type))
     return {part for part in found if issubclass(part, Block) and part.__module__.startswith(package.__name__)}
 

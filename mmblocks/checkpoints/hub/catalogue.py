@@ -12,8 +12,6 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from mmblocks.configurable import find as find_class
-
 _FILE = Path(__file__).with_name("catalogue.json")
 
 
@@ -55,7 +53,9 @@ class Pretrained:
 
     def block_class(self) -> type:
         """The class, which is imported for it."""
-        return find_class(self.block)
+        from mmblocks.configurable import find  # here, since torch is not needed to list what there is
+
+        return find(self.block)
 
 
 def list_pretrained(pattern: str = "*") -> list[Pretrained]:
