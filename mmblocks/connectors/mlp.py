@@ -35,7 +35,14 @@ _LLAVA_HARMLESS = (
     *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "freeze_mm_vision_resampler", "tune_mm_vision_resampler"),
     *("unfreeze_mm_vision_tower", "mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "use_mm_proj"),
     *("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
-    *("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_spatial_pool_out_channels", "mm_resampler_type"),
+    *(
+        "image_token_index",
+        "mm_newline_position",
+        "mm_spatial_pool_mode",
+        "mm_spatial_pool_stride",
+        "mm_spatial_pool_out_channels",
+        "mm_resampler_type",
+    ),
     *("add_faster_video", "faster_token_stride", "add_time_instruction", "force_sample", "use_pos_skipping"),
     *("mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer", "mm_vision_tower"),
     *(

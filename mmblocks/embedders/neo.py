@@ -64,6 +64,7 @@ _HARMLESS = (
     *("llm_config.*", "max_position_embeddings_vision", "vision_config.max_position_embeddings_vision"),
     *("template", "use_backbone_lora", "use_llm_lora", "img_start_token_id", "img_context_token_id", "hidden_size"),
     *("tie_word_embeddings", "vision_config.tie_word_embeddings", "extra_num_layers(pre-buffer)"),
+    *("extra_num_layers", "loss_reduction"),
 )
 """Of the language model, and how long upstream's tables of angles are."""
 
