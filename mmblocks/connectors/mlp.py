@@ -65,7 +65,7 @@ _HUB_HARMLESS = (
 _INTERNVL_HARMLESS = (
     *("vision_config.*", "llm_config.*", "hidden_size", "tie_word_embeddings", "select_layer", "force_image_size"),
     *("use_backbone_lora", "use_llm_lora", "pad2square", "template", "system_message", "dynamic_image_size", "use_thumbnail"),
-    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version", "img_context_token_id"),
+    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version", "use_img_start_end_tokens", "img_context_token_id"),
 )
 """``ps_version`` is for the order in which patches are folded, before this."""
 

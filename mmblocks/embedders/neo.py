@@ -34,6 +34,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "vision_config" in config:
         check_model(config, "neo_chat")
         only(config, "downsample_ratio", ratio)
+        only(config, "patch_size", vision.get("patch_size", 16))
     return {
         "dim": int(_scalar(vision.get("llm_hidden_size", 2048))),
         "hidden_dim": vision.get("hidden_size", 1024),
