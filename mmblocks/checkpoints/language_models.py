@@ -52,11 +52,19 @@ OTHER_PARTS = (
 )
 """Entries of these models' configs that say nothing about the embedding or the head."""
 
+INTERNVL = (
+    *("vision_config.*", "hidden_size", "tie_word_embeddings", "use_backbone_lora", "use_llm_lora"),
+    *("pad2square", "select_layer", "force_image_size", "dynamic_image_size", "use_thumbnail", "image_fold", "ps_version"),
+    *("min_dynamic_patch", "max_dynamic_patch", "template", "system_message", "img_context_token_id", "use_img_start_end_tokens"),
+)
+"""Of an InternVL's images before they are read, of prompts and of training; copies of entries inside.
+
+``ps_version`` is for the order in which patches are folded, before the projector.
+"""
+
 WRAPPER = (
-    *("vision_config.*", "hidden_size", "downsample_ratio", "patch_size", "template", "system_message"),
-    *("use_backbone_lora", "use_llm_lora", "loss_reduction", "extra_num_layers(pre-buffer)", "extra_num_layers"),
-    *("pad2square", "select_layer", "force_image_size", "ps_version", "dynamic_image_size", "use_thumbnail", "image_fold"),
-    *("min_dynamic_patch", "max_dynamic_patch", "img_context_token_id", "img_start_token_id"),
+    *(*INTERNVL, "downsample_ratio", "patch_size", "img_start_token_id"),
+    *("loss_reduction", "extra_num_layers(pre-buffer)", "extra_num_layers"),
 )
 """Entries around the ``llm_config`` of a larger model: NEO's, and Mono-InternVL's."""
 

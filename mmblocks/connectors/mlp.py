@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.language_models import INTERNVL
 from mmblocks.checkpoints.layouts import Layout, Rule
 from mmblocks.checkpoints.published_config import check_model, stated
 from mmblocks.checkpoints.rules import Arguments
@@ -61,13 +62,6 @@ _HUB_HARMLESS = (
     *("ignore_index", "vocab_size", "use_image_newline_parameter", "tie_word_embeddings"),
     *("video_seq_length", "spatial_pool_mode", "spatial_pool_stride", "spatial_pool_out_channels"),
 )
-
-_INTERNVL_HARMLESS = (
-    *("vision_config.*", "llm_config.*", "hidden_size", "tie_word_embeddings", "select_layer", "force_image_size"),
-    *("use_backbone_lora", "use_llm_lora", "pad2square", "template", "system_message", "dynamic_image_size", "use_thumbnail"),
-    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version", "use_img_start_end_tokens", "img_context_token_id"),
-)
-"""``ps_version`` is for the order in which patches are folded, before this."""
 
 
 def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +238,7 @@ class MLPProjector(Block):
             ignored=("vision_model.*", "language_model.*"),
             config=_internvl,
             published_config=_internvl_config,
-            harmless=_INTERNVL_HARMLESS,
+            harmless=(*INTERNVL, "llm_config.*"),
         ),
         Layout(
             "internvl-transformers",

@@ -19,7 +19,7 @@ def _inner_config(config: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
     return embedding_config(language_model(config, wrapper))
 
 
-_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER, "tie_word_embeddings")
+_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER)
 
 
 class TextEmbedding(Block):
