@@ -62,7 +62,8 @@ def _check_pooling(name: str, pooling: str) -> None:
         return  # which is refused when the model is built
     try:
         with torch.device("meta"):
-            own, asked = (timm.create_model(name, num_classes=0, **kind) for kind in ({}, {"global_pool": pooling}))
+            own = timm.create_model(name, num_classes=0)
+            asked = timm.create_model(name, num_classes=0, global_pool=pooling)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"global_pool of the model_args is {shown(pooling)}; accepted: what {name} takes ({error})") from error
     ways = [model.global_pool for model in (own, asked) if isinstance(getattr(model, "global_pool", None), str)]

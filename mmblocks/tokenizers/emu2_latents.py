@@ -65,7 +65,7 @@ _HARMLESS = (
     *(
         f"{part}.{name}"
         for part in ("vision_cfg", "vision_config")
-        for name in ("eva_model_name", "patch_dropout", "xattn", "pt_hw_seq_len", "intp_freq", "v_query")
+        for name in ("patch_dropout", "xattn", "pt_hw_seq_len", "intp_freq", "v_query")
     ),
 )
 """The language model's; of the tower what counts in training, its kernels, rotations that it has not, and frames of a video."""
@@ -79,6 +79,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     check_model(config, "emu", "emu2", "llama", "EmuForCausalLM")
     vision = config["vision_cfg"] if "vision_cfg" in config else config["vision_config"]
+    only(vision, "eva_model_name", "eva-clip-4b-14-x", "eva-clip-E-14-plus")  # one tower's two names
     only(vision, "postnorm", True)
     only(vision, "qkv_bias", True)
     for name in ("rope", "naiveswiglu", "subln", "global_average_pool"):
