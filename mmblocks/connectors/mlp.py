@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.language_models import INTERNVL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import check_model, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
@@ -35,7 +36,14 @@ _LLAVA_HARMLESS = (
     *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "freeze_mm_vision_resampler", "tune_mm_vision_resampler"),
     *("unfreeze_mm_vision_tower", "mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "use_mm_proj"),
     *("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
-    *("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_spatial_pool_out_channels", "mm_resampler_type"),
+    *(
+        "image_token_index",
+        "mm_newline_position",
+        "mm_spatial_pool_mode",
+        "mm_spatial_pool_stride",
+        "mm_spatial_pool_out_channels",
+        "mm_resampler_type",
+    ),
     *("add_faster_video", "faster_token_stride", "add_time_instruction", "force_sample", "use_pos_skipping"),
     *("mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer", "mm_vision_tower"),
     *(
@@ -54,13 +62,6 @@ _HUB_HARMLESS = (
     *("ignore_index", "vocab_size", "use_image_newline_parameter", "tie_word_embeddings"),
     *("video_seq_length", "spatial_pool_mode", "spatial_pool_stride", "spatial_pool_out_channels"),
 )
-
-_INTERNVL_HARMLESS = (
-    *("vision_config.*", "llm_config.*", "hidden_size", "tie_word_embeddings", "select_layer", "force_image_size"),
-    *("use_backbone_lora", "use_llm_lora", "pad2square", "template", "system_message", "dynamic_image_size", "use_thumbnail"),
-    *("min_dynamic_patch", "max_dynamic_patch", "image_fold", "ps_version", "img_context_token_id"),
-)
-"""``ps_version`` is for the order in which patches are folded, before this."""
 
 
 def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class MLPProjector(Block):
             ignored=("vision_model.*", "language_model.*"),
             config=_internvl,
             published_config=_internvl_config,
-            harmless=_INTERNVL_HARMLESS,
+            harmless=(*INTERNVL, "llm_config.*"),
         ),
         Layout(
             "internvl-transformers",

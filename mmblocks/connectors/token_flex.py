@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import interpolate, silu
 
 from mmblocks.block import Block
+from mmblocks.checkpoints.layouts.language_models import INTERNVL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import check_model
 from mmblocks.checkpoints.layouts.rules import Arguments
@@ -44,13 +45,6 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "vision_config": of_width(arguments["in_dim"], model_type="siglip_vision_model"),
         "llm_config": of_width(arguments["dim"], model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
     }
-
-
-_HARMLESS = (
-    *("vision_config.*", "llm_config.*", "dynamic_image_size", "force_image_size", "max_dynamic_patch", "min_dynamic_patch"),
-    *("pad2square", "select_layer", "template", "use_thumbnail", "use_backbone_lora", "use_llm_lora", "tie_word_embeddings"),
-)
-"""What Ristretto's config says of its encoder and its language model, and of how images are cut up."""
 
 
 class TokenFlexProjector(Block):
@@ -86,7 +80,7 @@ class TokenFlexProjector(Block):
             ),
             config=_config,
             published_config=_published_config,
-            harmless=_HARMLESS,
+            harmless=(*INTERNVL, "llm_config.*"),
         ),
     )
 

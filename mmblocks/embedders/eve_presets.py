@@ -7,21 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
+from mmblocks.checkpoints.layouts.language_models import EVE_TRAINING
 from mmblocks.checkpoints.layouts.preprocessing import Preprocessor, check_processor, normalisation, published_normalisation
 from mmblocks.checkpoints.layouts.published_config import plain
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
 
-EVE_TRAINING = (
-    *("tune_mm_mlp_adapter", "tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "freeze_mm_mlp_adapter"),
-    *("mm_projector_lr", "vision_tower_lr", "mm_vision_select_layer", "mm_vision_select_feature", "requires_cliploss"),
-    *("use_mm_proj", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio", "image_grid_pinpoints"),
-    *("tokenizer_model_max_length", "tokenizer_padding_side", "max_sequence_length", "model_max_length"),
-)
-"""How a model was trained, its teacher, and ways with images that EVE does not have: LLaVA's, from whose code it comes."""
-
 EVE1_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING)
-EVE2_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING, "add_moe", "moe_part", "init_moe", "mm_projector_type")
+EVE2_HARMLESS = (*LANGUAGE_MODEL, *EVE_TRAINING, "add_moe", "moe_part", "mm_projector_type")
 """Entries of the configs that change no numbers of the embeddings."""
 
 

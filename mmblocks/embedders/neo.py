@@ -34,6 +34,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "vision_config" in config:
         check_model(config, "neo_chat")
         only(config, "downsample_ratio", ratio)
+        only(config, "patch_size", vision.get("patch_size", 16))
     return {
         "dim": int(_scalar(vision.get("llm_hidden_size", 2048))),
         "hidden_dim": vision.get("hidden_size", 1024),
@@ -64,6 +65,7 @@ _HARMLESS = (
     *("llm_config.*", "max_position_embeddings_vision", "vision_config.max_position_embeddings_vision"),
     *("template", "use_backbone_lora", "use_llm_lora", "img_start_token_id", "img_context_token_id", "hidden_size"),
     *("tie_word_embeddings", "vision_config.tie_word_embeddings", "extra_num_layers(pre-buffer)"),
+    *("extra_num_layers", "loss_reduction"),
 )
 """Of the language model, and how long upstream's tables of angles are."""
 

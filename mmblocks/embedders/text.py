@@ -1,6 +1,7 @@
 """A learned vector per token id."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, embedding_config
+from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, embedding_config, language_model
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.support.checks import check_range
 
 
-def _inner_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return embedding_config(config["llm_config"])
+def _inner_config(config: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    return embedding_config(language_model(config, wrapper))
 
 
-_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER, "tie_word_embeddings")
+_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER)
 
 
 class TextEmbedding(Block):
@@ -54,14 +55,14 @@ class TextEmbedding(Block):
             "neo",
             (Rule("language_model.model.embed_tokens.weight", "weight"),),
             ignored=("language_model.model.*", "language_model.lm_head.weight", "vision_model.*"),
-            config=_inner_config,
+            config=partial(_inner_config, wrapper="neo_chat"),
             harmless=_INNER,
         ),
         Layout(
             "mono-internvl",
             (Rule("language_model.model.tok_embeddings.weight", "weight"),),
             ignored=("language_model.model.*", "language_model.output.weight", "vision_model.*", "mlp1.*"),
-            config=_inner_config,
+            config=partial(_inner_config, wrapper="internvl_chat"),
             harmless=_INNER,
         ),
     )

@@ -48,7 +48,27 @@ def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("dynamic_img_size"):
         arguments["any_size"] = True
     only(options, "num_classes", 0, cfg.get("num_classes"), published.get("num_classes"))
+    only(options, "in_chans", 3)
+    if options.get("global_pool") is not None:
+        _check_pooling(published["architecture"], options["global_pool"])
     return {"name": published["architecture"], **arguments}
+
+
+def _check_pooling(name: str, pooling: str) -> None:
+    """Refuses pooling that is not the model's own: it moves the final norm of some models, and changes what ``embed`` gives."""
+    import timm
+
+    if not timm.is_model(name):
+        return  # which is refused when the model is built
+    try:
+        with torch.device("meta"):
+            own = timm.create_model(name, num_classes=0)
+            asked = timm.create_model(name, num_classes=0, global_pool=pooling)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"global_pool of the model_args is {shown(pooling)}; accepted: what {name} takes ({error})") from error
+    ways = [model.global_pool for model in (own, asked) if isinstance(getattr(model, "global_pool", None), str)]
+    if repr(own) != repr(asked) or len(set(ways)) > 1:
+        raise ValueError(f"global_pool of the model_args is {shown(pooling)}; accepted: that of {name} where nothing is said")
 
 
 def _published_config(arguments: Arguments) -> dict[str, Any]:
@@ -78,6 +98,7 @@ _HARMLESS = (
     *("num_features", "global_pool", *_OF_A_CHECKPOINT),
     *(f"pretrained_cfg.{name}" for name in _OF_A_CHECKPOINT),
     *("label_descriptions.*", "pretrained_cfg.label_descriptions.*", "model_args.num_classes"),
+    *(f"model_args.{name}_rate" for name in ("drop", "proj_drop", "attn_drop", "pos_drop", "patch_drop")),
 )
 """Where a checkpoint comes from, its classifier, and how it was tested on images of another size."""
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, head_config
+from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, head_config, language_model
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.layers.categorical import GREEDY, Sampling, draw
@@ -24,20 +24,20 @@ _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def _layout(name: str, theirs: str, *, inside: str = "", within: str = "", tied: str | None = None) -> Layout:
+def _layout(name: str, theirs: str, *, wrapper: str = "", within: str = "", tied: str | None = None) -> Layout:
     """A head in a whole language model.
 
     Args:
         name: the layout's.
         theirs: the tensor.
-        inside: the entry of the config that describes the language model.
+        wrapper: ``model_type`` of a larger model, whose ``llm_config`` describes the language model.
         within: what the language model's tensors are called before their own names; a larger model has others beside them.
         tied: the other name of a tensor that is the embedding's.
     """
 
     def config(published: Mapping[str, Any]) -> dict[str, Any]:
         only(published, "tie_word_embeddings", tied is not None)
-        return head_config(published[inside] if inside else published, tied=tied is not None)
+        return head_config(language_model(published, wrapper) if wrapper else published, tied=tied is not None)
 
     return Layout(
         name,
@@ -45,7 +45,7 @@ def _layout(name: str, theirs: str, *, inside: str = "", within: str = "", tied:
         ignored=(f"{within}model.*", *(("vision_model.*", "mlp1.*") if within else ()), *((f"{within}{tied}",) if tied else ())),
         config=config,
         same=((f"{within}{theirs}", f"{within}{tied}"),) if tied else (),
-        harmless=tuple(f"{inside}.{name}" for name in OTHER_PARTS) + WRAPPER if inside else OTHER_PARTS,
+        harmless=tuple(f"llm_config.{name}" for name in OTHER_PARTS) + WRAPPER if wrapper else OTHER_PARTS,
     )
 
 
@@ -71,9 +71,9 @@ class LMHead(Block):
     layouts: ClassVar[tuple[Layout, ...]] = (
         _layout("llama", _HEAD),
         _layout("llama-tied", _EMBEDDING, tied=_HEAD),
-        _layout("neo", _HEAD, inside="llm_config", within="language_model."),
-        _layout("neo-tied", _EMBEDDING, inside="llm_config", within="language_model.", tied=_HEAD),
-        _layout("mono-internvl", "output.weight", inside="llm_config", within="language_model."),
+        _layout("neo", _HEAD, wrapper="neo_chat", within="language_model."),
+        _layout("neo-tied", _EMBEDDING, wrapper="neo_chat", within="language_model.", tied=_HEAD),
+        _layout("mono-internvl", "output.weight", wrapper="internvl_chat", within="language_model."),
     )
 
     def __init__(self, *, dim: int, vocab_size: int, init_std: float = 0.02) -> None:

@@ -40,6 +40,14 @@ def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_HARMLESS = (
+    *(*LANGUAGE_MODEL, "model_parallel_size", "swin_norm", "qk_layernorm", "vq_config.*"),
+    *("vocabulary_map.*", "image_token_id", "boi_token_id", "eoi_token_id", "mask_image_logits", "z_loss_weight"),
+    "diffloss_d",  # an argument that upstream does not read
+)
+"""Of the trunk, the tokenizer and the ids of images."""
+
+
 class OrthusDiffusionHead(DenoisingHead):
     """Diffusion over single latents by their velocity, on a schedule that ends in pure noise; sampled by DDIM without noise.
 
@@ -62,7 +70,7 @@ class OrthusDiffusionHead(DenoisingHead):
             ignored=("*",),
             config=_config,
             published_config=_published_config,
-            harmless=(*LANGUAGE_MODEL, "image_token_id", "model_parallel_size", "swin_norm", "vocabulary_map.*", "vq_config.*"),
+            harmless=_HARMLESS,
         ),
     )
 

@@ -41,16 +41,9 @@ _FIRST = 4
 
 _HARMLESS = (
     *LANGUAGE_MODEL,
-    *(
-        "swin_norm",
-        "model_parallel_size",
-        "vq_config.*",
-        "vocabulary_map.*",
-        "image_token_id",
-        "mask_image_logits",
-        "z_loss_weight",
-    ),
-    *("diffloss_w", "num_res_blocks", "diffusion_batch_mul", "cfg_scale", "denoise_steps", "mlp_head.*"),
+    *("swin_norm", "qk_layernorm", "model_parallel_size", "vq_config.*", "mask_image_logits", "z_loss_weight"),
+    *("vocabulary_map.*", "image_token_id", "boi_token_id", "eoi_token_id"),
+    *("diffloss_w", "diffloss_d", "num_res_blocks", "diffusion_batch_mul", "cfg_scale", "denoise_steps", "mlp_head.*"),
 )
 """Of the trunk, the tokenizer and the head of latents."""
 

@@ -74,12 +74,6 @@ def _published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**_published_vision(arguments, EVE2PatchEmbedding), **published_eve2(arguments)}
 
 
-_EVE1_HARMLESS = (
-    *EVE_HARMLESS,
-    *("requires_cliploss", "mm_vision_select_layer", "mm_vision_select_feature"),  # of the aligning layer and its teacher
-)
-
-
 class EVE1(MultimodalModel):
     """A Llama that reads images through EVEv1's patch embedding layer.
 
@@ -110,7 +104,7 @@ class EVE1(MultimodalModel):
             config=_eve1_config,
             published_config=_published_eve1,
             preprocessor=EVE1PatchEmbedding.layouts[0].preprocessor,
-            harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *_EVE1_HARMLESS),
+            harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
         ),
     )
 

@@ -79,20 +79,23 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     check_model(config, "emu", "emu2", "llama", "EmuForCausalLM")
     vision = config["vision_cfg"] if "vision_cfg" in config else config["vision_config"]
-    only(vision, "eva_model_name", "eva-clip-4b-14-x")
+    only(vision, "eva_model_name", "eva-clip-4b-14-x", "eva-clip-E-14-plus")  # one tower's two names
     only(vision, "postnorm", True)
     only(vision, "qkv_bias", True)
     for name in ("rope", "naiveswiglu", "subln", "global_average_pool"):
         only(vision, name, False)
     only(vision, "init_value", 0)  # of layer scale, which it has not
+    only(vision, "layer_norm_eps", 1e-6)
     size, dim = vision.get("image_size", 448), vision.get("width", 1792)
+    mlp_dim = int(dim * vision.get("mlp_ratio", 60 / 7))
+    only(vision, "intermediate_size", mlp_dim)
     return {
         "image_size": tuple(size) if isinstance(size, list) else (size, size),
         "patch_size": vision.get("patch_size", 14),
         "dim": dim,
         "num_layers": vision.get("layers", 64),
         "num_heads": dim // vision.get("head_width", 112),
-        "mlp_dim": int(dim * vision.get("mlp_ratio", 60 / 7)),
+        "mlp_dim": mlp_dim,
         "num_tokens": vision.get("n_query", 64),
     }
 

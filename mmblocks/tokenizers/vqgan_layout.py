@@ -79,7 +79,7 @@ def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a whole Chameleon."""
-    check_model(config, "chameleon")
+    check_model(config, "chameleon", "chameleon_xllmx")
     return _transformers_config(config["vq_config"])
 
 
@@ -208,13 +208,15 @@ def _published_diffusers_config(arguments: Arguments) -> dict[str, Any]:
 _DIFFUSERS_HARMLESS = ("sample_size", "scaling_factor", "force_upcast", "lookup_from_codebook", "_use_default_values")
 """The scale is for those who read the encoder's features as latents; codes are looked up in any case."""
 
+_DECODER = ("out_channels", "out_ch")
+"""Of a decoder, which transformers' Chameleon has not."""
+
 _CHAMELEON_PARTS = (
     *LANGUAGE_MODEL,
     "vocabulary_map.*",
-    "image_token_id",
-    "model_parallel_size",
-    "swin_norm",
-    "vq_config.resolution",
+    *("image_token_id", "boi_token_id", "eoi_token_id", "mask_image_logits", "z_loss_weight"),
+    *("model_parallel_size", "swin_norm", "qk_layernorm"),
+    *(f"vq_config.{name}" for name in ("resolution", *_DECODER)),
 )
 
 VQGAN_LAYOUTS = (
@@ -251,6 +253,7 @@ CHAMELEON_LAYOUTS = (
         TAMING_RULES,
         config=_transformers_config,
         published_config=_published_transformers_config,
+        harmless=_DECODER,
         preprocessor=_PREPROCESSOR,
     ),
     Layout(

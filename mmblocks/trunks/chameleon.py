@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, layer_norm
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.layers.attention.attend import Prepared
 from mmblocks.sequence.positions import PositionScheme, RotaryTable
 from mmblocks.trunks.caches.kv_cache import KVCache
@@ -55,6 +56,7 @@ class PostNormLayer(DecoderLayer):
 def chameleon_config(config: Mapping[str, Any], *, models: tuple[str, ...] = ("chameleon", "chameleon_xllmx")) -> dict[str, Any]:
     """Chameleon's transformers config as ``ChameleonTrunk`` arguments, or that of a model of another name that was built on it."""
     arguments = llama_config(config, models=models)
+    only(config, "qk_layernorm", True)
     del arguments["qk_norm"]
     return {**arguments, "post_norm": config.get("swin_norm", False)}
 

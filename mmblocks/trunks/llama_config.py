@@ -13,6 +13,7 @@ LLAMA_HARMLESS = (
     "original_max_position_embeddings",
     "sliding_window",  # counts where use_sliding_window does not say no, and is read then
     "max_window_layers",
+    "max_sequence_length",  # how long texts were in training
 )
 """Entries that say nothing about a ``Decoder`` without scaled angles or windows."""
 
@@ -45,6 +46,7 @@ def llama_config(
     only(config, "hidden_act", "silu", "swish")
     for bias in ("attention_bias", "mlp_bias"):
         only(config, bias, False)
+    only(config, "use_mrope", False)
     kind = model_of(config, models)
     check_window(config, kind)
     num_heads = config["num_attention_heads"]

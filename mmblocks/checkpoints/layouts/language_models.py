@@ -6,6 +6,16 @@ from typing import Any
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.published_config import check_model, only
 
+EVE_TRAINING = (
+    *("tune_mm_mlp_adapter", "tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "freeze_mm_mlp_adapter", "init_moe"),
+    *("tune_vision_tower", "freeze_vision_tower", "unfreeze_mm_vision_tower"),
+    *("mm_projector_lr", "vision_tower_lr", "mm_vision_tower_lr", "requires_cliploss"),
+    *("mm_vision_select_layer", "mm_vision_select_feature", "use_mm_proj", "mm_use_im_start_end", "mm_use_im_patch_token"),
+    *("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
+    *("tokenizer_model_max_length", "tokenizer_padding_side", "max_sequence_length", "model_max_length"),
+)
+"""How an EVE was trained, its teacher, and ways with images that it does not have: LLaVA's, from whose code it comes."""
+
 PLAIN_MODELS = (
     "llama",
     "mistral",
@@ -20,7 +30,9 @@ PLAIN_MODELS = (
     "eve-qwen2",
     "evev2",
     "chameleon",
+    "chameleon_xllmx",
     "internlm2",
+    "internlm2ve",
 )
 """Models that look ids up as they are, and whose logits are one product: nothing is scaled, shifted or capped."""
 
@@ -28,18 +40,40 @@ OTHER_PARTS = (
     *LANGUAGE_MODEL,
     "bias",  # of InternLM2's projections
     *("num_experts_per_tok", "num_local_experts", "norm_topk_prob"),  # Mixtral
+    *("use_mrope", "dual_chunk_attention_config.*", "max_sequence_length"),  # Qwen2.5, and the first files of LLaMA
+    *("full_attn_mod", "interpolate_factor", "lm_head_bias"),  # Phi-4-mini; a head reads the last
     *("img_token_id", "boi_token_id", "eoi_token_id", "eol_token_id", "eof_token_id", "image_area"),  # Emu3
-    *("swin_norm", "model_parallel_size", "vq_config.*", "vocabulary_map.*", "image_token_id"),  # Chameleon
-    *("rope_theta_hw", "max_position_embeddings_hw"),  # NEO
-    *("mm_*", "requires_cliploss", "add_moe", "moe_part", "patch_stride", "dense_stride", "conv_stride"),  # EVE
+    *("swin_norm", "qk_layernorm", "model_parallel_size", "vq_config.*", "vocabulary_map.*", "image_token_id"),  # Chameleon
+    *("mask_image_logits", "z_loss_weight"),  # Lumina-mGPT; which ids may come is what the callers of a head say
+    *("rope_theta_hw", "max_position_embeddings_hw", "extra_num_layers"),  # NEO
+    *("mm_*", "add_moe", "moe_part", "init_moe", "patch_stride", "dense_stride", "conv_stride"),  # EVE
+    *EVE_TRAINING,
     *("patch_stride_clip", "image_size_clip", "max_size", "vision_tower_clip"),
-    *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution"),
-    *("image_split_resolution", "tokenizer_model_max_length", "tokenizer_padding_side", "use_mm_proj", "unfreeze_mm_vision_tower"),
 )
 """Entries of these models' configs that say nothing about the embedding or the head."""
 
-WRAPPER = ("vision_config.*", "extra_num_layers(pre-buffer)")
-"""Entries around the ``llm_config`` of a larger model."""
+INTERNVL = (
+    *("vision_config.*", "hidden_size", "tie_word_embeddings", "use_backbone_lora", "use_llm_lora"),
+    *("pad2square", "select_layer", "force_image_size", "dynamic_image_size", "use_thumbnail", "image_fold", "ps_version"),
+    *("min_dynamic_patch", "max_dynamic_patch", "template", "system_message", "img_context_token_id", "use_img_start_end_tokens"),
+)
+"""Of an InternVL's images before they are read, of prompts and of training; copies of entries inside.
+
+``ps_version`` is for the order in which patches are folded, before the projector.
+"""
+
+WRAPPER = (
+    *(*INTERNVL, "downsample_ratio", "patch_size", "img_start_token_id"),
+    *("loss_reduction", "extra_num_layers(pre-buffer)", "extra_num_layers"),
+)
+"""Entries around the ``llm_config`` of a larger model: NEO's, and Mono-InternVL's."""
+
+
+def language_model(config: Mapping[str, Any], *wrappers: str) -> Mapping[str, Any]:
+    """The ``llm_config`` of a larger model, whose ``model_type`` is one of these."""
+    check_model(config, *wrappers)
+    inner: Mapping[str, Any] = config["llm_config"]
+    return inner
 
 
 def embedding_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +93,7 @@ def head_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         ValueError: another model, or one whose head is tied where it must not be, or the other way round.
     """
     only(config, "tie_word_embeddings", tied)
+    only(config, "lm_head_bias", False)
     if tied and config.get("tie_word_embeddings") is None:
         raise ValueError("the config has no tie_word_embeddings; accepted: True")
     return embedding_config(config)

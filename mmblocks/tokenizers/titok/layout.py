@@ -93,7 +93,10 @@ _VQ_MODEL = (
 HARMLESS = (
     *_VQ_MODEL,
     *(f"model.vq_model.{name}" for name in _VQ_MODEL),
-    *(f"{section}.*" for section in ("experiment", "losses", "optimizer", "lr_scheduler", "training", "dataset.params")),
+    *(
+        f"{section}.*"
+        for section in ("experiment", "losses", "optimizer", "lr_scheduler", "training", "dataset.params", "model.generator")
+    ),
     *(f"dataset.preprocessing.{name}" for name in ("random_crop", "random_flip", "res_ratio_filtering", "min_size")),
 )
 """Of the whole config: how the model is trained."""

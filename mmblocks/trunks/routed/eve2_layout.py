@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmblocks.checkpoints.layouts.language_models import EVE_TRAINING
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
@@ -12,14 +13,7 @@ from mmblocks.trunks.llama_published import published_llama
 _PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}
 
 EVE_HARMLESS = (
-    *LLAMA_HARMLESS,
-    # of prompts, and of images before they are read
-    *("mm_use_im_start_end", "mm_use_im_patch_token", "tokenizer_model_max_length", "tokenizer_padding_side", "image_aspect_ratio"),
-    *("image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "mm_patch_merge_type"),
-    # of training
-    *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "tune_vision_tower", "unfreeze_mm_vision_tower", "freeze_vision_tower"),
-    *("tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "max_sequence_length", "model_max_length", "init_moe"),
-    *("mm_projector_lr", "mm_vision_tower_lr", "use_mm_proj", "vision_tower_lr"),
+    *(*LLAMA_HARMLESS, *EVE_TRAINING),
     # names of folders with sizes, which count where the config does not say the sizes itself
     *("mm_vision_tower", "mm_vision_tower_clip"),
 )

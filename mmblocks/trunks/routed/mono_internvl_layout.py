@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmblocks.checkpoints.layouts.language_models import INTERNVL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.checkpoints.layouts.published_config import check_model
 from mmblocks.checkpoints.layouts.way_back import check_arguments
@@ -56,10 +57,7 @@ def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 _HARMLESS = (
     *(f"llm_config.{name}" for name in LLAMA_HARMLESS),
-    *("vision_config.*", "hidden_size", "tie_word_embeddings", "use_backbone_lora", "use_llm_lora"),
-    # of images before they are read, and of the projector after the vision part; of prompts
-    *("pad2square", "select_layer", "force_image_size", "downsample_ratio", "ps_version", "dynamic_image_size"),
-    *("use_thumbnail", "min_dynamic_patch", "max_dynamic_patch", "image_fold", "template", "system_message"),
+    *(*INTERNVL, "downsample_ratio"),  # the last is the projector's
 )
 
 MONO_INTERNVL_LAYOUT = Layout(
