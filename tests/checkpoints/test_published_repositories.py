@@ -8,18 +8,29 @@ import pytest
 import torch
 
 import mmblocks
-from mmblocks.checkpoints import classes
+from mmblocks import Block, configurable
+from mmblocks.checkpoints.layouts.harmless import is_harmless
+from mmblocks.checkpoints.layouts.layout import Layout
+from tests.parity.test_config_keys import leaves, matters
 from tests.shared.published_repositories import REPOSITORIES
+
+WITH_OTHERS = ("use_sliding_window", "attn_resolutions")
+"""Entries that are read, and count where there is a window, or where the network has such a resolution; see the tests of the parts."""
 
 
 def readings() -> list[tuple[str, str]]:
     return [(repository, reading) for repository, (_, all_of_it) in REPOSITORIES.items() for reading in all_of_it.split()]
 
 
-def read(reading: str, config: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+def layout_of(reading: str) -> tuple[type[Block], Layout]:
     name, _, layout_name = reading.partition(":")
-    cls = classes.find(name)
+    cls: Any = configurable.find(name)
     (layout,) = (layout for layout in cls.layouts if layout.name == layout_name)
+    return cls, layout
+
+
+def read(reading: str, config: Mapping[str, Any]) -> tuple[type[Block], dict[str, Any]]:
+    cls, layout = layout_of(reading)
     with torch.device("meta"):
         return cls, layout.arguments(config)
 
@@ -31,6 +42,21 @@ def test_what_stands_in_a_published_config_is_known(repository: str, reading: st
     assert set(arguments) <= set(inspect.signature(cls).parameters)
     with pytest.raises(ValueError, match="an_entry_of_tomorrow"):
         read(reading, {**config, "an_entry_of_tomorrow": 1})
+
+
+@pytest.mark.parametrize(("repository", "reading"), readings())
+def test_no_entry_of_a_published_config_is_passed_over(repository: str, reading: str) -> None:
+    config, (_, layout) = REPOSITORIES[repository][0], layout_of(reading)
+    with torch.device("meta"):
+        arguments = layout.arguments(config)
+        silent = [
+            ".".join(path)
+            for path, value in leaves(config)
+            if path[-1] not in WITH_OTHERS
+            and not is_harmless(".".join(path), value, layout.harmless)
+            and not matters(layout, config, arguments, path, value)
+        ]
+    assert not silent
 
 
 @pytest.mark.parametrize(
@@ -55,8 +81,8 @@ def test_what_a_part_does_not_do_is_refused(repository: str, reading: str, chang
 
 @pytest.mark.parametrize("model_args", [{"global_pool": "avg"}, {"global_pool": "of tomorrow"}, {"in_chans": 1}])
 def test_pooling_that_moves_a_norm_is_refused(model_args: dict[str, Any]) -> None:
-    """timm's vision transformers with the mean of all patches have their final norm behind it."""
-    (layout,) = mmblocks.TimmEncoder.layouts
+    """timm's vision transformers with the mean of all patches have their final norm after it."""
+    (layout,) = mmblocks.encoders.TimmEncoder.layouts
     (name,) = model_args
     with pytest.raises(ValueError, match=name):
         layout.arguments({"architecture": "test_vit", "model_args": model_args})
