@@ -15,7 +15,7 @@ from tests.parity.test_config_keys import leaves, matters
 from tests.shared.published_repositories import REPOSITORIES
 
 WITH_OTHERS = ("use_sliding_window", "attn_resolutions")
-"""Entries that are read, and count where there is a window, or where the network has such a resolution; see the tests of the parts."""
+"""Entries that are read, and count where there is a window, or a level of such a resolution; see the tests of the parts."""
 
 
 def readings() -> list[tuple[str, str]]:
