@@ -15,7 +15,8 @@ import torch
 
 from mmblocks import Block
 
-MODULES = [importlib.import_module(f"tests.parity.{file.stem}") for file in sorted(Path(__file__).parent.glob("*.py"))]
+ADAPTERS = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_"))
+MODULES = [importlib.import_module(f"tests.parity.{name}") for name in ADAPTERS]
 CASES = [
     (name, cls, layout)
     for module in MODULES
