@@ -27,12 +27,12 @@ UNREAD = ("a photo of the digit {}.", "a {} on paper", "here is a {}")
 LOOKS = [(weight, lean) for weight in ("thin", "bold") for lean in ("upright", "that leans right")]
 
 
-def build_model() -> mm.EVACLIP:
+def build_model() -> mm.encoders.EVACLIP:
     tower = {"image_size": (28, 28), "patch_size": 7, "dim": 96, "num_layers": 4, "num_heads": 4, "mlp_dim": 256}
     eva02 = {"swiglu": True, "attention_norm": True, "rope": True}
     vision = {"tower": {**tower, **eva02}, "embed_dim": 64}
     text = {"embed_dim": 64, "dim": 64, "num_layers": 2, "num_heads": 4, "context_length": 14}
-    model = mm.EVACLIP(vision=vision, text=text)
+    model = mm.encoders.EVACLIP(vision=vision, text=text)
     torch.nn.init.normal_(model.vision.head.weight, std=0.1)  # as published it begins at almost nothing, for days of warm-up
     # Of 49,408 words the captions have thirty; they stay as they are drawn, which halves the time of a step.
     model.text.model.token_embedding.requires_grad_(False)
@@ -59,7 +59,7 @@ def caption(digit: int, look: int) -> str:
     return f"{weight} {NAMES[digit]} {lean}" if lean != "upright" else f"{weight} upright {NAMES[digit]}"
 
 
-def train_towers(model: mm.EVACLIP, train: Digits, generator: torch.Generator, num_steps: int) -> list[float]:
+def train_towers(model: mm.encoders.EVACLIP, train: Digits, generator: torch.Generator, num_steps: int) -> list[float]:
     """Batches of all 40 digits with a look, each once, and of the 10 bare names: no other caption of a batch would be right too."""
     kinds = 4 * train.labels + looks(train)
     members = [(kinds == kind).nonzero().flatten() for kind in range(40)]
@@ -82,14 +82,14 @@ def train_towers(model: mm.EVACLIP, train: Digits, generator: torch.Generator, n
         pixels = augment(train.pixels[torch.stack(chosen)], generator, degrees=4, stretch=0.08, shift=2, bend=1)
         ids = torch.stack([read[kind, template()] for kind in range(40)] + [plain[digit, template()] for digit in range(10)])
         image, text, scale = model(pixels.to(DEVICE), ids.to(DEVICE))
-        looked, named = (mm.clip_loss(image[part], text[part], scale).loss for part in (slice(40), slice(40, None)))
+        looked, named = (mm.training.clip_loss(image[part], text[part], scale).loss for part in (slice(40), slice(40, None)))
         return looked + named
 
     return fit(model, next_loss, num_steps, lr=2e-3, what="towers")
 
 
 @torch.no_grad()
-def score(model: mm.EVACLIP, held_out: Digits) -> dict[str, float]:
+def score(model: mm.encoders.EVACLIP, held_out: Digits) -> dict[str, float]:
     images = model.encode_image(held_out.pixels.to(DEVICE))
     figures = {}
     for name, templates in (("captions' words", TEMPLATES), ("words of no caption", UNREAD)):
@@ -105,7 +105,7 @@ def score(model: mm.EVACLIP, held_out: Digits) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw_found(model: mm.EVACLIP, held_out: Digits, file: Path) -> None:
+def draw_found(model: mm.encoders.EVACLIP, held_out: Digits, file: Path) -> None:
     """What four captions find among the held-out digits, best first."""
     asked = [TEMPLATES[0].format(caption(digit, look)) for digit, look in ((7, 3), (2, 0), (4, 2), (0, 1))]
     found = model.similarity(model.encode_text(asked), model.encode_image(held_out.pixels.to(DEVICE))).topk(10).indices.cpu()

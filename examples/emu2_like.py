@@ -21,7 +21,7 @@ from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_a
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>"))
-IMAGE = mm.VectorBlock(begin=TEXT["<image>"], end=None, size=SIZE, head="embeddings", input="embeddings")
+IMAGE = mm.generation.VectorBlock(begin=TEXT["<image>"], end=None, size=SIZE, head="embeddings", input="embeddings")
 WORDS = ("thicker", "thinner", "fainter")
 
 
@@ -38,10 +38,10 @@ def build_model(dim: int = 128) -> mm.MultimodalModel:
     return mm.MultimodalModel(
         inputs={
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "embeddings": mm.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
+            "embeddings": mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
         },
         trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, **PLACES),
-        outputs={"embeddings": mm.RegressionHead(dim=dim, target_dim=CHANNELS, bias=True)},
+        outputs={"embeddings": mm.heads.RegressionHead(dim=dim, target_dim=CHANNELS, bias=True)},
     )
 
 
@@ -52,7 +52,7 @@ def told(embeddings: Tensor, word: str) -> list:
 
 
 def train_model(
-    vae: mm.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int
+    vae: mm.tokenizers.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int
 ) -> tuple[mm.MultimodalModel, list[float]]:
     """Teacher-forced: each embedding is predicted from the true ones before it."""
     model = build_model().to(DEVICE)
@@ -70,10 +70,10 @@ def train_model(
     return model, fit(model, next_loss, num_steps, lr=2e-3, what="model")
 
 
-def change(model: mm.MultimodalModel, vae: mm.VisualTokenizer, pixels: Tensor, word: str) -> Tensor:
+def change(model: mm.MultimodalModel, vae: mm.tokenizers.VisualTokenizer, pixels: Tensor, word: str) -> Tensor:
     """Each image as the word says; nothing is random."""
     prompts = [told(image, word) for image in latents_of(vae, pixels)]
-    grammar = mm.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
+    grammar = mm.generation.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
     generated = dict(model.generate(prompts, grammar, max_tokens=SIZE[0] * SIZE[1], tokenizer=TEXT))
     return pixels_of(vae, torch.stack([generated[row].values for row in range(len(prompts))]))
 

@@ -41,9 +41,9 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return augment(pixels, generator, degrees=3, stretch=0.03, shift=0.5)
 
 
-def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.ConvVQ, list[float]]:
+def train_tokenizer(train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.tokenizers.ConvVQ, list[float]]:
     """Reconstruction alone at first; then the codebook is laid where the features are, and the losses of VQ join."""
-    vq = mm.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
+    vq = mm.tokenizers.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
 
     some = train.pixels[::10].to(DEVICE)
 
@@ -75,7 +75,9 @@ def prompt(digit: int) -> list:
     return [mm.text([TEXT["<bos>"]]), mm.text("" if digit < 0 else f"a handwritten {NAMES[digit]}")]
 
 
-def train_model(vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.MultimodalModel, list[float]]:
+def train_model(
+    vq: mm.tokenizers.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int
+) -> tuple[mm.MultimodalModel, list[float]]:
     """Next-token prediction of the codes; one prompt in ten is dropped, for guidance."""
     model = build_model().to(DEVICE)
     builder = model.batch_builder(TEXT)
@@ -93,7 +95,7 @@ def train_model(vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_st
 
 
 @torch.no_grad()
-def draw(model: mm.MultimodalModel, vq: mm.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
+def draw(model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
     """One image per digit asked for."""
     begin = mm.text([FORMAT.begin])
     generated = model.generate(

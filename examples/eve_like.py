@@ -27,7 +27,7 @@ def build_model(dim: int = 128) -> mm.MultimodalModel:
     return mm.MultimodalModel(
         inputs={
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "vision": mm.EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=7, merge_size=2),
+            "vision": mm.embedders.EVE2PatchEmbedding(dim=dim, hidden_dim=256, patch_size=7, merge_size=2),
         },
         trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=336, qk_norm=True),
         outputs={"text": mm.LMHead(dim=dim, vocab_size=TEXT.vocab_size)},

@@ -22,11 +22,13 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return augment(pixels, generator, degrees=3, stretch=0.03, shift=0.5)
 
 
-def train_autoencoder(train: Digits, generator: torch.Generator, num_steps: int = 600) -> tuple[mm.VisualTokenizer, list[float]]:
+def train_autoencoder(
+    train: Digits, generator: torch.Generator, num_steps: int = 600
+) -> tuple[mm.tokenizers.VisualTokenizer, list[float]]:
     """Reconstruction, with a little of the divergence that keeps the latents near a normal distribution."""
-    vae = mm.VisualTokenizer(
+    vae = mm.tokenizers.VisualTokenizer(
         encoder=StridedEncoder(channels=(32, 64), code_dim=2 * CHANNELS),
-        bottleneck=mm.DiagonalGaussian(),
+        bottleneck=mm.tokenizers.bottlenecks.DiagonalGaussian(),
         decoder=StridedDecoder(channels=(32, 64), code_dim=CHANNELS),
         downsampling=(4, 4),
     ).to(DEVICE)
@@ -40,13 +42,13 @@ def train_autoencoder(train: Digits, generator: torch.Generator, num_steps: int 
 
 
 @torch.no_grad()
-def latents_of(vae: mm.VisualTokenizer, pixels: Tensor) -> Tensor:
+def latents_of(vae: mm.tokenizers.VisualTokenizer, pixels: Tensor) -> Tensor:
     """(N, 3, 28, 28) -> (N, 7, 7, 4), the means."""
     return vae.encode(pixels.to(DEVICE)).z.cpu()
 
 
 @torch.no_grad()
-def pixels_of(vae: mm.VisualTokenizer, latents: Tensor) -> Tensor:
+def pixels_of(vae: mm.tokenizers.VisualTokenizer, latents: Tensor) -> Tensor:
     """(N, 7, 7, 4) -> (N, 3, 28, 28)."""
     return vae.decode(mm.Latents(z=latents.to(DEVICE))).cpu()
 

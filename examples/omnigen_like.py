@@ -23,9 +23,9 @@ from pictures import report, show, show_curves
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image end>"))
 
 
-def build_model(dim: int = 128) -> mm.OmniGen:
+def build_model(dim: int = 128) -> mm.models.OmniGen:
     sizes = {"channels": CHANNELS, "patch_size": 1, "table_size": SIZE[0], "base_size": SIZE[0]}
-    return mm.OmniGen(vocab_size=TEXT.vocab_size, dim=dim, num_layers=4, num_heads=4, mlp_dim=344, **sizes)
+    return mm.models.OmniGen(vocab_size=TEXT.vocab_size, dim=dim, num_layers=4, num_heads=4, mlp_dim=344, **sizes)
 
 
 def told(latents: Tensor, word: str) -> list[Tensor]:
@@ -36,7 +36,7 @@ def told(latents: Tensor, word: str) -> list[Tensor]:
 class Flow:
     """The model and the latents it flows in: channels first, divided by their standard deviation."""
 
-    def __init__(self, vae: mm.VisualTokenizer, spread: float) -> None:
+    def __init__(self, vae: mm.tokenizers.VisualTokenizer, spread: float) -> None:
         self.vae, self.spread = vae, spread
         self.model = build_model().to(DEVICE)
 

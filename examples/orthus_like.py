@@ -25,10 +25,10 @@ from latents import CHANNELS, PLACES, SIZE, latents_of, pixels_of, psnr, train_a
 from pictures import report, show, show_curves
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<read>", "<image>", "<image end>"))
-IMAGE = mm.VectorBlock(begin=TEXT["<image>"], end=TEXT["<image end>"], size=SIZE, head="latents", input="latents")
+IMAGE = mm.generation.VectorBlock(begin=TEXT["<image>"], end=TEXT["<image end>"], size=SIZE, head="latents", input="latents")
 NOTHING = [mm.text([TEXT["<bos>"]])]
-GRAMMAR = mm.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
-GUIDANCE = mm.ClassifierFree(scale=3.0, images_only=True)
+GRAMMAR = mm.generation.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
+GUIDANCE = mm.generation.ClassifierFree(scale=3.0, images_only=True)
 
 
 def build_model(spread: float, dim: int = 128) -> mm.MultimodalModel:
@@ -37,12 +37,12 @@ def build_model(spread: float, dim: int = 128) -> mm.MultimodalModel:
     return mm.MultimodalModel(
         inputs={
             "text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5),
-            "latents": mm.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
+            "latents": mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2),
         },
         trunk=mm.Decoder(dim=dim, num_layers=4, num_heads=4, mlp_dim=344, qk_norm=True, **PLACES),
         outputs={
             "text": mm.LMHead(dim=dim, vocab_size=TEXT.vocab_size),
-            "latents": mm.OrthusDiffusionHead(dim=dim, token_dim=CHANNELS, **head),
+            "latents": mm.heads.OrthusDiffusionHead(dim=dim, token_dim=CHANNELS, **head),
         },
     )
 
@@ -69,7 +69,7 @@ def caption(digit: int) -> str:
     return f"{NAMES[digit]}, then {NAMES[(digit + 1) % 10]}"
 
 
-def train_model(vae: mm.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int) -> tuple:
+def train_model(vae: mm.tokenizers.VisualTokenizer, train: Digits, generator: torch.Generator, num_steps: int) -> tuple:
     """Each step reads 14 images, draws the next digit after 8 of them, 6 as told, and 2 from nothing, for guidance."""
     spread = float(latents_of(vae, train.pixels[::4]).std())
     model = build_model(spread).to(DEVICE)
@@ -99,7 +99,7 @@ def train_model(vae: mm.VisualTokenizer, train: Digits, generator: torch.Generat
 
 
 def go_on(
-    model: mm.MultimodalModel, vae: mm.VisualTokenizer, prompts: list[list], generator: torch.Generator
+    model: mm.MultimodalModel, vae: mm.tokenizers.VisualTokenizer, prompts: list[list], generator: torch.Generator
 ) -> tuple[list[str], Tensor]:
     """What the model writes and draws after each prompt, in one generation; black where it draws nothing."""
     written, latents = [""] * len(prompts), torch.zeros(len(prompts), *SIZE, CHANNELS)

@@ -47,7 +47,9 @@ def with_mask(model: mm.MultimodalModel) -> mm.MultimodalModel:
     return mm.MultimodalModel(inputs={"text": text}, trunk=model.trunk, outputs={"text": model.outputs["text"]})
 
 
-def adapt(model: mm.MultimodalModel, vq: mm.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int) -> list[float]:
+def adapt(
+    model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, train: Digits, generator: torch.Generator, num_steps: int
+) -> list[float]:
     """Every image is learned code by code, and in a noised copy whose hidden codes are learned at once."""
     builder = model.batch_builder(TEXT)
     hide = MaskedTokens(mask_id=MASK)
@@ -66,7 +68,7 @@ def adapt(model: mm.MultimodalModel, vq: mm.ConvVQ, train: Digits, generator: to
 
 
 @torch.no_grad()
-def draw(model: mm.MultimodalModel, vq: mm.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
+def draw(model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
     """One image per digit asked for, all codes at once."""
     begin = mm.text(FORMAT.head(*SIZE))
     rows = [[*prompt(digit), begin] for digit in digits.tolist()] + [[*prompt(-1), begin]] * len(digits)
@@ -94,7 +96,7 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     if not (folder / "emu3_like").is_dir():
         emu3_like.main(folder)
-    vq = mm.ConvVQ.from_pretrained(folder / "emu3_like_tokenizer").to(DEVICE).eval()
+    vq = mm.tokenizers.ConvVQ.from_pretrained(folder / "emu3_like_tokenizer").to(DEVICE).eval()
     trained, model = (mm.MultimodalModel.from_pretrained(folder / "emu3_like").to(DEVICE).eval() for _ in range(2))
     train, _ = load_digits()
     model = with_mask(model)

@@ -31,7 +31,7 @@ class ColourNamer(nn.Module):
         self.trunk = mm.Decoder(dim=DIM, num_layers=NUM_LAYERS, num_heads=8, mlp_dim=128)
         self.name = nn.Linear(DIM, NUM_COLOURS)
 
-    def forward(self, nouns: Tensor, patches: Tensor | None, hooks: mm.TrunkHooks | None = None) -> Tensor:
+    def forward(self, nouns: Tensor, patches: Tensor | None, hooks: mm.trunks.TrunkHooks | None = None) -> Tensor:
         """Logits of the colours, from the last token."""
         words = self.noun(nouns)[:, None]
         embeds = words if patches is None else torch.cat([self.patch(patches), words], dim=1)
@@ -59,27 +59,27 @@ def look(model: ColourNamer, nouns: Tensor, patches: Tensor | None) -> tuple[dic
     """The hidden states (B, L, D) after each layer, and what the heads (B, H, L, V) of each layer found."""
     states, heads = {}, {}
     hidden = {n: partial(states.__setitem__, n) for n in range(1, NUM_LAYERS + 1)}
-    model(nouns, patches, mm.TrunkHooks(hidden=hidden, heads={n: partial(heads.__setitem__, n) for n in range(NUM_LAYERS)}))
+    model(nouns, patches, mm.trunks.TrunkHooks(hidden=hidden, heads={n: partial(heads.__setitem__, n) for n in range(NUM_LAYERS)}))
     return states, heads
 
 
-def vista(seeing: dict[int, Tensor], blind: dict[int, Tensor], strength: float = 0.5) -> mm.TrunkHooks:
+def vista(seeing: dict[int, Tensor], blind: dict[int, Tensor], strength: float = 0.5) -> mm.trunks.TrunkHooks:
     """Steering of every layer, from states with and without the image. The method's early-layer logits are left out."""
 
     def steer(direction: Tensor, x: Tensor) -> Tensor:
         return normalize(normalize(x, dim=-1) + strength * direction, dim=-1) * x.norm(dim=-1, keepdim=True)
 
-    return mm.TrunkHooks(hidden={n: partial(steer, normalize(seeing[n][:, -1:] - blind[n][:, -1:], dim=-1)) for n in seeing})
+    return mm.trunks.TrunkHooks(hidden={n: partial(steer, normalize(seeing[n][:, -1:] - blind[n][:, -1:], dim=-1)) for n in seeing})
 
 
-def vhr(seeing: dict[int, Tensor], blind: dict[int, Tensor], factor: float = 2.0) -> mm.TrunkHooks:
+def vhr(seeing: dict[int, Tensor], blind: dict[int, Tensor], factor: float = 2.0) -> mm.trunks.TrunkHooks:
     """Reinforcement of heads in the later half of the layers, from what they found with and without the image."""
 
     def reinforce(divergence: Tensor, found: Tensor) -> Tensor:
         return found * torch.where(divergence > divergence.median(dim=1, keepdim=True).values, factor, 1.0)[..., None, None]
 
     changes = {n: (seeing[n][:, :, -1] - blind[n][:, :, -1]).norm(dim=-1) for n in seeing if n >= len(seeing) // 2}
-    return mm.TrunkHooks(heads={n: partial(reinforce, change) for n, change in changes.items()})
+    return mm.trunks.TrunkHooks(heads={n: partial(reinforce, change) for n, change in changes.items()})
 
 
 @torch.no_grad()

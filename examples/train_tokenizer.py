@@ -30,7 +30,7 @@ BATCH, SIDE, NUM_CODES, SAVE_EVERY = 16, 64, 512, 250
 
 
 def build_trainer(num_steps: int, gan: bool) -> TokenizerTrainer:
-    tokenizer = mm.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
+    tokenizer = mm.tokenizers.ConvVQ(channels=(32, 64), num_codes=NUM_CODES, code_dim=16).to(DEVICE)
     recipe = TokenizerRecipe(
         lr=2e-3,
         betas=(0.9, 0.99),
@@ -71,7 +71,7 @@ def fitted(photo: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def draw(tokenizer: mm.ConvVQ, photos: list[Tensor], file: Path) -> None:
+def draw(tokenizer: mm.tokenizers.ConvVQ, photos: list[Tensor], file: Path) -> None:
     """Held-out photographs, and what the tokenizer makes of their codes: two squares of each."""
     tokenizer.eval()
     squares = torch.cat(

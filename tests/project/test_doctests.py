@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import mmblocks
+from mmblocks.public import find
 from tests.conftest import REPOSITORY
 
 OPTIONAL = {"accelerate", "peft", "rich", "tokenizers", "transformers", "triton", "typer"}
@@ -88,7 +88,7 @@ def test_example_runs(example: doctest.DocTest, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", WITH_EXAMPLE)
 def test_the_most_used_classes_have_examples(name: str):
-    assert ">>>" in getattr(mmblocks, name).__doc__
+    assert ">>>" in find(name).__doc__
 
 
 def test_examples_are_found_where_they_stand(tmp_path: Path):
