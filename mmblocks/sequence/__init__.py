@@ -1,4 +1,4 @@
-"""Sequence."""
+"""Rows of tokens: segments and batches, the token table, and positions and masks as functions of it."""
 
 from mmblocks.public import lazily
 

@@ -1,4 +1,4 @@
-"""Vocabulary."""
+"""Ids: of text, and of images' codes in a language model's vocabulary."""
 
 from mmblocks.public import lazily
 

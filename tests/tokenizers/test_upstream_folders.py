@@ -196,5 +196,7 @@ def test_every_tokenizer_with_layouts_is_here() -> None:
     covered = {type(BUILDERS[name]()) for name in BUILDERS} | {mmblocks.tokenizers.Emu3VQ, mmblocks.tokenizers.DiffusersAutoencoder}
     published = [find(name) for name in all_names()]
     blocks = {cls for cls in published if isinstance(cls, type) and issubclass(cls, Block) and cls.layouts}
-    tokenizers = {cls for cls in blocks if cls.__module__.startswith("mmblocks.tokenizers.") and ".bottlenecks." not in cls.__module__}
+    tokenizers = {
+        cls for cls in blocks if cls.__module__.startswith("mmblocks.tokenizers.") and ".bottlenecks." not in cls.__module__
+    }
     assert len(tokenizers) > 20 and tokenizers <= covered

@@ -1,1 +1,1 @@
-"""Files."""
+"""What lies on disk: safetensors, pickles, JSON and shards, read within bounds and replaced in one step."""

@@ -1,1 +1,1 @@
-"""Surgery."""
+"""Changing loaded models: grafting parts and vocabularies, low-rank adapters, freezing."""

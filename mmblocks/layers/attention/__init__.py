@@ -1,1 +1,1 @@
-"""Attention."""
+"""Attention, feed-forward layers and what positions do to them."""

@@ -1,1 +1,1 @@
-"""Diffusion."""
+"""Noise paths, schedules and samplers, and small networks that denoise tokens."""

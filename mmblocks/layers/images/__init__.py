@@ -1,1 +1,1 @@
-"""Images."""
+"""Images as pixels, as grids of tokens, and resized in between."""

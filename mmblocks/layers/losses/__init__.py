@@ -1,1 +1,1 @@
-"""Losses."""
+"""Losses of single rows, entropies and distributions over codes."""

@@ -1,1 +1,1 @@
-"""Reduction."""
+"""Fewer tokens: folding, merging, pruning and random subsets."""

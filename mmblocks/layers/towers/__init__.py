@@ -1,1 +1,1 @@
-"""Towers."""
+"""Vision transformers that encoders and tokenizers share."""

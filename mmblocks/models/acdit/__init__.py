@@ -1,1 +1,1 @@
-"""Acdit."""
+"""ACDiT: blocks of an image or clip, denoised one after the other."""

@@ -1,1 +1,1 @@
-"""Mar."""
+"""MAR: masked tokens, drawn in any order by a diffusion head."""

@@ -1,1 +1,1 @@
-"""Var."""
+"""VAR: images drawn scale by scale."""

@@ -1,1 +1,1 @@
-"""Conv."""
+"""Convolutional encoders and decoders, and their evaluation stripe by stripe on large images."""

@@ -1,1 +1,1 @@
-"""Emu3."""
+"""Emu3's tokenizer of images and clips."""

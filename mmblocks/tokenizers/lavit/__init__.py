@@ -1,1 +1,1 @@
-"""Lavit."""
+"""LaVIT's dynamic tokenizer: patches are selected, the others merged into them."""

@@ -1,1 +1,1 @@
-"""Ming tok."""
+"""MingTok, Ming-UniVision's continuous tokenizer."""

@@ -1,1 +1,1 @@
-"""Open magvit2."""
+"""Open-MAGVIT2, of images and of clips."""

@@ -1,1 +1,1 @@
-"""Titok."""
+"""TiTok and TA-TiTok: images as one row of tokens."""

@@ -1,1 +1,1 @@
-"""Towers."""
+"""Tokenizers of a vision tower's features: SEED, UniTok, Tar, DualToken."""

@@ -1,1 +1,1 @@
-"""Var."""
+"""VAR's multi-scale tokenizer."""

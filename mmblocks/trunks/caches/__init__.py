@@ -1,1 +1,1 @@
-"""Caches."""
+"""What a decoder remembers of the tokens it has read."""

@@ -1,1 +1,1 @@
-"""Neo."""
+"""NEO's trunk: rows and columns in the attention beside the step."""

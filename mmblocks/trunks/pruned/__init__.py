@@ -1,1 +1,1 @@
-"""Pruned."""
+"""A decoder that drops visual tokens between its layers."""

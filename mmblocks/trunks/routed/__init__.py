@@ -1,1 +1,1 @@
-"""Routed."""
+"""Decoders with weights, experts or low-rank additions per token."""

@@ -1,1 +1,1 @@
-"""Transformers."""
+"""Causal language models of transformers as trunks."""

@@ -1,1 +1,1 @@
-"""Residual."""
+"""Quantizers that work level by level on what is left."""
