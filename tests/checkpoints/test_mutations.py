@@ -206,7 +206,7 @@ ENTRIES = (
 )
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.dictionaries(st.sampled_from(ENTRIES), VALUES, max_size=3), removed=st.sets(st.sampled_from(ENTRIES), max_size=2))
 def test_an_image_processor_s_entries_are_followed_or_refused(published, changes, removed):
     """What is loaded says the same when it is written back."""
