@@ -82,7 +82,10 @@ def _published_images(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-_HARMLESS = (*LANGUAGE_MODEL, "text_config.*", "image_size", "image_token_id", "layer_norm_eps", "qk_layernorm")
+_HARMLESS = (
+    *(*LANGUAGE_MODEL, "text_config.*", "image_size", "image_token_id", "layer_norm_eps", "qk_layernorm"),
+    "_vocab_size",  # of transformers 5.0
+)
 """Of the language model. Images have any size."""
 
 
