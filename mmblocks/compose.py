@@ -87,7 +87,7 @@ class MultimodalModel(Block):
             reads images a list of (3, H, W); each returns ``VisionTokens`` or a tensor (N, D).
         trunk: embeddings and table to hidden states.
         outputs: heads by name.
-        mask: a rule of one's own for who sees whom, in place of the table's; see ``masks.MaskRule``.
+        mask: a rule of one's own for which tokens attend to which, in place of the table's; see ``sequence.masks.MaskRule``.
 
     Raises:
         TypeError: a part that cannot play its role; the message says what it lacks.

@@ -77,7 +77,7 @@ def generate_ids(
         sampling: how ids are drawn.
         guidance: a scale of classifier-free guidance, any other ``Guidance``, or None for none.
         hooks: functions that change logits after guidance and grammar, before temperature and truncation.
-        cache: an empty cache for SB rows; by default one that just fits. See ``trunks.kv_cache``.
+        cache: an empty cache for SB rows; by default one that just fits. See ``trunks.caches.kv_cache``.
         generator: source of randomness, on the model's device.
         input: the embedder of ids.
         head: the head over ids; may be None where the model has one head.

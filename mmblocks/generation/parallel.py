@@ -32,7 +32,7 @@ from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
 
 
 def copy_positions(table: TokenTable) -> Int[Tensor, "B L"]:
-    """``positions.sequential``, and for a noised copy the positions of what it copies: it counts on from what it sees.
+    """``sequence.positions.sequential``, and for a noised copy the positions of what it copies: it counts on from what it sees.
 
     A scheme for ``Decoder``; in rows without copies it is ``sequential`` itself.
     """

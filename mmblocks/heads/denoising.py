@@ -26,9 +26,9 @@ class DenoisingHead(Block):
     """Diffusion or flow over single tokens; network, path, sampler and guidance can each be replaced.
 
     Args:
-        net: a ``layers.adaln_mlp.TokenDenoiser``, such as ``AdaLNMLP``.
-        path: a ``layers.noise_paths.NoisePath``: what noise does to a token, and what the network predicts.
-        sampler: a ``layers.denoising_samplers.TokenSampler``.
+        net: a ``layers.diffusion.adaln_mlp.TokenDenoiser``, such as ``AdaLNMLP``.
+        path: a ``layers.diffusion.noise_paths.NoisePath``: what noise does to a token, and what the network predicts.
+        sampler: a ``layers.diffusion.denoising_samplers.TokenSampler``.
         guidance: how predictions with and without a condition are combined; ``LinearGuidance()`` if None.
         repeats: R, times and noises that each token is learned at in one step: the network is cheap beside the trunk.
         scale: tokens are multiplied by this before they are noised, and divided by it after the sampler.

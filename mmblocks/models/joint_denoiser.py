@@ -36,7 +36,7 @@ class JointDenoiser(Block):
         shapes: name of a modality -> its axes and channels, one to three axes: ``{"image": (7, 7, 4), "caption": (5, 16)}``.
         path: what noise does, and what the network predicts; ``FlowPath(density="uniform")`` if None. Times must be drawn up to
             both ends, since conditions and what is left out stand there.
-        sampler: ``layers.denoising_samplers``; 25 of Euler's steps if None.
+        sampler: ``layers.diffusion.denoising_samplers``; 25 of Euler's steps if None.
         guidance: how predictions are combined; ``LinearGuidance()`` if None.
 
     Raises:

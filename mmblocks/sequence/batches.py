@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         table: who each token is.
         inputs: by embedder name, what it embeds and where the result goes.
         targets: by head name, labels, and the hidden states they supervise.
-        mask: who sees whom, lowered on the host; None to let the trunk decide.
+        mask: which tokens attend to which, lowered on the host; None to let the trunk decide.
     """
 
     ids: Int[Tensor, "B L"]

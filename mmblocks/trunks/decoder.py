@@ -106,17 +106,17 @@ class Decoder(Block):
         mlp_dim: inner width of the feed-forward layers.
         norm_eps: epsilon of the RMS norms.
         rope_theta: base of the rotary frequencies.
-        rope_scaling: how rows beyond the trained length are read; see ``layers.rotary_scaling``.
+        rope_scaling: how rows beyond the trained length are read; see ``layers.attention.rotary_scaling``.
         rope_sections: for positions on several axes: how many pairs of a head's channels each has; see
-            ``positions.sections_rotary_table`` and ``positions.mrope`` (Qwen2-VL).
+            ``sequence.positions.sections_rotary_table`` and ``sequence.positions.mrope`` (Qwen2-VL).
         rope_dtype: "bfloat16" or "float16" where a model was made in it, and its sines and cosines keep that rounding in whatever
             dtype it runs later (Emu, with the transformers of its day); None leaves them exact.
         qk_norm: RMS norm on every head's q and k before the rotation (Qwen3, Emu3.5).
         qkv_bias: biases on q, k and v (Qwen2).
         dropout: on the embeddings and on both branches of every layer, while training (Emu3 trains with 0.1).
         positions: a scheme of one's own, from the token table to (B, L), or to (B, L, axes) with ``rope_sections``;
-            ``positions.sequential`` if None, which counts tokens inside each document, images included, and
-            ``positions.mrope`` with ``rope_sections``.
+            ``sequence.positions.sequential`` if None, which counts tokens inside each document, images included, and
+            ``sequence.positions.mrope`` with ``rope_sections``.
 
     Raises:
         ValueError: for sizes that do not go together.

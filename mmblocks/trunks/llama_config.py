@@ -40,7 +40,7 @@ def llama_config(
     Raises:
         KeyError: a size is missing.
         ValueError: another model, or what ``Decoder`` does not have: another activation, biases on the output, a sliding window,
-            partly rotated heads, or scaling of angles that is not among ``layers.rotary_scaling``.
+            partly rotated heads, or scaling of angles that is not among ``layers.attention.rotary_scaling``.
     """
     check_model(config, *models)
     only(config, "hidden_act", "silu", "swish")

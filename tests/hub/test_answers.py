@@ -64,7 +64,7 @@ def test_commit_of_a_listing(hub, crab, tmp_path, sha):
     assert not (tmp_path / "assets").exists() or not any((tmp_path / "assets").rglob("*.json"))
 
 
-def test_another_commit_than_was_asked_for(hub, crab, tmp_path):
+def test_another_commit_than_was_requested(hub, crab, tmp_path):
     hub.listing = lambda answer: answer | {"sha": "b" * 40}
     refused(tmp_path, f"names the commit b+; accepted: {crab}", revision=crab)
 
@@ -283,7 +283,7 @@ def test_client_of_anothers_factory(hub, crab, monkeypatch):
 
 
 def test_file_in_xets_storage(hub, tmp_path, monkeypatch):
-    """The token is asked for in the midst of the download; the transfer itself is Xet's."""
+    """The token is requested in the midst of the download; the transfer itself is Xet's."""
     content = save({"a": torch.arange(1000.0)})
     asked = []
 

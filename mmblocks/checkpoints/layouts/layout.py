@@ -101,13 +101,13 @@ class Layout:
             differ: the first that is there counts, and an empty one is the top of the file.
         same: pairs of published names of one tensor. One is enough; where a file holds both they must be equal.
         harmless: names, or patterns, of entries of the config that change no numbers of the Block: other parts', mostly. With dots
-            for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.harmless`` need not be named again.
+            for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.layouts.harmless`` need not be named again.
         config_file: where ``config`` is read from and ``published_config`` written to, if that is not config.json; config.json is
             other parts' then.
         otherwise: what else loads a checkpoint whose config is refused; it ends the message.
         preprocessor: how preprocessor_config.json beside the weights is read and written, for a Block whose ``preprocess`` follows
-            it; see ``checkpoints.preprocessing``. None: that file is other parts'. Where there is no file, the class's defaults
-            stay.
+            it; see ``checkpoints.layouts.preprocessing``. None: that file is other parts'. Where there is no file, the class's
+            defaults stay.
     """
 
     name: str

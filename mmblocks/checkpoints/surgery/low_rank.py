@@ -7,7 +7,7 @@
 
 The layers are peft's own, so whatever peft does with a model it does with these; a model that ``peft.get_peft_model`` was given
 can be saved and merged here as well. Needs the extra ``train``. For adapters of one modality's tokens see
-``trunks.modality_lora``.
+``trunks.routed.modality_lora``.
 """
 
 import re

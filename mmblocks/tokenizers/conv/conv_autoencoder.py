@@ -54,7 +54,7 @@ class ConvEncoder(Block):
         in_channels: colours.
 
     Attributes:
-        memory_budget: see ``layers.stripes.set_memory_budget``.
+        memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
 
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
     """
@@ -117,7 +117,7 @@ class ConvDecoder(Block):
         condition_dim: width of the map that conditions every norm, as in MoVQ (arXiv 2209.09002); None for plain norms.
 
     Attributes:
-        memory_budget: see ``layers.stripes.set_memory_budget``.
+        memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
 
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
     """

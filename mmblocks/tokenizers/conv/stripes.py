@@ -1,4 +1,4 @@
-"""The pieces of ``layers.conv`` on maps that are too large to be held: computed exactly, a stripe of rows at a time.
+"""The pieces of ``tokenizers.conv.blocks`` on maps that are too large to be held: computed exactly, a stripe of rows at a time.
 
 Maps are those of one image, (1, C, H, W).
 """
@@ -59,7 +59,7 @@ def check_no_gradients(module: nn.Module, *inputs: Tensor) -> None:
 
 
 class Stripes:
-    """Runs the pieces of ``layers.conv`` on one image and decides which maps are held; see ``set_memory_budget``.
+    """Runs the pieces of ``tokenizers.conv.blocks`` on one image and decides which maps are held; see ``set_memory_budget``.
 
     Args:
         budget: bytes.

@@ -39,7 +39,7 @@ class Emu3VQ(VisualTokenizer):
 
     The defaults are the published model's. Half precision of the encoder changes ids; keep float32 for encoding. The memory
     format ``channels_last`` is for ``encoder.spatial`` and ``decoder.spatial``, whose convolutions are 2-d. For images whose
-    feature maps are too large see ``layers.stripes.set_memory_budget``.
+    feature maps are too large see ``tokenizers.conv.stripes.set_memory_budget``.
 
     Upstream has no training code: the losses are those of ``VectorQuantizer``, their weights those of the VQ-VAE paper.
 

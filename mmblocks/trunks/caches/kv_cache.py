@@ -94,7 +94,7 @@ class KVCache:
 
         Args:
             table: the tokens.
-            rule: who sees whom, in place of the table's own rule.
+            rule: which tokens attend to which, in place of the table's own rule.
             lowered: the mask of the tokens among themselves, where it is known; used while the cache is empty.
 
         Raises:

@@ -82,7 +82,7 @@ class NEOTrunk(Decoder):
     """A causal decoder with positions on three axes: the step in the text, where an image takes one, and row and column inside it.
 
     The first ``num_prebuffer_layers`` are those put before a pretrained language model ("pre-buffer"); they compute like the
-    others. ``trunks.neo_init.neo_from_qwen3`` makes such a trunk of a plain Qwen3.
+    others. ``trunks.neo.init.neo_from_qwen3`` makes such a trunk of a plain Qwen3.
 
     Args:
         dim: D.
@@ -96,7 +96,7 @@ class NEOTrunk(Decoder):
         rope_theta_place: that of row and column.
         bias: biases on all projections of the attention.
         num_prebuffer_layers: how many of the layers are the pre-buffer.
-        positions: a scheme of one's own, from the token table to (B, L, 3); ``positions.time_height_width`` if None.
+        positions: a scheme of one's own, from the token table to (B, L, 3); ``sequence.positions.time_height_width`` if None.
 
     Raises:
         ValueError: for sizes that do not go together.

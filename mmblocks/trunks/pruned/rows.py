@@ -1,4 +1,4 @@
-"""Rows that have lost some of their tokens, and who sees whom in them.
+"""Rows that have lost some of their tokens, and which of them attend to which.
 
 Shapes: B rows, M tokens that are left, S tokens a stage has read in all, D width.
 """

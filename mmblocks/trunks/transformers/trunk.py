@@ -110,7 +110,7 @@ class TransformersTrunk(Block):
 
     Args:
         language_model: the model's config, with its ``model_type``.
-        positions: a scheme of one's own, from the token table to (B, L); ``positions.sequential`` if None.
+        positions: a scheme of one's own, from the token table to (B, L); ``sequence.positions.sequential`` if None.
 
     Raises:
         ImportError: transformers is not installed.
