@@ -4,7 +4,7 @@ This is the floor under ``checkpoints``, which save and load such modules; ``Blo
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -37,13 +37,18 @@ class Configurable(nn.Module):
 
     Attributes:
         layouts: the published checkpoints that the class can read.
+        shorthand: a function of keywords: what the ``**`` at the end of the constructor's signature stands for, so that arguments
+            that several classes share are written once.
+        shorthand_of: the argument that may be given in place of all those of the shorthand, where there is one.
         origin: the published checkpoint that the module was loaded from; None if there is none.
 
     Raises:
-        TypeError: positional arguments; or, when a class is defined, a constructor that takes anything but keywords.
+        TypeError: positional or unknown arguments; or, when a class is defined, a constructor that takes anything but keywords.
     """
 
     layouts: ClassVar[tuple[Any, ...]] = ()
+    shorthand: ClassVar[Callable[..., Any] | None] = None
+    shorthand_of: ClassVar[str] = ""
     origin: Any = None
 
     _built: tuple[type["Configurable"], dict[str, Any]]
@@ -60,9 +65,19 @@ class Configurable(nn.Module):
         if args:
             names = ", ".join(f"{name}=..." for name in parameters(cls))
             raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
+        known, short = parameters(cls), shorthand_names(cls)
+        strange = [name for name in arguments if name not in known]
+        if strange and short:  # of any other class Python says so itself
+            raise TypeError(f"{cls.__name__} has no argument {strange[0]!r}; accepted: {', '.join(known)}")
+        replaced = short if arguments.get(cls.shorthand_of) is not None else {cls.shorthand_of}
+        both = [name for name in arguments if name in replaced and name != cls.shorthand_of]
+        if both:
+            raise TypeError(
+                f"{cls.__name__} is given {cls.shorthand_of} and {both[0]!r}; accepted: {cls.shorthand_of} or {sorted(short)}"
+            )
         self = super().__new__(cls)
-        defaults = {name: p.default for name, p in parameters(cls).items() if p.default is not p.empty}
-        recorded = {name: _recorded(value) for name, value in (defaults | arguments).items()}
+        defaults = {name: p.default for name, p in known.items() if p.default is not p.empty}
+        recorded = {name: _recorded(value) for name, value in (defaults | arguments).items() if name not in replaced}
         # Recorded here rather than in __init__, which a subclass calls with the arguments of its base class. nn.Module's own
         # setattr is not ready yet.
         object.__setattr__(self, "_built", (cls, recorded))
@@ -90,9 +105,29 @@ class Configurable(nn.Module):
         return _recorded(given)
 
 
-def parameters(cls: type[Configurable]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name."""
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+def parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments by name; those of the ``shorthand`` in the place of its ``**``."""
+    own = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    shorthand = getattr(cls, "shorthand", None)  # descriptions have none
+    if shorthand is None or not own or list(own.values())[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return own
+    own.popitem()
+    return own | {name: each for name, each in inspect.signature(shorthand).parameters.items() if name not in own}
+
+
+def shorthand_names(cls: type[Any]) -> frozenset[str]:
+    """The arguments that stand in the place of ``shorthand_of``; none for a class that does not take that argument."""
+    shorthand = getattr(cls, "shorthand", None)
+    if shorthand is None or cls.shorthand_of not in parameters(cls):
+        return frozenset()
+    return frozenset(inspect.signature(shorthand).parameters)
+
+
+def required(cls: type[Any], given: Collection[str]) -> list[str]:
+    """The arguments without which the constructor cannot be called, when these are given."""
+    known = parameters(cls)
+    optional = shorthand_names(cls) if getattr(cls, "shorthand_of", "") in given else frozenset()
+    return [name for name, each in known.items() if each.default is each.empty and name not in optional]
 
 
 def parts(value: Any) -> Iterator[Configurable]:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from torch import nn
 
-from mmblocks.configurable import Configurable, parameters
+from mmblocks.configurable import parameters
+from mmblocks.descriptions import Description
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -35,7 +36,7 @@ class _Misfit(NamedTuple):
     accepted: str
 
 
-def check(cls: type[Configurable], arguments: Mapping[str, Any], origin: str) -> None:
+def check(cls: type[Any], arguments: Mapping[str, Any], origin: str) -> None:
     """Compares arguments with the annotations of the constructor.
 
     An int will do for a float, a list for a tuple, and the reverse; a bool is no int. Numbers are finite, ints have 64 bits.
@@ -60,12 +61,14 @@ def check(cls: type[Configurable], arguments: Mapping[str, Any], origin: str) ->
             raise ValueError(f"{origin} of {cls.__name__}: {found}; accepted: {misfit.accepted}")
 
 
-def _hints(cls: type[Configurable]) -> dict[str, Any]:
-    """The constructor's annotations, but for those that cannot be evaluated here, which say nothing."""
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The constructor's annotations and its shorthand's, but for those that cannot be evaluated here, which say nothing."""
+    shorthand = getattr(cls, "shorthand", None)
+    shared = {} if shorthand is None else get_type_hints(shorthand)
     try:
-        return get_type_hints(cls.__init__)
+        return shared | get_type_hints(cls.__init__)
     except Exception:  # whatever evaluating an annotation may raise
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = dict(shared)
         for name, annotation in cls.__init__.__annotations__.items():
             one = type("One", (), {"__annotations__": {name: annotation}})
             with suppress(Exception):
@@ -143,6 +146,8 @@ def _is_a(value: object, kind: type) -> bool:
         return isinstance(value, list | tuple)
     if kind in (dict, Mapping, MutableMapping):
         return isinstance(value, Mapping)
+    if issubclass(kind, Description):
+        return isinstance(value, kind)
     if issubclass(kind, nn.Module):  # of whatever class: parts are told apart by what they can do
         return isinstance(value, nn.Module)
     return callable(value) if kind is _CALLABLE else True

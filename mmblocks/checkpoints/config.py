@@ -1,7 +1,8 @@
 """config.json: a Block's class and arguments as JSON, and the checks that it means exactly what it says.
 
-``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_code": "module.function"}`` for a function, of which only the
-name is noted. Lists and tuples both become JSON lists, and are tuples when read. ``_shared_tensors`` names the tensors that are
+``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_kind": "Attention", ...}`` for a description of that class,
+``{"_code": "module.function"}`` for a function, of which only the name is noted. Lists and tuples both become JSON lists, and are
+tuples when read. ``_shared_tensors`` names the tensors that are
 not stored because they are the same as another: ``{"head.weight": "embedding.weight"}``; see ``checksums`` and ``origin`` for
 the other entries that are no arguments.
 """
@@ -15,8 +16,10 @@ from typing import Any
 
 from torch import nn
 
+from mmblocks.checkpoints import annotations
 from mmblocks.checkpoints.files import inside, json_files
-from mmblocks.configurable import Configurable, parameters, parts
+from mmblocks.configurable import Configurable, find, name_of, parameters, parts, required
+from mmblocks.descriptions import Description
 
 FILE = "config.json"
 CLASS = "_class_name"
@@ -26,10 +29,11 @@ CHECKSUMS = "_checksums"
 ORIGIN = "_origin"
 BLOCK = "_block"
 CODE = "_code"
+KIND = "_kind"
 
 _OURS = (CLASS, VERSION, SHARED, CHECKSUMS, ORIGIN)
 
-_ACCEPTED = "accepted: None, bool, int, float, str, Blocks, and lists, tuples or dicts of these"
+_ACCEPTED = "accepted: None, bool, int, float, str, Blocks, descriptions, and lists, tuples or dicts of these"
 
 
 def read(folder: Path, name: str = FILE) -> dict[str, Any] | None:
@@ -97,7 +101,7 @@ def shared(content: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def check_arguments(cls: type[Configurable], names: Iterable[str], origin: str) -> None:
+def check_arguments(cls: type[Any], names: Iterable[str], origin: str) -> None:
     """Refuses names that the class does not take.
 
     Raises:
@@ -112,10 +116,10 @@ def check_arguments(cls: type[Configurable], names: Iterable[str], origin: str) 
             raise ValueError(f"{origin} of {cls.__name__}: unknown argument {name!r}{hint} accepted: {listed}")
 
 
-def check_complete(cls: type[Configurable], names: Iterable[str], origin: str) -> None:
+def check_complete(cls: type[Any], names: Iterable[str], origin: str) -> None:
     """Refuses a set of names that lacks a required argument, with a ``ValueError`` that names it."""
-    lacking = [name for name, parameter in parameters(cls).items() if parameter.default is parameter.empty]
-    lacking = [name for name in lacking if name not in set(names)]
+    given = set(names)
+    lacking = [name for name in required(cls, given) if name not in given]
     if lacking:
         raise ValueError(f"{origin} of {cls.__name__}: missing argument {', '.join(map(repr, lacking))}")
 
@@ -136,6 +140,8 @@ def encode(block: Configurable) -> tuple[dict[str, Any], dict[str, Configurable]
                 places[id(value)] = path
                 blocks[path] = value
             return {BLOCK: places[id(value)]}
+        if isinstance(value, Description):
+            return {KIND: name_of(type(value)), **{name: encoded(item, f"{path}/{name}") for name, item in value.entries().items()}}
         if isinstance(value, dict):
             _check_keys(block, value, path)
             return {key: encoded(item, f"{path}/{key}") for key, item in value.items()}
@@ -159,10 +165,24 @@ def decode(value: Any, load: Callable[[str], Configurable]) -> Any:
     if isinstance(value, dict):
         if BLOCK in value:
             return load(checked_subfolder(value[BLOCK]))
+        if KIND in value:
+            return _described(value, load)
         return {key: decode(item, load) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(decode(item, load) for item in value)
     return value
+
+
+def _described(value: Mapping[str, Any], load: Callable[[str], Configurable]) -> Description:
+    """A description by its class and fields, which a file may get wrong."""
+    cls = find(str(value[KIND]))
+    if not issubclass(cls, Description):
+        raise ValueError(f"{FILE}: {KIND!r} is {value[KIND]!r}; accepted: the name of a description")
+    given = {name: decode(item, load) for name, item in value.items() if name != KIND}
+    check_arguments(cls, given, FILE)
+    check_complete(cls, given, FILE)
+    annotations.check(cls, given, FILE)
+    return cls(**given)
 
 
 def places(content: Mapping[str, Any]) -> dict[str, str]:
@@ -205,7 +225,7 @@ def _check_keys(block: Configurable, value: Mapping[Any, Any], path: str) -> Non
     for key in value:
         if not isinstance(key, str):
             raise TypeError(f"{type(block).__name__}: argument {path!r} has the key {key!r}; accepted: str")
-        if key in (BLOCK, CODE):
+        if key in (BLOCK, CODE, KIND):
             raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which {FILE} keeps for itself")
         if any(True for _ in parts(value[key])) and (not key or key.startswith(".") or any(c in key for c in "/\\:\0")):
             raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which cannot name a folder")

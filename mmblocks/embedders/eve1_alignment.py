@@ -88,8 +88,8 @@ class EVE1PatchAlignment(Block):
         num_heads: heads of the attention. Scores are scaled by the whole width, not a head's.
 
     Attributes:
-        layers: which states are read, as a trunk's ``taps`` number them, the last first; 0 is the embeddings. Published training
-            takes the last one after the final norm.
+        layers: which states are read, as ``trunks.hidden_states`` counts them, the last first; 0 is the embeddings. Published
+            training takes the last one after the final norm.
 
     Raises:
         ValueError: heads that do not divide the teacher's width, or a step that leaves the last layer alone.

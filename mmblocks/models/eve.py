@@ -23,10 +23,12 @@ from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
+from mmblocks.trunks.hooks import hidden_states
 from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.llama_published import published_llama
 from mmblocks.trunks.routed.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
-from mmblocks.trunks.routed.routed_decoder import PARTS, RoutedDecoder, RouteRule
+from mmblocks.trunks.routed.routed_decoder import PARTS, RoutedDecoder
+from mmblocks.trunks.routing import RouteRule
 
 
 def _rules(vision: Iterable[Rule | Split], trunk: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -173,14 +175,14 @@ class EVE1(MultimodalModel):
         Raises:
             ValueError: another number of images, or grids that do not fit together.
         """
-        taps = dict.fromkeys(alignment.layers, torch.empty(0))
-        hidden = self.trunk(self.embed(batch), batch.table, mask=batch.mask, taps=taps)
+        layers = (*alignment.layers, self.trunk.num_layers)
+        *read, hidden = hidden_states(self.trunk, self.embed(batch), batch.table, layers, mask=batch.mask)
         placed, losses = batch.targets["text"], {}
         losses["text"] = self.outputs["text"].loss(hidden.flatten(0, 1)[placed.places], placed.values)
 
         images = batch.inputs.get("vision")
         places = images.places if images else placed.places[:0]
-        states = torch.stack([taps[number].flatten(0, 1)[places] for number in alignment.layers], dim=1)
+        states = torch.stack([state.flatten(0, 1)[places] for state in read], dim=1)
         aligned = alignment(states, self._tokens_of(list(images.values) if images else [], states), teacher)
         return ModelOutput({"text": losses["text"].mean(), "alignment": aligned}, losses, hidden)
 

@@ -5,8 +5,8 @@ Inference-time methods rest on it: activation steering, head reweighting, attent
 Shapes: B batch, L new tokens, T all tokens a query may see, H query heads, D width, V width of a head's values.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -34,11 +34,14 @@ class TrunkHooks:
         hidden: (B, L, D), what layer n reads: 0 for the embeddings, the number of layers for what the final norm reads.
         attention: (B, H, L, T), float32, the weights of layer n after the softmax, before they meet the values.
         heads: (B, H, L, V), what each head of layer n found, before the output projection.
+        routers: (B, L, E), float32, the probabilities that layer n's router gives its experts; shown when all layers have run. They
+            cannot be changed.
     """
 
     hidden: Mapping[int, Hook] = field(default_factory=dict)
     attention: Mapping[int, Hook] = field(default_factory=dict)
     heads: Mapping[int, Hook] = field(default_factory=dict)
+    routers: Mapping[int, Hook] = field(default_factory=dict)
 
     def check(self, num_layers: int) -> None:
         """Refuses layers that are not there.
@@ -46,7 +49,12 @@ class TrunkHooks:
         Raises:
             ValueError: with the numbers that are accepted.
         """
-        for name, last in (("hidden", num_layers), ("attention", num_layers - 1), ("heads", num_layers - 1)):
+        for name, last in (
+            ("hidden", num_layers),
+            ("attention", num_layers - 1),
+            ("heads", num_layers - 1),
+            ("routers", num_layers - 1),
+        ):
             strange = [number for number in getattr(self, name) if not 0 <= number <= last]
             if strange:
                 raise ValueError(f"hooks.{name} has {strange}; accepted: 0 to {last}, as the trunk has {num_layers} layers")
@@ -60,17 +68,35 @@ class TrunkHooks:
         weights, heads = self.attention.get(number), self.heads.get(number)
         return mask if weights is None and heads is None else Observed(mask, weights, heads)
 
-    def reshaped(self, outward: Callable[[Tensor], Tensor], inward: Callable[[Tensor], Tensor]) -> "TrunkHooks":
-        """Hooks for a trunk that keeps its states in another form: ``outward`` gives (B, L, D), ``inward`` leads back."""
+    def observe(self, layer: int) -> bool:
+        """Whether a function is called inside this layer."""
+        return layer in self.attention or layer in self.heads
 
-        def around(hook: Hook) -> Hook:
-            def seen(x: Tensor) -> Tensor | None:
-                new = hook(outward(x))
-                return None if new is None else inward(new)
 
-            return seen
+def hidden_states(
+    trunk: Any, embeds: Float[Tensor, "B L D"], table: TokenTable, layers: Sequence[int], **options: Any
+) -> list[Float[Tensor, "B L D"]]:
+    """The states after so many layers each: 0 for the embeddings, the number of layers for after the final norm.
 
-        return replace(self, hidden={number: around(hook) for number, hook in self.hidden.items()})
+    They are counted as transformers' ``output_hidden_states`` counts them.
+
+    Args:
+        trunk: a ``Decoder``, or another whose calls take ``hooks``.
+        embeds: the tokens, and
+        table: their metadata.
+        layers: which states.
+        options: further arguments of the call, such as ``mask``.
+
+    Raises:
+        ValueError: states that are not there.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Hook:
+        return lambda x: found.update({layer: x})
+
+    output = trunk(embeds, table, hooks=TrunkHooks(hidden={layer: keep(layer) for layer in layers}), **options)
+    return [output if layer == trunk.num_layers else found[layer] for layer in layers]
 
 
 class HookedTrunk(nn.Module):

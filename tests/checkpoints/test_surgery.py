@@ -15,8 +15,8 @@ from mmblocks.checkpoints.surgery.graft import (
     replace,
     untie,
 )
-from mmblocks.layers.attention.feed_forward import SwiGLU
 from mmblocks.models.neo import NEO
+from mmblocks.trunks import GatedMLP, Site
 
 WIDTH = 16
 
@@ -116,11 +116,11 @@ def test_a_part_is_added_and_everything_else_is_the_same_object() -> None:
 
 def test_a_block_is_replaced() -> None:
     trunk = decoder()
-    report = replace(trunk, "layers.1.mlp", SwiGLU(WIDTH, 40))
+    report = replace(trunk, "layers.1.mlp", GatedMLP(hidden_dim=40).build(Site(WIDTH)))
     assert {name.split(".")[1] for name in report.dropped} == {"1"}
     assert trunk(*row()).shape == (1, 5, WIDTH)
     with pytest.raises(ValueError, match="no such module"):
-        replace(trunk, "layers.9.mlp", SwiGLU(WIDTH, 40))
+        replace(trunk, "layers.9.mlp", GatedMLP(hidden_dim=40).build(Site(WIDTH)))
 
 
 def test_a_tied_weight_is_untied() -> None:

@@ -243,7 +243,7 @@ def test_cuda_graphs_are_refused_elsewhere() -> None:
         model = tiny_model(trunk=cls(**SIZES, **options))
         cache = StaticCache(model.trunk.new_cache(2, 30))
         cache.cuda_graphs = True
-        with pytest.raises(TypeError, match="cannot be recorded as CUDA graphs; accepted: a Decoder without"):
+        with pytest.raises(TypeError, match="cannot be recorded as CUDA graphs; accepted: one whose static_step"):
             written(model, cache)
 
 

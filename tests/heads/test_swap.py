@@ -20,8 +20,8 @@ from mmblocks.layers.diffusion.metric_path import MetricPath
 from mmblocks.models.omnigen.trunk import Phi3Decoder
 from mmblocks.sequence.segments import Text
 from mmblocks.trunks import ChameleonTrunk, NEOTrunk, PrunedDecoder, RoutedDecoder
-from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
 from mmblocks.trunks.routed.modality_lora import ModalityLoRADecoder
+from mmblocks.trunks.routed.moe_decoder import MoEDecoder
 from tests.heads.test_denoising import flow, mar, nova, orthus, stirred
 
 DIM, VOCABULARY = 10, 13

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from mmblocks import Decoder, LMHead, TextEmbedding, TokenTable
-from mmblocks.layers.attention.rotary_scaling import scale_rotary
 from mmblocks.models import Emu3
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.tokens import PADDING
+from mmblocks.trunks import hidden_states
 from tests.parity.cases import Case
 
 MANIFESTS = {
@@ -24,10 +24,10 @@ def run(case: Case) -> None:
         model.trunk.positions = positions_of(case)
     real = ~table.is_padding
 
-    taps = {int(name): torch.empty(0) for name in case.named("out.hidden.")}
-    hidden = model.trunk(model.inputs["text"](ids), table, taps=taps)
+    layers = [int(name) for name in case.named("out.hidden.")]
+    *states, hidden = hidden_states(model.trunk, model.inputs["text"](ids), table, [*layers, model.trunk.num_layers])
     logits = model.outputs["text"].logits(hidden)
-    for number, state in taps.items():
+    for number, state in zip(layers, states, strict=True):
         case.check(f"out.hidden.{number}", state, where=real)
     if "out.logits" in case.io:
         case.check("out.logits", logits, where=real)
@@ -75,28 +75,19 @@ def check_loss_and_gradients(case: Case, model: Emu3, hidden: Tensor, labels: Te
         case.check(f"grad.{name}", parameters[ours].grad)
 
 
-def keep_grown_angles(model: Emu3, length: int) -> None:
-    """Upstream's rotary tables of dynamic scaling only grow: after a full pass, its steps use the angles of the whole row."""
-    trunk = model.trunk
-    if trunk.rope_scaling is not None and trunk.rope_scaling["type"] == "dynamic":
-        last = torch.tensor([[length - 1]])
-        _, theta = scale_rotary(last, trunk.head_dim, trunk.rope_theta, trunk.rope_scaling)
-        trunk.rope_theta, trunk.rope_scaling = float(theta), None
-
-
 @torch.no_grad()
 def check_cached_steps(case: Case, model: Emu3, ids: Tensor, table: TokenTable) -> None:
     batch, length = ids.shape
     wanted = case.io["out.cached_logits"]
     # Whether the module that took these steps had read the whole row before is told by nothing but the numbers.
     prefill = length - wanted.shape[1] + 1
-    if "out.logits" in case.io and torch.allclose(case.io["out.logits"][:, prefill - 1 :], wanted, atol=1e-3, rtol=1e-3):
-        keep_grown_angles(model, length)
+    # Upstream's rotary tables of dynamic scaling only grow: after a full pass, its steps use the angles of the whole row.
+    grown = "out.logits" in case.io and torch.allclose(case.io["out.logits"][:, prefill - 1 :], wanted, atol=1e-3, rtol=1e-3)
     cache = model.trunk.new_cache(batch, length)
     got = []
     for start, stop in [(0, prefill), *((i, i + 1) for i in range(prefill, length))]:
         embeds = model.inputs["text"](ids[:, start:stop])
-        hidden = model.trunk(embeds, table.slice(start, stop), cache)
+        hidden = model.trunk(embeds, table.slice(start, stop), cache, total_length=length if grown else None)
         got.append(model.outputs["text"].logits(hidden[:, -1]))
     real = ~table.is_padding
     case.check("out.cached_logits", torch.stack(got, dim=1), where=real[:, prefill - 1 :])

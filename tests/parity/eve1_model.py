@@ -9,6 +9,7 @@ from mmblocks.embedders import EVE1PatchAlignment
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, denormalise
 from mmblocks.layers.images.resizing import valid_cells
 from mmblocks.models import EVE1
+from mmblocks.trunks import hidden_states
 from tests.parity import eve1_patch_align
 from tests.parity.cases import Case
 from tests.parity.eve2_model import samples_of
@@ -33,9 +34,8 @@ def run(case: Case) -> None:
         case.check(f"out.loss_{name}", got[None])
     torch.testing.assert_close(model(batch).losses["text"], output.losses["text"])
 
-    taps = dict.fromkeys(range(model.config["num_layers"] + 1), torch.empty(0))
-    model.trunk(model.embed(batch), batch.table, taps=taps)
-    states = torch.stack([taps[number] for number in sorted(taps)], dim=2)
+    layers = range(model.config["num_layers"] + 1)
+    states = torch.stack(hidden_states(model.trunk, model.embed(batch), batch.table, layers), dim=2)
     case.check("out.hidden_states", pad(states, (0, 0, 0, 0, 0, spare)), where=real)
     sum(output.losses.values()).backward()
     check_gradients(case, model, alignment)

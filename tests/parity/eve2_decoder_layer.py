@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mmblocks import TokenTable
 from mmblocks.sequence.masks import Dense
 from mmblocks.trunks import RoutedDecoder
-from mmblocks.trunks.routed.routed_decoder import text_when_alone
+from mmblocks.trunks.routing import text_when_alone
 from tests.parity.cases import Case
 
 PREFIX = "model.layers.0."

@@ -95,7 +95,8 @@ def check_language_model(case: Case) -> None:
     conditions = case.config["cls_token_num"]
     side = int(case.config["block_size"] ** 0.5)
 
-    rotary = grid_rotary(table_of(1, conditions, side, side * side), model.trunk.head_dim, model.trunk.rope_theta)
+    attention = model.trunk.layers[0].attention
+    rotary = grid_rotary(table_of(1, conditions, side, side * side), attention.head_dim, attention.rotary.theta)
     case.check("out.rope_table", torch.stack(rotary, dim=-1)[0])
     if "out.logits_full" in case.io:
         ids = case.io["in.idx"]

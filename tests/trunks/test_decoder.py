@@ -5,9 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mmblocks.sequence.masks import Causal, Dense, visible
+from mmblocks.sequence.masks import Dense, visible
 from mmblocks.sequence.positions import v2pe
 from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks import hidden_states
 from mmblocks.trunks.decoder import Decoder
 from tests.shared.random_tables import random_table
 
@@ -124,15 +125,15 @@ def test_a_position_scheme_of_ones_own() -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5, rtol=1e-5)
 
 
-def test_taps_record_the_states_asked_for() -> None:
+def test_hidden_states_are_those_after_so_many_layers() -> None:
     trunk = decoder()
     embeds, table = torch.randn(1, 4, WIDTH), TokenTable.text(1, 4)
-    taps = {0: torch.empty(0), 2: torch.empty(0), 3: torch.empty(0)}
-    hidden = trunk(embeds, table, taps=taps)
-    assert torch.equal(taps[0], embeds)
-    assert torch.equal(taps[3], hidden)
-    assert torch.equal(trunk.norm(trunk.layers[2](taps[2], trunk._rotary(table, 4), Causal(), None, 2)), hidden)
-    assert set(taps) == {0, 2, 3}
+    last, first, third = hidden_states(trunk, embeds, table, [3, 0, 2])
+    assert torch.equal(first, embeds)
+    assert torch.equal(last, trunk(embeds, table))
+    assert torch.equal(trunk.norm(trunk.run(third, trunk.context(embeds, table), [(2, trunk.layers[2])])), last)
+    with pytest.raises(ValueError, match=r"hooks.hidden has \[4\]; accepted: 0 to 3"):
+        hidden_states(trunk, embeds, table, [4])
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
@@ -224,10 +225,13 @@ def test_sizes_that_do_not_go_together_are_refused(options, message) -> None:
 def test_angles_can_keep_the_rounding_of_the_dtype_that_a_model_was_made_in() -> None:
     exact, rounded = decoder(), decoder(rope_dtype="bfloat16")
     embeds, table = torch.randn(1, 9, WIDTH), TokenTable.text(1, 9)
-    cosines = exact._rotary(table, 9).cos
-    seen = []
-    rounded.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].cos))
-    rounded(embeds, table)
-    assert torch.equal(seen[0], cosines.bfloat16().float()) and not torch.equal(seen[0], cosines)
+
+    def cosines(trunk):
+        context = trunk.context(embeds, table)
+        trunk.layers[0].prepare(context)
+        return context.angles[trunk.layers[0].attention.angles].cos
+
+    assert torch.equal(cosines(rounded), cosines(exact).bfloat16().float())
+    assert not torch.equal(cosines(rounded), cosines(exact))
     with pytest.raises(ValueError, match="rope_dtype is 'float8'; accepted: None, 'bfloat16', 'float16'"):
         decoder(rope_dtype="float8")

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from mmblocks import Decoder, LMHead, TokenTable
 from mmblocks.sequence.positions import mrope
+from mmblocks.trunks import hidden_states
 from mmblocks.trunks.chameleon import ChameleonTrunk
 from mmblocks.trunks.decoder_layouts import qwen2_config
 
@@ -74,11 +75,11 @@ def compare(folder, theirs, ours: Decoder, length: int, ids: int = SIZES["vocab_
     """Every layer's states, and the logits, of two rows."""
     ids = torch.randint(ids, (2, length), generator=torch.Generator().manual_seed(1))
     output = theirs(input_ids=ids, output_hidden_states=True)
-    taps = {number: torch.empty(0) for number in range(SIZES["num_hidden_layers"] + 1)}
     embeds = theirs.get_input_embeddings()(ids)
-    hidden = ours(embeds, TokenTable.text(2, length), taps=taps)
+    states = hidden_states(ours, embeds, TokenTable.text(2, length), range(SIZES["num_hidden_layers"] + 1))
+    hidden = states[-1]
     for number, state in enumerate(output.hidden_states):
-        torch.testing.assert_close(taps[number], state, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(states[number], state, atol=1e-5, rtol=1e-4)
     logits = LMHead.from_pretrained(folder).logits(hidden)
     seen = output.logits > torch.finfo(torch.float32).min  # Chameleon's model hides the image ids
     torch.testing.assert_close(logits[seen], output.logits[seen], atol=1e-5, rtol=1e-4)

@@ -9,8 +9,8 @@ from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.trunks import GatedCrossAttentionDecoder, RoutedDecoder
 from mmblocks.trunks.caches.static_cache import StaticCache
-from mmblocks.trunks.gated_cross_attention import ImageCache, images_before
 from mmblocks.trunks.hooks import TrunkHooks
+from mmblocks.trunks.parts.cross_attention import images_before
 from tests.shared.tiny import TOKENIZER, VOCABULARY, tiny_model
 
 WIDTH, CONTEXT = 32, 6
@@ -85,7 +85,7 @@ def test_cached_equals_full_with_images_at_once_or_as_they_come(cuts, later, sta
     full = trunk(embeds, table, images=images)
     cache = trunk.new_cache(1, 9, images=None if later else images)
     if static:
-        cache = ImageCache(StaticCache(cache.text), cache.images)
+        cache = StaticCache(cache)
     steps, start, given = [], 0, 0
     for stop in cuts:
         part, seen = table.slice(start, stop), int(images_before(table.slice(0, stop)).max())

@@ -7,13 +7,13 @@ from einops import rearrange
 from mmblocks import GREEDY, Decoder, MultimodalModel, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.models.omnigen.trunk import Phi3Decoder
-from mmblocks.trunks import ChameleonTrunk, NEOTrunk, RoutedDecoder
+from mmblocks.trunks import ChameleonTrunk, NEOTrunk, RoutedDecoder, hidden_states
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.caches.windowed_cache import WindowedCache
 from mmblocks.trunks.hooks import HookedTrunk, TrunkHooks
 from mmblocks.trunks.llamagen import LlamaGenTrunk
-from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
+from mmblocks.trunks.routed.moe_decoder import MoEDecoder
 from tests.shared.random_tables import random_table
 from tests.shared.tiny import TOKENIZER, VOCABULARY, tiny_model
 
@@ -58,14 +58,14 @@ class Recorded:
 @pytest.mark.parametrize("name", TRUNKS)
 def test_readers_change_nothing(name) -> None:
     trunk, (embeds, table), recorded = trunk_of(name), tokens(), Recorded()
-    taps = dict.fromkeys(range(4), torch.empty(0))
-    plain = trunk(embeds, table, taps=taps)
+    states = hidden_states(trunk, embeds, table, range(4))
+    plain = states[-1]
     real = ~table.is_padding
     seen = trunk(embeds, table, hooks=recorded.hooks)
     torch.testing.assert_close(seen[real], plain[real], atol=1e-6, rtol=1e-6 if name == "decoder" else 1e-4)
     for layer in range(3):
         (state,), (weights,), (heads,) = recorded.hidden[layer], recorded.attention[layer], recorded.heads[layer]
-        torch.testing.assert_close(state[real], taps[layer][real], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(state[real], states[layer][real], atol=1e-5, rtol=1e-4)
         assert weights.shape == (3, 4, 20, 20) and heads.shape == (3, 4, 20, 8)
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 4, 20))
     assert torch.equal(trunk.norm(recorded.hidden[3][0]), seen)
@@ -101,9 +101,8 @@ def test_a_state_that_is_replaced_is_what_the_layer_reads(name) -> None:
     trunk(embeds, table, hooks=TrunkHooks(hidden={1: lambda x: embeds, 2: recorded.hidden[2].append}))
     shortened = trunk_of(name)
     shortened.layers = trunk.layers[1:]
-    taps = {1: torch.empty(0)}
-    shortened(embeds, table, taps=taps)
-    torch.testing.assert_close(recorded.hidden[2][0], taps[1], atol=1e-5, rtol=1e-4)
+    (state,) = hidden_states(shortened, embeds, table, [1])
+    torch.testing.assert_close(recorded.hidden[2][0], state, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_and_heads_that_are_replaced() -> None:

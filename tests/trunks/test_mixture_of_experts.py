@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import silu
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.trunks import MoEDecoder
-from mmblocks.trunks.routed.mixture_of_experts import MixtureOfExperts, load_balance
+from mmblocks.sequence.masks import Causal
+from mmblocks.trunks import ForwardContext, MixtureOfExperts, MoEDecoder, Site, TrunkHooks, load_balance
 
 WIDTH = 32
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
@@ -22,9 +22,10 @@ def filled(trunk):
 
 @pytest.mark.parametrize("experts_per_token", [1, 2, 4])
 def test_each_token_gets_its_experts_weighted_sum(experts_per_token: int) -> None:
-    layer = filled(MixtureOfExperts(8, 12, num_experts=4, experts_per_token=experts_per_token))
-    x = torch.randn(3, 5, 8)
-    mixed, probabilities = layer(x)
+    layer = filled(MixtureOfExperts(hidden_dim=12, num_experts=4, experts_per_token=experts_per_token).build(Site(8)))
+    x, table = torch.randn(3, 5, 8), TokenTable.text(3, 5)
+    context = ForwardContext(table, table, Causal())
+    mixed, probabilities = layer(x, context, 0), context.routers[0]
     every = torch.stack([down(silu(gate(x)) * up(x)) for gate, up, down in zip(layer.gate, layer.up, layer.down, strict=True)], -2)
     kept = probabilities >= probabilities.topk(experts_per_token).values[..., -1:]
     weights = probabilities * kept
@@ -57,7 +58,8 @@ def test_gradients_reach_every_parameter(checkpointed: bool) -> None:
     trunk = filled(MoEDecoder(**SIZES, num_experts=3)).train()
     trunk.checkpoint_activations = checkpointed
     routers: dict[int, torch.Tensor] = {}
-    hidden = trunk(torch.randn(2, 9, WIDTH), TEXT, routers=routers)
+    hooks = TrunkHooks(routers={0: lambda p: routers.update({0: p}), 1: lambda p: routers.update({1: p})})
+    hidden = trunk(torch.randn(2, 9, WIDTH), TEXT, hooks=hooks)
     balance = sum(load_balance(probabilities, 2, ~TEXT.is_padding) for probabilities in routers.values())
     assert sorted(routers) == [0, 1] and routers[0].shape == (2, 9, 3)
     (hidden.square().mean() + 0.01 * balance).backward()
@@ -75,9 +77,11 @@ def test_cached_equals_full_and_saved_equals_loaded(tmp_path) -> None:
 
 
 def test_bfloat16_follows_float32() -> None:
-    layer, x = filled(MixtureOfExperts(8, 12, num_experts=2, experts_per_token=2)), torch.randn(7, 8)
-    wanted, _ = layer(x)
-    half, probabilities = layer.to(torch.bfloat16)(x.bfloat16())
+    layer = filled(MixtureOfExperts(hidden_dim=12, num_experts=2).build(Site(8)))
+    x, table = torch.randn(1, 7, 8), TokenTable.text(1, 7)
+    context = ForwardContext(table, table, Causal())
+    wanted = layer(x, context, 0)
+    half, probabilities = layer.to(torch.bfloat16)(x.bfloat16(), context, 0), context.routers[0]
     assert half.dtype == torch.bfloat16 and probabilities.dtype == torch.float32
     assert (half.float() - wanted).norm() / wanted.norm() < 0.03
 

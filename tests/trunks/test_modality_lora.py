@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.trunks.routed.lora_maps import GatedLoRA, ModalityLoRA
+from mmblocks.trunks.parts.low_rank import GatedLoRA, ModalityLoRA
 from mmblocks.trunks.routed.modality_lora import ModalityLoRADecoder, SlideLoRADecoder
 
 WIDTH = 32
@@ -57,7 +57,7 @@ def test_text_alone_stays_bit_for_bit_whatever_the_additions_learn() -> None:
 
 def test_one_map_against_the_formula() -> None:
     from mmblocks.ops.routed_linear import group_rows
-    from mmblocks.trunks.routed.routed_layers import RoutedLinear
+    from mmblocks.trunks.parts.linears import RoutedLinear
 
     base = RoutedLinear(6, 5, experts=("text",))
     lora = trained(ModalityLoRA(base, 6, 5, experts=("text", "vision"), adapted=("vision",), rank=2, alpha=6.0, dropout=0.0))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mmblocks import GREEDY, Block, TextGrammar, image, text
-from mmblocks.layers.attention.attend import prepare
 from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.reduction.token_importance import prunable
 from mmblocks.sequence.masks import Dense, lower, visible
@@ -43,15 +42,13 @@ def prompt(batch: int = 1, before: int = 2, image: int = 12, after: int = 4, *, 
 def masked(part: PrunedDecoder, embeds: torch.Tensor, table: TokenTable, kept: list[torch.Tensor], seen=None) -> torch.Tensor:
     """All tokens through all layers; from each stage on, keys that were dropped are masked."""
     trunk, x = part.trunk, embeds
-    rotary = trunk._rotary(table, table.shape[1])
     seen = visible(table) if seen is None else seen
     for stage, places in zip(part.stages, [None, *kept], strict=True):
         if places is not None:
             left = torch.zeros(*table.shape, dtype=torch.long).scatter_add(1, places.clamp(min=0), (places >= 0).long()).bool()
             seen = (seen & left[:, None]) | torch.eye(table.shape[1], dtype=torch.bool)
-        prepared = prepare(Dense(seen), *seen.shape[1:], x.device)
-        for layer in trunk.layers[stage.first : stage.stop]:
-            x = layer(x, rotary, prepared, None, 0)
+        context = trunk.context(embeds, table, mask=Dense(seen))
+        x = trunk.run(x, context, list(enumerate(trunk.layers))[stage.first : stage.stop])
     return trunk.norm(x)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable
-from mmblocks.trunks import MoEDecoder, RoutedDecoder
-from mmblocks.trunks.routed.routed_decoder import PARTS, by_modality, text_when_alone
+from mmblocks.trunks import MoEDecoder, RoutedDecoder, hidden_states, llama_layer
+from mmblocks.trunks.routed.routed_decoder import PARTS
+from mmblocks.trunks.routing import by_modality, text_when_alone
 from tests.shared.random_tables import random_table
 
 WIDTH = 32
@@ -42,7 +43,7 @@ def of_one_expert(trunk: RoutedDecoder, expert: str) -> Decoder:
 
     def weight_of(name: str) -> torch.Tensor:
         path, tensor = name.rsplit(".", 1)
-        keys = (name, f"{path}.{expert}.{tensor}", f"{path}.{trunk.experts[0]}.{tensor}")
+        keys = (name, f"{path}.{expert}.{tensor}", f"{path}.text.{tensor}")
         return next(weights[key] for key in keys if key in weights)
 
     plain = Decoder(**SIZES, qk_norm=True, qkv_bias=True).eval()
@@ -54,7 +55,7 @@ def of_one_expert(trunk: RoutedDecoder, expert: str) -> Decoder:
 @pytest.mark.parametrize("number", [0, 1])
 def test_tokens_of_one_modality_pass_a_plain_decoder_bit_for_bit(routed, number) -> None:
     trunk = routed_decoder(routed=routed)
-    plain = of_one_expert(trunk, trunk.experts[number])
+    plain = of_one_expert(trunk, trunk.config["experts"][number])
     for table in (TEXT, TokenTable.text(1, 1), TokenTable.text(1, 7)):
         table = table._replace(modality=torch.full_like(table.modality, number))
         embeds = torch.randn(*table.shape, WIDTH)
@@ -83,10 +84,11 @@ def dense_and_mix(trunk: RoutedDecoder, x: torch.Tensor, table: TokenTable) -> t
     from einops import rearrange
     from torch.nn.functional import scaled_dot_product_attention, silu
 
-    from mmblocks.sequence.positions import rotate_half_split
+    from mmblocks.sequence.positions import rotary_table, rotate_half_split, sequential
 
     layer, vision = trunk.layers[0], (table.modality == 1)[..., None].float()
-    rotary = trunk._rotary(table, table.shape[1])
+    head_dim = WIDTH // SIZES["num_heads"]
+    rotary = rotary_table(sequential(table), head_dim, 10000.0)
 
     def both(part, x):
         maps = list(part.values())
@@ -94,7 +96,7 @@ def dense_and_mix(trunk: RoutedDecoder, x: torch.Tensor, table: TokenTable) -> t
         return maps[0](x) * (1 - weight) + maps[-1](x) * weight
 
     def heads(project, norm, x):
-        split = rearrange(both(project, x), "b l (h d) -> b l h d", d=trunk.head_dim)
+        split = rearrange(both(project, x), "b l (h d) -> b l h d", d=head_dim)
         return rearrange(split if norm is None else both(norm, split), "b l h d -> b h l d")
 
     attention, normed = layer.attention, both(layer.attention_norm, x)
@@ -182,14 +184,13 @@ def test_padding_and_modalities_without_weights_go_to_the_first_expert() -> None
     assert by_modality(TokenTable.text(1, 4)._replace(modality=modality)).tolist() == [[0, 0, 1, 0]]
 
 
-def test_taps_are_in_reading_order() -> None:
+def test_hidden_states_are_in_reading_order() -> None:
     trunk, table, embeds = routed_decoder(), mixed_table(), torch.randn(2, 9, WIDTH)
-    taps = dict.fromkeys(range(4), torch.empty(0))
-    hidden = trunk(embeds, table, taps=taps)
-    assert torch.equal(taps[0], embeds) and torch.equal(taps[3], hidden)
+    states = hidden_states(trunk, embeds, table, range(4))
+    assert torch.equal(states[0], embeds) and torch.equal(states[3], trunk(embeds, table))
     shorter = routed_decoder(num_layers=2)
     shorter.load_state_dict({name: value for name, value in trunk.state_dict().items() if not name.startswith("layers.2.")})
-    torch.testing.assert_close(shorter.norm(taps[2]), shorter(embeds, table))
+    torch.testing.assert_close(shorter.norm(states[2]), shorter(embeds, table))
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
@@ -249,5 +250,5 @@ def test_experts_and_parts_that_mean_nothing_are_refused(options, message) -> No
 def test_surgery_on_another_class_is_refused() -> None:
     with pytest.raises(TypeError, match="decoder is a RoutedDecoder; accepted: a plain Decoder"):
         RoutedDecoder.from_decoder(routed_decoder())
-    with pytest.raises(ValueError, match="rope_sections"):
-        MoEDecoder.from_decoder(Decoder(**SIZES, rope_sections=(2, 1, 1)), num_experts=2)
+    with pytest.raises(ValueError, match=r"decoder has .*layers.*, which a MoEDecoder cannot have"):
+        MoEDecoder.from_decoder(Decoder(dim=WIDTH, num_layers=1, layers=llama_layer(num_heads=4, mlp_dim=8)), num_experts=2)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
 from mmblocks.sequence.masks import Dense, visible
+from mmblocks.trunks import hidden_states
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.transformers.trunk import TransformersTrunk
 from tests.shared.random_tables import random_table
@@ -50,12 +51,12 @@ def test_equals_our_decoder_on_images_padding_and_packed_documents(folder, seed:
     theirs, ours = TransformersTrunk.from_pretrained(folder), Decoder.from_pretrained(folder)
     table = random_table(torch.Generator().manual_seed(seed), length=30)
     embeds = torch.randn(*table.shape, 32)
-    taps, wanted = ({number: torch.empty(0) for number in range(3)} for _ in range(2))
-    got, full = theirs(embeds, table, taps=taps), ours(embeds, table, taps=wanted)
+    states, wanted = (hidden_states(trunk, embeds, table, range(3)) for trunk in (theirs, ours))
+    got, full = states[-1], wanted[-1]
     real = ~table.is_padding
     torch.testing.assert_close(got[real], full[real], atol=1e-5, rtol=1e-4)
     for number in range(3):
-        torch.testing.assert_close(taps[number][real], wanted[number][real], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(states[number][real], wanted[number][real], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(theirs(embeds, table, mask=Dense(visible(table))), got, atol=1e-5, rtol=1e-4)
 
 
@@ -108,15 +109,13 @@ def test_hooks_read_what_those_of_our_decoder_read(folder, seed: int) -> None:
     table = random_table(torch.Generator().manual_seed(seed), length=20)
     embeds, real = torch.randn(*table.shape, 32), ~table.is_padding
     (got, hooks), (wanted, own) = recorder(), recorder()
-    taps = {1: torch.empty(0)}
-    hidden = theirs(embeds, table, hooks=hooks, taps=taps)
+    hidden = theirs(embeds, table, hooks=hooks)
     torch.testing.assert_close(hidden[real], theirs(embeds, table)[real], atol=1e-5, rtol=1e-4)
     ours(embeds, table, hooks=own)
     for kind in got:
         for number, value in got[kind].items():
             rows = real if kind == "hidden" else real[:, None].expand(-1, 4, -1)
             torch.testing.assert_close(value[rows], wanted[kind][number][rows], atol=1e-5, rtol=1e-4)
-    assert taps[1] is got["hidden"][1]
 
 
 def test_hooks_change_what_those_of_our_decoder_change(folder) -> None:

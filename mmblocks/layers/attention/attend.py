@@ -93,17 +93,26 @@ def attend(
     value: Float[Tensor, "B K Lk V"],
     mask: Prepared,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H Lq V"]:
-    """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K."""
+    """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K.
+
+    With a ``softcap`` c scores s become ``c tanh(s / c)`` before the softmax (Gemma 2).
+    """
     grouped = query.shape[1] != key.shape[1]
     match mask:
         case Observed():
-            return _attend_observed(query, key, value, mask, scale)
+            return _attend_observed(query, key, value, mask, scale, softcap)
         case Blocks():
             flex = _flex_attention(query.device.type == "cuda")
-            return flex(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
+            cap = {} if softcap is None else {"score_mod": _capped_score(softcap)}
+            return flex(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped, **cap)
         case Spans():
-            return _attend_spans(query, key, value, mask.spans, scale)
+            return _attend_spans(query, key, value, mask.spans, scale, softcap)
+    if softcap is not None:
+        visible = densify(mask, query.shape[2], key.shape[2], query.device)[:, None]
+        return _weighted(_weights(query, key, visible, scale, softcap), value)
+    match mask:
         case Dense():
             return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
         case _:
@@ -183,42 +192,67 @@ def _joins(causal: bool, ends: list[int], first: int, last: int) -> bool:
     return ends[last] == last + 1 if causal else ends[last] == ends[first]
 
 
-def _attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], scale: float | None) -> Tensor:
+def _attend_spans(
+    query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], scale: float | None, softcap: float | None
+) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     rows: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
     for row, first, last, start, end, causal in spans:
+        queries, keys, values = query[row, None, :, first:last], key[row, None, :, start:end], value[row, None, :, start:end]
         seen = None
-        if causal and first > start:  # is_causal would align the first query with the first key
+        if causal and (first > start or softcap is not None):  # is_causal would align the first query with the first key
             seen = densify(Causal(), last - first, end - start, query.device)[:, None]
-        rows[row].append(
-            scaled_dot_product_attention(
-                query[row, None, :, first:last],
-                key[row, None, :, start:end],
-                value[row, None, :, start:end],
-                attn_mask=seen,
-                is_causal=causal and seen is None,
-                scale=scale,
-                enable_gqa=grouped,
+        if softcap is None:
+            found = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=seen, is_causal=causal and seen is None, scale=scale, enable_gqa=grouped
             )
-        )
+        else:
+            found = _weighted(_weights(queries, keys, seen, scale, softcap), values)
+        rows[row].append(found)
     return torch.cat([torch.cat(pieces, dim=2) for pieces in rows])
 
 
-def _attend_observed(query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None) -> Tensor:
-    """Step by step where the weights are asked for, the fast way where they are not."""
+def _attend_observed(
+    query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None, softcap: float | None
+) -> Tensor:
+    """Step by step where a hook reads the weights, the fast way where none does."""
     if mask.weights is None:
-        return changed(mask.heads, attend(query, key, value, mask.mask, scale))
+        return changed(mask.heads, attend(query, key, value, mask.mask, scale, softcap))
     if not isinstance(mask.mask, Dense):
         raise TypeError(f"weights are observed under a {type(mask.mask).__name__}; accepted: Dense")
-    seen = mask.mask.visible[:, None]
+    weights = changed(mask.weights, _weights(query, key, mask.mask.visible[:, None], scale, softcap))
+    return changed(mask.heads, _weighted(weights, value))
+
+
+def _weights(
+    query: Tensor, key: Tensor, visible: Bool[Tensor, "_ 1 Lq Lk"] | None, scale: float | None, softcap: float | None
+) -> Float[Tensor, "B H Lq Lk"]:
+    """Attention weights in float32; where nothing says what is visible, all is."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     grouped = rearrange(query * scale, "b (k g) l d -> b k g l d", k=key.shape[1])
     scores = (grouped.float() @ key[:, :, None].float().mT).flatten(1, 2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if visible is None:
+        return scores.softmax(dim=-1)
     # Finite, so that a row that sees nothing has gradients; its weights are zero.
-    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1) * seen
-    weights = changed(mask.weights, weights).to(value.dtype)
-    found = rearrange(weights, "b (k g) l m -> b k g l m", k=key.shape[1]) @ value[:, :, None]
-    return changed(mask.heads, found.flatten(1, 2))
+    return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1) * visible
+
+
+def _weighted(weights: Float[Tensor, "B H Lq Lk"], value: Float[Tensor, "B K Lk V"]) -> Float[Tensor, "B H Lq V"]:
+    """The values under these weights."""
+    grouped = rearrange(weights.to(value.dtype), "b (k g) l m -> b k g l m", k=value.shape[1])
+    return (grouped @ value[:, :, None]).flatten(1, 2)
+
+
+@cache
+def _capped_score(softcap: float) -> Callable[..., Tensor]:
+    """flex_attention's form of a soft cap; one function for each value, so that it is compiled once."""
+
+    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @cache

@@ -55,15 +55,23 @@ def check_rotary_scaling(scaling: dict[str, Any] | None) -> None:
 
 
 def scaled_rotary_table(
-    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None, *, last: int
+    positions: Num[Tensor, "B L"],
+    dim: int,
+    theta: float,
+    scaling: dict[str, Any] | None,
+    *,
+    last: int,
+    total: int | None = None,
 ) -> RotaryTable:
-    """The angles of the ``last`` tokens, scaled as ``scaling`` says; all positions tell how long a row is.
+    """The angles of the ``last`` tokens, scaled as ``scaling`` says; all positions, or ``total``, tell how long a row is.
 
     Source: YaRN (arXiv 2309.00071), LongRoPE (arXiv 2402.13753), Llama 3.1 (arXiv 2407.21783).
     """
     if scaling is None or scaling["type"] in ("linear", "dynamic"):
-        positions, base = scale_rotary(positions, dim, theta, scaling)
+        positions, base = scale_rotary(positions, dim, theta, scaling, total=total)
         return rotary_table(positions[:, -last:], dim, base)
+    if total is not None:  # the types below read the largest position alone
+        positions = torch.cat([torch.full_like(positions[:, :1], total - 1), positions], dim=1)
     find = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[scaling["type"]]
     stretch, growth = find(positions, dim, theta, scaling)
     table = rotary_table(positions[:, -last:], dim, theta, stretch.expand(len(positions), -1))
@@ -71,7 +79,7 @@ def scaled_rotary_table(
 
 
 def scale_rotary(
-    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None
+    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None, *, total: int | None = None
 ) -> tuple[Num[Tensor, "B L"], float | Float[Tensor, "B 1"]]:
     """The types "linear" and "dynamic", which need no more than other positions or another base.
 
@@ -83,7 +91,7 @@ def scale_rotary(
     factor = float(scaling["factor"])
     if scaling["type"] == "linear":
         return positions / factor, theta
-    length = positions.amax(dim=1, keepdim=True).float() + 1
+    length = (positions.amax(dim=1, keepdim=True).float() + 1).clamp(min=total or 0)
     trained = float(scaling["max_position"])
     stretch = (factor * length.clamp(min=trained) / trained - (factor - 1)) ** (dim / (dim - 2))
     return positions, theta * stretch

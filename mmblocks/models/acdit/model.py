@@ -19,7 +19,7 @@ from mmblocks.models.acdit.layout import ACDIT_LAYOUTS
 from mmblocks.models.acdit.positions import head_split
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.support.checks import check_range
-from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.caches.kv_cache import KVCache, Memory
 from mmblocks.trunks.hooks import TrunkHooks
 
 
@@ -220,9 +220,7 @@ class ACDiT(Block):
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for all blocks of ``batch`` rows."""
         return KVCache(
-            num_layers=len(self.layers),
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
+            layers=[Memory(self.num_heads, self.head_dim)] * len(self.layers),
             batch=batch,
             capacity=self.blocks.count * self.blocks.size,
             dtype=self.embed.weight.dtype,

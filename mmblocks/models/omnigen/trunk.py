@@ -1,10 +1,10 @@
 """OmniGen's trunk, a Phi-3 decoder whose rotary frequencies are stretched, and its head for velocities.
 
-Shapes: B rows, L new tokens, N tokens of images, D width.
+Shapes: N tokens of images, D width.
 """
 
 import math
-from typing import Any
+from typing import Unpack
 
 import torch
 from einops import rearrange
@@ -13,62 +13,56 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.layers.diffusion.adaln import Modulation, TimeEmbedding, modulate
-from mmblocks.sequence.masks import Mask, MaskRule
-from mmblocks.sequence.positions import RotaryTable, rotary_table, sequential
-from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.sequence.positions import PositionScheme, RotaryTable, rotary_table, sequential
+from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.hooks import TrunkHooks
+from mmblocks.trunks.llama import LlamaArguments, llama_layer, with_attention
+from mmblocks.trunks.parts.rotary import Rotary
+
+
+class Phi3Rotary(Rotary):
+    """Rotary embedding whose "longrope" scaling stretches all rows of a batch alike, by the longest, padding included.
+
+    How long rows will become is the ``total_length`` of a trunk's call. In a cache the keys of a prompt then have the angles that
+    they have where prompt and image are read together.
+
+    Args: those of ``Rotary``.
+    """
+
+    def table(self, context: ForwardContext, head_dim: int) -> RotaryTable:
+        """The angles of the new tokens."""
+        if self.scaling is None or self.scaling["type"] != "longrope":
+            return super().table(context, head_dim)
+        length, total = context.lengths
+        positions = context.position(sequential)[:, -length:]
+        trained = self.scaling["max_position"]
+        factors = self.scaling["long_factor" if (context.total_length or total) > trained else "short_factor"]
+        stretch = torch.tensor([factors] * len(positions), device=positions.device)
+        table = rotary_table(positions, head_dim, self.theta, stretch)
+        growth = math.sqrt(1 + math.log(self.scaling["factor"]) / math.log(trained))
+        return RotaryTable(table.cos * growth, table.sin * growth)
 
 
 class Phi3Decoder(Decoder):
-    """A ``Decoder`` whose rows may say how long they will become, which decides on the frequencies of "longrope" scaling.
-
-    In a cache the keys of a prompt then have the angles that they have where prompt and image are read together. Rows of a batch
-    are stretched alike, by the longest, padding included, as upstream does.
+    """A ``Decoder`` of ``llama_layer`` with ``Phi3Rotary``.
 
     Args: those of ``Decoder``.
 
     Source: Phi-3 (arXiv 2404.14219) in OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
     """
 
-    def forward(
+    def __init__(
         self,
-        embeds: Float[Tensor, "B L D"],
-        table: TokenTable,
-        cache: KVCache | None = None,
         *,
-        mask: Mask | MaskRule | None = None,
-        taps: dict[int, Tensor] | None = None,
-        hooks: TrunkHooks | None = None,
-        total_length: int | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """Hidden states after the final norm; see ``Decoder``.
-
-        Args:
-            embeds: the tokens.
-            table: the tokens' metadata.
-            cache: what was read before.
-            mask: see ``Decoder``, as the others.
-            taps: states to record.
-            hooks: functions that read or change what is on the way.
-            total_length: tokens that rows will have in the end, padding included; those read so far if None.
-        """
-        return self._run(embeds, table, cache, mask, taps, hooks, total_length=total_length)
-
-    def _rotary(self, keys: TokenTable, length: int, total_length: int | None = None, **angles: Any) -> RotaryTable:
-        """Angles of the last ``length`` tokens, of rows that will have ``total_length`` in the end."""
-        scaling = self.rope_scaling
-        if scaling is None or scaling["type"] != "longrope":
-            return super()._rotary(keys, length)
-        positions = sequential(keys)[:, -length:]
-        trained = scaling["max_position"]
-        factors = scaling["long_factor" if (total_length or keys.shape[1]) > trained else "short_factor"]
-        table = rotary_table(
-            positions, self.head_dim, self.rope_theta, torch.tensor([factors] * len(positions), device=positions.device)
-        )
-        growth = math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
-        return RotaryTable(table.cos * growth, table.sin * growth)
+        dim: int,
+        num_layers: int,
+        dropout: float = 0.0,
+        positions: PositionScheme | None = None,
+        **llama: Unpack[LlamaArguments],
+    ) -> None:
+        rotary = Phi3Rotary(theta=llama.get("rope_theta", Rotary.theta), scaling=llama.get("rope_scaling"))
+        layer = with_attention(llama_layer(**llama), rotary=rotary)
+        super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, positions=positions)
 
 
 class VelocityHead(Block):

@@ -23,7 +23,7 @@ from mmblocks.models.var.sampling import Scale, ScaleQuantizer, VARSample, guide
 from mmblocks.sequence.masks import find_mask
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.support.checks import check_range
-from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.caches.kv_cache import KVCache, Memory
 
 
 class VAR(Block):
@@ -237,9 +237,7 @@ class VAR(Block):
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for all scales of ``batch`` rows."""
         return KVCache(
-            num_layers=len(self.layers),
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
+            layers=[Memory(self.num_heads, self.head_dim)] * len(self.layers),
             batch=batch,
             capacity=sum(self.counts),
             dtype=self.positions.dtype,

@@ -1,4 +1,4 @@
-"""What a decoder remembers of the tokens it has read: keys, values, and the tokens' table.
+"""What a decoder remembers of the tokens it has read: keys, values, states, and the tokens' table.
 
 A cache belongs to one generation. The modules hold no state of it, so several generations can run on one model.
 
@@ -8,15 +8,18 @@ never change; ``WindowedCache`` (``windowed_cache.py``) forgets what is neither 
 Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of the values, L new tokens.
 """
 
+from collections.abc import Sequence
 from copy import copy
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmblocks.layers.attention.gated_cross_attention import ReadableImages
 from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
 from mmblocks.sequence.tokens import TokenTable
+from mmblocks.sequence.windows import in_reading_order
 
 
 def cache_bytes(
@@ -34,33 +37,55 @@ def cache_bytes(
     return num_layers * num_heads * widths * batch * capacity * dtype.itemsize
 
 
+class Memory(NamedTuple):
+    """What one layer remembers of a row.
+
+    Attributes:
+        num_heads, head_dim: K and D of the keys of each token; 0 heads for a layer that keeps none.
+        value_dim: V, where it is not D.
+        state: shape of what is remembered whatever the number of tokens, in float32, such as that of a recurrence; None for none.
+    """
+
+    num_heads: int = 0
+    head_dim: int = 0
+    value_dim: int | None = None
+    state: tuple[int, ...] | None = None
+
+
 class KVCache:
     """Keys and values of all layers, in memory taken once.
 
     Args:
-        num_layers, num_heads, head_dim: of the trunk's keys and values.
-        value_dim: head width of the values, where it is not that of the keys.
+        layers: what each layer remembers.
         batch: rows.
         capacity: tokens a row can hold.
-        dtype, device: of keys and values.
+        dtype: of keys and values.
+        device: of everything.
+
+    Attributes:
+        states: by layer, (B, *state); zeros where nothing has been read, and None for a layer without.
+        images: by layer, what cross-attention keeps of the images it has read.
     """
 
     def __init__(
         self,
         *,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
+        layers: Sequence[Memory],
         batch: int,
         capacity: int,
-        value_dim: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        room = (batch, num_heads, capacity)
-        value_dim = head_dim if value_dim is None else value_dim
-        self.keys = [torch.zeros(*room, head_dim, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(*room, value_dim, dtype=dtype, device=device) for _ in range(num_layers)]
+        def room(layer: Memory, width: int) -> Tensor:
+            return torch.zeros(batch, layer.num_heads, capacity, width, dtype=dtype, device=device)
+
+        self.keys = [room(layer, layer.head_dim) for layer in layers]
+        self.values = [room(layer, layer.head_dim if layer.value_dim is None else layer.value_dim) for layer in layers]
+        self.states = [
+            None if layer.state is None else torch.zeros(batch, *layer.state, dtype=torch.float32, device=device)
+            for layer in layers
+        ]
+        self.images: dict[int, ReadableImages] = {}
         self.slots = TokenTable.padding(batch, capacity, device)
         self.length = 0
 
@@ -86,8 +111,10 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of keys and values, in bytes, filled or not."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        """Memory of keys, values and states, those of images included, in bytes, filled or not."""
+        states = (state for state in self.states if state is not None)
+        images = (tensor for kept in self.images.values() for tensor in (kept.key, kept.value))
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *states, *images))
 
     def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
         """What to hand to the trunk as ``mask`` with these tokens, which are about to be read.
@@ -126,9 +153,19 @@ class KVCache:
         self.values[layer][:, :, start : self.length] = value
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
+    def keep_state(self, layer: int, state: Float[Tensor, "B *state"]) -> None:
+        """Puts a layer's new state in the place of the old one."""
+        self.states[layer] = state
+
+    def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
+        """Which token of its row each of the newest ``length`` is, and each key that ``update`` gives back; and the keys' table."""
+        return *in_reading_order(length, self.length, self.slots.document.device), self.table
+
     def rows(self, index: Int[Tensor, " R"]) -> Self:
         """A cache of the chosen rows, as copies: to drop finished rows or repeat one."""
         chosen = copy(self)
+        chosen.states = [None if state is None else state[index] for state in self.states]
+        chosen.images = {layer: kept.rows(index) for layer, kept in self.images.items()}
         chosen.keys = [keys[index] for keys in self.keys]
         chosen.values = [values[index] for values in self.values]
         chosen.slots = self.slots.rows(index)
@@ -147,7 +184,8 @@ class KVCache:
         """Goes on in the memory of another cache."""
         if empty.length:
             raise ValueError(f"the cache holds {empty.length} tokens; accepted: an empty one, such as trunk.new_cache(...) gives")
-        self.keys, self.values, self.slots, self.length = empty.keys, empty.values, empty.slots, 0
+        self.keys, self.values, self.states = empty.keys, empty.values, empty.states
+        self.images, self.slots, self.length = empty.images, empty.slots, 0
 
 
 def see_anywhere(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:

@@ -45,10 +45,11 @@ class StaticCache(KVCache):
         self.cuda_graphs = cuda_graphs
         self._step: Recording | None = None
         self.recent = TokenTable.padding(*self.slots.shape, device)
-        self.places = torch.zeros(0, dtype=torch.long, device=device)
+        self.places_of_new = torch.zeros(0, dtype=torch.long, device=device)
         self.alone = True
         if device.type == "cuda":
-            for tensor in (*self.keys, *self.values):
+            states = (state for state in self.states if state is not None)
+            for tensor in (*self.keys, *self.values, *states):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs write to it in place
 
     def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
@@ -56,7 +57,7 @@ class StaticCache(KVCache):
         self._check(table)
         new = table.shape[1]
         self.alone = self.length == 0
-        self.places = torch.arange(self.length, self.length + new, device=self.places.device)
+        self.places_of_new = torch.arange(self.length, self.length + new, device=self.places_of_new.device)
         self.slots.write(self.length, table)
         for column, added in zip(self.recent, table, strict=True):
             column.copy_(torch.cat([column[:, new:], added], dim=1))
@@ -71,7 +72,7 @@ class StaticCache(KVCache):
         Raises:
             ValueError: if ``see`` was not asked for them.
         """
-        if self.places.shape[0] != table.shape[1]:
+        if self.places_of_new.shape[0] != table.shape[1]:
             raise ValueError(f"{table.shape[1]} tokens are read unseen; hand mask=cache.see(table) to the trunk with them")
         return table if self.alone else self.recent
 
@@ -79,9 +80,22 @@ class StaticCache(KVCache):
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
     ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:
         """Stores keys and values; gives back the whole room, or the first tokens' own."""
-        self.keys[layer].index_copy_(2, self.places, key)
-        self.values[layer].index_copy_(2, self.places, value)
+        self.keys[layer].index_copy_(2, self.places_of_new, key)
+        self.values[layer].index_copy_(2, self.places_of_new, value)
         return (key, value) if self.alone else (self.keys[layer], self.values[layer])
+
+    def keep_state(self, layer: int, state: Float[Tensor, "B *state"]) -> None:
+        """Writes a layer's new state over the old one."""
+        kept = self.states[layer]
+        if kept is None:
+            raise ValueError(f"layer is {layer}, which has no state; accepted: a layer whose memory has one")
+        kept.copy_(state)
+
+    def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
+        """Which token of its row each new one is, and each key; and the keys' table."""
+        if self.alone:
+            return super().places(length)
+        return self.places_of_new, torch.arange(self.capacity, device=self.places_of_new.device), self.slots
 
     def run(self, trunk: Any, embeds: Tensor, table: TokenTable, mask: Mask | MaskRule | None) -> Tensor:
         """The trunk's states of tokens that ``see`` was asked for: by calling it, or by replaying its step.
@@ -94,14 +108,14 @@ class StaticCache(KVCache):
         _check_recordable(trunk)
         if self.alone or table.shape[1] > 1 or not isinstance(mask, Dense):
             return trunk(embeds, table, self, mask=mask)
-        inputs = (embeds, mask.visible, self.places, *table)
+        inputs = (embeds, mask.visible, self.places_of_new, *table)
         if self._step is None:
             self._step = Recording(partial(self._called, trunk), inputs, new_pool())
         return self._step(inputs)
 
     def _called(self, trunk: Any, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
         """A step as a function of tensors alone, beside the cache's own, which stay where they are."""
-        self.places = places
+        self.places_of_new = places
         return trunk(embeds, TokenTable(*table), self, mask=Dense(visible))
 
     def rows(self, index: Int[Tensor, " R"]) -> Self:
@@ -114,11 +128,6 @@ class StaticCache(KVCache):
 
 def _check_recordable(trunk: Any) -> None:
     """Refuses a trunk whose step asks the device for values, copies to it, or calls functions that a replay would not."""
-    from mmblocks.trunks.decoder import Decoder
-    from mmblocks.trunks.routed.mixture_of_experts import MoEDecoder
-    from mmblocks.trunks.routed.routed_decoder import RoutedDecoder
-
-    plain = isinstance(trunk, Decoder) and not isinstance(trunk, RoutedDecoder | MoEDecoder)
-    if not plain or trunk.rope_sections is not None or (trunk.rope_scaling or {}).get("type") == "longrope":
-        accepted = "a Decoder without experts, hooks, rope_sections and longrope"
+    if not getattr(trunk, "static_step", False):  # a trunk of one's own need not know the attribute
+        accepted = "one whose static_step is True, as of a Decoder without experts, sections of angles and longrope"
         raise TypeError(f"trunk is a {type(trunk).__name__}, whose steps cannot be recorded as CUDA graphs; accepted: {accepted}")

@@ -103,6 +103,20 @@ class WindowedCache(KVCache):
         keys[:, :, places], values[:, :, places] = key[:, :, kept], value[:, :, kept]
         return (keys[:, :, : self.held], values[:, :, : self.held]) if new == 1 else seen
 
+    def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
+        """Which token of its row each of the newest ``length`` is, and each key; and the keys' table."""
+        before = self.length - length
+        held = self._numbers(self.length if length == 1 else before)
+        newest = torch.arange(before, self.length, device=held.device)
+        keys = held if length == 1 else torch.cat([held, newest])
+        return newest, keys, TokenTable(*(column[:, keys] for column in self.history))
+
+    def _numbers(self, read: int) -> Int[Tensor, " C"]:
+        """Which tokens of their row are held after so many were read, in the order in which they are kept."""
+        number = torch.arange(read, device=self.slots.document.device)
+        kept = number[(number < self.sinks) | (number >= read - (self.capacity - self.sinks))]
+        return kept[self._places(0, read)[kept].argsort()]
+
     def _places(self, first: int, count: int) -> Int[Tensor, " L"]:
         """Where tokens number ``first ...`` are kept: the sinks first, after them a ring."""
         number = torch.arange(first, first + count, device=self.slots.document.device)

@@ -40,7 +40,7 @@ def neo_from_qwen3(
         num_layers=config["num_layers"] + num_prebuffer_layers,
         num_prebuffer_layers=num_prebuffer_layers,
         rope_theta_place=rope_theta_place,
-    ).to(qwen3.norm.weight)
+    ).to(qwen3.like)
     for layer in trunk.layers[:num_prebuffer_layers]:
         for linear in (module for module in layer.modules() if isinstance(module, nn.Linear)):
             nn.init.normal_(linear.weight, std=INIT_STD, generator=generator)

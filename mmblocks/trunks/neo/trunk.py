@@ -3,7 +3,7 @@
 Shapes: B batch, L tokens, D width, H query heads, K key/value heads, E width of a head.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -11,12 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.attention.attend import Prepared, attend
-from mmblocks.sequence.positions import PositionScheme, RotaryTable, axes_rotary_table, rotate_axes, time_height_width
-from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache
-from mmblocks.trunks.decoder import Decoder, DecoderLayer
+from mmblocks.layers.attention.attend import attend
+from mmblocks.sequence.positions import PositionScheme, axes_rotary_table, rotate_axes, time_height_width
+from mmblocks.trunks.caches.kv_cache import Memory
+from mmblocks.trunks.context import ForwardContext
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.layer import Layer
 from mmblocks.trunks.neo.layout import NEO_LAYOUTS
+from mmblocks.trunks.parts.attention import head_width
+from mmblocks.trunks.parts.feed_forward import GatedMLP
+from mmblocks.trunks.parts.norms import Norm
+from mmblocks.trunks.parts.part import Part, Site, TrunkPart
 
 
 class GridProjection(nn.Module):
@@ -45,36 +50,71 @@ class GridProjection(nn.Module):
         return torch.cat([self.step_norm(step), self.row_norm(row), self.column_norm(column)], dim=-1)
 
 
-class NEOAttention(nn.Module):
+class NEOAttention(Part):
     """Grouped-query attention whose scores are those of the step plus those of the place; values are half as wide.
 
     Args:
-        dim: D.
-        num_heads, num_kv_heads, head_dim: H, K and E.
+        num_heads, num_kv_heads, head_dim: H, K and E, a multiple of four.
         bias: whether all projections have biases.
         norm_eps: epsilon of the norms of queries and keys.
+        theta, theta_place: bases of the rotary frequencies of the step, and of row and column.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, norm_eps: float) -> None:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    bias: bool = False
+    norm_eps: float = 1e-6
+    theta: float = 1e6
+    theta_place: float = 10000.0
+
+    def check(self) -> None:
+        """Refuses heads that cannot be grouped or turned."""
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}")
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim is {self.head_dim}; accepted: multiples of 4, since its halves are rotated in pairs")
+
+    def build(self, site: Site) -> nn.Module:
+        """The module."""
+        return NEOSelfAttention(self, site.dim)
+
+
+class NEOSelfAttention(TrunkPart):
+    """What ``NEOAttention`` describes."""
+
+    reads_rows = False
+
+    def __init__(self, parts: NEOAttention, dim: int) -> None:
         super().__init__()
+        num_heads, num_kv_heads, head_dim = parts.num_heads, parts.num_kv_heads, parts.head_dim
+        bias, norm_eps = parts.bias, parts.norm_eps
         self.head_dim = head_dim
         self.axes = (head_dim, head_dim // 2, head_dim // 2)
+        self.bases = (parts.theta, parts.theta_place, parts.theta_place)
+        self.angles = f"NEO {self.axes} {self.bases}"
+        self.memory = Memory(num_kv_heads, 2 * head_dim, head_dim)
         self.query = GridProjection(dim=dim, num_heads=num_heads, head_dim=head_dim, bias=bias, norm_eps=norm_eps)
         self.key = GridProjection(dim=dim, num_heads=num_kv_heads, head_dim=head_dim, bias=bias, norm_eps=norm_eps)
         self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
         self.output = nn.Linear(num_heads * head_dim, dim, bias=bias)
 
-    def forward(
-        self, x: Float[Tensor, "B L D"], rotary: RotaryTable, mask: Prepared, cache: KVCache | None, layer: int
-    ) -> Float[Tensor, "B L D"]:
+    def prepare(self, context: ForwardContext) -> None:
+        """Mask and angles: those of the step, then those of row and column."""
+        context.share_mask()
+        positions = context.position(time_height_width)[:, -context.lengths[0] :]
+        context.share_angles(self.angles, lambda: axes_rotary_table(positions, self.axes, self.bases))
+
+    def forward(self, x: Float[Tensor, "B L D"], context: ForwardContext, layer: int) -> Float[Tensor, "B L D"]:
         """Attends to the tokens themselves and, with a cache, to those before."""
-        query = rotate_axes(self.query(x), rotary, self.axes)
-        key = rotate_axes(self.key(x), rotary, self.axes)
+        angles = context.angles[self.angles]
+        query = rotate_axes(self.query(x), angles, self.axes)
+        key = rotate_axes(self.key(x), angles, self.axes)
         value = rearrange(self.value(x), "b l (h d) -> b h l d", d=self.head_dim)
-        if cache is not None:
-            key, value = cache.update(layer, key, value)
+        if context.cache is not None:
+            key, value = context.cache.update(layer, key, value)
         # The scale is that of a plain Qwen3 head, although queries and keys are twice as wide.
-        attended = attend(query, key, value, mask, scale=self.head_dim**-0.5)
+        attended = attend(query, key, value, context.attention_mask(layer), scale=self.head_dim**-0.5)
         return self.output(rearrange(attended, "b h l d -> b l (h d)"))
 
 
@@ -122,58 +162,17 @@ class NEOTrunk(Decoder):
         num_prebuffer_layers: int = 0,
         positions: PositionScheme | None = None,
     ) -> None:
-        # No layers of Decoder's own: this class's stand in their place below.
-        super().__init__(
-            dim=dim,
-            num_layers=0,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            norm_eps=norm_eps,
-            rope_theta=rope_theta,
-            positions=positions or time_height_width,
-        )
-        if self.head_dim % 4:
-            raise ValueError(f"head_dim is {self.head_dim}; accepted: multiples of 4, since its halves are rotated in pairs")
         if not 0 <= num_prebuffer_layers <= num_layers:
             raise ValueError(f"num_prebuffer_layers is {num_prebuffer_layers}; accepted: 0 to num_layers, {num_layers}")
-        self.rope_theta_place = rope_theta_place
-        self.num_prebuffer_layers = num_prebuffer_layers
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                attention=NEOAttention(
-                    dim=dim,
-                    num_heads=num_heads,
-                    num_kv_heads=self.num_kv_heads,
-                    head_dim=self.head_dim,
-                    bias=bias,
-                    norm_eps=norm_eps,
-                ),
-                dim=dim,
-                mlp_dim=mlp_dim,
-                norm_eps=norm_eps,
-                dropout=0.0,
-            )
-            for _ in range(num_layers)
+        mixer = NEOAttention(
+            num_heads=num_heads,
+            num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+            head_dim=head_width(dim, num_heads, head_dim),
+            bias=bias,
+            norm_eps=norm_eps,
+            theta=rope_theta,
+            theta_place=rope_theta_place,
         )
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for ``batch`` rows of at most ``capacity`` tokens; keys take twice the room of values."""
-        weight = self.norm.weight
-        return KVCache(
-            num_layers=len(self.layers),
-            num_heads=self.num_kv_heads,
-            head_dim=2 * self.head_dim,
-            value_dim=self.head_dim,
-            batch=batch,
-            capacity=capacity,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    def _rotary(self, keys: TokenTable, length: int, **angles: Any) -> RotaryTable:
-        """Angles of the last ``length`` tokens: of the step, then of row and column."""
-        scheme = self.positions or time_height_width
-        bases = (self.rope_theta, self.rope_theta_place, self.rope_theta_place)
-        return axes_rotary_table(scheme(keys)[:, -length:], (self.head_dim, self.head_dim // 2, self.head_dim // 2), bases)
+        layer = Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=mlp_dim), norm=Norm(eps=norm_eps))
+        super().__init__(dim=dim, num_layers=num_layers, layers=layer, positions=positions)
+        self.head_dim, self.num_prebuffer_layers = mixer.head_dim, num_prebuffer_layers

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.caches.kv_cache import KVCache, Memory
 
 NOWHERE = -1
 """Number of a padding token."""
@@ -37,13 +37,13 @@ class PrunedCache:
     how many are dropped. Has the methods of a ``KVCache`` that generation uses.
 
     Args:
-        whole: an empty cache of the first stage's layers, with room for all tokens.
-        num_layers: layers of each stage.
+        whole: an empty cache of the first stage, with room for all tokens.
+        stages: what each layer of the trunk remembers, stage by stage; nothing for layers of other stages.
     """
 
-    def __init__(self, whole: KVCache, num_layers: tuple[int, ...]) -> None:
+    def __init__(self, whole: KVCache, stages: tuple[tuple[Memory, ...], ...]) -> None:
         empty = torch.zeros(whole.batch, 0, dtype=torch.long, device=whole.slots.document.device)
-        self.num_layers = num_layers
+        self.memories = stages
         self.stages: list[Held] = [Held(whole, empty)]
 
     @property
@@ -85,8 +85,13 @@ class PrunedCache:
         """What to hand to the trunk as ``mask`` with these tokens; see ``KVCache.see``."""
         return self.whole.see(table, rule, lowered)
 
+    def note_first(self, numbers: Int[Tensor, "B L"]) -> None:
+        """Notes which tokens the first stage has read, when its cache has them."""
+        cache, before = self.stages[0]
+        self.stages[0] = Held(cache, torch.cat([before, numbers], dim=1))
+
     def append(self, stage: int, table: TokenTable, numbers: Int[Tensor, "B M"], num_dropped: int) -> Held:
-        """Notes the tokens that a stage is about to read; gives back all that it has read."""
+        """Notes the tokens that a later stage is about to read; gives back all that it has read."""
         if stage == len(self.stages):
             self.stages.append(self._later_stage(stage, num_dropped))
         cache, before = self.stages[stage]
@@ -101,14 +106,6 @@ class PrunedCache:
         return chosen_rows
 
     def _later_stage(self, stage: int, num_dropped: int) -> Held:
-        keys = self.whole.keys[0]
-        cache = KVCache(
-            num_layers=self.num_layers[stage],
-            num_heads=keys.shape[1],
-            head_dim=keys.shape[3],
-            batch=self.batch,
-            capacity=self.capacity - num_dropped,
-            dtype=keys.dtype,
-            device=keys.device,
-        )
+        like, capacity = self.whole.keys[0], self.capacity - num_dropped
+        cache = KVCache(layers=self.memories[stage], batch=self.batch, capacity=capacity, dtype=like.dtype, device=like.device)
         return Held(cache, self.stages[0].numbers[:, :0])

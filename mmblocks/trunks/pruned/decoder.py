@@ -8,23 +8,22 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn.functional import dropout
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.attention.attend import prepare
 from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.reduction.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
-from mmblocks.sequence.masks import Dense, Mask, MaskRule, densify, find_mask, visible
-from mmblocks.sequence.positions import rotate_half_split
+from mmblocks.sequence.masks import Mask, MaskRule, visible
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache
-from mmblocks.trunks.decoder import Attention, Decoder
+from mmblocks.trunks.caches.kv_cache import KVCache, Memory
+from mmblocks.trunks.context import ForwardContext
+from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.pruned.cache import NOWHERE, Held, PrunedCache
+from mmblocks.trunks.layer import DecoderLayer
+from mmblocks.trunks.parts.attention import SelfAttention
+from mmblocks.trunks.parts.part import memory_of, prepare
+from mmblocks.trunks.pruned.cache import NOWHERE, PrunedCache
 from mmblocks.trunks.pruned.rows import Row, stage_mask
 
 
@@ -79,7 +78,7 @@ class PrunedDecoder(Block):
         importance: Literal["instruction", "visual"] = "instruction",
     ) -> None:
         super().__init__()
-        if not isinstance(trunk, Decoder) or not all(isinstance(layer.attention, Attention) for layer in trunk.layers):
+        if not isinstance(trunk, Decoder) or trunk.experts or not all(map(_is_plain, trunk.layers)):
             raise TypeError(f"trunk is a {type(trunk).__name__}; accepted: a Decoder with plain attention")
         if importance not in ("instruction", "visual"):
             raise ValueError(f"importance is {importance!r}; accepted: 'instruction', 'visual'")
@@ -91,6 +90,11 @@ class PrunedDecoder(Block):
     def dim(self) -> int:
         """D."""
         return self.trunk.dim
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return self.trunk.num_layers
 
     def forward(
         self,
@@ -117,29 +121,30 @@ class PrunedDecoder(Block):
             ValueError: shapes that do not fit each other, a full cache, or hooks of layers that are not there.
         """
         trunk = self.trunk
-        if embeds.shape[:2] != table.shape or embeds.shape[2] != trunk.dim:
-            found = f"embeds {tuple(embeds.shape)} and a table {table.shape}"
-            raise ValueError(f"{found} do not fit; accepted: (B, L, {trunk.dim}) and (B, L)")
-        asked = hooks or TrunkHooks()
-        asked.check(len(trunk.layers))
         batch, length = table.shape
         first = 0 if cache is None else cache.length
         places = torch.arange(length, device=embeds.device).expand(batch, -1)
-        held = None if cache is None else cache.append(0, table, first + places, 0)
-        keys = table if held is None else held.cache.table
-        row = Row(dropout(embeds, trunk.dropout, self.training), table, trunk.angles(keys, length), places)
+        context = trunk.context(embeds, table, None if cache is None else cache.whole, mask=mask, hooks=hooks)
+        if cache is not None:
+            cache.note_first(first + places)
+        for layer in trunk.layers:
+            prepare(layer, context)
+        row = Row(trunk.scaled(embeds), table, context.angles, places)
         counts = prunable(table).sum(dim=1)
 
-        row = self._through(row, self.stages[0], held, find_mask(mask, table, keys), asked)
+        row = self._through(row, self.stages[0], context)
         for number, stage in enumerate(self.stages[1:], start=1):
-            row = self._pruned(row, stage, counts, mask) if length > 1 else row
+            row = self._pruned(row, stage, counts, mask, context) if length > 1 else row
             numbers = torch.where(row.places == NOWHERE, NOWHERE, first + row.places)
             held = None if cache is None else cache.append(number, row.table, numbers, length - numbers.shape[1])
             read = (row.table, numbers) if held is None else (held.cache.table, held.numbers)
-            row = self._through(row, stage, held, stage_mask(mask, row, *read, num_old=first, num_new=length), asked)
+            lowered = stage_mask(mask, row, *read, num_old=first, num_new=length)
+            stage_context = ForwardContext(row.table, read[0], lowered, cache=held and held.cache, hooks=hooks)
+            stage_context.angles = row.angles
+            row = self._through(row, stage, stage_context)
             if kept is not None:
                 kept.append(row.places)
-        x = trunk.norm(asked.state(len(trunk.layers), row.x)) * (row.places != NOWHERE)[..., None]
+        x = trunk.norm(context.hooks.state(len(trunk.layers), row.x)) * (row.places != NOWHERE)[..., None]
         if len(self.stages) == 1 or length == 1:
             return x
         index = row.places.clamp(min=0)[..., None].expand_as(x)
@@ -147,17 +152,14 @@ class PrunedDecoder(Block):
 
     def new_cache(self, batch: int, capacity: int) -> PrunedCache:
         """An empty cache for ``batch`` rows that are given at most ``capacity`` tokens."""
-        weight = self.trunk.norm.weight
-        first = KVCache(
-            num_layers=self.stages[0].stop,
-            num_heads=self.trunk.num_kv_heads,
-            head_dim=self.trunk.head_dim,
-            batch=batch,
-            capacity=capacity,
-            dtype=weight.dtype,
-            device=weight.device,
+        memories = [memory_of(layer) for layer in self.trunk.layers]
+        stages = tuple(
+            tuple(memory if stage.first <= layer < stage.stop else Memory() for layer, memory in enumerate(memories))
+            for stage in self.stages
         )
-        return PrunedCache(first, tuple(stage.stop - stage.first for stage in self.stages))
+        like = self.trunk.like
+        whole = KVCache(layers=stages[0], batch=batch, capacity=capacity, dtype=like.dtype, device=like.device)
+        return PrunedCache(whole, stages)
 
     @torch.no_grad()
     def flops_saved(self, embeds: Float[Tensor, "B L D"], table: TokenTable, mask: Mask | None = None) -> FlopsSaved:
@@ -165,46 +167,32 @@ class PrunedDecoder(Block):
         full, pruned = (count_flops(partial(run, embeds, table, mask=mask)) for run in (self.trunk, self))
         return FlopsSaved(full, pruned)
 
-    def _through(self, row: Row, stage: Stage, held: Held | None, mask: Mask, hooks: TrunkHooks) -> Row:
+    def _through(self, row: Row, stage: Stage, context: ForwardContext) -> Row:
         """The layers of one stage."""
-        trunk, x = self.trunk, row.x
-        cache = None if held is None else held.cache
-        num_keys = x.shape[1] if cache is None else cache.length
-        if hooks.attention:
-            mask = Dense(densify(mask, x.shape[1], num_keys, x.device))
-        prepared = prepare(mask, x.shape[1], num_keys, x.device)
-        for number, layer in enumerate(trunk.layers[stage.first : stage.stop]):
-            x = hooks.state(stage.first + number, x)
-            seen = hooks.observed(stage.first + number, prepared)
-            if trunk.checkpoint_activations and self.training and cache is None and seen is prepared:
-                x = checkpoint(layer, x, row.rotary, prepared, None, number, use_reentrant=False)
-            else:
-                x = layer(x, row.rotary, seen, cache, number)
-        return row._replace(x=x)
+        layers = list(enumerate(self.trunk.layers))[stage.first : stage.stop]
+        return row._replace(x=self.trunk.run(row.x, context, layers))
 
-    def _pruned(self, row: Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None) -> Row:
+    def _pruned(
+        self, row: Row, stage: Stage, counts: Int[Tensor, " B"], mask: Mask | MaskRule | None, context: ForwardContext
+    ) -> Row:
         """The row without the visual tokens that matter least to the stage's first layer, and without padding between."""
         candidates = prunable(row.table)
         if not counts.any():
             return row
-        importance = self._importance(row, self.trunk.layers[stage.first], mask if callable(mask) else visible)
+        layer = self.trunk.layers[stage.first]
+        importance = self._importance(row, layer, mask if callable(mask) else visible, context)
         most = (counts.double() * stage.share).long()
         return row.at(*_packed(keep_most(importance, candidates, most) & ~row.table.is_padding, row.table))
 
     @torch.no_grad()
-    def _importance(self, row: Row, layer: Any, rule: MaskRule) -> Float[Tensor, "B M"]:
+    def _importance(self, row: Row, layer: Any, rule: MaskRule, context: ForwardContext) -> Float[Tensor, "B M"]:
         """The attention of the layer to come that ends at each token, from the queries that count."""
         attention = layer.attention
-        normed = layer.attention_norm(row.x)
+        normed = row._replace(x=layer.attention_norm(row.x))
         index, real = chosen(self._queries(row.table))
-        asking = row._replace(x=normed).at(index, real)
-        query, key = (
-            rotate_half_split(norm(rearrange(project(x), "b l (h d) -> b h l d", d=self.trunk.head_dim)), rotary)
-            for project, norm, x, rotary in (
-                (attention.query, attention.query_norm, asking.x, asking.rotary),
-                (attention.key, attention.key_norm, normed, row.rotary),
-            )
-        )
+        asking = normed.at(index, real)
+        query = attention.turned(attention.query, attention.query_norm, asking.x, context, asking.angles)
+        key = attention.turned(attention.key, attention.key_norm, normed.x, context, normed.angles)
         return attention_received(query, key, rule(asking.table, row.table), real)
 
     def _queries(self, table: TokenTable) -> Bool[Tensor, "B M"]:
@@ -214,6 +202,13 @@ class PrunedDecoder(Block):
             return last_tokens(table)
         asking = asking_tokens(table)
         return torch.where(asking.any(dim=1, keepdim=True), asking, last_tokens(table))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer begins with a norm and with attention that reads all tokens."""
+    if not isinstance(layer, DecoderLayer) or layer.norm_place == "after":
+        return False
+    return isinstance(layer.attention, SelfAttention) and layer.attention.window is None
 
 
 def _stages(pruning: tuple[tuple[int, float], ...], num_layers: int) -> tuple[Stage, ...]:

@@ -16,11 +16,11 @@ from mmblocks.trunks.pruned.cache import NOWHERE
 
 
 class Row(NamedTuple):
-    """The new tokens as a stage reads them: states, table, angles, and the place of each among all new tokens."""
+    """The new tokens as a stage reads them: states, table, angles by name, and the place of each among all new tokens."""
 
     x: Float[Tensor, "B M D"]
     table: TokenTable
-    rotary: RotaryTable
+    angles: dict[str, RotaryTable]
     places: Int[Tensor, "B M"]
 
     def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "Row":
@@ -30,7 +30,7 @@ class Row(NamedTuple):
         return Row(
             x=_take(self.x, index) * real[..., None],
             table=TokenTable(*columns),
-            rotary=RotaryTable(_take(self.rotary.cos, index), _take(self.rotary.sin, index)),
+            angles={name: RotaryTable(_take(found.cos, index), _take(found.sin, index)) for name, found in self.angles.items()},
             places=torch.where(real, _take(self.places, index), NOWHERE),
         )
 

@@ -55,8 +55,8 @@ def register() -> None:
 
 
 @contextmanager
-def watched(model: Any, hooks: TrunkHooks, taps: dict[int, Tensor] | None) -> Iterator[None]:
-    """While open, a forward pass of the model calls the hooks and fills the taps of what its layers read.
+def watched(model: Any, hooks: TrunkHooks) -> Iterator[None]:
+    """While open, a forward pass of the model calls the hooks.
 
     Other passes of the same model, in other threads, do not notice.
 
@@ -75,8 +75,8 @@ def watched(model: Any, hooks: TrunkHooks, taps: dict[int, Tensor] | None) -> It
     try:
         with ExitStack() as registered:
             for number, layer in enumerate(layers):
-                if number in hooks.hidden or number in (taps or ()):
-                    before = partial(_before, call, taps, number)
+                if number in hooks.hidden:
+                    before = partial(_before, call, number)
                     registered.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             if len(layers) in hooks.hidden:
                 registered.callback(layers[-1].register_forward_hook(partial(_after, call, len(layers))).remove)
@@ -100,14 +100,12 @@ def _layers(model: Any) -> nn.ModuleList:
 
 
 def _before(
-    call: _Call, taps: dict[int, Tensor] | None, number: int, layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """In front of a layer: its states are the first argument, or one with a name."""
     if _CALL.get() is not call:
         return None
     state = call.hooks.state(number, args[0] if args else options["hidden_states"])
-    if taps is not None and number in taps:
-        taps[number] = state
     return ((state, *args[1:]), options) if args else (args, {**options, "hidden_states": state})
 
 

@@ -38,7 +38,7 @@ class TransformersCache(KVCache):
     def __init__(self, model: Any, *, batch: int, capacity: int) -> None:
         from transformers import DynamicCache
 
-        super().__init__(num_layers=0, num_heads=1, head_dim=1, batch=batch, capacity=capacity, device=model.device)
+        super().__init__(layers=(), batch=batch, capacity=capacity, device=model.device)
         self.language_model = model.config
         self.past: Any = DynamicCache(config=model.config)
 
@@ -101,7 +101,7 @@ def _frequencies_differ(table: Tensor, arguments: Arguments) -> float:
 
 
 class TransformersTrunk(Block):
-    """A transformers language model with the contract of a trunk: packed documents, images, any mask, cache, taps, hooks.
+    """A transformers language model with the contract of a trunk: packed documents, images, any mask, cache, hooks.
 
         TransformersTrunk.from_pretrained("path/of/a/checkpoint")      # one whose tensors are called model.* and lm_head.*
         TransformersTrunk.around(AutoModelForCausalLM.from_pretrained(...))
@@ -152,7 +152,6 @@ class TransformersTrunk(Block):
         cache: KVCache | None = None,
         *,
         mask: Mask | MaskRule | None = None,
-        taps: dict[int, Tensor] | None = None,
         hooks: TrunkHooks | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm; arguments as of ``Decoder``.
@@ -178,7 +177,7 @@ class TransformersTrunk(Block):
         if asked.attention:
             mask = Dense(densify(mask, length, keys.shape[1], embeds.device))
         held = {} if cache is None else {parameter_name(type(self.model).forward, TRANSFORMERS_CACHE): cache.past}
-        with watched(self.model, asked, taps) if hooks is not None or taps else nullcontext():
+        with watched(self.model, asked) if hooks is not None else nullcontext():
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=_four_axes(mask, length, keys.shape[1], embeds),
@@ -187,9 +186,12 @@ class TransformersTrunk(Block):
                 **held,
             )
         state: Tensor = output.last_hidden_state
-        if taps is not None and self.model.config.num_hidden_layers in taps:
-            taps[self.model.config.num_hidden_layers] = state
         return state
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return int(self.model.config.num_hidden_layers)
 
     @property
     def dim(self) -> int:

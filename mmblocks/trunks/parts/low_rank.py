@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from mmblocks.ops.routed_linear import RowGroups, routed_linear
+from mmblocks.trunks.context import ByExpert
 
 
-class ModalityLoRA(nn.Module):
+class ModalityLoRA(ByExpert):
     """A linear map, and for the rows of some groups ``alpha / rank`` times a low-rank map on top.
 
     The low-rank maps begin at zero. The rows of all other groups are what they would be without, bit for bit.
@@ -56,7 +57,7 @@ class ModalityLoRA(nn.Module):
     def forward(self, x: Float[Tensor, "N I"], groups: RowGroups) -> Float[Tensor, "N O"]:
         """The map of sorted rows."""
         narrow = routed_linear(dropout(x, self.dropout, self.training), groups, self._weights(self.narrow))
-        return self.base(x, groups) + self.scale * routed_linear(narrow, groups, self._weights(self.widen))
+        return _mapped(self.base, x, groups) + self.scale * routed_linear(narrow, groups, self._weights(self.widen))
 
     def _weights(self, maps: nn.ModuleDict) -> list[Tensor | None]:
         if not all(type(one) is nn.Linear for one in maps.values()):  # an adapter's work would be left out
@@ -64,7 +65,7 @@ class ModalityLoRA(nn.Module):
         return [maps.get_parameter(f"{name}.weight") if name in maps else None for name in self.experts]
 
 
-class GatedLoRA(nn.Module):
+class GatedLoRA(ByExpert):
     """A linear map, a low-rank map for every row, and one for each expert that a learned gate mixes, row by row.
 
     Args:
@@ -90,12 +91,17 @@ class GatedLoRA(nn.Module):
         self.gate.reset_parameters()
         _begin(self.narrow, self.widen)
 
-    def forward(self, x: Float[Tensor, "N I"], groups: RowGroups) -> Float[Tensor, "N O"]:
+    def forward(self, x: Float[Tensor, "*N I"], groups: RowGroups | None) -> Float[Tensor, "*N O"]:
         """The map of rows in any order."""
         share = self.gate(x).softmax(dim=-1)
-        weights = torch.cat([torch.ones_like(share[:, :1]), share], dim=-1)
+        weights = torch.cat([torch.ones_like(share[..., :1]), share], dim=-1)
         narrow = self.narrow(x).unflatten(-1, (weights.shape[-1], -1)) * weights[..., None]
-        return self.base(x, groups) + self.scale * self.widen(narrow.flatten(1))
+        return _mapped(self.base, x, groups) + self.scale * self.widen(narrow.flatten(-2))
+
+
+def _mapped(base: nn.Module, x: Tensor, groups: RowGroups | None) -> Tensor:
+    found: Tensor = base(x, groups) if isinstance(base, ByExpert) else base(x)
+    return found
 
 
 def _begin(narrow: nn.Module, widen: nn.Module) -> None:

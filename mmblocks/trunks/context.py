@@ -1,0 +1,147 @@
+"""What all layers of a trunk share in one forward pass: the tokens' metadata, the mask, the cache, and what is computed once.
+
+Shapes: B batch, L new tokens, T all tokens of a row, N = B * L tokens sorted by expert, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from mmblocks.layers.attention.attend import Prepared, prepare
+from mmblocks.ops.routed_linear import RowGroups
+from mmblocks.sequence.masks import Dense, Mask, densify
+from mmblocks.sequence.positions import PositionScheme, RotaryTable, sequential
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.sequence.windows import in_reading_order, within_window
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.hooks import TrunkHooks
+
+T = TypeVar("T")
+
+
+class ByExpert(nn.Module):
+    """A module that is called with rows (N, ...) sorted by expert and with their ``RowGroups``."""
+
+
+class ForwardContext:
+    """One forward pass, as its layers see it.
+
+    Where a trunk has weights by expert, its layers read the tokens as rows (N, D) sorted by expert, so that they are sorted once;
+    otherwise as (B, L, D). ``in_order`` and ``as_rows`` lead from one form to the other.
+
+    Attributes:
+        table: the new tokens' metadata.
+        keys: that of all tokens of the rows, the new ones last.
+        mask: which of them the new tokens attend to.
+        cache: what was read before, or None.
+        hooks: functions that observe or change values on the way.
+        groups: the new tokens sorted by expert, or None where no weights differ by expert.
+        positions: a scheme of the trunk's own, or None.
+        total_length: tokens that rows will have in the end, or None for those read so far.
+        images: (B, M, Q, C) what cross-attention reads, or None.
+        routers: probabilities of the routers, (B, L, E), by layer, as far as layers have run.
+        angles: rotary angles of the new tokens, by what they were computed for.
+    """
+
+    def __init__(
+        self,
+        table: TokenTable,
+        keys: TokenTable,
+        mask: Mask,
+        *,
+        cache: KVCache | None = None,
+        hooks: TrunkHooks | None = None,
+        groups: RowGroups | None = None,
+        positions: PositionScheme | None = None,
+        total_length: int | None = None,
+        images: Float[Tensor, "B M Q C"] | None = None,
+    ) -> None:
+        self.table, self.keys, self.cache, self.groups = table, keys, cache, groups
+        self.hooks = TrunkHooks() if hooks is None else hooks
+        self.positions, self.total_length, self.images = positions, total_length, images
+        # Attention weights are computed pair by pair where a hook reads them.
+        self.mask = Dense(densify(mask, *self.lengths, table.document.device)) if self.hooks.attention else mask
+        self.routers: dict[int, Tensor] = {}
+        self.angles: dict[str, RotaryTable] = {}
+        self._shared: dict[str, Any] = {}
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """L and T."""
+        return self.table.shape[1], self.keys.shape[1]
+
+    def share(self, name: str, compute: Callable[[], T]) -> T:
+        """A value that several layers need: computed by the first that shares it, in ``prepare``, and kept for this pass."""
+        if name not in self._shared:
+            self._shared[name] = compute()
+        found: T = self._shared[name]
+        return found
+
+    def share_angles(self, name: str, compute: Callable[[], RotaryTable]) -> None:
+        """Rotary angles, which several layers need; read from ``angles``."""
+        if name not in self.angles:
+            self.angles[name] = compute()
+
+    def shared(self, name: str) -> Any:
+        """A value that was shared before."""
+        return self._shared[name]
+
+    def share_mask(self, window: int | None = None) -> None:
+        """Lowers the mask once for all layers of this window; see ``attention_mask``."""
+        self.share(f"mask {window}", lambda: self._prepared(window))
+
+    def attention_mask(self, layer: int, window: int | None = None) -> Prepared:
+        """The mask as layer ``layer`` computes attention under it, with the layer's hooks.
+
+        Args:
+            layer: index.
+            window: tokens that attention reaches back, the token itself included; None for all. ``share_mask`` was called for it.
+        """
+        return self.hooks.observed(layer, self._shared[f"mask {window}"])
+
+    def _prepared(self, window: int | None) -> Prepared:
+        length, total = self.lengths
+        mask = self.mask
+        if window is not None and total > window:
+            mask = within_window(mask, window, self.table, *self._places())
+        return prepare(mask, length, total, self.table.document.device)
+
+    def _places(self) -> tuple[Tensor, Tensor, TokenTable]:
+        """Which token of its row each query and each key is, and the keys' table, in the order in which the cache gives keys."""
+        if self.cache is None:
+            length, total = self.lengths
+            return *in_reading_order(length, total, self.table.document.device), self.keys
+        return self.cache.places(self.table.shape[1])
+
+    def position(self, scheme: PositionScheme = sequential) -> Tensor:
+        """Positions of all tokens, by the trunk's own scheme or else by this one: (B, T), or (B, T, axes)."""
+        return (self.positions or scheme)(self.keys)
+
+    def apply(self, module: nn.Module, x: Shaped[Tensor, "*N _"]) -> Shaped[Tensor, "*N _"]:
+        """A module on tokens; with their groups where it has weights by expert."""
+        found: Tensor = module(x, self.groups) if isinstance(module, ByExpert) else module(x)
+        return found
+
+    def in_order(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "B L *E"]:
+        """Tokens in reading order, whatever the order in which layers have them."""
+        return x if self.groups is None else self.groups.restore(x).unflatten(0, self.table.shape)
+
+    def as_rows(self, x: Shaped[Tensor, "B L *E"]) -> Shaped[Tensor, "..."]:
+        """The way back."""
+        return x if self.groups is None else self.groups.sort(x.flatten(0, 1))
+
+    def shown(self, layer: int, x: Tensor) -> Tensor:
+        """What layer ``layer`` reads, after its hook has seen it in reading order."""
+        if layer not in self.hooks.hidden:
+            return x
+        if self.groups is None:
+            return self.hooks.state(layer, x)
+        return self.as_rows(self.hooks.state(layer, self.in_order(x)))
+
+    def show_routers(self) -> None:
+        """Hands router probabilities to their hooks, when all layers have run: one may run twice for gradients."""
+        for layer, hook in self.hooks.routers.items():
+            if layer in self.routers:
+                hook(self.routers[layer])

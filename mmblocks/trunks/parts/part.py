@@ -1,0 +1,99 @@
+"""What a part of a layer is, and where it stands: for parts of one's own.
+
+Shapes: B batch, L new tokens, D width.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmblocks.descriptions import Description
+from mmblocks.trunks.caches.kv_cache import Memory
+from mmblocks.trunks.context import ForwardContext
+
+
+class Site(NamedTuple):
+    """Where a part is built.
+
+    Attributes:
+        dim: D, the trunk's width.
+        layer: index of its layer.
+        num_layers: of the trunk.
+        dropout: on what a layer adds, while training.
+    """
+
+    dim: int
+    layer: int = 0
+    num_layers: int = 1
+    dropout: float = 0.0
+
+
+class Part(Description):
+    """How a mixer or a feed-forward part is built.
+
+    A part of one's own is a description and a module:
+
+        class Shift(Part):
+            amount: int = 1
+
+            def build(self, site):
+                return ShiftModule(site.dim, self.amount)
+
+    The module is called with ``(x, context, layer)``: tokens (B, L, D), the ``ForwardContext``, and the index of its layer. It
+    gives what is added to ``x``. It may have
+
+    - ``prepare(context)``, called once per pass before any layer, for what several layers ``share``;
+    - ``memory``, a ``Memory``: what it remembers of a row between calls. With a cache, ``context.cache.update(layer, key, value)``
+      adds keys and values, ``context.cache.states[layer]`` is its state, and ``context.cache.keep_state`` replaces that;
+    - ``static_step``, True if a step of one token neither reads values on the host nor copies any to the device.
+    """
+
+    def build(self, site: Site) -> nn.Module:
+        """The module, with weights of its own."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class PartModule(Protocol):
+    """What ``Part.build`` gives, as layers call it."""
+
+    def __call__(self, x: Float[Tensor, "B L D"], context: ForwardContext, layer: int) -> Float[Tensor, "B L D"]:
+        """What is added to ``x``."""
+        ...
+
+
+def prepare(module: nn.Module, context: ForwardContext) -> None:
+    """Calls a part's ``prepare`` where it has one."""
+    found: Callable[[ForwardContext], None] | None = getattr(module, "prepare", None)
+    if found is not None:
+        found(context)
+
+
+def memory_of(module: nn.Module) -> Memory:
+    """What a part remembers of a row; nothing where it does not say."""
+    found: Memory = getattr(module, "memory", Memory())
+    return found
+
+
+def has_static_step(module: nn.Module) -> bool:
+    """Whether a part says that its step can be recorded."""
+    return bool(getattr(module, "static_step", False))
+
+
+class TrunkPart(nn.Module):
+    """A module of a layer with what parts may leave out, for those of mmblocks.
+
+    Attributes:
+        reads_rows: whether it takes tokens as rows sorted by expert, too; others are given (B, L, D) always.
+        static_step: whether a step can be recorded as a CUDA graph.
+        memory: what it remembers of a row.
+    """
+
+    reads_rows: ClassVar[bool] = True
+    static_step: bool = True
+    memory: Memory = Memory()
+
+    def prepare(self, context: ForwardContext) -> None:
+        """Computes what several layers share."""
