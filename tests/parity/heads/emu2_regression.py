@@ -4,7 +4,7 @@ from mmblocks.connectors.emu2 import Emu2UpProjection
 from mmblocks.heads import RegressionHead
 from mmblocks.tokenizers.emu2_latents import Emu2Latents
 from tests.parity.cases import Case
-from tests.parity.emu1_regression import language_parts, published_config, regress, table_of
+from tests.parity.heads.emu1_regression import language_parts, published_config, regress, table_of
 
 MANIFESTS = {
     **{name: [(RegressionHead, "emu2")] for name in ("emu2_native", "emu2_chat_native", "emu2_visual_projections")},

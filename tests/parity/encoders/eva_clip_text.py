@@ -2,7 +2,7 @@
 
 from mmblocks.encoders.eva_clip_text import EVACLIPText
 from tests.parity.cases import Case
-from tests.parity.eva_clip_vision import EVA, EVA02, of_the_model
+from tests.parity.encoders.eva_clip_vision import EVA, EVA02, of_the_model
 
 MANIFESTS = {name: [(EVACLIPText, "eva-clip")] for name in (*EVA, *EVA02)}
 

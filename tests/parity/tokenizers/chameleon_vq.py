@@ -2,7 +2,7 @@
 
 from mmblocks.tokenizers import ChameleonVQ
 from tests.parity.cases import Case
-from tests.parity.vqgan_taming import check_vqgan
+from tests.parity.tokenizers.vqgan_taming import check_vqgan
 
 MANIFESTS = {
     "chameleon_vqgan": [(ChameleonVQ, "chameleon")],

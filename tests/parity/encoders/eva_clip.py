@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 from mmblocks.encoders.eva_clip import EVACLIP
 from mmblocks.training.contrastive import clip_loss
 from tests.parity.cases import Case
-from tests.parity.eva_clip_vision import EVA, EVA02, of_the_model
+from tests.parity.encoders.eva_clip_vision import EVA, EVA02, of_the_model
 
 MANIFESTS = {name: [(EVACLIP, layout)] for layout, names in (("eva-clip", EVA), ("eva02-clip", EVA02)) for name in names}
 

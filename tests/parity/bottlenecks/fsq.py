@@ -11,8 +11,8 @@ from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.residual.finite_scalar import ResidualFiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.residual.lookup_free import ResidualLookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.residual.scales import ResidualScales
+from tests.parity.bottlenecks.vq import channels_last, check_outputs, inverse_temperature, tokens
 from tests.parity.cases import AnyBlock, Case, ramp_mean
-from tests.parity.vq import channels_last, check_outputs, inverse_temperature, tokens
 
 
 def run(case: Case) -> None:

@@ -9,9 +9,9 @@ from mmblocks.embedders import EVE1PatchAlignment
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, denormalise
 from mmblocks.layers.images.resizing import valid_cells
 from mmblocks.models import EVE1
-from tests.parity import eve1_patch_align
 from tests.parity.cases import Case
-from tests.parity.eve2_model import samples_of
+from tests.parity.embedders import eve1_patch_align
+from tests.parity.models.eve2_model import samples_of
 
 _PARTS = [(EVE1, "eve1"), (LMHead, "llama")]
 MANIFESTS = {"eve_7b_v1": _PARTS, "eve_7b_v1_train_pal": _PARTS}

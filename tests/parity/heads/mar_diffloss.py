@@ -9,7 +9,7 @@ from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
 from mmblocks.layers.diffusion.noise_paths import DiffusionPath
 from mmblocks.layers.losses.row_losses import weighted_mean
 from tests.parity.cases import Case
-from tests.parity.mar_trunk import run_trunk
+from tests.parity.models.mar_trunk import run_trunk
 
 MANIFESTS = {f"mar_{size}_diffloss": [(MARDiffusionHead, "diffloss")] for size in ("base", "large", "huge")}
 

@@ -6,7 +6,7 @@ from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import time_height_width
 from mmblocks.trunks.neo.trunk import NEOTrunk
 from tests.parity.cases import Case
-from tests.parity.neo_model import table_of
+from tests.parity.models.neo_model import table_of
 
 PREFIX = "language_model.model.layers.0."
 

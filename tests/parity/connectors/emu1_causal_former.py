@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmblocks.connectors.causal_former import CausalFormer
 from tests.parity.cases import Case, ramp_mean
-from tests.parity.seed_tokenizer import check_gradients, nearest
+from tests.parity.tokenizers.seed_tokenizer import check_gradients, nearest
 
 MANIFESTS = {name: [(CausalFormer, "emu")] for name in ("emu1_cformer", "emu1_pretrain_multimodal_encoder", "emu1_instruct_lora")}
 

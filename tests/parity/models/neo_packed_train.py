@@ -7,7 +7,7 @@ from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import time_height_width
 from mmblocks.sequence.tokens import NO_SPAN
 from tests.parity.cases import Case
-from tests.parity.neo_model import BEGIN, IMAGE, embeds_of, table_of
+from tests.parity.models.neo_model import BEGIN, IMAGE, embeds_of, table_of
 
 IGNORED = -100
 

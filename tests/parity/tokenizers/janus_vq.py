@@ -3,7 +3,7 @@
 from mmblocks.tokenizers import LlamaGenVQ
 from mmblocks.tokenizers.conv.blocks import channels_first
 from tests.parity.cases import Case
-from tests.parity.vqgan_taming import check_vqgan
+from tests.parity.tokenizers.vqgan_taming import check_vqgan
 
 MANIFESTS = {"janus_vq16": [(LlamaGenVQ, "llamagen")], "janus_vq16_hf": [(LlamaGenVQ, "janus-transformers")]}
 

@@ -3,9 +3,9 @@
 import torch
 
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
+from tests.parity.bottlenecks.fsq import built, run_residual
+from tests.parity.bottlenecks.vq import channels_last, check_outputs, check_step, inverse_temperature, tokens
 from tests.parity.cases import Case, ramp_mean
-from tests.parity.fsq import built, run_residual
-from tests.parity.vq import channels_last, check_outputs, check_step, inverse_temperature, tokens
 
 
 def run(case: Case) -> None:

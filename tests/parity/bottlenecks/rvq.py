@@ -7,9 +7,9 @@ from einops import rearrange
 from torch import Tensor
 
 from mmblocks.tokenizers.bottlenecks.residual.quantizer import ResidualQuantizer
+from tests.parity.bottlenecks.fsq import dropout_seed, run_residual
+from tests.parity.bottlenecks.vq import channels_last, tokens
 from tests.parity.cases import Case, ramp_mean
-from tests.parity.fsq import dropout_seed, run_residual
-from tests.parity.vq import channels_last, tokens
 
 
 def run(case: Case) -> None:

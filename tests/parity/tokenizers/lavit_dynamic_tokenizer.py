@@ -8,7 +8,7 @@ from torch import Tensor
 from mmblocks.sequence.tokens import PADDING
 from mmblocks.tokenizers.lavit.tokenizer import LaVITTokenizer, language_ids
 from tests.parity.cases import Case, ramp_mean
-from tests.parity.seed_tokenizer import GivenFeatures, check_gradients, nearest
+from tests.parity.tokenizers.seed_tokenizer import GivenFeatures, check_gradients, nearest
 
 MANIFESTS = {"lavit_dynamic_tokenizer": [(LaVITTokenizer, "lavit")]}
 
