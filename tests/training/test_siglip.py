@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid, normalize
 
-from mmblocks.training import siglip_loss as module
-from mmblocks.training.siglip_loss import siglip_loss
+from mmblocks.training import siglip as module
+from mmblocks.training.siglip import siglip_loss
 from tests.training.processes import in_processes
 
 

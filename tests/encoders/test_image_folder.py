@@ -4,9 +4,9 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mmblocks.encoders import embed_folder as module
-from mmblocks.encoders.embed_folder import embed_folder, read_embeddings
+from mmblocks.encoders import image_folder as module
 from mmblocks.encoders.eva_clip_vision import EVACLIPVision
+from mmblocks.encoders.image_folder import embed_folder, read_embeddings
 
 SIZES = {"image_size": (16, 16), "patch_size": 8, "dim": 24, "num_layers": 1, "num_heads": 2, "mlp_dim": 37}
 NAMES = ["a.png", "b.JPG", "more/c.png", "more/d.png", "more/e.webp"]

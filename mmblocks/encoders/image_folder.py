@@ -56,6 +56,20 @@ def embed_folder(encoder: Block, folder: str | Path, file: str | Path, *, batch_
         FileNotFoundError: no such folder, or no image in it.
         TypeError: an encoder without these methods.
         ValueError: a batch of no image, another ending, or a file that is no image: the message names it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from mmblocks.encoders import EVACLIPVision, embed_folder
+        >>> from mmblocks.encoders.image_folder import read_embeddings
+        >>> Path("photos").mkdir()
+        >>> for name in ("a", "b"):
+        ...     Image.new("RGB", (40, 30)).save(f"photos/{name}.png")
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "image_size": (28, 28), "patch_size": 14}
+        >>> file = embed_folder(EVACLIPVision(tower=tower, embed_dim=8).eval(), "photos", "photos.safetensors", progress=False)
+        >>> found = read_embeddings(file)
+        >>> tuple(found.embeddings.shape), found.files
+        ((2, 8), ['a.png', 'b.png'])
     """
     folder, file = Path(folder), Path(file)
     if not hasattr(encoder, "preprocess") or not (hasattr(encoder, "encode_image") or hasattr(encoder, "embed")):
