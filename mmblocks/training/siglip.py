@@ -43,6 +43,16 @@ def siglip_loss(
 
     Source: SigLIP (arXiv 2303.15343); the same numbers as open_clip's ``SigLipLoss``, which sends texts from neighbour to
     neighbour.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import logsigmoid, normalize
+        >>> from mmblocks.training import siglip_loss
+        >>> image, text = normalize(torch.randn(4, 8), dim=1), normalize(torch.randn(4, 8), dim=1)
+        >>> loss = siglip_loss(image, text, torch.tensor(10.0), torch.tensor(-10.0))
+        >>> signs = 2 * torch.eye(4) - 1
+        >>> torch.allclose(loss, -logsigmoid(signs * (10 * image @ text.T - 10)).sum() / 4)
+        True
     """
     check_pairs(image, text)
     texts, first = text, 0
