@@ -57,6 +57,8 @@ def test_example_runs(example: doctest.DocTest, tmp_path: Path, monkeypatch: pyt
     torch.manual_seed(0)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST)
+    for name in OPTIONAL & {word for part in example.examples for word in re.findall(r"^(?:from|import) (\w+)", part.source)}:
+        pytest.importorskip(name)
     try:
         import_module(module_of(example))
     except ModuleNotFoundError as error:
