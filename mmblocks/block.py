@@ -42,6 +42,17 @@ class Block(Configurable, has_name=False):
 
     Raises:
         TypeError: positional arguments; or, when a class is defined, a constructor that takes anything but keywords.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Block
+        >>> from mmblocks.connectors import MLPProjector
+        >>> projector = MLPProjector(in_dim=4, dim=8)
+        >>> projector.save_pretrained("projector")
+        >>> again = Block.from_pretrained("projector")
+        >>> x = torch.randn(2, 4)
+        >>> again.config == projector.config, torch.equal(again(x), projector(x))
+        (True, True)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ()

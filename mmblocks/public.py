@@ -119,7 +119,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "DualResolution": "fused",
         "TiledEncoder": "high_resolution",
         "NativeResolution": "high_resolution",
-        "embed_folder": "embed_folder",
+        "embed_folder": "image_folder",
     },
     "connectors": {
         "MLPProjector": "mlp",
@@ -241,7 +241,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "TokenizerRecipe": "tokenizer_recipe",
         "PatchDiscriminator": "adversarial",
         "clip_loss": "contrastive",
-        "siglip_loss": "siglip_loss",
+        "siglip_loss": "siglip",
         "TrainingStage": "stages",
         "EVE1_STAGES": "stages",
         "EVE2_STAGES": "stages",

@@ -61,6 +61,15 @@ def write_golden(
     Raises:
         TypeError: an argument of another kind, or a method that gives no tensors.
         ValueError: no such method, one that gives something else each time, or an integer above ``LARGEST_NUMBER``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import compare_golden, write_golden
+        >>> from mmblocks.connectors import MLPProjector
+        >>> projector = MLPProjector(in_dim=4, dim=8)
+        >>> file = write_golden(projector, "golden.safetensors", {"forward": {"features": torch.randn(3, 4)}})
+        >>> compare_golden(projector, file).wrong
+        {}
     """
     file = Path(file)
     found: dict[str, Tensor] = {}
@@ -91,6 +100,15 @@ def compare_golden(block: Configurable, file: str | Path) -> Golden:
 
     Raises:
         ValueError: the file is no such file, or names what the Block does not have.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import compare_golden, write_golden
+        >>> from mmblocks.connectors import MLPProjector
+        >>> calls = {"forward": {"features": torch.randn(3, 4)}}
+        >>> file = write_golden(MLPProjector(in_dim=4, dim=8), "golden.safetensors", calls)
+        >>> len(compare_golden(MLPProjector(in_dim=4, dim=8), file).wrong)  # another projector
+        1
     """
     file = Path(file)
     stored = {key: entry.read() for key, entry in open_safetensors(file).items()}

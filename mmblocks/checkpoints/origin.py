@@ -13,6 +13,11 @@ class Origin(NamedTuple):
         source: the Hub's id, or the name of a local folder or file.
         layout: the name of its layout.
         revision: the commit, where it came from the Hub.
+
+    Examples:
+        >>> from mmblocks.checkpoints import Origin
+        >>> Origin("BAAI/Emu3-VisionTokenizer", layout="emu3").to_json()
+        {'source': 'BAAI/Emu3-VisionTokenizer', 'layout': 'emu3'}
     """
 
     source: str

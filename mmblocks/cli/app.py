@@ -248,7 +248,7 @@ def embed(
     """Images to the vectors of an encoder; called again after an interruption, it goes on."""
     with reporting.one_sentence():
         from mmblocks.cli import loading
-        from mmblocks.encoders.embed_folder import check_places, embed_folder, read_embeddings
+        from mmblocks.encoders.image_folder import check_places, embed_folder, read_embeddings
 
         reporting.check_target(target, force)
         check_places(images, target)

@@ -27,6 +27,16 @@ class AveragePool(Block):
         ValueError: fewer than one token.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import AveragePool
+        >>> connector = AveragePool(num_tokens=4)
+        >>> features = torch.randn(2, 6, 6, 8)
+        >>> tuple(connector(features).shape)
+        (2, 2, 2, 8)
+        >>> torch.allclose(connector(features)[:, 0, 0], features[:, :3, :3].mean(dim=(1, 2)), atol=1e-6)
+        True
     """
 
     def __init__(self, *, num_tokens: int = 64) -> None:
@@ -72,6 +82,13 @@ class AdaptivePool(Block):
 
     Raises:
         ValueError: another number of sides, or one below one.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import AdaptivePool
+        >>> connector = AdaptivePool(size=(2, 3))
+        >>> tuple(connector(torch.randn(1, 7, 9, 8)).shape)
+        (1, 2, 3, 8)
     """
 
     def __init__(self, *, size: tuple[int, ...]) -> None:

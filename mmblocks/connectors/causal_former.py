@@ -36,6 +36,14 @@ class CausalFormer(Block):
     The defaults are those of Emu. There is no dropout, which T5's training has.
 
     Source: Emu (arXiv 2307.05222; baaivision/Emu, Emu1).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import CausalFormer
+        >>> sizes = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16, "head_dim": 8}
+        >>> connector = CausalFormer(in_dim=8, dim=12, num_queries=5, **sizes)
+        >>> tuple(connector(torch.randn(2, 4, 4, 8)).shape)
+        (2, 5, 12)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = CAUSAL_FORMER_LAYOUTS

@@ -18,6 +18,15 @@ class ConnectorChain(Block):
 
     Raises:
         ValueError: there are none.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import ConnectorChain, MLPProjector, PixelShuffle
+        >>> connector = ConnectorChain(parts=[PixelShuffle(), MLPProjector(in_dim=4 * 8, dim=16)])
+        >>> tuple(connector(torch.randn(1, 4, 6, 8)).shape)
+        (1, 2, 3, 16)
+        >>> connector.out_grid((4, 6))
+        (2, 3)
     """
 
     def __init__(self, *, parts: Sequence[Block]) -> None:

@@ -95,6 +95,13 @@ class Emu2UpProjection(Block):
     The defaults are those of Emu2. A file of Emu2-Chat without a config needs ``from_pretrained(..., num_tokens=256)``.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu), where the layer is called ``project_up``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import Emu2UpProjection
+        >>> connector = Emu2UpProjection(image_dim=8, dim=16, num_tokens=4)
+        >>> tuple(connector(torch.randn(2, 6, 6, 8)).shape)
+        (2, 2, 2, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = _layouts("project_up", "project_down", _pooled)
@@ -129,6 +136,13 @@ class Emu2DownProjection(Block):
     The defaults are those of Emu2.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu), where the layer is called ``project_down``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import Emu2DownProjection
+        >>> connector = Emu2DownProjection(image_dim=8, dim=16)
+        >>> tuple(connector(torch.randn(2, 4, 16)).shape)
+        (2, 4, 8)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = _layouts("project_down", "project_up", _config)

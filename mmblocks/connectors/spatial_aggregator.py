@@ -110,6 +110,15 @@ class SpatialAggregator(Block):
 
     Source: Cambrian-1 (arXiv 2406.16860; cambrian-mllm/cambrian): the connector before the trunk, with one group of queries. The
     layers that Cambrian-1 has inside its trunk are not part of it.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import SpatialAggregator
+        >>> sizes = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
+        >>> connector = SpatialAggregator(in_dims=(8, 12), dim=16, windows=(1, 2), grid=(3, 3), **sizes)
+        >>> low, high = torch.randn(1, 3, 3, 8), torch.randn(1, 6, 6, 12)
+        >>> tuple(connector([low, high]).shape)
+        (1, 3, 3, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

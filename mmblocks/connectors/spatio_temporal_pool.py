@@ -18,6 +18,16 @@ class SpatioTemporalPool(Block):
     Video-ChatGPT fills up to 100 frames with zeros after the frames' means; here there are as many as the video has.
 
     Source: Video-ChatGPT (arXiv 2306.05424; mbzuai-oryx/Video-ChatGPT).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import SpatioTemporalPool
+        >>> video = torch.randn(2, 3, 4, 5, 8)
+        >>> tokens = SpatioTemporalPool()(video)
+        >>> tuple(tokens.shape)
+        (2, 23, 8)
+        >>> torch.allclose(tokens[:, :3], video.mean(dim=(2, 3)), atol=1e-6)
+        True
     """
 
     def forward(self, features: Float[Tensor, "B T rows columns D"]) -> Float[Tensor, "B M D"]:

@@ -67,6 +67,13 @@ class TokenFlexProjector(Block):
         ValueError: numbers that are no squares.
 
     Source: TokenFLEX (arXiv 2504.03154; LiAutoAD/Ristretto).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.connectors import TokenFlexProjector
+        >>> connector = TokenFlexProjector(in_dim=8, dim=16, num_tokens=9)
+        >>> tuple(connector(torch.randn(2, 8, 8, 8)).shape)
+        (2, 3, 3, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -17,6 +17,13 @@ class CaptionEmbedding(Block):
         num_tokens: tokens of the longest caption: so many learned features stand for no caption.
 
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import CaptionEmbedding
+        >>> embedding = CaptionEmbedding(caption_dim=12, dim=8, num_tokens=5)
+        >>> tuple(embedding(torch.randn(2, 5, 12)).shape)
+        (2, 5, 8)
     """
 
     def __init__(self, *, caption_dim: int, dim: int, num_tokens: int = 120) -> None:

@@ -19,6 +19,17 @@ class ClassLabelEmbedding(Block):
         init_std: standard deviation of the initial vectors.
 
     Source: DiT (arXiv 2212.09748), as in LlamaGen (FoundationVision/LlamaGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import ClassLabelEmbedding
+        >>> embedding = ClassLabelEmbedding(num_classes=10, dim=8)
+        >>> labels, dropped = torch.tensor([3, 7]), torch.tensor([False, True])
+        >>> vectors = embedding(labels, dropped=dropped)
+        >>> embedding.unconditional
+        10
+        >>> torch.equal(vectors[1:], embedding.eval()(torch.tensor([10])))
+        True
     """
 
     def __init__(self, *, num_classes: int, dim: int, drop: float = 0.1, init_std: float = 0.02) -> None:

@@ -51,6 +51,16 @@ class EVE1PatchEmbedding(Block):
         ValueError: heads that do not divide the width, or an ``image_size`` that is no multiple of the teacher's.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import EVE1PatchEmbedding
+        >>> embedder = EVE1PatchEmbedding(dim=8, hidden_dim=16)
+        >>> tokens = embedder([torch.rand(3, 56, 84)])
+        >>> tuple(tokens.embeds.shape)  # a class token, and two rows of three tokens with their ends
+        (9, 8)
+        >>> torch.equal(embedder.layout(56, 84).grid, tokens.grid)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = EVE1_LAYOUTS

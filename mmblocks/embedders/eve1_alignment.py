@@ -95,6 +95,18 @@ class EVE1PatchAlignment(Block):
         ValueError: heads that do not divide the teacher's width, or a step that leaves the last layer alone.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE), whose teacher is the last but one layer of CLIP ViT-L/14-336.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import EVE1PatchAlignment, EVE1PatchEmbedding
+        >>> embedder = EVE1PatchEmbedding(dim=8, hidden_dim=16)
+        >>> align = EVE1PatchAlignment(dim=8, teacher_dim=16, num_layers=4, layer_step=2)
+        >>> align.layers  # whose states it reads
+        (4, 2, 0)
+        >>> tokens = embedder([torch.rand(3, 56, 84)])
+        >>> states = torch.randn(len(tokens.embeds), len(align.layers), 8)
+        >>> 0 < align(states, tokens, teacher=[torch.randn(2, 3, 16)]).item() < 2
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

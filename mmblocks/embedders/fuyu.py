@@ -114,6 +114,14 @@ class FuyuPatchEmbedding(Block):
         mean, std: what pixels are normalised with.
 
     Source: Fuyu-8B (adept/fuyu-8b; huggingface/transformers).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import FuyuPatchEmbedding
+        >>> embedder = FuyuPatchEmbedding(dim=8)
+        >>> images = [torch.rand(3, 60, 90)]
+        >>> tuple(embedder(images).embeds.shape), tuple(embedder(images, newline=torch.zeros(8)).embeds.shape)
+        ((6, 8), (8, 8))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

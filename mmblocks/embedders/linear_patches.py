@@ -108,6 +108,15 @@ class LinearPatchEmbedding(Block):
     latents of input images. Both fit the same files, so ``layout`` has to be named.
 
     Source: ViT (arXiv 2010.11929); OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import LinearPatchEmbedding
+        >>> from mmblocks.layers import SinCosPositions
+        >>> embedder = LinearPatchEmbedding(dim=8, patch_size=2, channels=4, positions=SinCosPositions(dim=8))
+        >>> tokens = embedder([torch.randn(4, 6, 8), torch.randn(4, 2, 2)])
+        >>> tuple(tokens.embeds.shape), tokens.image.bincount().tolist()
+        ((13, 8), [12, 1])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

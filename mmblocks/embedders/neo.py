@@ -93,6 +93,14 @@ class NEOPatchEmbedding(Block):
         ValueError: a ``hidden_dim`` that is no multiple of four.
 
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import NEOPatchEmbedding
+        >>> embedder = NEOPatchEmbedding(dim=8, hidden_dim=16)
+        >>> tokens = embedder([torch.rand(3, 32, 64), torch.rand(3, 64, 64)])
+        >>> tuple(tokens.embeds.shape), tokens.image.tolist()
+        ((6, 8), [0, 0, 1, 1, 1, 1])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -45,6 +45,15 @@ class RenderedTextEmbedding(Block):
 
     Source: PIXEL (arXiv 2207.06991) and PIXAR (arXiv 2401.03321; april-tools/pixar), which draw with Pango in 8 points at 120
     dots an inch: other pixels than Pillow's.
+
+    Examples:
+        >>> from mmblocks.embedders import RenderedTextEmbedding
+        >>> embedder = RenderedTextEmbedding(dim=8, patch_size=16)
+        >>> strip = embedder.render("pixels")
+        >>> tuple(embedder([strip]).embeds.shape) == (strip.shape[2] // 16, 8)
+        True
+        >>> strip[:, :, -16:].max().item()  # the text ends in black
+        0.0
     """
 
     def __init__(

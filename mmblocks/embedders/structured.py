@@ -33,6 +33,16 @@ class StructuredEmbedder(Block):
 
     Source: newlines as in LLaVA-NeXT and EVE (arXiv 2406.11832); height and width tokens in front as in Lumina-mGPT
     (arXiv 2408.02657), whose are of the vocabulary.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import NEOPatchEmbedding, StructuredEmbedder
+        >>> from mmblocks.sequence.tokens import TokenKind
+        >>> patches = NEOPatchEmbedding(dim=8, hidden_dim=16)
+        >>> embedder = StructuredEmbedder(embedder=patches, dim=8, max_size=(9, 9))
+        >>> tokens = embedder([torch.rand(3, 64, 96)])
+        >>> [TokenKind(kind).name for kind in tokens.kind.tolist()[:6]]  # the size, and the first of two rows
+        ['SIZE', 'SIZE', 'PATCH', 'PATCH', 'PATCH', 'NEWLINE']
     """
 
     def __init__(

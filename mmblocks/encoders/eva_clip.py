@@ -58,6 +58,16 @@ class EVACLIP(Block):
         ValueError: towers whose embeddings have different widths.
 
     Source: EVA-CLIP (arXiv 2303.15389), EVA-CLIP-18B (arXiv 2402.04252); baaivision/EVA.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EVACLIP
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "image_size": (28, 28), "patch_size": 14}
+        >>> text = {"embed_dim": 8, "dim": 16, "num_layers": 1, "num_heads": 2}
+        >>> clip = EVACLIP(vision={"tower": tower, "embed_dim": 8}, text=text).eval()
+        >>> pixels = torch.rand(2, 3, 28, 28)
+        >>> tuple(clip.classify(pixels, clip.classifier(["cat", "dog", "bird"])).shape)
+        (2, 3)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = clip_layouts()

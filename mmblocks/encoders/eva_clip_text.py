@@ -35,6 +35,14 @@ class EVACLIPText(Block):
 
     Source: EVA-CLIP (arXiv 2303.15389; baaivision/EVA); computed by open_clip's ``TextTransformer``, as for CLIP but with the exact
     GELU.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EVACLIPText
+        >>> encoder = EVACLIPText(embed_dim=8, dim=16, num_layers=1, num_heads=2).eval()
+        >>> ids = encoder.tokenize(["a cat", "two cats on a sofa"])
+        >>> tuple(ids.shape), tuple(encoder(ids).shape)
+        ((2, 77), (2, 8))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = text_layouts()

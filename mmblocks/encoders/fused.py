@@ -30,6 +30,16 @@ class EncoderGroup(Block):
     Raises:
         ValueError: no encoder.
         TypeError: an encoder that does not name its grid or width.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EncoderGroup, EVACLIPVision
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "patch_size": 14}
+        >>> small = EVACLIPVision(tower={**tower, "image_size": (28, 28)}, embed_dim=8)
+        >>> large = EVACLIPVision(tower={**tower, "image_size": (56, 56)}, embed_dim=8)
+        >>> group = EncoderGroup(encoders={"small": small, "large": large})
+        >>> [tuple(features.shape) for features in group(torch.rand(1, 3, 56, 56))]
+        [(1, 2, 2, 16), (1, 4, 4, 16)]
     """
 
     def __init__(self, *, encoders: dict[str, Block]) -> None:
@@ -95,6 +105,16 @@ class ChannelFusion(EncoderGroup):
         grid: rows and columns; None for those of the first encoder.
 
     Source: Eagle (arXiv 2408.15998), which finds this as good as anything learned; DeepSeek-VL (arXiv 2403.05525).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import ChannelFusion, EVACLIPVision
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "patch_size": 14}
+        >>> small = EVACLIPVision(tower={**tower, "image_size": (28, 28)}, embed_dim=8)
+        >>> large = EVACLIPVision(tower={**tower, "image_size": (56, 56)}, embed_dim=8)
+        >>> encoder = ChannelFusion(encoders={"small": small, "large": large})
+        >>> encoder.dim, tuple(encoder(torch.rand(1, 3, 56, 56)).shape)
+        (32, (1, 2, 2, 32))
     """
 
     def __init__(self, *, encoders: dict[str, Block], grid: tuple[int, int] | None = None) -> None:
@@ -124,6 +144,15 @@ class TokenInterleave(EncoderGroup):
         grid: rows and columns of places; None for those of the first encoder. The others are brought to it (bilinear).
 
     Source: LEO (arXiv 2501.06986), with a connector for each encoder before.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EVACLIPVision, TokenInterleave
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "image_size": (28, 28), "patch_size": 14}
+        >>> one, two = (EVACLIPVision(tower=tower, embed_dim=8) for _ in range(2))
+        >>> encoder = TokenInterleave(encoders={"one": one, "two": two}, dim=12)
+        >>> tuple(encoder(torch.rand(1, 3, 28, 28)).shape)
+        (1, 2, 4, 12)
     """
 
     def __init__(self, *, encoders: dict[str, Block], dim: int, grid: tuple[int, int] | None = None) -> None:
@@ -156,6 +185,16 @@ class TokenConcat(EncoderGroup):
         dim: D.
 
     Source: Prismer (arXiv 2303.02506), whose experts' features go into one resampler.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EVACLIPVision, TokenConcat
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "patch_size": 14}
+        >>> small = EVACLIPVision(tower={**tower, "image_size": (28, 28)}, embed_dim=8)
+        >>> large = EVACLIPVision(tower={**tower, "image_size": (56, 56)}, embed_dim=8)
+        >>> encoder = TokenConcat(encoders={"small": small, "large": large}, dim=12)
+        >>> tuple(encoder(torch.rand(1, 3, 56, 56)).shape)  # 4 tokens and 16
+        (1, 20, 12)
     """
 
     def __init__(self, *, encoders: dict[str, Block], dim: int) -> None:
@@ -188,6 +227,16 @@ class DualResolution(EncoderGroup):
         ValueError: encoders by other names.
 
     Source: LLaVA-HR (arXiv 2403.03003).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import DualResolution, EVACLIPVision
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "patch_size": 14}
+        >>> low = EVACLIPVision(tower={**tower, "image_size": (28, 28)}, embed_dim=8)
+        >>> high = EVACLIPVision(tower={**tower, "image_size": (56, 56)}, embed_dim=8)
+        >>> encoder = DualResolution(encoders={"low": low, "high": high})
+        >>> tuple(encoder(torch.rand(1, 3, 56, 56)).shape)
+        (1, 2, 2, 16)
     """
 
     def __init__(self, *, encoders: dict[str, Block]) -> None:

@@ -69,6 +69,14 @@ class TiledEncoder(Block):
         ValueError: fewer tiles at most than at least.
 
     Source: InternVL 1.5 (arXiv 2404.16821), whose thumbnail comes from the image as it was before tiling.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import EVACLIPVision, TiledEncoder
+        >>> tower = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "image_size": (28, 28), "patch_size": 14}
+        >>> encoder = TiledEncoder(encoder=EVACLIPVision(tower=tower, embed_dim=8))
+        >>> encoder.tiles_of(28, 56), tuple(encoder(torch.rand(1, 3, 28, 56)).shape)  # two tiles and the thumbnail
+        ((1, 2), (1, 3, 2, 2, 16))
     """
 
     def __init__(
@@ -180,6 +188,15 @@ class NativeResolution(Block):
         TypeError: an encoder that does not name its grid.
 
     Source: the rule of sizes is Qwen2-VL's (arXiv 2409.12191).
+
+    Examples:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from mmblocks.encoders import NativeResolution, TimmEncoder
+        >>> encoder = NativeResolution(encoder=TimmEncoder(name="test_vit", any_size=True), multiple=16, min_pixels=1024)
+        >>> pixels = encoder.preprocess(Image.new("RGB", (70, 33)))
+        >>> tuple(pixels.shape), tuple(encoder(pixels[None]).shape)
+        ((3, 32, 64), (1, 2, 4, 64))
     """
 
     def __init__(self, *, encoder: Block, multiple: int, min_pixels: int = 256**2, max_pixels: int = 1024**2) -> None:

@@ -86,6 +86,14 @@ class OpenClipEncoder(Block):
             such layer.
 
     Source: mlfoundations/open_clip.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import OpenClipEncoder
+        >>> with torch.device("meta"):  # no weights
+        ...     encoder = OpenClipEncoder(name="ViT-B-32", weights="openai")
+        >>> encoder.dim, encoder.grid_of(224, 224)
+        (768, (7, 7))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -127,6 +127,13 @@ class TimmEncoder(Block):
             size, or without such a layer.
 
     Source: huggingface/pytorch-image-models.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.encoders import TimmEncoder
+        >>> encoder = TimmEncoder(name="test_vit", any_size=True).eval()
+        >>> tuple(encoder(torch.rand(1, 3, 32, 64)).shape), encoder.grid_of(32, 64)
+        ((1, 2, 4, 64), (2, 4))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

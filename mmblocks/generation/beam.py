@@ -73,6 +73,16 @@ def beam_search(
     Raises:
         ValueError: fewer than one beam, a length penalty that is not finite, or a prompt that cannot be continued; logits that hold
             NaN or plus infinity, or are all minus infinity.
+
+    Examples:
+        >>> from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, text
+        >>> from mmblocks.generation import beam_search
+        >>> ends = {"inputs": {"text": TextEmbedding(vocab_size=16, dim=16)}, "outputs": {"text": LMHead(dim=16, vocab_size=16)}}
+        >>> model = MultimodalModel(trunk=Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=16), **ends).eval()
+        >>> prompt = model.batch_builder()([[text([1, 2])]], padding="left")
+        >>> (beams,) = beam_search(model, prompt, TextGrammar(16), num_beams=3, max_tokens=4)
+        >>> [len(beam.ids) for beam in beams], beams[0].score >= beams[1].score >= beams[2].score
+        ([4, 4, 4], True)
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; accepted: 1 or more")

@@ -39,6 +39,13 @@ class ModalSampling:
     Args:
         text: how text ids are drawn.
         image: how the ids of an image are drawn.
+
+    Examples:
+        >>> from mmblocks import GREEDY, Sampling
+        >>> from mmblocks.generation import ModalSampling
+        >>> sampling = ModalSampling(text=GREEDY, image=Sampling(top_k=5120))
+        >>> sampling.text.temperature, sampling.image.temperature
+        (0, 1.0)
     """
 
     text: Sampling

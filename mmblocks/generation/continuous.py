@@ -22,6 +22,13 @@ class VectorBlock:
         size: (height, width) of every image, in vectors.
         head: the head that writes them; it needs ``sample(hidden, generator=...)``, (N, D) to (N, D').
         input: the embedder that reads them.
+
+    Examples:
+        >>> from mmblocks.generation import VectorBlock, VectorGrammar
+        >>> block = VectorBlock(begin=7, end=8, size=(2, 3), head="latents", input="latents")
+        >>> state = VectorGrammar(block, vocab_size=16).start(prompt=[1, block.begin])
+        >>> state.mode, state.height, state.width
+        ('grid', 2, 3)
     """
 
     begin: int
@@ -42,6 +49,18 @@ class VectorGrammar:
 
     Raises:
         ValueError: for a size or a number of images below 1.
+
+    Examples:
+        >>> from mmblocks.generation import VectorBlock, VectorGrammar
+        >>> from mmblocks.sequence.segments import NO_ID
+        >>> block = VectorBlock(begin=7, end=8, size=(1, 2), head="latents", input="latents")
+        >>> grammar = VectorGrammar(block, vocab_size=16)
+        >>> state = grammar.start(prompt=[1, 7])
+        >>> grammar.describe(state).head, grammar.allowed(state)  # a vector comes, and no id
+        ('latents', ())
+        >>> state = grammar.advance(grammar.advance(state, NO_ID), NO_ID)
+        >>> grammar.allowed(state)  # the id that ends the image
+        ((8, 9),)
     """
 
     def __init__(self, block: VectorBlock, *, vocab_size: int, num_images: int = 1, stop: tuple[int, ...] = ()) -> None:

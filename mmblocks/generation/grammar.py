@@ -113,6 +113,15 @@ class TextGrammar:
     Args:
         vocab_size: ids 0 ... vocab_size - 1 may come.
         stop: ids that end the row.
+
+    Examples:
+        >>> from mmblocks import TextGrammar
+        >>> grammar = TextGrammar(vocab_size=16, stop=(9,))
+        >>> state = grammar.start()
+        >>> grammar.allowed(state)
+        ((0, 16),)
+        >>> [grammar.advance(state, next_id).mode for next_id in (5, 9)]
+        ['text', 'done']
     """
 
     def __init__(self, vocab_size: int, stop: tuple[int, ...] = ()) -> None:

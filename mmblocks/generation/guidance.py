@@ -68,6 +68,14 @@ class ClassifierFree:
 
     Raises:
         ValueError: a scale that is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.generation import ClassifierFree
+        >>> logits = torch.randn(2, 3, 8)  # with the condition and without, for three rows
+        >>> guided = ClassifierFree(scale=2.0, normalise=False).combine(logits, step=0)
+        >>> torch.allclose(guided, logits[1] + 2 * (logits[0] - logits[1]), atol=1e-6)
+        True
     """
 
     scale: float
@@ -107,6 +115,14 @@ class ThreeWay:
         images_only: leave text alone, as Emu3.5 does; see ``Guidance``.
 
     Source: ``no_text_img_cfg`` of Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.generation import ThreeWay
+        >>> logits = torch.randn(3, 2, 8).log_softmax(dim=-1)  # text and images, images alone, nothing
+        >>> guided = ThreeWay(scale=1.0, image_scale=1.0).combine(logits, step=0)
+        >>> torch.allclose(guided, logits[0], atol=1e-6)
+        True
     """
 
     scale: float
@@ -138,6 +154,14 @@ class VisualContrastive:
         beta: ids whose probability is below ``beta`` times that of the likeliest are never drawn.
 
     Source: VCD (arXiv 2311.16922; DAMO-NLP-SG/VCD).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.generation import VisualContrastive
+        >>> logits = torch.tensor([[[4.0, 3.9, -9.0]], [[4.0, 0.0, -9.0]]])  # with the image, and with a distorted one
+        >>> guided = VisualContrastive(alpha=1.0, beta=0.1).combine(logits, step=0)
+        >>> logits[0].argmax().item(), guided.argmax().item()
+        (0, 1)
     """
 
     alpha: float = 1.0
@@ -172,6 +196,13 @@ class MutualInformation:
         sure: probability from which on the first stream decides alone; alpha in the paper.
 
     Source: M3ID (arXiv 2403.14003).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.generation import MutualInformation
+        >>> logits = torch.tensor([[[4.0, 3.9, -9.0]], [[4.0, 0.0, -9.0]]])  # with the image, and without
+        >>> [MutualInformation().combine(logits, step).argmax().item() for step in (0, 20)]
+        [0, 1]
     """
 
     forgetting: float = 0.02

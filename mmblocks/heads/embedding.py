@@ -55,6 +55,17 @@ class EmbeddingHead(Block):
         temperature: similarities are divided by it at first; it is learned.
 
     Source: FROMAGe (arXiv 2301.13823), GILL (arXiv 2305.17216), VLM2Vec (arXiv 2410.05160).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import EmbeddingHead
+        >>> head = EmbeddingHead(dim=16, embed_dim=8)
+        >>> hidden = torch.randn(4, 16)
+        >>> embeddings = head.sample(hidden)
+        >>> torch.allclose(embeddings.norm(dim=1), torch.ones(4))
+        True
+        >>> bool((head.loss(hidden, embeddings) < head.loss(hidden, embeddings.roll(1, 0))).all())
+        True
     """
 
     def __init__(self, *, dim: int, embed_dim: int, temperature: float = 0.07) -> None:
@@ -94,6 +105,17 @@ class MatchingHead(Block):
         dim: D.
 
     Source: ViLT (arXiv 2102.03334), BLIP-2 (arXiv 2301.12597).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MatchingHead
+        >>> head = MatchingHead(dim=16)
+        >>> hidden, matches = torch.randn(3, 16), torch.tensor([True, False, True])
+        >>> tuple(head.loss(hidden, matches).shape), tuple(head.sample(hidden).shape)
+        ((3,), (3,))
+        >>> similarity = torch.tensor([[9.0, 8.0, -50.0], [-50.0, 9.0, 8.0], [8.0, -50.0, 9.0]])
+        >>> head.hard_negatives(similarity).tolist()  # for each image the text most like its own
+        [1, 2, 0]
     """
 
     def __init__(self, *, dim: int) -> None:

@@ -141,6 +141,17 @@ class MARDiffusionHead(DenoisingHead):
     those of ``DiffLoss``, or of ``MAR``.
 
     Source: MAR (arXiv 2406.11838; LTH14/mar).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MARDiffusionHead
+        >>> head = MARDiffusionHead(dim=16, token_dim=4, width=8, num_blocks=1, steps=5, repeats=2)
+        >>> hidden, tokens = torch.randn(3, 16), torch.randn(3, 4)
+        >>> tuple(head.loss(hidden, tokens).shape)
+        (3,)
+        >>> sample = head.sample(hidden, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(sample, head.sample(hidden, generator=torch.Generator().manual_seed(0)))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

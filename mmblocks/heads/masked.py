@@ -27,6 +27,17 @@ class MaskedTokenHead(LMHead):
         init_std: of the initial weights.
 
     Source: MaskGIT (arXiv 2202.04200), MAGVIT (arXiv 2212.05199), 4M (arXiv 2312.06647), Show-o (arXiv 2408.12528).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MaskedTokenHead
+        >>> head = MaskedTokenHead(dim=8, vocab_size=16)
+        >>> ids = torch.randint(16, (2, 9))
+        >>> masked = head.corrupt(ids, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(masked.ids, torch.where(masked.mask, 16, ids))
+        True
+        >>> tuple(head.loss(torch.randn(2, 9, 8)[masked.mask], ids[masked.mask]).shape) == (int(masked.mask.sum()),)
+        True
     """
 
     path: Any

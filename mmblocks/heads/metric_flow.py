@@ -28,6 +28,17 @@ class MetricFlowHead(LMHead):
         init_std: of the initial weights.
 
     Source: URSA (arXiv 2510.24717; baaivision/URSA).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MetricFlowHead
+        >>> from mmblocks.layers.diffusion.metric_path import MetricPath
+        >>> head = MetricFlowHead(dim=8, path=MetricPath(num_codes=16, code_dim=4))
+        >>> ids = torch.randint(16, (2, 9))
+        >>> torch.equal(head.corrupt(ids, t=torch.tensor([0.9999, 0.9999])), ids)  # time 1 is clean
+        True
+        >>> tuple(head.loss(torch.randn(9, 8), ids[0]).shape)
+        (9,)
     """
 
     path: Any

@@ -81,6 +81,13 @@ class NOVAFlowHead(DenoisingHead):
     Published: the head alone, without a config: one beside its file names the arguments of the three classes.
 
     Source: NOVA (arXiv 2412.14169; baaivision/NOVA).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import NOVAFlowHead
+        >>> head = NOVAFlowHead(dim=16, channels=2, patch_size=2, width=8, num_blocks=1, num_steps=3)
+        >>> tuple(head.sample(torch.randn(5, 16)).shape)  # a patch of 2 x 2 latents each
+        (5, 8)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -61,6 +61,14 @@ class OrthusDiffusionHead(DenoisingHead):
         scale: latents are multiplied by this.
 
     Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import OrthusDiffusionHead
+        >>> head = OrthusDiffusionHead(dim=16, token_dim=4, width=8, num_blocks=1, num_steps=5)
+        >>> hidden, noise = torch.randn(3, 16), torch.randn(3, 4)
+        >>> torch.equal(head.sample(hidden, noise=noise), head.sample(hidden, noise=noise))  # DDIM adds no noise
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -32,6 +32,13 @@ class OutputMapper(Block):
         ValueError: ``num_tokens`` without layers.
 
     Source: GILLMapper of GILL (arXiv 2305.17216), DreamLLM (arXiv 2309.11499), Nexus-Gen (arXiv 2504.21356).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import OutputMapper
+        >>> mapper = OutputMapper(dim=16, condition_dim=12, num_tokens=7, width=8, num_layers=1, num_heads=2)
+        >>> tuple(mapper(torch.randn(2, 4, 16)).shape)
+        (2, 7, 12)
     """
 
     def __init__(

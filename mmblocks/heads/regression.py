@@ -165,6 +165,14 @@ class Placeholders(Block):
         dim: width of the trunk.
 
     Source: the prefilled autoregression of Nexus-Gen (arXiv 2504.21356).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import Placeholders
+        >>> embedder = Placeholders(num_tokens=3, dim=8)
+        >>> read = embedder(torch.randn(6, 4))  # where the embeddings of two images would be read
+        >>> torch.equal(read[:3], read[3:])
+        True
     """
 
     def __init__(self, *, num_tokens: int, dim: int) -> None:

@@ -21,6 +21,16 @@ class TiedLMHead(LMHead):
 
     Args:
         table: a Block whose ``weight`` is (V, D), such as the ``TextEmbedding`` that the model reads ids with.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TextEmbedding
+        >>> from mmblocks.heads import TiedLMHead
+        >>> embedding = TextEmbedding(vocab_size=32, dim=8)
+        >>> head = TiedLMHead(table=embedding)
+        >>> hidden = torch.randn(3, 8)
+        >>> torch.equal(head.sample(hidden), (hidden @ embedding.weight.T).argmax(dim=1))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ()
@@ -94,6 +104,16 @@ class ModalityLMHead(LMHead):
         init_std: of the initial weights.
 
     Source: OmniMamba (arXiv 2503.08686), ARMOR (arXiv 2503.06542).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import ModalityLMHead
+        >>> head = ModalityLMHead(dim=8, vocab_size=16, first=100)
+        >>> ids = head.sample(torch.randn(50, 8))
+        >>> bool((ids >= 100).all() and (ids < 116).all())
+        True
+        >>> tuple(head.loss(torch.randn(50, 8), ids).shape)
+        (50,)
     """
 
     def __init__(self, *, dim: int, vocab_size: int, first: int = 0, init_std: float = 0.02) -> None:
@@ -129,6 +149,14 @@ class MultiTokenHead(Block):
         init_std: of the initial weights.
 
     Source: multi-token prediction (arXiv 2404.19737), with the layers of Medusa (arXiv 2401.10774).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MultiTokenHead
+        >>> head = MultiTokenHead(dim=8, vocab_size=16, num_tokens=3)
+        >>> hidden = torch.randn(5, 8)
+        >>> tuple(head.sample(hidden).shape), tuple(head.loss(hidden, torch.randint(16, (5, 3))).shape)
+        ((5, 3), (5,))
     """
 
     def __init__(self, *, dim: int, vocab_size: int, num_tokens: int, init_std: float = 0.02) -> None:

@@ -41,6 +41,15 @@ class Sampling:
     Raises:
         TypeError: for values that are no numbers, or no integers.
         ValueError: for values outside their ranges.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import GREEDY, Sampling
+        >>> from mmblocks.layers.categorical import truncate
+        >>> truncate(torch.tensor([[1.0, 3.0, 2.0]]), Sampling(top_k=2)).tolist()
+        [[-inf, 3.0, 2.0]]
+        >>> Sampling(temperature=0.0) == GREEDY
+        True
     """
 
     temperature: float = 1.0

@@ -68,6 +68,16 @@ class SoftCodeEmbedding(Block):
     Published: Orthus's files, with the text embedding that was read from them: ``from_pretrained(folder, table=...)``.
 
     Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import SoftCodeEmbedding
+        >>> embedding = SoftCodeEmbedding(num_codes=16, code_dim=4, dim=8)
+        >>> latents = torch.randn(2, 3, 3, 4)
+        >>> tuple(embedding(latents).shape)
+        (2, 3, 3, 8)
+        >>> torch.allclose(embedding.weights(latents) @ embedding.embeddings, embedding(latents), atol=1e-6)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -89,6 +89,16 @@ class EVE1(MultimodalModel):
             of a published folder come from the names of its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import image, text
+        >>> from mmblocks.models import EVE1
+        >>> model = EVE1(vocab_size=64, dim=16, num_layers=1, num_heads=2, mlp_dim=16, vision_dim=16).eval()
+        >>> sample = [image(torch.rand(3, 56, 84)), text([1, 2]), text([3, 4], target="text")]
+        >>> made = model(model.batch_builder()([sample]))
+        >>> tuple(made.hidden.shape), tuple(made.token_losses["text"].shape)
+        ((1, 13, 16), (2,))
     """
 
     trunk: Decoder
@@ -213,6 +223,16 @@ class EVE2(MultimodalModel):
             Published files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import image, text
+        >>> from mmblocks.models import EVE2
+        >>> model = EVE2(vocab_size=64, dim=16, num_layers=1, num_heads=2, mlp_dim=16, vision_dim=16).eval()
+        >>> sample = [image(torch.rand(3, 64, 96)), text([1, 2]), text([3, 4], target="text")]
+        >>> made = model(model.batch_builder()([sample]))
+        >>> tuple(made.hidden.shape), tuple(made.token_losses["text"].shape)
+        ((1, 13, 16), (2,))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

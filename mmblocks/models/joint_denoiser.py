@@ -43,6 +43,18 @@ class JointDenoiser(Block):
         ValueError: no modality, a shape without axes or with more than three, or a path whose network gives a variance too.
 
     Source: the idea of UniDiffuser (arXiv 2303.06555), around any trunk; its files are not read.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder
+        >>> from mmblocks.layers import DiffusersSampler
+        >>> from mmblocks.models import JointDenoiser
+        >>> trunk = Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+        >>> sampler = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2)
+        >>> model = JointDenoiser(trunk=trunk, dim=16, shapes={"image": (2, 3, 4), "caption": (5, 8)}, sampler=sampler)
+        >>> made = model.sample(2, given={"caption": torch.randn(2, 5, 8)}, wanted=["image"])
+        >>> {name: tuple(values.shape) for name, values in made.items()}
+        {'image': (2, 2, 3, 4)}
     """
 
     path: Any

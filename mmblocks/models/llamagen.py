@@ -141,6 +141,17 @@ class LlamaGen(MultimodalModel):
         dim, num_layers, num_heads, mlp_dim, num_kv_heads, norm_eps, rope_theta, dropout: of the ``LlamaGenTrunk``.
 
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import codes
+        >>> from mmblocks.models import LlamaGen
+        >>> from mmblocks.models.llamagen import label
+        >>> from mmblocks.vocabulary import raster_format
+        >>> model = LlamaGen(vocab_size=16, num_classes=10, dim=16, num_layers=1, num_heads=2, mlp_dim=16).eval()
+        >>> grid = codes(torch.randint(16, (2, 3)), raster_format(2, 3, 16), target="code", input="code")
+        >>> tuple(model(model.batch_builder()([[label(3), grid]])).token_losses["code"].shape)
+        (6,)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -200,6 +211,17 @@ class LlamaGenT2I(MultimodalModel):
         dim, num_layers, num_heads, mlp_dim, num_kv_heads, norm_eps, rope_theta, dropout: of the ``LlamaGenTrunk``.
 
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import codes
+        >>> from mmblocks.models import LlamaGenT2I
+        >>> from mmblocks.models.llamagen import caption
+        >>> from mmblocks.vocabulary import raster_format
+        >>> model = LlamaGenT2I(vocab_size=16, caption_dim=12, dim=16, num_layers=1, num_heads=2, mlp_dim=16).eval()
+        >>> grid = codes(torch.randint(16, (2, 3)), raster_format(2, 3, 16), target="code", input="code")
+        >>> tuple(model(model.batch_builder()([[caption(torch.randn(4, 12)), grid]])).token_losses["code"].shape)
+        (6,)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -63,6 +63,17 @@ class NEO(MultimodalModel):
         vision: further arguments of the ``NEOPatchEmbedding``.
 
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import image, text
+        >>> from mmblocks.models import NEO
+        >>> vision = {"hidden_dim": 16, "patch_size": 4, "merge_size": 2}
+        >>> model = NEO(vocab_size=64, dim=16, num_layers=1, num_heads=2, mlp_dim=16, vision=vision).eval()
+        >>> sample = [text([1]), image(torch.rand(3, 16, 24), bidirectional=True), text([2]), text([3, 4], target="text")]
+        >>> made = model(model.batch_builder()([sample]))
+        >>> tuple(made.hidden.shape), tuple(made.token_losses["text"].shape)
+        ((1, 10, 16), (2,))
     """
 
     trunk: NEOTrunk

@@ -108,6 +108,17 @@ class Orthus(MultimodalModel):
     The defaults are those of Orthus-7B.
 
     Source: Orthus (arXiv 2412.00127; zhijie-group/Orthus).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import text, vectors
+        >>> from mmblocks.models import Orthus
+        >>> sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "num_codes": 16, "latent_dim": 4}
+        >>> model = Orthus(vocab_size=64, head_width=16, num_head_blocks=1, **sizes).eval()
+        >>> sample = [text([40, 41], target="text"), vectors(torch.randn(2, 3, 4), input="latents", target="latents")]
+        >>> losses = model(model.batch_builder()([sample])).token_losses
+        >>> {name: tuple(values.shape) for name, values in losses.items()}
+        {'text': (1,), 'latents': (6,)}
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

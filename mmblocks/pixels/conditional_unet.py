@@ -47,6 +47,18 @@ class ConditionalUNet(Block):
         ValueError: an argument that diffusers' class has not.
 
     Source: SDXL (arXiv 2307.01952), Emu2's visual decoder (arXiv 2312.13286; baaivision/Emu); huggingface/diffusers.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.pixels import ConditionalUNet
+        >>> down, up = ["DownBlock2D", "CrossAttnDownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"]
+        >>> blocks = {"down_block_types": down, "up_block_types": up, "block_out_channels": [4, 8], "layers_per_block": 1}
+        >>> told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 30}
+        >>> heads = {"norm_num_groups": 2, "attention_head_dim": 2, "cross_attention_dim": 6}
+        >>> unet = ConditionalUNet(arguments={**blocks, **told, **heads})
+        >>> noise, sizes = torch.randn(1, 4, 8, 8), torch.tensor([[64, 64, 0, 0, 64, 64]])
+        >>> tuple(unet(noise, torch.tensor(500), torch.randn(1, 3, 6), sizes).shape)
+        (1, 4, 8, 8)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

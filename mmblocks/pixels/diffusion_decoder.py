@@ -33,6 +33,24 @@ class DiffusionDecoder(Block):
         sampler: from noise to latents; Emu2's by default, an Euler sampler of 50 steps.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import DiffusersSampler
+        >>> from mmblocks.pixels import ConditionalUNet, DiffusionDecoder
+        >>> from mmblocks.tokenizers import DiffusersAutoencoder
+        >>> down, up = ["DownBlock2D", "CrossAttnDownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"]
+        >>> blocks = {"down_block_types": down, "up_block_types": up, "block_out_channels": [4, 8], "layers_per_block": 1}
+        >>> told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 30}
+        >>> heads = {"norm_num_groups": 2, "attention_head_dim": 2, "cross_attention_dim": 6}
+        >>> small = {"block_out_channels": [4], "norm_num_groups": 2}
+        >>> decoder = DiffusionDecoder(
+        ...     unet=ConditionalUNet(arguments={**blocks, **told, **heads}),
+        ...     autoencoder=DiffusersAutoencoder(kind="AutoencoderKL", arguments=small),
+        ...     sampler=DiffusersSampler(scheduler="EulerDiscreteScheduler", num_steps=2),
+        ... )
+        >>> tuple(decoder(torch.randn(1, 3, 6), torch.zeros(1, 3, 6), size=(8, 12)).shape)
+        (1, 3, 8, 12)
     """
 
     def __init__(self, *, unet: Block, autoencoder: Block, sampler: Block | None = None) -> None:

@@ -45,6 +45,12 @@ class Batch(NamedTuple):
         inputs: by embedder name, what it embeds and where the result goes.
         targets: by head name, labels, and the hidden states they supervise.
         mask: which tokens attend to which, lowered on the host; None to let the trunk decide.
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, text
+        >>> batch = BatchBuilder(heads=("lm",))([[text([1, 2]), text([3, 4], target="lm")]])
+        >>> batch.ids.tolist(), batch.targets["lm"].values.tolist()
+        ([[1, 2, 3, 4]], [3, 4])
     """
 
     ids: Int[Tensor, "B L"]
@@ -82,6 +88,15 @@ class BatchBuilder:
     with its embedders' layout rules, without weights; see ``weightless``.
 
         DataLoader(samples, batch_size=8, collate_fn=model.batch_builder(tokenizer), num_workers=4)
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, text
+        >>> builder = BatchBuilder()
+        >>> samples = [[text([1, 2, 3])], [text([4])], [text([5, 6])]]
+        >>> builder(samples, padding="left").ids.tolist()
+        [[1, 2, 3], [-1, -1, 4], [-1, 5, 6]]
+        >>> builder(samples, pack=4).table.document.tolist()
+        [[0, 0, 0, 1], [0, 0, -1, -1]]
     """
 
     def __init__(

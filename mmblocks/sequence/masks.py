@@ -22,18 +22,40 @@ from mmblocks.sequence.tokens import PADDING, TokenTable
 
 
 class Causal(NamedTuple):
-    """Every query sees all keys up to itself; needs no tensor."""
+    """Every query sees all keys up to itself; needs no tensor.
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, text
+        >>> BatchBuilder()([[text([1, 2, 3])]]).mask
+        Causal()
+    """
 
 
 class Intervals(NamedTuple):
-    """What each query sees, where that is one run of neighbouring keys: ``start <= k < end``."""
+    """What each query sees, where that is one run of neighbouring keys: ``start <= k < end``.
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, text
+        >>> mask = BatchBuilder()([[text([1, 2])], [text([3, 4])]], pack=4).mask
+        >>> mask.start.tolist(), mask.end.tolist()  # of two samples in one row
+        ([[0, 0, 2, 2]], [[1, 2, 3, 4]])
+    """
 
     start: Int[Tensor, "B Lq"]
     end: Int[Tensor, "B Lq"]
 
 
 class Dense(NamedTuple):
-    """Every pair: True where the query sees the key."""
+    """Every pair: True where the query sees the key.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence import Dense, visible
+        >>> everything = Dense(torch.ones(1, 3, 3, dtype=torch.bool))
+        >>> torch.equal(everything.visible.tril(), visible(TokenTable.text(1, 3)))
+        True
+    """
 
     visible: Bool[Tensor, "B Lq Lk"]
 
@@ -51,6 +73,14 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
     Args:
         queries: table of the query tokens.
         keys: table of the key tokens, whose last rows are the queries; the queries themselves if None.
+
+    Examples:
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence import visible
+        >>> table = TokenTable.text(1, 4)
+        >>> table.order[:] = table.order.new_tensor([0, 1, 1, 2])  # the two in the middle are one step
+        >>> visible(table).int().tolist()
+        [[[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]
     """
     keys = queries if keys is None else keys
     earlier = keys.order[:, None, :] < queries.order[:, :, None]

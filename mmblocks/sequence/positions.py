@@ -24,6 +24,13 @@ def sequential(table: TokenTable) -> Int[Tensor, "B L"]:
     """0, 1, 2 ... inside each document: the plain 1-D scheme of Llama-like models, images included.
 
     Padding in the midst of a document takes no position.
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, text
+        >>> from mmblocks.sequence import sequential
+        >>> batch = BatchBuilder()([[text([1, 2, 3])], [text([4, 5])]], pack=6)
+        >>> sequential(batch.table).tolist()
+        [[0, 1, 2, 0, 1]]
     """
     real = ~table.is_padding
     count = real.long().cumsum(dim=1) - 1
@@ -72,6 +79,14 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
 
     Text counts alike on all three; an image counts its grid from where the text stopped, and the text goes on after the largest
     number of any axis. Source: Qwen2-VL (arXiv 2409.12191).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, text, vectors
+        >>> from mmblocks.sequence import mrope
+        >>> batch = BatchBuilder()([[text([1]), vectors(torch.randn(2, 2, 8), input="latents"), text([2])]])
+        >>> mrope(batch.table)[0].tolist()
+        [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3, 3, 3]]
     """
     vision = table.span != NO_SPAN
     document_begins = _document_begins(table)

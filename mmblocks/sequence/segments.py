@@ -181,6 +181,13 @@ def text(content: str | Sequence[int], *, target: str | None = None, input: str 
         content: a string, which the batch builder's tokenizer encodes, or ids.
         target: the head that learns to write it; None where it is only read.
         input: the embedder that reads it.
+
+    Examples:
+        >>> from mmblocks import BatchBuilder, ByteTokenizer, text
+        >>> builder = BatchBuilder(tokenizer=ByteTokenizer(), heads=("lm",))
+        >>> batch = builder([[text("7? "), text("yes", target="lm")]])
+        >>> bytes(batch.targets["lm"].values.tolist()).decode()
+        'yes'
     """
     return Text(content, target, input)
 
@@ -196,6 +203,15 @@ def image(pixels: Float[Tensor, "3 H W"], *, input: str = "vision", bidirectiona
     Raises:
         TypeError: if the pixels are not floating point.
         ValueError: if they are not (3, H, W), hold no pixel, or lie outside [0, 1] (NaN included).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, TextEmbedding, image, text
+        >>> from mmblocks.embedders import NEOPatchEmbedding
+        >>> embedders = {"text": TextEmbedding(vocab_size=16, dim=8), "vision": NEOPatchEmbedding(dim=8, hidden_dim=16)}
+        >>> batch = BatchBuilder(inputs=embedders)([[text([1]), image(torch.rand(3, 32, 64), bidirectional=True)]])
+        >>> batch.table.order.tolist()  # both patches are one step
+        [[0, 1, 1]]
     """
     if not pixels.is_floating_point():
         raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
@@ -224,6 +240,15 @@ def codes(
         structure: whether it also learns the ids around them (size, row ends, closing), as a model must that decides
             itself when to draw and how large.
         input: the embedder that reads the ids.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, codes
+        >>> from mmblocks.vocabulary import raster_format
+        >>> grid = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        >>> batch = BatchBuilder(heads=("lm",))([[codes(grid, raster_format(2, 3, 16), target="lm")]])
+        >>> batch.ids.tolist(), batch.targets["lm"].values.tolist()  # nothing predicts a sample's first token
+        ([[5, 6, 7, 8, 9, 10]], [6, 7, 8, 9, 10])
     """
     return Codes(grid, format, target, structure, input)
 
@@ -239,6 +264,13 @@ def vectors(values: Float[Tensor, "*grid D"], *, input: str, target: str | None 
 
     Raises:
         ValueError: if the shape is none of these, or a value is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, vectors
+        >>> batch = BatchBuilder()([[vectors(torch.randn(2, 2, 8), input="latents")]])
+        >>> tuple(batch.inputs["latents"].values.shape), batch.table.grid[0].tolist()
+        ((4, 8), [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]])
     """
     if not 2 <= values.ndim <= 4 or 0 in values.shape:
         raise ValueError(f"values have shape {tuple(values.shape)}; accepted: (N, D), (H, W, D) or (T, H, W, D)")

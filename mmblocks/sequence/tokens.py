@@ -25,7 +25,15 @@ NO_HEAD = -1
 
 
 class Modality(IntEnum):
-    """What a token stands for; padding has the value ``PADDING``."""
+    """What a token stands for; padding has the value ``PADDING``.
+
+    Examples:
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence import Modality
+        >>> table = TokenTable.text(1, 3)
+        >>> [Modality(number).name for number in table.modality[0].tolist()]
+        ['TEXT', 'TEXT', 'TEXT']
+    """
 
     TEXT = 0
     VISION = 1
@@ -126,6 +134,13 @@ class Latents(NamedTuple):
         features: what was quantised, for models that read it instead of the codes.
         lengths: tokens of each image, where they differ; the rest of a row is padding.
         positions: numbers of the places that have a token, row by row, where not all have one.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Latents
+        >>> latents = Latents(z=torch.randn(1, 4, 4, 8), ids=torch.zeros(1, 4, 4, dtype=torch.long))
+        >>> tuple(latents.z.shape), latents.loss is None  # there are losses while training
+        ((1, 4, 4, 8), True)
     """
 
     z: Float[Tensor, "B *grid D"]
@@ -153,6 +168,12 @@ class ImageLayout(NamedTuple):
     Attributes:
         grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column after its row's last.
         kind: a ``TokenKind`` each.
+
+    Examples:
+        >>> from mmblocks.embedders import NEOPatchEmbedding
+        >>> layout = NEOPatchEmbedding(dim=8, hidden_dim=16).layout(64, 32)
+        >>> layout.grid.tolist()  # (t, h, w) of each token
+        [[0, 0, 0], [0, 1, 0]]
     """
 
     grid: Int[Tensor, "N 3"]
@@ -167,6 +188,14 @@ class VisionTokens(NamedTuple):
         image: which image of the input list each token belongs to.
         grid: (t, h, w) inside that image, in tokens.
         kind: a ``TokenKind`` each.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.embedders import NEOPatchEmbedding
+        >>> embedder = NEOPatchEmbedding(dim=8, hidden_dim=16)
+        >>> tokens = embedder([torch.rand(3, 32, 64), torch.rand(3, 32, 32)])
+        >>> tokens.image.tolist(), tokens.grid.tolist()
+        ([0, 0, 1], [[0, 0, 0], [0, 0, 1], [0, 0, 0]])
     """
 
     embeds: Float[Tensor, "N D"]

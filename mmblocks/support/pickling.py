@@ -55,6 +55,18 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
     Raises:
         TypeError: when it is pickled: something in it cannot be.
         ValueError: when another process calls it: it reads the values of weights, which are not there.
+
+    Examples:
+        >>> import pickle
+        >>> import torch
+        >>> from mmblocks import weightless
+        >>> from mmblocks.embedders import EVE2PatchEmbedding
+        >>> embedder = EVE2PatchEmbedding(dim=64, hidden_dim=64)
+        >>> sent = pickle.dumps(weightless(embedder.layout))
+        >>> len(sent) < 10_000 < len(pickle.dumps(embedder))
+        True
+        >>> torch.equal(pickle.loads(sent)(64, 32).grid, embedder.layout(64, 32).grid)
+        True
     """
 
     def __init__(self, call: Callable[P, R]) -> None:

@@ -143,6 +143,17 @@ class DiffusersAutoencoder(VisualTokenizer):
         arguments: its arguments, as its config.json has them; what is left out has diffusers' defaults.
 
     Source: huggingface/diffusers. The weight of ``kl`` is that of latent diffusion (arXiv 2112.10752).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import DiffusersAutoencoder
+        >>> arguments = {"block_out_channels": [8], "norm_num_groups": 4, "latent_channels": 2, "scaling_factor": 0.5}
+        >>> tokenizer = DiffusersAutoencoder(kind="AutoencoderKL", arguments=arguments).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 8, 8))
+        >>> tuple(latents.z.shape), tuple(tokenizer.decode(latents).shape)
+        ((1, 8, 8, 2), (1, 3, 8, 8))
+        >>> torch.equal(latents.z, latents.mean)  # the mode
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

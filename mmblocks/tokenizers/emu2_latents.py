@@ -142,6 +142,15 @@ class Emu2Latents(TowerTokenizer):
         dim, num_layers, num_heads, mlp_dim: sizes of the tower; see ``EvaTower``.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import Emu2Latents
+        >>> sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
+        >>> tokenizer = Emu2Latents(image_size=(28, 28), patch_size=7, num_tokens=4, **sizes).eval()
+        >>> pixels = torch.rand(1, 3, 28, 28)
+        >>> tuple(tokenizer.encode(pixels).z.shape), tuple(tokenizer.encode(pixels, num_tokens=16).z.shape)
+        ((1, 2, 2, 16), (1, 4, 4, 16))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

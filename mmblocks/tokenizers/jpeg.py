@@ -62,6 +62,17 @@ class JPEGTokenizer(Block):
     the character of number 10240 + byte, which is a text tokenizer's business.
 
     Source: JPEG-LM (arXiv 2408.08459; xhan77/jpeg-lm).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import JPEGTokenizer
+        >>> tokenizer = JPEGTokenizer(quality=90)
+        >>> pixels = torch.full((1, 3, 16, 24), 0.5)
+        >>> latents = tokenizer.encode(pixels)
+        >>> tokenizer.codebook_sizes, latents.ids.shape[1] == int(latents.lengths)
+        ((256,), True)
+        >>> bool((tokenizer.decode(latents.ids) - pixels).abs().max() < 0.02)
+        True
     """
 
     codebook_sizes: ClassVar[tuple[int, ...]] = (256,)

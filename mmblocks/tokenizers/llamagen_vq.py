@@ -65,6 +65,17 @@ class LlamaGenVQ(VisualTokenizer):
     which is dropped.
 
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen), Janus (arXiv 2410.13848; deepseek-ai/Janus).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import LlamaGenVQ
+        >>> sizes = {"channels": 32, "multipliers": (1, 1), "num_blocks": 1, "latent_channels": 16}
+        >>> tokenizer = LlamaGenVQ(num_codes=64, code_dim=8, **sizes).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 8, 12))
+        >>> tuple(latents.ids.shape), tuple(tokenizer.decode(latents.ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
+        >>> torch.allclose(latents.z.norm(dim=-1), torch.ones(1, 4, 6), atol=1e-5)  # codes of length one
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = LLAMAGEN_LAYOUTS

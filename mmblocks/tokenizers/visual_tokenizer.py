@@ -18,14 +18,7 @@ from mmblocks.support.pickling import weightless
 class VisualTokenizer(Block):
     """Pixels to features (encoder), features to codes or latents (bottleneck), and back to pixels (decoder).
 
-    Put together your own from parts, or use one of the published methods, which are subclasses:
-
-        VisualTokenizer(
-            encoder=ConvEncoder(channels=64, multipliers=(1, 2), code_dim=8),
-            bottleneck=VectorQuantizer(num_codes=512, dim=8),
-            decoder=ConvDecoder(channels=64, multipliers=(1, 2), code_dim=8),
-            downsampling=(2, 2),
-        )
+    Put together your own from parts, or use one of the published methods, which are subclasses.
 
     Args:
         encoder: pixels, normalised, (B, 3, H, W) -> features (B, *grid, D).
@@ -36,6 +29,17 @@ class VisualTokenizer(Block):
 
     Attributes:
         loss_weights: weights of the bottleneck's losses in the published training, by name.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import ConvDecoder, ConvEncoder, VisualTokenizer
+        >>> from mmblocks.tokenizers.bottlenecks import FiniteScalarQuantizer
+        >>> sizes = {"channels": 32, "multipliers": (1, 1), "num_blocks": 1, "code_dim": 3}
+        >>> parts = {"encoder": ConvEncoder(**sizes), "decoder": ConvDecoder(**sizes)}
+        >>> tokenizer = VisualTokenizer(**parts, bottleneck=FiniteScalarQuantizer(levels=(8, 5, 5)), downsampling=(2, 2)).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
     """
 
     loss_weights: ClassVar[dict[str, float]] = {}

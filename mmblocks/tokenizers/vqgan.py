@@ -107,6 +107,16 @@ class ChameleonVQ(VQGAN):
         mean, std: see ``VisualTokenizer``.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon), Anole (arXiv 2407.06135; GAIR-NLP/anole).
+
+    Examples:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from mmblocks.tokenizers import ChameleonVQ
+        >>> sizes = {"channels": 32, "multipliers": (1, 1), "num_blocks": 1, "latent_channels": 16}
+        >>> tokenizer = ChameleonVQ(num_codes=64, code_dim=16, image_size=16, **sizes).eval()
+        >>> pixels = tokenizer.preprocess(Image.new("RGB", (80, 40)))
+        >>> tuple(pixels.shape), tuple(tokenizer.encode(pixels[None]).ids.shape)
+        ((3, 16, 16), (1, 8, 8))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = CHAMELEON_LAYOUTS

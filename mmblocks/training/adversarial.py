@@ -19,6 +19,13 @@ class PatchDiscriminator(Block):
         num_layers: how often the sides are halved. With 3, a patch is 70 x 70 pixels.
 
     Source: pix2pix (arXiv 1611.07004), as VQGAN (arXiv 2012.09841) has it.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.training import PatchDiscriminator
+        >>> discriminator = PatchDiscriminator(channels=4, num_layers=2)
+        >>> tuple(discriminator(torch.rand(2, 3, 32, 48)).shape)  # how real each patch looks
+        (2, 1, 6, 10)
     """
 
     def __init__(self, *, channels: int = 64, num_layers: int = 3) -> None:

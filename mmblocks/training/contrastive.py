@@ -59,6 +59,16 @@ def clip_loss(
         ValueError: embeddings that do not match, or a share outside [0, 1).
 
     Source: CLIP (arXiv 2103.00020); EVA-CLIP (arXiv 2303.15389; baaivision/EVA), open_clip.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import cross_entropy, normalize
+        >>> from mmblocks.training import clip_loss
+        >>> image, text = normalize(torch.randn(4, 8), dim=1), normalize(torch.randn(4, 8), dim=1)
+        >>> found = clip_loss(image, text, torch.tensor(10.0))
+        >>> logits, pairs = 10 * image @ text.T, torch.arange(4)
+        >>> torch.allclose(found.loss, (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2)
+        True
     """
     check_pairs(image, text)
     if not 0 <= label_smoothing < 1:

@@ -35,6 +35,16 @@ class TrainingStage:
         weight_decay: of all groups.
         warmup: share of the steps in which the rates rise from 0; they fall by a cosine afterwards. For whoever makes the schedule.
         batch_size: samples of a step in all. For whoever lays out the data.
+
+    Examples:
+        >>> from torch import nn
+        >>> from mmblocks.training import TrainingStage
+        >>> model = nn.ModuleDict({"trunk": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> groups = TrainingStage("head first", {"head.*": 1e-3}, weight_decay=0.1).prepare(model)
+        >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
+        [('head.*', 0.001, 2)]
+        >>> model["trunk"].weight.requires_grad
+        False
     """
 
     name: str

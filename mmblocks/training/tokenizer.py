@@ -68,6 +68,17 @@ class TokenizerTrainer:
 
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), Open-MAGVIT2 (TencentARC/SEED-Voken). Unlike there, tokenizer
     and discriminator step together, from one forward pass of the tokenizer.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import ConvVQ
+        >>> from mmblocks.training import TokenizerRecipe, TokenizerTrainer
+        >>> tokenizer = ConvVQ(channels=(8, 8), num_codes=16, code_dim=4)
+        >>> trainer = TokenizerTrainer(tokenizer, recipe=TokenizerRecipe(lr=1e-2))
+        >>> pixels = torch.rand(4, 3, 8, 8)
+        >>> losses = [trainer.step(pixels) for _ in range(10)]
+        >>> losses[-1]["l1"] < losses[0]["l1"], trainer.num_steps
+        (True, 10)
     """
 
     def __init__(

@@ -34,6 +34,12 @@ class TokenizerRecipe:
         autocast: encoder, decoder and discriminator compute in bfloat16; the bottleneck and the losses do not.
         seed: of the generator that k-means and revival draw from. Bottlenecks that draw do so from torch's global generator, whose
             state is saved too.
+
+    Examples:
+        >>> from mmblocks.training import TokenizerRecipe
+        >>> recipe = TokenizerRecipe(lr=1e-3, warm_up=4)
+        >>> [recipe.rate(step) for step in (0, 1, 3, 100)]  # shares of the learning rate
+        [0.25, 0.5, 1.0, 1.0]
     """
 
     l1: float = 1.0

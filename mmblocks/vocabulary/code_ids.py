@@ -35,6 +35,15 @@ class CodeIds:
     Raises:
         ValueError: no codebook, both or neither of ``first`` and ``table``, negative ids, a table of another length or with an
             id twice.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.vocabulary import CodeIds
+        >>> ids = CodeIds(sizes=(8, 8), first=100)
+        >>> ids.to_vocabulary(torch.tensor([[3, 5]])).tolist()
+        [[103, 113]]
+        >>> ids.from_vocabulary(torch.tensor([[103, 113]])).tolist(), ids.stop
+        ([[3, 5]], 116)
     """
 
     sizes: tuple[int, ...]

@@ -56,6 +56,16 @@ class GridFormat:
 
     Raises:
         ValueError: a size that is neither written nor fixed, or code ids that do not fill their range.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.vocabulary import EMU3
+        >>> grid = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        >>> ids = EMU3.write(grid).ids
+        >>> len(ids) == len(EMU3.head(2, 3)) + EMU3.length(2, 3)
+        True
+        >>> torch.equal(EMU3.read_image(ids.tolist()), grid)
+        True
     """
 
     begin: int | None
@@ -239,13 +249,27 @@ def chameleon_format(code_ids: Sequence[int] = tuple(range(4, 8196))) -> GridFor
             is taken for id 4 + k: enough to say which ids may come, but the tokenizer's codes are in another order.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.vocabulary import chameleon_format
+        >>> form = chameleon_format()
+        >>> len(form.write(torch.zeros(32, 32, dtype=torch.long)).ids)  # 1024 codes between two ids
+        1026
     """
     ids = tuple(code_ids)
     return GridFormat(begin=8197, closing=(8196,), first_code=min(ids), num_codes=len(ids), code_ids=ids, fixed_size=(32, 32))
 
 
 def raster_format(height: int, width: int, num_codes: int) -> GridFormat:
-    """Codes alone, row after row, of one size: LlamaGen and other models that write nothing but an image."""
+    """Codes alone, row after row, of one size: LlamaGen and other models that write nothing but an image.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.vocabulary import raster_format
+        >>> raster_format(2, 3, 16).write(torch.tensor([[5, 6, 7], [8, 9, 10]])).ids.tolist()
+        [5, 6, 7, 8, 9, 10]
+    """
     return GridFormat(begin=None, closing=(), first_code=0, num_codes=num_codes, fixed_size=(height, width))
 
 

@@ -112,6 +112,13 @@ class ByteTokenizer:
 
     Raises:
         ValueError: if a name occurs twice.
+
+    Examples:
+        >>> from mmblocks import ByteTokenizer
+        >>> tokenizer = ByteTokenizer(specials=("<bos>", "<eos>"))
+        >>> ids = [tokenizer["<bos>"], *tokenizer.encode("sept")]
+        >>> ids, tokenizer.decode(ids), tokenizer.vocab_size
+        ([256, 115, 101, 112, 116], 'sept', 258)
     """
 
     def __init__(self, specials: Sequence[str] = ()) -> None:
@@ -172,6 +179,16 @@ class TokenizerFile:
         FileNotFoundError: if there is no such file.
         ImportError: if the ``tokenizers`` library is missing.
         ValueError: if it is no tokenizer's file.
+
+    Examples:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from mmblocks import TokenizerFile
+        >>> made = Tokenizer(models.WordLevel({"a": 0, "black": 1, "cat": 2}, unk_token="a"))
+        >>> made.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> made.save("tokenizer.json")
+        >>> tokenizer = TokenizerFile(".")
+        >>> tokenizer.encode("a black cat"), tokenizer.decode([1, 2]), tokenizer.vocab_size
+        ([0, 1, 2], 'black cat', 3)
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

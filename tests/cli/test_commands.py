@@ -20,7 +20,7 @@ from mmblocks.checkpoints.golden import write_golden
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.cli import app as commands
 from mmblocks.cli import fitting
-from mmblocks.encoders.embed_folder import read_embeddings
+from mmblocks.encoders.image_folder import read_embeddings
 from mmblocks.layers.images.pixels import pixels_of
 from mmblocks.sequence.tokens import Latents
 

@@ -5,7 +5,6 @@ whole or for single parts of it.
 """
 
 import gzip
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import pytest
 import torch
 
 from mmblocks import Block
+from tests.parity.adapters import ADAPTERS, adapter_of
 
-ADAPTERS = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_"))
-MODULES = [importlib.import_module(f"tests.parity.{name}") for name in ADAPTERS]
+MODULES = [adapter_of(component) for component in sorted(ADAPTERS)]
 CASES = [
     (name, cls, layout)
     for module in MODULES

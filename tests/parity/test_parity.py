@@ -1,16 +1,14 @@
 """Every golden case through the public API: one test per ``component/case``.
 
-A component's adapter is ``tests/parity/<component>.py`` with one function ``run(case)``.
+A component's adapter is ``tests/parity/<role>/<component>.py`` with one function ``run(case)``.
 """
 
-import importlib
 from pathlib import Path
 
 import pytest
 
+from tests.parity.adapters import ADAPTERS, adapter_of
 from tests.parity.cases import Case
-
-ADAPTERS = Path(__file__).parent
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,9 +25,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_golden(folder: Path) -> None:
     component = folder.parent.name
-    if not (ADAPTERS / f"{component}.py").is_file():
+    if component not in ADAPTERS:
         pytest.skip(f"{component}: no adapter yet")
-    adapter = importlib.import_module(f"tests.parity.{component}")
     case = Case(folder)
-    adapter.run(case)
+    adapter_of(component).run(case)
     assert not case.unseen(), f"compared with nothing: {', '.join(case.unseen())}"

@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-RECORDS = sorted((REPOSITORY / "docs" / "decisions").glob("[0-9]*.md"))
-INDEX = (REPOSITORY / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
+FOLDER = REPOSITORY / "docs" / "decisions"
+RECORDS = sorted(FOLDER.glob("*/[0-9]*.md"), key=lambda record: record.name)
+INDEX = (FOLDER / "index.md").read_text(encoding="utf-8")
 SECTIONS = ["Decision", "Why", "Also weighed"]
 
 
@@ -27,10 +28,10 @@ def test_record_is_complete(record: Path):
     assert date.fromisoformat(day)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert len(text.splitlines()) <= 30
-    assert f"| {number} | [{title}]({record.name}) | {day} | {status} |" in INDEX.splitlines()
+    assert f"| {number} | [{title}]({record.parent.name}/{record.name}) | {day} | {status} |" in INDEX.splitlines()
 
 
 @pytest.mark.parametrize("page", ["mkdocs.yml", "docs/design.md"])
 def test_every_record_is_named(page: str):
-    named = re.findall(r"decisions/(\d{3}-[\w-]+\.md)", (REPOSITORY / page).read_text(encoding="utf-8"))
-    assert set(named) == {record.name for record in RECORDS}
+    named = re.findall(r"decisions/(\w+/\d{3}-[\w-]+\.md)", (REPOSITORY / page).read_text(encoding="utf-8"))
+    assert set(named) == {f"{record.parent.name}/{record.name}" for record in RECORDS}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import mmblocks
-from mmblocks.public import all_names, find
+from mmblocks.public import GROUPS, all_names, find
 from scripts.stubs import stubs
+from tests.conftest import REPOSITORY
 
 PACKAGE = Path(__file__).parents[2] / "mmblocks"
 HEAVY = {"accelerate", "diffusers", "open_clip", "peft", "timm", "transformers", "triton", "vector_quantize_pytorch"}
@@ -105,6 +106,13 @@ def _imported(stub: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("name", all_names())
 def test_grouped_name_is_there(name: str) -> None:
     assert find(name) is not None
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_public_name_is_that_of_a_module_beside_it(group: str) -> None:
+    """Python puts a module in the place of such a name as soon as it is imported."""
+    folder = REPOSITORY / "mmblocks" / group.replace(".", "/")
+    assert set(GROUPS[group]).isdisjoint(path.stem for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(("name", "place"), [("IBQ", "mmblocks.tokenizers"), ("SimVQ", "mmblocks.tokenizers.bottlenecks")])

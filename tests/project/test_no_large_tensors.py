@@ -39,7 +39,7 @@ from mmblocks.tokenizers.bottlenecks.sim_vq import SimVQ
 from mmblocks.tokenizers.bottlenecks.text_aligned import TextAlignedQuantizer
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.training.contrastive import clip_loss
-from mmblocks.training.siglip_loss import siglip_loss
+from mmblocks.training.siglip import siglip_loss
 
 SIDE, DIM, MANY = 20, 8, 640
 ROWS = SIDE * SIDE
@@ -66,7 +66,7 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("mmblocks.ops.chunked_linear"), "CPU_CHUNK_BYTES", 4 * 16 * MANY)
     monkeypatch.setattr(import_module("mmblocks.ops.nearest_code.reference"), "CPU_TILE", (16, 128))
     monkeypatch.setattr(residual, "PIECE", 16)
-    for name in ("contrastive", "siglip_loss"):
+    for name in ("contrastive", "siglip"):
         monkeypatch.setattr(import_module(f"mmblocks.training.{name}"), "_CHUNK_BYTES", 4 * 16 * MANY)
 
 

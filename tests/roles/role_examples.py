@@ -15,9 +15,11 @@ from tests.encoders import test_timm_encoder
 from tests.heads import test_denoising
 from tests.models import test_acdit, test_mar, test_var
 from tests.support.test_pickling import TOWER, eva
-from tests.tokenizers import test_diffusers_autoencoder, test_grids, test_lavit, test_seed, test_swap, test_titok
+from tests.tokenizers import test_diffusers_autoencoder, test_grids, test_lavit, test_swap
 from tests.tokenizers import test_emu2_latents as test_emu2
 from tests.tokenizers.bottlenecks import test_every_bottleneck
+from tests.tokenizers.titok import test_titok
+from tests.tokenizers.towers import test_seed
 
 FOLDERS = tuple(f"mmblocks.{name}." for name in ("tokenizers", "encoders", "embedders", "connectors", "trunks", "heads"))
 """Where the classes live whose names have to be in ``EXAMPLES`` or ``WITHOUT``."""

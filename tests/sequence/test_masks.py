@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from mmblocks.layers.attention.attend import attend, interval_block_mask, interval_spans, prepare
 from mmblocks.sequence.masks import Causal, Dense, Intervals, densify, intervals, lower, visible
 from mmblocks.sequence.tokens import TokenTable
-from tests.parity.mmgeneric_masks import order_of
+from tests.parity.sequence.mmgeneric_masks import order_of
 from tests.shared.random_tables import random_table
 
 SEEDS = range(12)

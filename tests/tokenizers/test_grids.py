@@ -10,21 +10,17 @@ from mmblocks.tokenizers import IBQ, VQGAN, ChameleonVQ, LlamaGenVQ, VisualToken
 from tests.tokenizers import (
     test_conv_vq,
     test_diffusers_autoencoder,
-    test_dualtoken,
     test_emu3_vq,
     test_lavit,
-    test_maskgit_vqgan,
     test_ming_tok,
     test_open_magvit2,
     test_open_magvit2_video,
-    test_seed,
     test_swap,
-    test_tar,
-    test_titok,
-    test_unitok,
     test_var_vq,
     test_vqgan_family,
 )
+from tests.tokenizers.titok import test_maskgit_vqgan, test_titok
+from tests.tokenizers.towers import test_dualtoken, test_seed, test_tar, test_unitok
 
 pytestmark = pytest.mark.unchecked
 

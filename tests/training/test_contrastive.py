@@ -4,7 +4,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from mmblocks.training import contrastive
 from mmblocks.training.contrastive import clip_loss
-from tests.parity.eva_clip_loss import in_processes
+from tests.parity.encoders.eva_clip_loss import in_processes
 
 
 def pairs(*shape, dtype=torch.float32) -> list[torch.Tensor]:

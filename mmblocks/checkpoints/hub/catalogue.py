@@ -34,6 +34,12 @@ class Pretrained:
         parity: the component of the golden cases that compares the Block with the official code.
         manifest: the list of the published tensors that the layout is checked against.
         note: what else one has to know, such as where weights without an id are.
+
+    Examples:
+        >>> from mmblocks import list_pretrained
+        >>> (entry,) = list_pretrained("emu3_vq*")
+        >>> entry.block, entry.layout, entry.block_class().__name__
+        ('Emu3VQ', 'emu3', 'Emu3VQ')
     """
 
     name: str
@@ -66,6 +72,11 @@ def list_pretrained(pattern: str = "*") -> list[Pretrained]:
 
     Returns:
         The entries, sorted by name.
+
+    Examples:
+        >>> from mmblocks import list_pretrained
+        >>> [entry.name for entry in list_pretrained("emu3*vq*")]
+        ['emu3_vq.baai']
     """
     wanted = pattern.lower()
     return [

@@ -53,6 +53,14 @@ class Derived:
         tolerance: the largest difference that counts as none, beside the rounding of the published tensor's dtype.
         made: the Block's arguments -> the tensors by name, for files whose own code asks for them. None: it does without, and
             none are written.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import Derived
+        >>> table = Derived("places", lambda found, arguments: (found - torch.arange(arguments["length"])).abs().max().item())
+        >>> table.check("places", torch.arange(4.0), {"length": 4})  # an error where they differ
+        >>> table.difference(torch.zeros(4), {"length": 4})
+        3.0
     """
 
     theirs: str
@@ -108,6 +116,16 @@ class Layout:
         preprocessor: how preprocessor_config.json beside the weights is read and written, for a Block whose ``preprocess`` follows
             it; see ``checkpoints.layouts.preprocessing``. None: that file is other parts'. Where there is no file, the class's
             defaults stay.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import Layout, Rule
+        >>> layout = Layout("theirs", (Rule("blocks.{}.fc.*", "layers.{}.linear.*"),), ignored=("head.*",))
+        >>> published = {"blocks.0.fc.weight": torch.zeros(2, 2), "head.weight": torch.zeros(3)}
+        >>> [name for name, _ in layout.convert(published, {})]
+        ['layers.0.linear.weight']
+        >>> layout.to_theirs("layers.3.linear.bias")
+        ('blocks.3.fc.bias',)
     """
 
     name: str

@@ -43,6 +43,16 @@ class Rule:
 
     Raises:
         ValueError: the two patterns do not have the same placeholders, or the transform is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import Layout, Rule
+        >>> layout = Layout("theirs", (Rule("fc{}.weight", "layers.{}.weight", "squeeze_1x1"),))
+        >>> ours = dict(layout.convert({"fc0.weight": torch.zeros(8, 4, 1, 1)}, {}))
+        >>> {name: tuple(tensor.shape) for name, tensor in ours.items()}
+        {'layers.0.weight': (8, 4)}
+        >>> [tuple(tensor.shape) for _, tensor in layout.convert(ours, {}, to="theirs")]
+        [(8, 4, 1, 1)]
     """
 
     theirs: str
@@ -78,6 +88,14 @@ class Split:
 
     Raises:
         ValueError: the patterns do not have the same placeholders.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.checkpoints import Layout, Split
+        >>> layout = Layout("theirs", (Split("qkv.*", ("query.*", "key.*", "value.*")),))
+        >>> ours = dict(layout.convert({"qkv.weight": torch.arange(6.0).view(6, 1)}, {}))
+        >>> {name: tensor.flatten().tolist() for name, tensor in ours.items()}
+        {'query.weight': [0.0, 1.0], 'key.weight': [2.0, 3.0], 'value.weight': [4.0, 5.0]}
     """
 
     theirs: str

@@ -83,6 +83,14 @@ class GatedCrossAttention(Block):
         only_last: whether a token reads the last image before it alone, as published, or all before it.
 
     Source: Flamingo (arXiv 2204.14198), as in lucidrains/flamingo-pytorch and mlfoundations/open_flamingo.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import GatedCrossAttention
+        >>> layer = GatedCrossAttention(dim=16, context_dim=8, num_heads=2, head_dim=8)
+        >>> x, images = torch.randn(1, 5, 16), torch.randn(1, 1, 3, 8)
+        >>> torch.equal(layer(x, images), x)  # its gates are closed at first
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

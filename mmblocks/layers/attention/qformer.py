@@ -52,6 +52,13 @@ class QFormer(Block):
     There is no dropout, which BERT's training has.
 
     Source: BLIP-2 (arXiv 2301.12597; salesforce/LAVIS); causal in SEED (arXiv 2307.08041; AILab-CVC/SEED).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import QFormer
+        >>> former = QFormer(num_queries=5, dim=16, context_dim=8, num_layers=2, num_heads=2, mlp_dim=16)
+        >>> tuple(former(torch.randn(2, 7, 8)).shape)
+        (2, 5, 16)
     """
 
     def __init__(

@@ -136,6 +136,15 @@ class DiffusersSampler(Block):
 
     Raises:
         ValueError: diffusers has no such class.
+
+    Examples:
+        >>> from mmblocks.layers import DiffusersSampler
+        >>> sampler = DiffusersSampler(scheduler="DDIMScheduler", num_steps=4)
+        >>> sampler.times(None).tolist()
+        [750, 500, 250, 0]
+        >>> config = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "_diffusers_version": "0.36.0"}
+        >>> DiffusersSampler.from_published(config, num_steps=4).options
+        {'beta_schedule': 'scaled_linear'}
     """
 
     def __init__(self, *, scheduler: str, options: dict[str, Any] | None = None, num_steps: int = 50) -> None:

@@ -27,6 +27,16 @@ class SinCosPositions(Block):
         ValueError: a ``dim`` that is no multiple of four, a ``base_size`` without a table, or an ``interpolation`` of 0 or less.
 
     Source: MAE (arXiv 2111.06377); with a table of 192 and a base of 64 in OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import SinCosPositions
+        >>> positions = SinCosPositions(dim=8)
+        >>> vectors = positions([(2, 3), (1, 1)])  # the places of two images, one after the other
+        >>> tuple(vectors.shape)
+        (7, 8)
+        >>> torch.equal(vectors[0], vectors[6])  # both are the first place
+        True
     """
 
     def __init__(
@@ -101,6 +111,14 @@ class LearnedPositions(Block):
         init_std: standard deviation of the initial vectors.
 
     Source: ViT (arXiv 2010.11929), resized with antialiasing as in timm.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import LearnedPositions
+        >>> positions = LearnedPositions(dim=8, rows=4, columns=4)
+        >>> vectors = positions([(4, 4), (2, 6)])
+        >>> tuple(vectors.shape)  # 16 places of one image, 12 of the other
+        (28, 8)
     """
 
     def __init__(self, *, dim: int, rows: int, columns: int, init_std: float = 0.02) -> None:

@@ -114,6 +114,16 @@ class TokenShuffle(Block):
         ValueError: a ``dim`` that is no such multiple.
 
     Source: Token-Shuffle (arXiv 2504.17789), of which no code is published; SynerGen-VL (arXiv 2412.09604) folds likewise.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import TokenShuffle
+        >>> from mmblocks.sequence import BatchBuilder, text, vectors
+        >>> sample = [text([1, 2, 3]), vectors(torch.randn(4, 6, 8), input="latents")]
+        >>> table = BatchBuilder()([sample]).table
+        >>> shorter = TokenShuffle(dim=16, factor=2)(torch.randn(1, 3 + 24, 16), table)
+        >>> tuple(shorter.x.shape), shorter.table.shape
+        ((1, 9, 16), (1, 9))
     """
 
     def __init__(self, *, dim: int, factor: int = 2, num_layers: int = 2) -> None:
@@ -141,6 +151,13 @@ class TokenUnshuffle(Block):
         ValueError: a ``dim`` that is no such multiple.
 
     Source: Token-Shuffle (arXiv 2504.17789), of which no code is published.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import TokenUnshuffle
+        >>> states = torch.randn(6, 16)
+        >>> tuple(TokenUnshuffle(dim=16, factor=2)(states).shape)
+        (6, 4, 16)
     """
 
     def __init__(self, *, dim: int, factor: int = 2, num_layers: int = 2) -> None:

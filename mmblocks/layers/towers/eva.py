@@ -48,6 +48,16 @@ class EvaTower(Block):
     The defaults are those of EVA01-CLIP-g.
 
     Source: EVA (arXiv 2211.07636), EVA-02 (2303.11331), EVA-CLIP (2303.15389; baaivision/EVA); computed by timm's ``Eva``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import EvaTower
+        >>> tower = EvaTower(image_size=(28, 42), patch_size=14, dim=16, num_layers=2, num_heads=2, mlp_dim=16).eval()
+        >>> pixels = torch.randn(1, 3, 28, 42)
+        >>> tuple(tower(pixels).shape), tower.grid  # a class token and 2 x 3 patches
+        ((1, 7, 16), (2, 3))
+        >>> torch.equal(tower.states(pixels, [-1])[0], tower(pixels))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = tower_layouts()

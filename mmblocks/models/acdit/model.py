@@ -49,6 +49,17 @@ class ACDiT(Block):
     ``vae_latent_size``. Give the arguments above accordingly.
 
     Source: ACDiT (arXiv 2412.07720; thunlp/ACDiT). Upstream leaves classes out in evaluation too; here only training does.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.models import ACDiT
+        >>> sizes = {"latent_dim": 4, "dim": 16, "num_layers": 1, "num_heads": 2, "num_classes": 10}
+        >>> model = ACDiT(grid=(1, 4, 4), block_size=4, **sizes).eval()
+        >>> clean = model.blocks.split(torch.randn(2, 4, 4, 4))
+        >>> tuple(clean.shape), tuple(model.loss(clean, torch.tensor([3, 7])).shape)
+        ((2, 4, 4, 4), (2, 4, 4))
+        >>> tuple(model.sample(torch.tensor([3]), num_steps=2).shape)
+        (1, 4, 4, 4)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ACDIT_LAYOUTS

@@ -62,6 +62,15 @@ class Emu3(MultimodalModel):
             dropout: of the ``Decoder``.
 
     Source: Emu3 (arXiv 2409.18869; baaivision/Emu3), Emu3.5 (arXiv 2510.26583; baaivision/Emu3.5).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import text
+        >>> from mmblocks.models import Emu3
+        >>> model = Emu3(vocab_size=64, dim=16, num_layers=1, num_heads=2, mlp_dim=16).eval()
+        >>> batch = model.batch_builder()([[text([1, 2, 3]), text([4, 5], target="text")]])
+        >>> tuple(model(batch).token_losses["text"].shape)
+        (2,)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -41,6 +41,19 @@ class MAR(Block):
     of its KL-16, multiplied by 0.2325.
 
     Source: MAR (arXiv 2406.11838; LTH14/mar).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import MARDiffusionHead
+        >>> from mmblocks.models import MAR
+        >>> encoder, decoder = ({f"{half}_dim": 16, f"{half}_layers": 1, f"{half}_heads": 2} for half in ("encoder", "decoder"))
+        >>> model = MAR(channels=4, grid=(2, 3), num_classes=10, num_class_tokens=2, **encoder, **decoder).eval()
+        >>> head = MARDiffusionHead(dim=16, token_dim=4, width=8, num_blocks=1, steps=3)
+        >>> tokens = model.to_tokens(torch.randn(2, 2, 3, 4))
+        >>> tuple(model.loss(head, tokens, torch.tensor([3, 7])).shape)
+        (2, 6)
+        >>> tuple(model.to_latents(model.sample(head, torch.tensor([3]), num_steps=2)).shape)
+        (1, 2, 3, 4)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = MAR_LAYOUTS

@@ -58,6 +58,17 @@ class OmniGen(Block):
         table_size, base_size, interpolation: see ``SinCosPositions``.
 
     Source: OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.models import OmniGen
+        >>> model = OmniGen(vocab_size=64, dim=16, num_layers=1, num_heads=2, mlp_dim=16, table_size=8, base_size=8).eval()
+        >>> prompt = [torch.tensor([1, 2]), torch.randn(4, 4, 4), torch.tensor([3])]  # text, an input image, text
+        >>> tuple(model.loss([prompt], [torch.randn(4, 4, 6)]).shape)
+        (1,)
+        >>> (latents,) = model.sample([prompt], sizes=[(4, 6)], unconditional=[[torch.tensor([9])]], num_steps=2)
+        >>> tuple(latents.shape)
+        (4, 4, 6)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = OMNIGEN_LAYOUTS

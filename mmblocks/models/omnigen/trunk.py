@@ -49,6 +49,18 @@ class Phi3Decoder(Decoder):
     Args: those of ``Decoder``.
 
     Source: Phi-3 (arXiv 2404.14219) in OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.models import Phi3Decoder
+        >>> scaling = {"type": "longrope", "factor": 2.0, "max_position": 8, "short_factor": (1.0, 1.0), "long_factor": (2.0, 4.0)}
+        >>> trunk = Phi3Decoder(dim=16, num_layers=1, num_heads=4, mlp_dim=16, rope_scaling=scaling)
+        >>> embeds, table = torch.randn(1, 5, 16), TokenTable.text(1, 5)
+        >>> torch.equal(trunk(embeds, table), trunk(embeds, table, total_length=8))
+        True
+        >>> torch.equal(trunk(embeds, table), trunk(embeds, table, total_length=9))  # longer than the model was trained for
+        False
     """
 
     def __init__(
@@ -74,6 +86,14 @@ class VelocityHead(Block):
         channels: of a latent.
 
     Source: DiT (arXiv 2212.09748) as OmniGen has it.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.models import VelocityHead
+        >>> head = VelocityHead(dim=16, patch_size=2, channels=4)
+        >>> states = torch.randn(2 * 3, 16)
+        >>> tuple(head(states, torch.tensor(0.5), (4, 6)).shape)
+        (4, 4, 6)
     """
 
     def __init__(self, *, dim: int, patch_size: int = 2, channels: int = 4) -> None:

@@ -28,6 +28,17 @@ class VARImageModel(Block):
         ValueError: a trunk of other codes or scales than the tokenizer's.
 
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR), whose two parts are published apart.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.models import VAR, VARImageModel
+        >>> from mmblocks.tokenizers import VARVQ
+        >>> shared = {"num_codes": 16, "code_dim": 8, "scales": (1, 2, 4)}
+        >>> tokenizer = VARVQ(channels=32, multipliers=(1, 1), num_blocks=1, **shared)
+        >>> trunk = VAR(num_classes=10, dim=16, num_layers=1, num_heads=2, **shared)
+        >>> model = VARImageModel(tokenizer=tokenizer, trunk=trunk).eval()
+        >>> tuple(model.loss(torch.rand(2, 3, 8, 8), torch.tensor([3, 7])).shape), tuple(model.generate(torch.tensor([3])).shape)
+        ((2, 21), (1, 3, 8, 8))
     """
 
     def __init__(self, *, tokenizer: VARVQ, trunk: VAR) -> None:

@@ -51,6 +51,14 @@ class VAR(Block):
     ``num_codes=4096, code_dim=32, num_classes=1000`` and ``scales=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)``.
 
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.models import VAR
+        >>> model = VAR(num_codes=16, code_dim=4, num_classes=10, dim=16, num_layers=1, num_heads=2, scales=(1, 2, 3)).eval()
+        >>> inputs = torch.randn(2, 4 + 9, 4)  # what the second and third scale read
+        >>> tuple(model(torch.tensor([3, 7]), inputs).shape)  # logits of 1 + 4 + 9 codes
+        (2, 14, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = VAR_LAYOUTS

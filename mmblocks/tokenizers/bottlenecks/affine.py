@@ -17,6 +17,14 @@ class AffineBottleneck(Block):
 
     Args:
         mean, std: of the encoder's features over a data set; 0 and 1 leave them as they are.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import AffineBottleneck
+        >>> features = torch.randn(1, 2, 2, 6) * 3 + 5
+        >>> z = AffineBottleneck(mean=5.0, std=3.0)(features).z
+        >>> torch.allclose(z * 3 + 5, features, atol=1e-6)
+        True
     """
 
     codebook_sizes: ClassVar[tuple[int, ...]] = ()

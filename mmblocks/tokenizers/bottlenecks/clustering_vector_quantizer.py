@@ -37,6 +37,16 @@ class ClusteringVectorQuantizer(RunningAverages, VectorQuantizer):
         usage: (K,) that share; float32 whatever the module is cast to.
 
     Source: CVQ-VAE (arXiv 2307.15139), as in TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import ClusteringVectorQuantizer
+        >>> quantizer = ClusteringVectorQuantizer(num_codes=16, dim=4)
+        >>> before = quantizer.codes.detach().clone()
+        >>> ids = quantizer(torch.randn(1, 5, 5, 4) + 10).ids
+        >>> moved = (quantizer.codes != before).any(dim=1).nonzero().flatten()
+        >>> set(moved.tolist()) == set(range(16)) - set(ids.flatten().tolist())  # the codes that nothing chose
+        True
     """
 
     averages: ClassVar[tuple[str, ...]] = ("usage",)

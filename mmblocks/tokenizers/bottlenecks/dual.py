@@ -25,6 +25,18 @@ class DualBottleneck(Block):
             ``RQBottleneck`` or ``MultiCodebook``.
 
     Source: DualToken (arXiv 2503.14324).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import DualBottleneck, RQBottleneck
+        >>> pixel, semantic = RQBottleneck(num_codes=16, dim=4, depth=2), RQBottleneck(num_codes=8, dim=6, depth=1)
+        >>> bottleneck = DualBottleneck(pixel=pixel, semantic=semantic).eval()
+        >>> features = torch.randn(1, 2, 2, 4 + 6)
+        >>> latents = bottleneck(features)
+        >>> tuple(latents.ids.shape), bottleneck.codebook_sizes
+        ((1, 2, 2, 3), (16, 16, 8))
+        >>> torch.equal(latents.z[..., :4], pixel(features[..., :4]).z)
+        True
     """
 
     pixel: Any

@@ -23,6 +23,14 @@ class DiagonalGaussian(Block):
         logvar_range: between which the log-variance is clamped.
 
     Source: VAE (arXiv 1312.6114), as in latent diffusion (arXiv 2112.10752; CompVis/latent-diffusion).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import DiagonalGaussian
+        >>> features = torch.randn(1, 2, 2, 6)
+        >>> latents = DiagonalGaussian()(features, noise=torch.ones(1, 2, 2, 3))
+        >>> torch.allclose(latents.z, features[..., :3] + (features[..., 3:] / 2).exp())
+        True
     """
 
     codebook_sizes: ClassVar[tuple[int, ...]] = ()

@@ -65,6 +65,14 @@ class IndexBackpropagation(Codebook):
     Published: the quantizer alone. The authors' yaml files name its arguments, as a config.json beside its weights does.
 
     Source: IBQ (arXiv 2412.02692; TencentARC/SEED-Voken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import IndexBackpropagation
+        >>> quantizer = IndexBackpropagation(num_codes=32, dim=4).eval()
+        >>> features = torch.randn(2, 3, 3, 4)
+        >>> torch.equal(quantizer(features).ids, (features @ quantizer.codes.T).argmax(dim=-1))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

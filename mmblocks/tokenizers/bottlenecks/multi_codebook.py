@@ -79,6 +79,16 @@ class MultiCodebook(Block):
     the quantizer.
 
     Source: UniTok (arXiv 2502.20321; FoundationVision/UniTok).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import MultiCodebook
+        >>> quantizer = MultiCodebook(num_codebooks=2, num_codes=16, code_dim=3).eval()
+        >>> latents = quantizer(torch.randn(1, 4, 4, 6))
+        >>> tuple(latents.ids.shape), quantizer.codebook_sizes
+        ((1, 4, 4, 2), (16, 16))
+        >>> torch.allclose(quantizer.lookup(latents.ids), latents.z, atol=1e-6)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -61,6 +61,14 @@ class MultiHeadVectorQuantizer(Block):
         ValueError: an option that is not supported.
 
     Source: improved VQGAN (arXiv 2110.04627); lucidrains' vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import MultiHeadVectorQuantizer
+        >>> quantizer = MultiHeadVectorQuantizer(dim=8, num_codes=16, num_heads=2, code_dim=4).eval()
+        >>> latents = quantizer(torch.randn(1, 3, 3, 8))
+        >>> tuple(latents.ids.shape), quantizer.codebook_sizes
+        ((1, 3, 3, 2), (16, 16))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = MULTI_HEAD_LAYOUTS

@@ -77,6 +77,16 @@ class MultiScaleQuantizer(Block):
     Published: the quantizer alone. The authors' scripts name its arguments, as a config.json beside its weights does.
 
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import MultiScaleQuantizer
+        >>> quantizer = MultiScaleQuantizer(num_codes=16, dim=4, scales=(1, 2, 3)).eval()
+        >>> latents = quantizer(torch.randn(1, 3, 3, 4))
+        >>> [tuple(scale.shape) for scale in quantizer.split(latents.ids)]
+        [(1, 1, 1), (1, 2, 2), (1, 3, 3)]
+        >>> torch.allclose(quantizer.cumulative(latents.ids)[-1], latents.z, atol=1e-6)
+        True
     """
 
     hits: Tensor

@@ -40,6 +40,15 @@ class ScaledLatents(Block):
         shift, scale: numbers for all channels, or one a channel.
 
     Source: latent diffusion (arXiv 2112.10752), section on the scale of latents.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import ScaledLatents
+        >>> features = torch.randn(1, 2, 2, 2 * 4)
+        >>> bottleneck = ScaledLatents(dim=4, shift=0.5, scale=2.0)
+        >>> latents = bottleneck(features, sample=False)
+        >>> torch.allclose(latents.z, (features[..., :4] - 0.5) * 2)
+        True
     """
 
     codebook_sizes: ClassVar[tuple[int, ...]] = ()

@@ -60,6 +60,17 @@ class SimVQ(Block):
         estimator: how gradients pass to the features.
 
     Source: SimVQ (arXiv 2411.02038); lucidrains' vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import SimVQ
+        >>> quantizer = SimVQ(num_codes=32, dim=4)
+        >>> latents = quantizer(torch.randn(2, 3, 3, 4))
+        >>> torch.allclose(quantizer.vectors[latents.ids], latents.z, atol=1e-6)
+        True
+        >>> latents.loss["codebook"].backward()  # moves the linear map, which all codes share
+        >>> quantizer.frozen.requires_grad
+        False
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

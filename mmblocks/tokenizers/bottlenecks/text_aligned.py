@@ -102,6 +102,14 @@ class TextAlignedQuantizer(Block):
     Published: the bottleneck alone; Tar's files hold arguments beside a whole model's weights, a config.json those of this part.
 
     Source: Tar (arXiv 2506.18898; csuhan/Tar); learned maps of a codebook: SimVQ (arXiv 2411.02038).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import TextAlignedQuantizer
+        >>> quantizer = TextAlignedQuantizer(num_codes=32, code_dim=4, in_dim=8, out_dim=6).eval()
+        >>> latents = quantizer(torch.randn(1, 3, 3, 8))
+        >>> tuple(latents.ids.shape), tuple(latents.z.shape)
+        ((1, 3, 3), (1, 3, 3, 6))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -57,6 +57,13 @@ class ConvEncoder(Block):
         memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
 
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import ConvEncoder
+        >>> encoder = ConvEncoder(channels=32, multipliers=(1, 1, 2), num_blocks=1, code_dim=4)
+        >>> tuple(encoder(torch.randn(1, 3, 8, 16)).shape)
+        (1, 2, 4, 4)
     """
 
     memory_budget: int | None = None
@@ -120,6 +127,13 @@ class ConvDecoder(Block):
         memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
 
     Source: VQGAN (arXiv 2012.09841; CompVis/taming-transformers).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import ConvDecoder
+        >>> decoder = ConvDecoder(channels=32, multipliers=(1, 1, 2), num_blocks=1, code_dim=4)
+        >>> tuple(decoder(torch.randn(1, 2, 4, 4)).shape)
+        (1, 3, 8, 16)
     """
 
     memory_budget: int | None = None

@@ -81,6 +81,18 @@ class LaVITTokenizer(TowerTokenizer):
         llm_dim: D.
 
     Source: LaVIT (arXiv 2309.04669; jy0205/LaVIT); Video-LaVIT (2402.03161) has the same.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import EvaTower
+        >>> from mmblocks.tokenizers import LaVITTokenizer
+        >>> sizes = {"image_size": (28, 28), "patch_size": 7, "dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
+        >>> tokenizer = LaVITTokenizer(encoder=EvaTower(**sizes), num_codes=32, code_dim=4, llm_dim=8, **sizes).eval()
+        >>> latents = tokenizer.encode(torch.rand(2, 3, 28, 28), generator=torch.Generator().manual_seed(0))
+        >>> latents.ids.shape[1] == int(latents.lengths.max()) <= 16  # the selector chose among 16 patches
+        True
+        >>> tuple(tokenizer.llm_embeds(latents).shape) == (*latents.ids.shape, 8)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -138,6 +138,15 @@ class MingTok(VisualTokenizer):
         latent_mean, latent_std: of the encoder's outputs over the training data; latents are brought to 0 and 1.
 
     Source: MingTok (arXiv 2510.06590; inclusionAI/Ming-UniVision).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import MingTok
+        >>> towers = {"encoder_size": (64, 1), "semantic_size": (64, 1), "pixel_size": (64, 1), "pixel_patch_size": 4}
+        >>> tokenizer = MingTok(image_size=16, patch_size=8, latent_dim=4, **towers).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 16, 24))
+        >>> tuple(latents.z.shape), tuple(tokenizer.semantic(latents).shape), tuple(tokenizer.decode(latents).shape)
+        ((1, 2, 3, 4), (1, 2, 3, 64), (1, 3, 16, 24))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

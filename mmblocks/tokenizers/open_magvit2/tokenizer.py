@@ -125,6 +125,16 @@ class OpenMAGVIT2(VisualTokenizer):
     16,384 codes ``bits=(14,)``. Published checkpoints come without a config: give these to ``from_pretrained``.
 
     Source: Open-MAGVIT2 (arXiv 2409.04410; TencentARC/SEED-Voken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import OpenMAGVIT2
+        >>> tokenizer = OpenMAGVIT2(bits=(2, 4), channels=32, multipliers=(1, 1), num_blocks=1).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids
+        >>> tuple(ids.shape), tokenizer.codebook_sizes
+        ((1, 4, 6, 2), (4, 16))
+        >>> tuple(tokenizer.decode(ids).shape)
+        (1, 3, 8, 12)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -61,6 +61,15 @@ class OpenMAGVIT2Video(VisualTokenizer):
     The defaults are those of the UCF-101 model, of 4 frames of 8 x 8 pixels a token.
 
     Source: Open-MAGVIT2 (arXiv 2409.04410; TencentARC/SEED-Voken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import OpenMAGVIT2Video
+        >>> sizes = {"channels": 32, "multipliers": (1, 1, 1), "num_blocks": 1, "temporal_levels": (1,)}
+        >>> tokenizer = OpenMAGVIT2Video(bits=(6,), **sizes).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 5, 8, 8)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)  # the first frame, then two at a time
+        ((1, 3, 2, 2), (1, 3, 5, 8, 8))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -35,6 +35,18 @@ class FirstStageTiTok(OneDimensionalTokenizer):
         num_pixel_codes: C.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import FirstStageTiTok
+        >>> towers = {"encoder_size": (16, 1, 2), "decoder_size": (16, 1, 2)}
+        >>> sizes = {"image_size": 16, "patch_size": 8, "decoder_patch_size": 4, **towers}
+        >>> tokenizer = FirstStageTiTok(num_tokens=5, code_dim=6, num_codes=32, num_pixel_codes=9, **sizes).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 16, 16))
+        >>> tuple(tokenizer.decode(latents).shape)  # a logit for each code of the teacher
+        (1, 4, 4, 9)
+        >>> torch.equal(tokenizer.pixel_codes(latents), tokenizer.decode(latents).argmax(dim=-1))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -192,6 +192,14 @@ class MaskGITVQGAN(VisualTokenizer):
         channels, multipliers, num_blocks: see ``MaskGITEncoder``.
 
     Source: MaskGIT (arXiv 2202.04200), in the port of huggingface/open-muse.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import MaskGITVQGAN
+        >>> tokenizer = MaskGITVQGAN(num_codes=16, code_dim=8, channels=32, multipliers=(1, 2), num_blocks=1).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 12)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)
+        ((1, 4, 6), (1, 3, 8, 12))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

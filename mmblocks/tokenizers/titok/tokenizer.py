@@ -86,6 +86,17 @@ class TiTok(OneDimensionalTokenizer):
         pixel_channels, pixel_multipliers, pixel_blocks: of its decoder, see ``MaskGITDecoder``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import TiTok
+        >>> towers = {"encoder_size": (16, 1, 2), "decoder_size": (16, 1, 2)}
+        >>> sizes = {"image_size": 16, "patch_size": 8, "decoder_patch_size": 4, **towers}
+        >>> vqgan = {"pixel_channels": 32, "pixel_multipliers": (1, 2, 1), "pixel_blocks": 1, "pixel_code_dim": 8}
+        >>> tokenizer = TiTok(num_tokens=5, code_dim=6, num_codes=32, **sizes, **vqgan).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 16, 16)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)  # a sequence, not a grid
+        ((1, 5), (1, 3, 16, 16))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -148,6 +159,16 @@ class OneStageTiTok(OneDimensionalTokenizer):
         metric: of the codebook.
 
     Source: TiTok (arXiv 2406.07550), one-stage as in TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import OneStageTiTok
+        >>> towers = {"encoder_size": (16, 1, 2), "decoder_size": (16, 1, 2)}
+        >>> sizes = {"image_size": 16, "patch_size": 8, "decoder_patch_size": 4, **towers}
+        >>> tokenizer = OneStageTiTok(num_tokens=5, code_dim=6, num_codes=32, **sizes).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 16, 16)).ids
+        >>> tuple(ids.shape), tuple(tokenizer.decode(ids).shape)
+        ((1, 5), (1, 3, 16, 16))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -199,6 +220,16 @@ class TATiTok(OneDimensionalTokenizer):
         text_dim, text_length: shape of a text's embeddings.
 
     Source: TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import TATiTok
+        >>> towers = {"encoder_size": (16, 1, 2), "decoder_size": (16, 1, 2)}
+        >>> sizes = {"image_size": 16, "patch_size": 8, "decoder_patch_size": 4, **towers}
+        >>> tokenizer = TATiTok(num_tokens=5, code_dim=6, num_codes=32, text_dim=7, text_length=3, **sizes).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 16, 16))
+        >>> tuple(tokenizer.decode(latents, text=torch.randn(1, 3, 7)).shape)
+        (1, 3, 16, 16)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -167,6 +167,17 @@ class DualToken(VisualTokenizer):
         ValueError: a bottleneck type that does not exist.
 
     Source: DualToken (arXiv 2503.14324; songweii/DualToken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import DualToken
+        >>> sizes = {"image_size": 20, "patch_size": 10, "dim": 32, "num_layers": 3, "num_heads": 2, "mlp_dim": 16}
+        >>> layers = {"pixel_layer": 1, "shortcut_layer": 0, "semantic_layer": 2}
+        >>> decoder = {"channels": 32, "multipliers": (1, 1), "num_blocks": 1, "attention_levels": (), "latent_channels": 32}
+        >>> dual = DualToken(num_codes=16, code_dim=8, depth=2, latent_size=(4, 4), **sizes, **layers, **decoder).eval()
+        >>> latents = dual.encode(torch.rand(1, 3, 20, 20))
+        >>> tuple(latents.ids.shape), [tuple(found.shape) for found in dual.semantic(latents)]
+        ((1, 2, 2, 4), [(1, 2, 2, 32), (1, 32)])
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = DUALTOKEN_LAYOUTS

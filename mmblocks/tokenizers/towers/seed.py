@@ -115,6 +115,17 @@ class SEEDTokenizer(TowerTokenizer):
             script "qformer".
 
     Source: SEED (arXiv 2307.08041 and 2310.01218; AILab-CVC/SEED).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.layers import EvaTower
+        >>> from mmblocks.tokenizers import SEEDTokenizer
+        >>> tower = EvaTower(image_size=(28, 28), patch_size=14, dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+        >>> sizes = {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16, "decoder_layers": 1, "decoder_heads": 2}
+        >>> seed = SEEDTokenizer(encoder=tower, encoder_dim=16, image_size=(28, 28), num_codes=32, num_queries=5, **sizes).eval()
+        >>> latents = seed.encode(torch.rand(2, 3, 28, 28))
+        >>> tuple(latents.ids.shape), tuple(seed.decode(latents.ids).shape)
+        ((2, 5), (2, 1024))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -210,6 +210,16 @@ class TATok(VisualTokenizer):
     Published: ``ta_tok.pth``, whose own arguments tell ``code_dim``, ``metric`` and ``temperature``.
 
     Source: Tar (arXiv 2506.18898; csuhan/Tar).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import TATok
+        >>> sizes = {"image_size": 28, "patch_size": 7, "dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
+        >>> decoder = {"decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_dim": 16, "decoder_positions": 4}
+        >>> tokenizer = TATok(num_codes=32, code_dim=8, **sizes, **decoder).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 28, 28), pool_scale=2)
+        >>> tuple(latents.ids.shape), tuple(tokenizer.decode(latents.ids).shape)
+        ((1, 2, 2), (1, 2, 2, 16))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -117,6 +117,15 @@ class UniTok(VisualTokenizer):
     The defaults are the published model.
 
     Source: UniTok (arXiv 2502.20321; FoundationVision/UniTok).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import UniTok
+        >>> sizes = {"dim": 32, "widths": (8, 16), "depths": (1, 1), "decoder_depths": (1, 1), "num_layers": 1, "num_heads": 2}
+        >>> tokenizer = UniTok(num_codebooks=2, num_codes=16, code_dim=4, text_dim=12, **sizes).eval()
+        >>> latents = tokenizer.encode(torch.rand(1, 3, 32, 16))
+        >>> tuple(latents.ids.shape), tuple(tokenizer.decode(latents.ids).shape), tuple(tokenizer.embedding(latents).shape)
+        ((1, 2, 1, 2), (1, 3, 32, 16), (1, 12))
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

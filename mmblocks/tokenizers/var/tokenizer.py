@@ -113,6 +113,16 @@ class VARVQ(VisualTokenizer):
     The defaults are the published ``vae_ch160v4096z32.pth``, which comes without a config.
 
     Source: VAR (arXiv 2404.02905; FoundationVision/VAR).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import VARVQ
+        >>> tokenizer = VARVQ(channels=32, multipliers=(1, 1), num_blocks=1, num_codes=16, code_dim=8, scales=(1, 2, 4)).eval()
+        >>> ids = tokenizer.encode(torch.rand(1, 3, 8, 8)).ids
+        >>> tuple(ids.shape), len(tokenizer.stages(ids))  # 1 + 4 + 16 codes; an image after each scale
+        ((1, 21), 3)
+        >>> torch.allclose(tokenizer.stages(ids)[-1], tokenizer.decode(ids))
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = tuple(

@@ -69,6 +69,16 @@ class ResidualFiniteScalarQuantizer(ResidualScales):
 
     Source: SoundStream's residual codes (arXiv 2107.03312) of FSQ (arXiv 2309.15505), symmetric as in arXiv 2411.19842; lucidrains'
     vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import ResidualFiniteScalarQuantizer
+        >>> quantizer = ResidualFiniteScalarQuantizer(levels=(5, 5, 3), num_quantizers=2).eval()
+        >>> latents = quantizer(torch.randn(1, 4, 4, 3))
+        >>> tuple(latents.ids.shape), quantizer.codebook_sizes
+        ((1, 4, 4, 2), (75, 75))
+        >>> torch.allclose(quantizer.lookup(latents.ids), latents.z, atol=1e-6)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(

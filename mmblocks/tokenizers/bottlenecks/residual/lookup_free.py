@@ -86,6 +86,17 @@ class ResidualLookupFreeQuantizer(ResidualScales):
         ValueError: a ``soft_clamp`` below 1, the size of the first codes, or as for the two classes named.
 
     Source: SoundStream's residual codes (arXiv 2107.03312) of MAGVIT-v2's (arXiv 2310.05737); lucidrains' vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import ResidualLookupFreeQuantizer
+        >>> quantizer = ResidualLookupFreeQuantizer(bits=3, num_quantizers=3).eval()
+        >>> features = torch.rand(1, 8, 8, 3) * 2 - 1
+        >>> latents = quantizer(features)  # each sum of 1, 1/2 and 1/4, added or taken away
+        >>> tuple(latents.ids.shape), quantizer.codebook_sizes
+        ((1, 8, 8, 3), (8, 8, 8))
+        >>> bool((latents.z - features).abs().max() <= 1 / 4)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = residual_layouts(_config, _published_config, _HARMLESS, _mask_difference)

@@ -62,6 +62,16 @@ class ResidualQuantizer(Block):
 
     Source: SoundStream (arXiv 2107.03312), HiFi-Codec (arXiv 2305.02765), QINCo (arXiv 2401.14732); lucidrains'
     vector-quantize-pytorch.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import ResidualQuantizer
+        >>> quantizer = ResidualQuantizer(dim=8, num_codes=16, num_quantizers=3).eval()
+        >>> latents = quantizer(torch.randn(1, 3, 3, 8))
+        >>> tuple(latents.ids.shape)
+        (1, 3, 3, 3)
+        >>> torch.allclose(quantizer.lookup(latents.ids), latents.z, atol=1e-5)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = RESIDUAL_LAYOUTS

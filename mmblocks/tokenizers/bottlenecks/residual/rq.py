@@ -90,6 +90,16 @@ class RQBottleneck(Block):
     Published: the bottleneck alone. The authors' yaml files name its arguments, as a config.json beside its weights does.
 
     Source: RQ-VAE (arXiv 2203.01941; kakaobrain/rq-vae-transformer), DualToken (arXiv 2503.14324; songweii/DualToken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import RQBottleneck
+        >>> quantizer = RQBottleneck(num_codes=16, dim=4, depth=3).eval()
+        >>> latents = quantizer(torch.randn(1, 2, 2, 4))
+        >>> tuple(latents.ids.shape)
+        (1, 2, 2, 3)
+        >>> torch.allclose(quantizer.depths(latents.ids).sum(dim=-2), latents.z, atol=1e-6)
+        True
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("rq", RQ_RULES, config=rq_arguments, published_config=published_rq),)
@@ -253,6 +263,15 @@ class JointRQBottleneck(RQBottleneck):
         num_codes, dim, depth, merge, shared, decay, restart_unused: see ``RQBottleneck``.
 
     Source: DualToken (arXiv 2503.14324; songweii/DualToken).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers.bottlenecks import JointRQBottleneck, RQBottleneck
+        >>> joint, plain = (cls(num_codes=16, dim=4, depth=3).eval() for cls in (JointRQBottleneck, RQBottleneck))
+        >>> _ = plain.load_state_dict(joint.state_dict())
+        >>> features = torch.randn(1, 2, 2, 4)
+        >>> torch.equal(joint(features).ids, plain(features).ids)
+        True
     """
 
     def _search(self, tokens: Tensor, generator: Generator | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,44 @@
+"""Folders that an earlier version saved: they load, compute what they did then, and are saved and loaded again.
+
+Those in ``saved`` come from the code of 21 November 2026: "without_checksums" from the first that saved folders, the others from
+the first that had all these trunks. Modules have moved since then.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmblocks import Block
+from tests.shared.saved_models import SAVED, read
+
+FOLDER = Path(__file__).parent / "saved"
+
+
+@pytest.mark.parametrize("name", SAVED)
+@torch.no_grad()
+def test_it_loads_and_computes_what_it_did(name: str, tmp_path: Path):
+    inputs, wanted = read(FOLDER / name)
+    model = Block.from_pretrained(FOLDER / name / "model").eval()
+    compare(SAVED[name].run(model, inputs), wanted)
+
+    model.save_pretrained(tmp_path / "again")
+    again = Block.from_pretrained(tmp_path / "again").eval()
+    assert type(again) is type(model)
+    before = model.state_dict()
+    assert {key: torch.equal(before[key], values) for key, values in again.state_dict().items()} == dict.fromkeys(before, True)
+    compare(SAVED[name].run(again, inputs), wanted)
+
+
+def compare(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    assert all(values.isfinite().all() and values.count_nonzero() for values in found.values())
+
+
+def test_every_folder_is_tested():
+    assert {path.name for path in FOLDER.iterdir()} == set(SAVED)
+
+
+def test_folders_are_small():
+    sizes = {name: sum(file.stat().st_size for file in (FOLDER / name).rglob("*")) for name in SAVED}
+    assert {name: size for name, size in sizes.items() if size > 200_000} == {}
