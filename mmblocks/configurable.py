@@ -1,13 +1,14 @@
-"""Modules that remember how they were built, and the names by which a config.json finds their classes.
+"""Modules that remember how they were built, descriptions of their parts, and the names by which a config.json finds both.
 
 This is the floor under ``checkpoints``, which save and load such modules; ``Block`` stands above them.
 """
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, dataclass_transform
 
 from torch import nn
 
@@ -213,3 +214,43 @@ def _import_public(name: str) -> None:
 
 def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "mmblocks"
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Description:
+    """A frozen dataclass whose fields are JSON values, other descriptions, or tuples and dicts of these.
+
+    A subclass is made a dataclass by being defined, and is found by name when a config is read, like a Block's class:
+
+        class Decay(Mixer):
+            rate: float = 0.9
+
+            def build(self, site: Site) -> nn.Module: ...
+
+        Decay(rate=0.5)      # in config.json: {"_kind": "my_module.Decay", "rate": 0.5}
+
+    Lists are kept as tuples. ``check`` is called when all fields are set.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclass(frozen=True, kw_only=True)(cls)
+        register(cls)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        self.check()
+
+    def check(self) -> None:
+        """Refuses values that do not go together; a subclass says which.
+
+        Raises:
+            ValueError: with what is accepted.
+        """
+
+    def entries(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]

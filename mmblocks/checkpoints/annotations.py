@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from torch import nn
 
-from mmblocks.configurable import parameters
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description, parameters
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60

@@ -18,8 +18,7 @@ from torch import nn
 
 from mmblocks.checkpoints import annotations
 from mmblocks.checkpoints.files import inside, json_files
-from mmblocks.configurable import Configurable, find, name_of, parameters, parts, required
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Configurable, Description, find, name_of, parameters, parts, required
 
 FILE = "config.json"
 CLASS = "_class_name"

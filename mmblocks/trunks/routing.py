@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description
 from mmblocks.ops.routed_linear import RowGroups, group_rows
 from mmblocks.sequence.tokens import Modality, TokenTable
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description
 from mmblocks.ops.routed_linear import RowGroups, routed_linear
 from mmblocks.trunks.context import ByExpert
 from mmblocks.trunks.parts.low_rank import GatedLoRA, ModalityLoRA

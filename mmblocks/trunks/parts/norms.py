@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description
 from mmblocks.ops.routed_linear import RowGroups
 from mmblocks.trunks.context import ByExpert
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description
 from mmblocks.trunks.caches.kv_cache import Memory
 from mmblocks.trunks.context import ForwardContext
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmblocks.descriptions import Description
+from mmblocks.configurable import Description
 from mmblocks.layers.attention.rotary_scaling import check_rotary_scaling, scaled_rotary_table
 from mmblocks.sequence.positions import (
     RotaryTable,
