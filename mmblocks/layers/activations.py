@@ -17,11 +17,17 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * sigmoid(1.702 * x)
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """Primer's activation."""
+    return relu(x).square()
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
     "relu": relu,
+    "relu2": squared_relu,
     "silu": silu,
 }
 
@@ -29,7 +35,7 @@ _PUBLISHED = {
     **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
     **dict.fromkeys(("silu", "swish"), "silu"),
-    **{name: name for name in ("quick_gelu", "relu")},
+    **{name: name for name in ("quick_gelu", "relu", "relu2")},
 }
 """Names of transformers -> ours. It has several for GELU by its tanh formula."""
 

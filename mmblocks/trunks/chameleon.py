@@ -8,7 +8,8 @@ from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES, NOT_THE_TRUNK
+from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
+from mmblocks.trunks.families.names import NOT_THE_TRUNK
 from mmblocks.trunks.llama import LlamaArguments, llama_layer, with_attention
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.llama_published import published_llama

@@ -6,7 +6,10 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.trunks.derived_tables import inverse_frequencies
-from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config, qwen2_config
+from mmblocks.trunks.families.layouts import FAMILY_LAYOUTS, OTHERWISE
+from mmblocks.trunks.families.names import NOT_THE_TRUNK
+from mmblocks.trunks.families.windowed import heads_of, windowed_config
+from mmblocks.trunks.llama_config import LLAMA_HARMLESS
 
 LLAMA_RULES = (
     Rule("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
@@ -42,13 +45,10 @@ PHI3_RULES: tuple[Rule | Split, ...] = (
 
 def attention_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Rows of query, key and value in one fused matrix."""
-    head_dim = arguments["head_dim"] or arguments["dim"] // arguments["num_heads"]
-    key = (arguments["num_kv_heads"] or arguments["num_heads"]) * head_dim
-    return arguments["num_heads"] * head_dim, key, key
+    heads = heads_of(arguments)
+    head_dim = heads.head_dim or arguments["dim"] // heads.num_heads
+    return heads.num_heads * head_dim, heads.kv_heads * head_dim, heads.kv_heads * head_dim
 
-
-NOT_THE_TRUNK = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors of a language model that belong to other parts."""
 
 INVERSE_FREQUENCIES = inverse_frequencies("model.layers.{}.self_attn.rotary_emb.inv_freq")
 """The angles, which older files hold once a layer."""
@@ -64,14 +64,15 @@ def _layout(name: str, rules: tuple[Rule | Split, ...], config: Callable[[Mappin
         config=config,
         derived=(INVERSE_FREQUENCIES,),
         harmless=(*LLAMA_HARMLESS, *_EMU3_IDS),
-        otherwise="TransformersTrunk loads most other decoders of transformers",
+        otherwise=OTHERWISE,
     )
 
 
 DECODER_LAYOUTS = (
-    _layout("llama", _PLAIN_RULES, partial(llama_config, models=("llama", "mistral", "emu3", "emu3_text_model"))),
-    _layout("llama-qk-norm", LLAMA_RULES, partial(llama_config, models=("qwen3", "emu3"), qk_norm=True)),
-    _layout("qwen2", _PLAIN_RULES, qwen2_config),
-    _layout("phi3", PHI3_RULES, partial(llama_config, models=("phi3",))),
+    _layout("llama", _PLAIN_RULES, partial(windowed_config, models=("llama", "mistral", "ministral", "emu3", "emu3_text_model"))),
+    _layout("llama-qk-norm", LLAMA_RULES, partial(windowed_config, models=("qwen3", "emu3"), qk_norm=True)),
+    _layout("qwen2", _PLAIN_RULES, partial(windowed_config, models=("qwen2",), qkv_bias=True)),
+    _layout("phi3", PHI3_RULES, partial(windowed_config, models=("phi3",))),
+    *FAMILY_LAYOUTS,
 )
-"""Llama, Mistral and Emu3; Qwen3 and Emu3.5; Qwen2 and Qwen2.5; Phi-3."""
+"""Llama, Mistral and Emu3; Qwen3 and Emu3.5; Qwen2 and Qwen2.5; Phi-3; and the families beside them."""

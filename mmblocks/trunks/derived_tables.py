@@ -1,5 +1,7 @@
 """Tables that older language models wrote into their files, although they follow from the config."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,19 @@ def frequencies_differ(table: Tensor, arguments: Arguments) -> float:
     Raises:
         ValueError: another shape.
     """
-    head_dim = arguments.get("head_dim") or arguments["dim"] // arguments["num_heads"]
+    head_dim, theta = _head_and_base(arguments)
     pair = torch.arange(head_dim // 2, dtype=torch.float64)
-    expected = float(arguments.get("rope_theta", 10000.0)) ** (-2 * pair / head_dim)
+    expected = float(theta) ** (-2 * pair / head_dim)
     if table.shape != expected.shape:
         raise ValueError(f"it is {tuple(table.shape)}; expected {tuple(expected.shape)}")
     return float(((table.double() - expected) / expected.clamp(min=torch.finfo(table.dtype).tiny)).abs().max())
+
+
+def _head_and_base(arguments: Arguments) -> tuple[int, float]:
+    """The width of a head and the base of its angles, of described layers or of the shorthand's arguments."""
+    layers = arguments.get("layers")
+    if layers is None:
+        head_dim = arguments.get("head_dim") or arguments["dim"] // arguments["num_heads"]
+        return head_dim, arguments.get("rope_theta", 10000.0)
+    mixer = (next(iter(layers.values())) if isinstance(layers, Mapping) else layers).mixer
+    return mixer.width(arguments["dim"]), mixer.rotary.theta

@@ -28,7 +28,11 @@ _THETA = {"mixtral": 1e6, "emu3": 1e6, "emu3_text_model": 1e6}
 
 
 def llama_config(
-    config: Mapping[str, Any], *, models: tuple[str, ...] = ("llama", "mistral"), qk_norm: bool = False
+    config: Mapping[str, Any],
+    *,
+    models: tuple[str, ...] = ("llama", "mistral"),
+    qk_norm: bool = False,
+    windowed: bool = False,
 ) -> dict[str, Any]:
     """A config as ``Decoder`` arguments.
 
@@ -36,6 +40,7 @@ def llama_config(
         config: of the model, or the entry of a larger config that describes its language model.
         models: values of ``model_type`` that it may have; the first is meant where it has none.
         qk_norm: whether the model normalizes every head's q and k.
+        windowed: whether sliding windows are left to the caller, and not refused.
 
     Raises:
         KeyError: a size is missing.
@@ -48,7 +53,10 @@ def llama_config(
         only(config, bias, False)
     only(config, "use_mrope", False)
     kind = model_of(config, models)
-    check_window(config, kind)
+    if windowed:
+        windows_of(config, kind)  # which counts as read
+    else:
+        check_window(config, kind)
     num_heads = config["num_attention_heads"]
     theta, scaling = rotary(config, kind)
     return {
@@ -65,11 +73,6 @@ def llama_config(
     }
 
 
-def qwen2_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of Qwen2 or Qwen2.5 as ``Decoder`` arguments; that q, k and v have biases is not in it."""
-    return {**llama_config(config, models=("qwen2",)), "qkv_bias": True}
-
-
 def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
     """The model whose defaults count."""
     return str(stated(config, "model_type", models[0])).lower()
@@ -77,16 +80,33 @@ def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
 
 def check_window(config: Mapping[str, Any], kind: str) -> None:
     """Refuses attention that does not see all that came before."""
-    window = config.get("sliding_window", 4096 if kind in _LONGEST else None)
-    is_used = config.get("use_sliding_window")
+    windows = windows_of(config, kind)
+    if any(windows):
+        what = title(config, "sliding_window")
+        raise ValueError(f"{what} is {max(filter(None, windows))}; accepted: none, or one as long as max_position_embeddings")
+
+
+def windows_of(config: Mapping[str, Any], kind: str) -> list[int | None]:
+    """How far the attention of each layer reaches back, where that is less than rows are long.
+
+    Raises:
+        ValueError: ``layer_types`` of other kinds, or another number of them than of layers.
+    """
+    count = config["num_hidden_layers"]
+    window, is_used = config.get("sliding_window", 4096 if kind in _LONGEST else None), config.get("use_sliding_window")
     if is_used is None:
         is_used = kind not in _WINDOW_ON_REQUEST
-    if window is not None and is_used and window < config.get("max_position_embeddings", _LONGEST.get(kind, window)):
-        what = title(config, "sliding_window")
-        raise ValueError(f"{what} is {window}; accepted: none, or one as long as max_position_embeddings")
-    for attention in config.get("layer_types") or ():
-        if attention != "full_attention":
-            raise ValueError(f"{title(config, 'layer_types')} names {shown(attention)}; accepted: full_attention")
+    if not is_used or (window is not None and window >= config.get("max_position_embeddings", _LONGEST.get(kind, window + 1))):
+        window = None
+    first = config.get("max_window_layers", 28 if kind in _WINDOW_ON_REQUEST else 0) if kind in _WINDOW_ON_REQUEST else 0
+    named = config.get("layer_types")
+    if named is None:
+        return [window if layer >= first else None for layer in range(count)]
+    strange = [found for found in named if found not in ("full_attention", "sliding_attention")]
+    if strange or len(named) != count:
+        found = f"names {shown(strange[0])}" if strange else f"has {len(named)} entries"
+        raise ValueError(f"{title(config, 'layer_types')} {found}; accepted: {count}, of full_attention and sliding_attention")
+    return [window if found == "sliding_attention" else None for found in named]
 
 
 def rotary(config: Mapping[str, Any], kind: str) -> tuple[float, dict[str, Any] | None]:
@@ -97,7 +117,7 @@ def rotary(config: Mapping[str, Any], kind: str) -> tuple[float, dict[str, Any] 
     if rotated not in (None, 1.0):
         what = title(config, "partial_rotary_factor")
         raise ValueError(f"{what} is {shown(rotated)}; accepted: 1, heads that are rotated as a whole")
-    return _THETA.get(kind, 10000.0) if theta is None else theta, _scaling(config, given)
+    return _THETA.get(kind, 10000.0) if theta is None else theta, scaling_of(config, given)
 
 
 def rotary_entries(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -118,7 +138,7 @@ def agreed(config: Mapping[str, Any], given: Mapping[str, Any], name: str) -> An
     return within if above is None else above
 
 
-def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+def scaling_of(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The ``rope_scaling`` of ``Decoder``; older files call longrope "su"."""
     kind = agreed({"rope_type": given.get("type")}, given, "rope_type") or "default"
     match kind:

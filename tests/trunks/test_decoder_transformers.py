@@ -10,7 +10,7 @@ from mmblocks import Decoder, LMHead, TokenTable
 from mmblocks.sequence.positions import mrope
 from mmblocks.trunks import hidden_states
 from mmblocks.trunks.chameleon import ChameleonTrunk
-from mmblocks.trunks.decoder_layouts import qwen2_config
+from mmblocks.trunks.llama_config import llama_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -155,7 +155,7 @@ def test_qwen2_vl_counts_on_three_axes() -> None:
     wanted = torch.tensor([[0, 1, *[2] * 6, 5, 6], [0, 1, 2, 2, 2, 3, 3, 3, 5, 6], [0, 1, 2, 3, 4, 2, 3, 4, 5, 6]])
     assert torch.equal(mrope(table)[0].T, wanted)
 
-    arguments = {**qwen2_config({**SIZES, "rope_theta": 5000.0}), "rope_sections": (1, 2, 3)}
+    arguments = {**llama_config({**SIZES, "rope_theta": 5000.0}, models=("qwen2",)), "qkv_bias": True, "rope_sections": (1, 2, 3)}
     ours = Decoder(**arguments).eval()
     (layout,) = (layout for layout in Decoder.layouts if layout.name == "qwen2")
     state = {f"model.{name}": value for name, value in theirs.state_dict().items()}

@@ -20,8 +20,8 @@ from mmblocks.sequence.positions import PositionScheme, sequential
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.renamed import TRANSFORMERS_CACHE, parameter_name
 from mmblocks.trunks.caches.kv_cache import KVCache
-from mmblocks.trunks.decoder_layouts import NOT_THE_TRUNK
 from mmblocks.trunks.derived_tables import frequencies_differ
+from mmblocks.trunks.families.names import NOT_THE_TRUNK
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.transformers.hooks import ATTENTION, register, watched
 

@@ -1,0 +1,1 @@
+"""Published families of language models as a ``Decoder``: configs as descriptions of layers, and names of tensors."""
