@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
-from mmblocks.generation.choosing import LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar
-from mmblocks.generation.guidance import Guidance, as_guidance
+from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
-from mmblocks.layers.categorical import Sampling
+from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.roles import AnyEmbedder, Embedder, Head, Trunk, lacks
 from mmblocks.sequence.batches import Batch, BatchBuilder, Placed, Sample
 from mmblocks.sequence.masks import MaskRule
@@ -157,21 +156,16 @@ class MultimodalModel(Block):
         """Lays samples out for this model's inputs and heads."""
         return BatchBuilder(tokenizer=tokenizer, inputs=self.inputs, heads=tuple(self.outputs))
 
+    @takes_old_keywords
     def generate(
         self,
         prompts: Sequence[Sample],
         grammar: Grammar | Sequence[Grammar],
+        options: Generation | None = None,
         *,
-        max_tokens: int,
-        sampling: Sampling | ModalSampling | None = None,
-        guidance: float | Guidance | None = None,
         unconditional: Sequence[Sample] | None = None,
-        hooks: Sequence[LogitsHook] = (),
-        cache: Any = None,
         tokenizer: TextTokenizer | None = None,
-        generator: Generator | None = None,
-        input: str = "text",
-        head: str | None = None,
+        cache: Any = None,
         stream: bool = False,
     ) -> Iterator[Generated]:
         """Continues each prompt; yields text and images as they are completed, row by row as they come.
@@ -180,41 +174,26 @@ class MultimodalModel(Block):
             prompts: samples to be continued, of any lengths.
             grammar: what may follow (``TextGrammar``, ``GridGrammar``, ...), for all rows or one each; an image's codes come as a
                 ``Codes`` segment.
-            max_tokens: tokens at most per row. An image that is not complete by then is left out.
-            sampling: how ids are drawn; plain sampling if None. ``ModalSampling`` treats text and images differently.
-            guidance: scale of classifier-free guidance, or any other ``Guidance``; needs ``unconditional``.
-            unconditional: each prompt without its condition; with three streams all prompts of the second, then of the third.
-            hooks: functions that change logits; see ``generate_ids``.
-            cache: an empty cache of one's own; see ``generate_ids``.
+            options: length, sampling, guidance, hooks and randomness; ``Generation()`` if None. An image that is not complete
+                after ``options.max_tokens`` is left out.
+            unconditional: for guidance, each prompt without its condition; with three streams all prompts of the second, then of
+                the third.
             tokenizer: for strings, in and out; without one text is ids.
-            generator: source of randomness, on the model's device.
-            input: the embedder of ids.
-            head: the head over ids; may be left out where there is one such head.
+            cache: an empty cache of one's own; see ``generate_ids``.
             stream: yield text piece by piece as it is written.
 
         Raises:
-            ValueError: ``guidance`` without as many unconditional prompts as it needs, or the other way round.
+            ValueError: guidance without as many unconditional prompts as it needs, or the other way round; and as ``generate_ids``.
         """
-        more = len(prompts) * (as_guidance(guidance).num_streams - 1)
+        options = options or Generation()
+        more = len(prompts) * (as_guidance(options.guidance).num_streams - 1)
         if len(unconditional or ()) != more:
             raise ValueError(
                 f"guidance and unconditional go together: {len(unconditional or ())} unconditional prompts given, {more} accepted"
             )
         batch = self.batch_builder(tokenizer)([*prompts, *(unconditional or ())], padding="left").to(self._device)
-        steps = generate_ids(
-            self,
-            batch,
-            grammar,
-            max_tokens=max_tokens,
-            sampling=sampling or Sampling(),
-            guidance=guidance,
-            hooks=hooks,
-            cache=cache,
-            generator=generator,
-            input=input,
-            head=head,
-        )
-        yield from segments_of(steps, grammar, tokenizer=tokenizer, input=input, stream=stream)
+        steps = generate_ids(self, batch, grammar, options, cache=cache)
+        yield from segments_of(steps, grammar, tokenizer=tokenizer, input=options.input, stream=stream)
 
     @property
     def _device(self) -> torch.device:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
-from mmblocks.generation.choosing import Chooser, Chosen, IdHead, LogitsHook, ModalSampling
-from mmblocks.generation.grammar import Grammar, State
-from mmblocks.generation.guidance import Guidance, as_guidance
-from mmblocks.layers.categorical import DRAWABLE, Sampling
+from mmblocks.generation.choosing import Chooser, Chosen, IdHead
+from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
+from mmblocks.generation.guidance import as_guidance
+from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.layers.categorical import DRAWABLE
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.segments import NO_ID
@@ -52,49 +53,47 @@ class Step(NamedTuple):
     vectors: Mapping[int, Float[Tensor, " D2"]]
 
 
+@takes_old_keywords
 @torch.no_grad()
 def generate_ids(
     model: IdModel,
     prompt: Batch,
     grammar: Grammar | Sequence[Grammar],
+    options: Generation | None = None,
     *,
-    max_tokens: int,
-    sampling: Sampling | ModalSampling,
-    guidance: float | Guidance | None = None,
-    hooks: Sequence[LogitsHook] = (),
     cache: Any = None,
-    generator: Generator | None = None,
-    input: str = "text",
-    head: str | None = None,
 ) -> Iterator[Step]:
-    """Continues every row of a left-padded prompt until all are done or ``max_tokens`` are written.
+    """Continues every row of a left-padded prompt until all are done or ``options.max_tokens`` are written.
 
     Args:
         model: reads and writes ids.
         prompt: B rows; with guidance SB: all rows with their condition, then all rows of the next stream, ...
         grammar: what may follow; one for all rows, or one for each of the B.
-        max_tokens: steps at most.
-        sampling: how ids are drawn.
-        guidance: a scale of classifier-free guidance, any other ``Guidance``, or None for none.
-        hooks: functions that change logits after guidance and grammar, before temperature and truncation.
+        options: how they are continued; ``Generation()`` if None.
         cache: an empty cache for SB rows; by default one that just fits. See ``trunks.caches.kv_cache``.
-        generator: source of randomness, on the model's device.
-        input: the embedder of ids.
-        head: the head over ids; may be None where the model has one head.
 
     Raises:
         ValueError: a prompt that is padded on the right, breaks the grammar, does not fit the cache, or whose rows are not a
-            multiple of the streams; logits that hold NaN or infinity, or allow no id.
+            multiple of the streams; no ``max_tokens`` and a grammar without a limit; logits that hold NaN or infinity, or allow
+            no id.
     """
-    guide = as_guidance(guidance)
-    rows = check_prompt(prompt, guide.num_streams, max_tokens)
+    options = options or Generation()
+    guide = as_guidance(options.guidance)
+    rows = check_prompt(prompt, guide.num_streams)
     grammars = _one_each(grammar, rows)
     states = tuple(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )
-    id_head: IdHead | None = id_head_of(model.outputs, head)
-    choose = Chooser(model.outputs, id_head, guidance=guide, sampling=sampling, hooks=hooks, generator=generator)
-    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), input)
+    max_tokens = most_tokens(options, grammars, states)
+    choose = Chooser(
+        model.outputs,
+        id_head_of(model.outputs, options.head),
+        guidance=guide,
+        sampling=options.sampling,
+        hooks=options.hooks,
+        generator=options.generator_on(prompt.ids.device),
+    )
+    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input)
     hidden = reader.read_prompt(prompt)
     writer = TableWriter(prompt.table, guide.num_streams, guide.images_only)
     for step in range(max_tokens):
@@ -196,6 +195,18 @@ def _one_each(grammar: Grammar | Sequence[Grammar], rows: int) -> list[Grammar]:
     return grammars
 
 
+def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequence[State]) -> int:
+    """Steps at most: as the options say, or as the longest row's grammar knows."""
+    if options.max_tokens is not None:
+        return options.max_tokens
+    pairs = zip(grammars, states, strict=True)
+    known = [grammar.max_tokens(state) if isinstance(grammar, BoundedGrammar) else None for grammar, state in pairs]
+    unlimited = [row for row, tokens in enumerate(known) if tokens is None]
+    if unlimited:
+        raise ValueError(f"max_tokens is None, and the grammar sets rows {unlimited} no limit; accepted: a number of tokens")
+    return max(1, *(tokens for tokens in known if tokens is not None))
+
+
 def id_head_of(outputs: Any, name: str | None) -> Any:
     """The head of that name, or the only one over ids; None where there is none."""
     if name is not None:
@@ -206,15 +217,13 @@ def id_head_of(outputs: Any, name: str | None) -> Any:
     return outputs[over_ids[0]] if over_ids else None
 
 
-def check_prompt(prompt: Batch, num_streams: int, max_tokens: int) -> int:
+def check_prompt(prompt: Batch, num_streams: int) -> int:
     """The number of rows that are continued."""
     if prompt.table.is_padding[:, -1].any():
         raise ValueError("prompt is padded on the right; build it with padding='left', so that rows end together")
     if prompt.ids.shape[0] % num_streams:
         accepted = f"a multiple of {num_streams}: guidance needs as many unconditional as conditional rows in each stream"
         raise ValueError(f"prompt has {prompt.ids.shape[0]} rows; accepted: {accepted}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}; accepted: 1 or more")
     return prompt.ids.shape[0] // num_streams
 
 

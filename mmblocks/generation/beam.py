@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of
+from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of, most_tokens
 from mmblocks.generation.grammar import Grammar, State
+from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.layers.categorical import DRAWABLE
 from mmblocks.sequence.batches import Batch
 
@@ -46,17 +47,16 @@ class _Hypotheses:
         return full and self.beams[-1].score >= best_open / length**self.length_penalty
 
 
+@takes_old_keywords
 @torch.no_grad()
 def beam_search(
     model: IdModel,
     prompt: Batch,
     grammar: Grammar,
+    options: Generation | None = None,
     *,
     num_beams: int,
-    max_tokens: int,
     length_penalty: float = 1.0,
-    input: str = "text",
-    head: str | None = None,
 ) -> list[list[Beam]]:
     """The likeliest continuations of each prompt, best first.
 
@@ -64,29 +64,30 @@ def beam_search(
         model: reads and writes ids.
         prompt: P left-padded rows.
         grammar: what may follow; ids alone.
+        options: ``max_tokens``, ``input`` and ``head``; nothing is sampled or guided.
         num_beams: texts followed at once, and given back.
-        max_tokens: ids at most.
         length_penalty: 0 compares log probabilities, 1 their mean per id; more favours long texts.
-        input: the embedder of ids.
-        head: the head over ids; may be None where the model has one head.
 
     Raises:
-        ValueError: fewer than one beam, a length penalty that is not finite, or a prompt that cannot be continued; logits that hold
-            NaN or plus infinity, or are all minus infinity.
+        ValueError: fewer than one beam, a length penalty that is not finite, other options, or a prompt that cannot be continued;
+            logits that hold NaN or plus infinity, or are all minus infinity.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; accepted: 1 or more")
     if not math.isfinite(length_penalty):
         raise ValueError(f"length_penalty is {length_penalty}; accepted: a finite number")
-    prompts = check_prompt(prompt, 1, max_tokens)
-    id_head = id_head_of(model.outputs, head)
+    options = options or Generation()
+    options.check_used("beam_search", "max_tokens", "input", "head")
+    prompts = check_prompt(prompt, 1)
+    starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
+    max_tokens = most_tokens(options, [grammar] * prompts, starts)
+    id_head = id_head_of(model.outputs, options.head)
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
     hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
     spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
     cache, hidden = cache.rows(spread), hidden[spread]
     writer = TableWriter(prompt.table.rows(spread), 1, images_only=False)
 
-    starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
     states = [state for state in starts for _ in range(num_beams)]
     written: list[list[int]] = [[] for _ in states]
     # All beams of a prompt begin alike: only the first may be continued.
@@ -106,7 +107,7 @@ def beam_search(
             break
         index = torch.tensor(rows, device=hidden.device)
         cache = cache.rows(index)
-        embeds = model.inputs[input](torch.tensor(ids, device=hidden.device))
+        embeds = model.inputs[options.input](torch.tensor(ids, device=hidden.device))
         hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
     for number, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
         if score > float("-inf"):

@@ -129,8 +129,10 @@ class LlamaGen(MultimodalModel):
 
         model = LlamaGen(vocab_size=16384, num_classes=1000, dim=768, num_layers=12, num_heads=12, mlp_dim=2048)
         images = model.generate(
-            [[label(3)]], GridGrammar(raster_format(16, 16, 16384)), max_tokens=256, input="code",
-            guidance=ClassifierFree(scale=4.0), unconditional=[[label(1000)]],
+            [[label(3)]],
+            GridGrammar(raster_format(16, 16, 16384)),
+            Generation(guidance=ClassifierFree(scale=4.0), input="code"),
+            unconditional=[[label(1000)]],
         )
 
     Inputs are ``label`` and ``code``; the head is ``code``. The published files hold their tensors under "model".

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmblocks import GREEDY, Sampling, TextGrammar, text
+from mmblocks import GREEDY, Generation, Sampling, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.guidance import ClassifierFree, MutualInformation, ThreeWay, VisualContrastive
@@ -40,7 +40,7 @@ def test_the_loop(fill, sampling, looks, monkeypatch) -> None:
     model = tiny_model().eval()
     batch = model.batch_builder(TOKENIZER)([[text("a")], [text("bc")]], padding="left")
     hooks = [lambda scores: filled(scores.logits, fill) if scores.step == 2 else scores.logits]
-    steps = generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=sampling, hooks=hooks)
+    steps = generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=4, sampling=sampling, hooks=hooks))
     assert len([next(steps), next(steps)]) == 2
     with pytest.raises(ValueError, match=MESSAGE):
         next(steps)
@@ -53,7 +53,7 @@ def test_beams(fill, monkeypatch) -> None:
     monkeypatch.setattr(model.outputs["lm"], "logits", lambda *given: filled(logits(*given), fill))
     batch = model.batch_builder(TOKENIZER)([[text("a")]], padding="left")
     with pytest.raises(ValueError, match="the logits of prompt 0 hold NaN or infinity"):
-        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), num_beams=2, max_tokens=3)
+        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), Generation(max_tokens=3), num_beams=2)
 
 
 @pytest.mark.parametrize("penalty", [math.nan, math.inf])
@@ -61,7 +61,7 @@ def test_a_length_penalty_that_is_not_finite(penalty) -> None:
     model = tiny_model().eval()
     batch = model.batch_builder(TOKENIZER)([[text("a")]], padding="left")
     with pytest.raises(ValueError, match=r"length_penalty is .*; accepted: a finite number"):
-        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), num_beams=2, max_tokens=3, length_penalty=penalty)
+        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), Generation(max_tokens=3), num_beams=2, length_penalty=penalty)
 
 
 @BAD

@@ -26,6 +26,7 @@ WITH_EXAMPLE = [
     "Emu3VQ",
     "EncoderEmbedder",
     "FiniteScalarQuantizer",
+    "Generation",
     "GridGrammar",
     "IBQ",
     "LMHead",

@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import ModalSampling
+from mmblocks.generation.guidance import ClassifierFree
+from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import Sampling
 from mmblocks.sequence.segments import Codes, Segment, Text, codes, text
 from mmblocks.vocabulary.grid_format import EMU3, EMU35, GridFormat
@@ -71,6 +73,12 @@ class Emu35Task(NamedTuple):
     image_area: int
     sampling: ModalSampling
     max_tokens: int
+
+    @property
+    def options(self) -> Generation:
+        """The settings for ``generate``."""
+        guidance = ClassifierFree(scale=self.guidance, images_only=True)
+        return Generation(max_tokens=self.max_tokens, sampling=self.sampling, guidance=guidance)
 
 
 _TEXT, _TEXT_OF_GUIDES = Sampling(top_k=1024, top_p=0.9), Sampling(temperature=0.7, top_k=200, top_p=0.8)
