@@ -28,7 +28,7 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         losses: by head name, the mean loss over its tokens, unweighted; heads without labels are left out.
-        token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].places``.
+        token_losses: by head name, one loss per supervised token, in the order of ``batch.targets[name].places``.
         hidden: the trunk's states of all tokens.
     """
 
@@ -76,10 +76,10 @@ class Parts(nn.Module):
 
 
 class MultimodalModel(Block):
-    """Embedders write tokens into rows, a trunk lets them see each other, heads say what comes next.
+    """Embedders write tokens into rows, a trunk lets them attend to each other, heads predict what comes next.
 
     The parts stay what and where they are: ``model.trunk`` is the trunk that was handed in, and its parameters have the
-    names ``trunk.<their own name>``. Any object that plays its role will do; only saving asks that it be a ``Block``.
+    names ``trunk.<their own name>``. Any object that plays its role will do; only saving needs a ``Block``.
 
     Args:
         inputs: embedders by name. One that reads ids gets a tensor (N,), one that reads vectors (N, D'), one that
@@ -122,7 +122,7 @@ class MultimodalModel(Block):
         self.mask = mask
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """The losses of all heads that the batch asks for something."""
+        """The losses of all heads for which the batch has labels."""
         hidden = self.hidden(batch)
         rows = hidden.flatten(0, 1)
         token_losses = {

@@ -28,7 +28,7 @@ class EncoderEmbedder(Block):
       pixels of a PIL image. With ``class_token``, it has a method ``tokens(pixels)``.
     - The connector says by ``out_grid(grid)`` what becomes of a grid; one without this method keeps it.
 
-    A token's place is (0, row, column) on a grid of rows and columns, (0, 0, number) where tokens have no places.
+    A token's place is (0, row, column) on a grid of rows and columns, (0, 0, index) where tokens have no places.
 
     Args:
         encoder: pixels in [0, 1] to features (B, *grid, C), or to a list of them that the connector reads.
@@ -69,15 +69,15 @@ class EncoderEmbedder(Block):
                 other tokens than they have named.
         """
         images = check_images(images)
-        numbers: dict[tuple[int, int], list[int]] = {}
-        for number, size in enumerate(sizes(images)):
-            numbers.setdefault(size, []).append(number)
-        layouts = {size: self.layout(*size) for size in numbers}
+        members_of: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes(images)):
+            members_of.setdefault(size, []).append(index)
+        layouts = {size: self.layout(*size) for size in members_of}
         tokens: list[Tensor] = [images[0]] * len(images)
-        for size, members in numbers.items():
-            together = self._tokens(torch.stack([images[number] for number in members]), layouts[size])
-            for number, one in zip(members, together, strict=True):
-                tokens[number] = one
+        for size, members in members_of.items():
+            together = self._tokens(torch.stack([images[index] for index in members]), layouts[size])
+            for index, one in zip(members, together, strict=True):
+                tokens[index] = one
         return pack([layouts[size] for size in sizes(images)], torch.cat(tokens))
 
     @weightless

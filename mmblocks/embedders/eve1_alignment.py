@@ -88,7 +88,7 @@ class EVE1PatchAlignment(Block):
         num_heads: heads of the attention. Scores are scaled by the whole width, not a head's.
 
     Attributes:
-        layers: which states are read, as a trunk's ``taps`` number them, the last first; 0 is the embeddings. Published training
+        layers: which states are read, the last first: after how many of a trunk's layers; 0 is the embeddings. Published training
             takes the last one after the final norm.
 
     Raises:
@@ -173,7 +173,7 @@ class EVE1PatchAlignment(Block):
 
     def student(self, states: Float[Tensor, "P K D"]) -> Float[Tensor, "P C"]:
         """What is compared with the teacher's features, from patches' states."""
-        projected = torch.stack([branch(states[:, number]) for number, branch in enumerate(self.branches)], dim=1)
+        projected = torch.stack([branch(states[:, index]) for index, branch in enumerate(self.branches)], dim=1)
         heads = rearrange(projected, "p k (heads d) -> p k heads d", heads=self.num_heads)
         query, context = heads[:, 0], heads[:, 1:]
         scores = torch.einsum("p h d, p k h d -> p h k", query * self.scale, context)

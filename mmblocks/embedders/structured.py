@@ -71,7 +71,7 @@ class StructuredEmbedder(Block):
             made.append(self._one(tokens.embeds[first : first + count], one))
             first += count
         device = tokens.embeds.device
-        image = torch.cat([torch.full_like(one.source, number) for number, one in enumerate(structured)])
+        image = torch.cat([torch.full_like(one.source, index) for index, one in enumerate(structured)])
         return VisionTokens(
             embeds=torch.cat(made),
             image=image.to(device),

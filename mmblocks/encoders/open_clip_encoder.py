@@ -202,14 +202,14 @@ class OpenClipEncoder(Block):
         count = self.num_layers
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
-        numbers = [layer % count for layer in layers]
-        asked = sorted(set(numbers))
+        indices = [layer % count for layer in layers]
+        asked = sorted(set(indices))
         # A ResNet of open_clip's own has no norm and knows no such option.
         options |= {"normalize_intermediates": True} if normed else {}
         found = self.model.forward_intermediates(
             self._normalised(pixels), indices=asked, stop_early=True, intermediates_only=True, **options
         )
-        places = [asked.index(number) for number in numbers]
+        places = [asked.index(index) for index in indices]
         before = found.get("image_intermediates_prefix", [])
         return [found["image_intermediates"][place] for place in places], [before[place] for place in places] if before else []
 

@@ -254,12 +254,12 @@ class TimmEncoder(Block):
         count = len(self.model.feature_info)
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
-        numbers = [layer % count for layer in layers]
-        asked = sorted(set(numbers))
+        indices = [layer % count for layer in layers]
+        asked = sorted(set(indices))
         maps = self.model.forward_intermediates(
             self._normalised(pixels), indices=asked, norm=normed, stop_early=True, intermediates_only=True, **options
         )
-        return [maps[asked.index(number)] for number in numbers]
+        return [maps[asked.index(index)] for index in indices]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)

@@ -15,7 +15,7 @@ from mmblocks.generation.choosing import Chooser, Chosen, IdHead
 from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
-from mmblocks.layers.categorical import DRAWABLE
+from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.segments import NO_ID
@@ -99,7 +99,7 @@ def generate_ids(
     for step in range(max_tokens):
         chosen = choose(hidden, grammars, states, step)
         before, written = states, chosen.ids.tolist()
-        _check_drawn(written, step)
+        _check_sampled(written, step)
         states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, written, strict=True))
         yield Step(chosen.ids, before, states, chosen.vectors)
         if step + 1 == max_tokens or all(state.mode == "done" for state in states):
@@ -177,11 +177,13 @@ class TableWriter:
         return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
 
 
-def _check_drawn(written: Sequence[int], step: int) -> None:
-    """The host has the ids by now; on a GPU nobody has looked at the logits yet."""
+def _check_sampled(written: Sequence[int], step: int) -> None:
+    """The host has the ids by now; on a GPU the logits have not been looked at yet."""
     broken = [row for row, next_id in enumerate(written) if next_id < NO_ID]
     if broken:
-        raise ValueError(f"in step {step} the logits of rows {broken} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
+        raise ValueError(
+            f"in step {step} the logits of rows {broken} hold NaN or infinity, or are all minus infinity; {VALID_LOGITS}"
+        )
 
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of, most_tokens
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.generation.options import Generation, takes_old_keywords
-from mmblocks.layers.categorical import DRAWABLE
+from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.sequence.batches import Batch
 
 
@@ -96,7 +96,7 @@ def beam_search(
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
         logits = id_head.logits(hidden).masked_fill(_forbidden(grammar, states, id_head.vocab_size, hidden.device), float("-inf"))
-        # NaN in a beam that is out of the running, which may have no id left, is nobody's.
+        # NaN in a beam that is out of the running, which may have no id left, is of no matter.
         totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
         before = [states[row] for row in rows]
@@ -109,9 +109,9 @@ def beam_search(
         cache = cache.rows(index)
         embeds = model.inputs[options.input](torch.tensor(ids, device=hidden.device))
         hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
-    for number, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
+    for row, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
         if score > float("-inf"):
-            found[number // num_beams].add(ids_so_far, score)
+            found[row // num_beams].add(ids_so_far, score)
     return [hypotheses.beams for hypotheses in found]
 
 
@@ -130,25 +130,25 @@ def _best(
     values, places = totals.view(prompts, -1).topk(min(2 * num_beams, num_beams * vocabulary), dim=1)
     kept = torch.full_like(scores, float("-inf"))
     rows, ids = [], []
-    for number, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+    for prompt, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
         if any(math.isnan(value) for value in row_values):  # comes first, and is what softmax makes of infinities
-            raise ValueError(f"the logits of prompt {number} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
+            raise ValueError(f"the logits of prompt {prompt} hold NaN or infinity, or are all minus infinity; {VALID_LOGITS}")
         filled = 0
         for rank, (value, place) in enumerate(zip(row_values, row_places, strict=True)):
-            row, next_id = number * num_beams + place // vocabulary, place % vocabulary
+            row, next_id = prompt * num_beams + place // vocabulary, place % vocabulary
             if filled == num_beams:
                 break
             if value > float("-inf") and grammar.advance(states[row], next_id).mode == "done":
                 if rank < num_beams:
-                    found[number].add([*written[row], next_id], value)
+                    found[prompt].add([*written[row], next_id], value)
                 continue
-            kept[number, filled] = value
+            kept[prompt, filled] = value
             filled += 1
             rows.append(row)
             ids.append(next_id if value > float("-inf") else grammar.allowed(states[row])[0][0])
         for _ in range(filled, num_beams):  # fewer continuations than beams: follow the first one, out of the running
-            rows.append(number * num_beams)
-            ids.append(grammar.allowed(states[number * num_beams])[0][0])
+            rows.append(prompt * num_beams)
+            ids.append(grammar.allowed(states[prompt * num_beams])[0][0])
     return kept, rows, ids
 
 

@@ -40,7 +40,7 @@ class State(NamedTuple):
 
 
 class Described(NamedTuple):
-    """What the token table says of the token that comes next, and who writes and reads it.
+    """What the token table says of the token that comes next, and which parts write and read it.
 
     Attributes:
         modality, in_span, grid: for the table.

@@ -211,12 +211,12 @@ class GridGrammar:
             raise ValueError("the format writes no size")
         fewest, most = self.size_digits
         has_times = form.times in written
-        number = written[written.index(form.times) + 1 :] if has_times else written
-        if not number:
+        digits = written[written.index(form.times) + 1 :] if has_times else written
+        if not digits:
             return self._digit[1:]  # no leading zero
         after = form.image if has_times else form.times
-        end = ((after, after + 1),) if len(number) >= fewest else ()
-        return (*end, *(self._digit if len(number) < most else ()))
+        end = ((after, after + 1),) if len(digits) >= fewest else ()
+        return (*end, *(self._digit if len(digits) < most else ()))
 
 
 @lru_cache(maxsize=256)

@@ -88,7 +88,7 @@ def with_noised_copies(
     next_span = batch.table.span.amax(dim=1).tolist()
 
     free = [length] * rows
-    read, asked, values = [], [], []
+    read, supervised, values = [], [], []
     for row, columns in images:
         source = _copied(_Image(row, columns))
         place = torch.arange(free[row], free[row] + len(source))
@@ -103,10 +103,10 @@ def with_noised_copies(
         ids[row, place] = batch.ids[row, source]
         ids[row, place[columns - source[0]]] = hidden.ids[0]
         learned = columns[hidden.mask[0]]
-        asking = place[learned - 1 - source[0]]
-        table.target[row, asking] = batch.table.target[row, learned - 1]
+        before = place[learned - 1 - source[0]]
+        table.target[row, before] = batch.table.target[row, learned - 1]
         read.append(row * wide + place)
-        asked.append(row * wide + asking)
+        supervised.append(row * wide + before)
         values.append(batch.ids[row, learned])
 
     def moved(placed: dict[str, Placed]) -> dict[str, Placed]:
@@ -115,7 +115,7 @@ def with_noised_copies(
     inputs, targets = moved(batch.inputs), moved(batch.targets)
     places = torch.cat(read)
     inputs[input] = _joined(inputs[input], ids.flatten()[places], places)
-    targets[head] = _joined(targets[head], torch.cat(values), torch.cat(asked))
+    targets[head] = _joined(targets[head], torch.cat(values), torch.cat(supervised))
     return Batch(ids, table, inputs, targets, lower(table))
 
 
@@ -179,7 +179,7 @@ def sample_grids(
 
     device = prompt.ids.device
     hidden = torch.full((rows, size[0] * size[1]), -1, device=device)
-    return sampler.walk(from_codes, hidden, -1, generator=options.generator_on(device)).view(rows, *size)
+    return sampler.sample(from_codes, hidden, -1, generator=options.generator_on(device)).view(rows, *size)
 
 
 def draw_grids(

@@ -15,7 +15,7 @@ from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, Masked, M
 
 
 class MaskedTokenHead(LMHead):
-    """Cross entropy on hidden codes, each asked for at its own place; images are found in a few passes.
+    """Cross entropy on hidden codes, each predicted at its own place; images are found in a few passes.
 
     Hidden codes have the id ``vocab_size``: the first that is no code.
 
@@ -40,11 +40,11 @@ class MaskedTokenHead(LMHead):
         self.sampler = sampler or ConfidenceSampler()
 
     def corrupt(self, ids: Int[Tensor, "B L"], **draws: Any) -> Masked:
-        """Hides some codes of each image; see ``MaskedTokens.corrupt``. ``loss`` is asked where ``mask`` is True."""
+        """Hides some codes of each image; see ``MaskedTokens.corrupt``. ``loss`` takes the places where ``mask`` is True."""
         masked: Masked = self.path.corrupt(ids, **draws)
         return masked
 
     def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B L"], **draws: Any) -> Int[Tensor, "B L"]:
-        """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.walk``. ``predict`` runs the model around the head."""
-        found: Tensor = self.sampler.walk(predict, ids, self.path.mask_id, **draws)
+        """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.sample``. ``predict`` runs the model around the head."""
+        found: Tensor = self.sampler.sample(predict, ids, self.path.mask_id, **draws)
         return found

@@ -13,13 +13,13 @@ from torch import Generator, Tensor
 from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
-from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.layers.losses.row_losses import check_shape
 
 
 class MetricFlowHead(LMHead):
     """Cross entropy on clean codes, given codes that were moved along a metric path; images are found by jumps.
 
-    The trunk is told no time. URSA asks for each code one place before it, and leaves guidance off from time 0.9 on.
+    The trunk is told no time. URSA predicts each code one place before it, and leaves guidance off from time 0.9 on.
 
     Args:
         dim: D.
@@ -46,20 +46,20 @@ class MetricFlowHead(LMHead):
         t: Float[Tensor, " B"] | None = None,
         generator: Generator | None = None,
     ) -> Int[Tensor, "B *L"]:
-        """Codes at a time of each row; times are drawn where none are handed in.
+        """Codes at a time of each row; times are sampled where none are handed in.
 
         Raises:
             ValueError: another number of times than rows, or times outside [0, 1) (checked on CPU).
         """
         path: MetricPath = self.path
         if t is None:
-            t = path.draw_times(len(ids), device=ids.device, generator=generator)
-        check_draw("t", t, (len(ids),))
+            t = path.sample_times(len(ids), device=ids.device, generator=generator)
+        check_shape("t", t, (len(ids),))
         return path.corrupt(ids, t, generator=generator)
 
     def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B *L"], **draws: Any) -> Int[Tensor, "B *L"]:
-        """Noise to codes, pass by pass; see ``KineticSampler.walk``. ``predict`` runs the model around the head."""
-        found: Tensor = self.sampler.walk(predict, ids, self.path, **draws)
+        """Noise to codes, pass by pass; see ``KineticSampler.sample``. ``predict`` runs the model around the head."""
+        found: Tensor = self.sampler.sample(predict, ids, self.path, **draws)
         return found
 
     @torch.no_grad()

@@ -180,7 +180,7 @@ class EVE1(MultimodalModel):
 
         images = batch.inputs.get("vision")
         places = images.places if images else placed.places[:0]
-        states = torch.stack([taps[number].flatten(0, 1)[places] for number in alignment.layers], dim=1)
+        states = torch.stack([taps[layer].flatten(0, 1)[places] for layer in alignment.layers], dim=1)
         aligned = alignment(states, self._tokens_of(list(images.values) if images else [], states), teacher)
         return ModelOutput({"text": losses["text"].mean(), "alignment": aligned}, losses, hidden)
 

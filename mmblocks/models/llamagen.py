@@ -1,4 +1,4 @@
-"""LlamaGen: images as rows of codes, drawn by a Llama from a class or a caption."""
+"""LlamaGen: images as rows of codes, written by a Llama from a class or a caption."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -268,9 +268,9 @@ class Condition(Vectors):
         )
 
 
-def label(number: int | Sequence[int]) -> Condition:
+def label(index: int | Sequence[int]) -> Condition:
     """A class as a segment, for the input ``label``."""
-    return Condition(torch.as_tensor(number, dtype=torch.long).reshape(-1), "label", None, False)
+    return Condition(torch.as_tensor(index, dtype=torch.long).reshape(-1), "label", None, False)
 
 
 def caption(features: Float[Tensor, "N C"]) -> Condition:

@@ -148,6 +148,6 @@ def loss_weights(document: Int[Tensor, " N"], reduction: Reduction = "square") -
     """
     if reduction not in ("token", "sample", "square"):
         raise ValueError(f"reduction is {reduction!r}; accepted: 'token', 'sample', 'square'")
-    _, number, counts = document.unique(return_inverse=True, return_counts=True)
+    _, index, counts = document.unique(return_inverse=True, return_counts=True)
     power = {"token": 0.0, "sample": 1.0, "square": 0.5}[reduction]
-    return counts[number].to(torch.float32) ** -power
+    return counts[index].to(torch.float32) ** -power

@@ -88,8 +88,8 @@ class ConditionalUNet(Block):
 
         Args:
             latents: noised, as the sampler scales them.
-            time: the number of the time in training.
-            conditions: what to draw.
+            time: the index of the time in training.
+            conditions: what the image shows.
             sizes: in pixels: original height and width, top and left of the crop, target height and width.
         """
         more = {"text_embeds": conditions.mean(dim=1), "time_ids": sizes.flatten()}

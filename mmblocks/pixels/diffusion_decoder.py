@@ -25,7 +25,7 @@ EMU2_SCHEDULE = {
 
 
 class DiffusionDecoder(Block):
-    """Draws what embeddings say: Emu2's visual decoder, and any of its kind.
+    """Embeddings to the images they describe: Emu2's visual decoder, and any of its kind.
 
     Args:
         unet: predicts the noise in latents.
@@ -56,7 +56,7 @@ class DiffusionDecoder(Block):
         """Pixels in [0, 1].
 
         Args:
-            conditions: what to draw: regressed embeddings, or an encoder's.
+            conditions: what the images show: regressed embeddings, or an encoder's.
             unconditional: what nothing looks like: for Emu2 the regressed embeddings of an empty prompt, or those of a black image.
                 Not needed where ``guidance`` is 1.
             size: height and width in pixels; multiples of the autoencoder's step.
@@ -102,7 +102,7 @@ class DiffusionDecoder(Block):
                 predicted = [self.unet(x, times[step], part, sizes) for part in streams]
             return self.guidance_rule(predicted, [guidance]) if len(streams) == 2 else predicted[0]
 
-        found: Tensor = self.sampler.walk(predict, noise, None, generator=generator)
+        found: Tensor = self.sampler.sample(predict, noise, None, generator=generator)
         return found.to(conditions.dtype)
 
     def _shape(

@@ -218,11 +218,11 @@ def codes(
     """A visual tokenizer's codes, written as token ids of a shared vocabulary.
 
     Args:
-        grid: code numbers.
+        grid: code indices.
         format: how the vocabulary writes an image.
         target: the head that learns to write the codes; None where they are only read.
         structure: whether it also learns the ids around them (size, row ends, closing), as a model must that decides
-            itself when to draw and how large.
+            itself when to write an image and how large.
         input: the embedder that reads the ids.
     """
     return Codes(grid, format, target, structure, input)

@@ -1,6 +1,6 @@
 """What passes between the parts: the token table, a tokenizer's latents, an embedder's tokens.
 
-The table has one row per token and says who that token is; positions, masks, routing, guidance and losses are pure
+The table has one row per token and says what that token is; positions, masks, routing, guidance and losses are pure
 functions of it (see ``masks.py`` and ``positions.py``).
 
 Shapes: B batch, L tokens of one row, N tokens of all images together, D width.
@@ -120,12 +120,12 @@ class Latents(NamedTuple):
 
     Attributes:
         z: the vectors a decoder reads, channels last.
-        ids: code numbers, one or several (Q) a place; None for continuous tokenizers.
+        ids: code indices, one or several (Q) a place; None for continuous tokenizers.
         loss: the tokenizer's own terms by name (commitment, codebook, entropy), unweighted; None outside training.
         mean, logvar: of a variational tokenizer.
         features: what was quantised, for models that read it instead of the codes.
         lengths: tokens of each image, where they differ; the rest of a row is padding.
-        positions: numbers of the places that have a token, row by row, where not all have one.
+        positions: indices of the places that have a token, row by row, where not all have one.
     """
 
     z: Float[Tensor, "B *grid D"]

@@ -87,9 +87,9 @@ def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
     seen = []
 
     class Spy(ConfidenceSampler):
-        def walk(self, predict, ids, mask_id, **options):
+        def sample(self, predict, ids, mask_id, **options):
             seen.extend(predict(ids, step) for step in (0, 1))
-            return super().walk(predict, ids, mask_id, **options)
+            return super().sample(predict, ids, mask_id, **options)
 
     prompts = [[text("aa"), text(FORMAT.head(2, 3))], [text("aaaaaa"), text(FORMAT.head(2, 3))]]
     prompt = model.batch_builder(TOKENIZER)(prompts, padding="left")

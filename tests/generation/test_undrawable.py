@@ -1,4 +1,4 @@
-"""Logits from which nothing can be drawn are a named error in every sampler, never id 0 or the id of a NaN."""
+"""Logits from which nothing can be sampled are a named error in every sampler, never id 0 or the id of a NaN."""
 
 import math
 
@@ -65,18 +65,18 @@ def test_a_length_penalty_that_is_not_finite(penalty) -> None:
 
 
 @BAD
-@pytest.mark.parametrize("drawn", [None, torch.zeros(2, 1, 5, dtype=torch.long)])
-def test_the_surest_of_a_grid(fill, drawn) -> None:
+@pytest.mark.parametrize("sampled", [None, torch.zeros(2, 1, 5, dtype=torch.long)])
+def test_the_surest_of_a_grid(fill, sampled) -> None:
     sampler = ConfidenceSampler(num_steps=2)
     with pytest.raises(ValueError, match=MESSAGE):
-        sampler.walk(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.full((1, 5), 7), 7, drawn=drawn)
+        sampler.sample(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.full((1, 5), 7), 7, sampled=sampled)
 
 
 @BAD
 def test_codes_along_a_metric(fill) -> None:
     path = MetricPath(num_codes=7, code_dim=3)
     with pytest.raises(ValueError, match=MESSAGE):
-        KineticSampler(num_steps=2).walk(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.zeros(1, 5).long(), path)
+        KineticSampler(num_steps=2).sample(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.zeros(1, 5).long(), path)
 
 
 class _Codes:

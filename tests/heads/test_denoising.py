@@ -123,7 +123,7 @@ def test_half_precision() -> None:
 
 
 @pytest.mark.parametrize(("rows", "widened"), [(2, False), (9, True)])
-def test_many_rows_are_walked_in_float32_where_bfloat16_is_emulated(rows, widened, monkeypatch) -> None:
+def test_many_rows_are_sampled_in_float32_where_bfloat16_is_emulated(rows, widened, monkeypatch) -> None:
     monkeypatch.setattr(arithmetic, "_EMULATED", {torch.bfloat16})
     torch.manual_seed(0)
     head = stirred(orthus()).bfloat16()

@@ -135,10 +135,10 @@ class ACDiT(Block):
         Args:
             clean: blocks.
             labels: classes.
-            t: time steps; drawn if None.
-            noise: drawn if None.
-            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None, in evaluation none.
-            generator: source of the draws.
+            t: time steps; sampled if None.
+            noise: sampled if None.
+            drop: rows whose class is left out; while training sampled with ``label_dropout`` if None, in evaluation none.
+            generator: source of randomness.
         """
         device = clean.device
         if t is None:
@@ -235,18 +235,18 @@ class ACDiT(Block):
         t: Tensor,
         labels: Tensor,
         unread: list[Tensor],
-        number: int,
+        index: int,
         cache: KVCache | None,
         hooks: TrunkHooks | None,
     ) -> Tensor:
-        """The noise in block ``number``, after clean blocks of which the cache lacks the last ones, ``unread``."""
-        first = number - len(unread)
-        table = self.blocks.table(len(noised), clean=range(first, number), noised=[number])
+        """The noise in block ``index``, after clean blocks of which the cache lacks the last ones, ``unread``."""
+        first = index - len(unread)
+        table = self.blocks.table(len(noised), clean=range(first, index), noised=[index])
         keys = table if cache is None else cache.append(table)
         mask = None
         if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
             mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
-        places = torch.arange(first * self.blocks.size, (number + 1) * self.blocks.size, device=noised.device)
+        places = torch.arange(first * self.blocks.size, (index + 1) * self.blocks.size, device=noised.device)
         condition = self._condition(t, labels, len(noised), 1)
         predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
         if cache is not None:
@@ -268,10 +268,10 @@ class ACDiT(Block):
         num_clean = tokens.shape[1] - num_noised
         table = self.blocks.angles(places)
         x = self.embed(tokens)
-        for number, layer in enumerate(self.layers):
-            x = hooks.state(number, x)
-            seen = None if mask is None else hooks.observed(number, mask)
-            x = layer(x, condition, num_clean, table, seen, cache, number)
+        for index, layer in enumerate(self.layers):
+            x = hooks.state(index, x)
+            seen = None if mask is None else hooks.observed(index, mask)
+            x = layer(x, condition, num_clean, table, seen, cache, index)
         x = hooks.state(len(self.layers), x)
         shift, scale = (part[:, :, None] for part in self.modulation(condition).chunk(2, dim=-1))
         blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))

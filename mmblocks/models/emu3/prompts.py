@@ -26,10 +26,10 @@ FIRST_SPECIAL = 151643
 _FIRST_EXTRA, _NUM_EXTRA = 151646, 205
 _NAMES = {
     **dict(zip(range(FIRST_SPECIAL, _FIRST_EXTRA), ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), strict=True)),
-    **{_FIRST_EXTRA + number: f"<|extra_{number}|>" for number in range(_NUM_EXTRA)},
+    **{_FIRST_EXTRA + index: f"<|extra_{index}|>" for index in range(_NUM_EXTRA)},
     **dict(zip(range(151851, 151854), ("<|image token|>", "<|image start|>", "<|image end|>"), strict=True)),
 }
-_IDS = {name: number for number, name in _NAMES.items()}
+_IDS = {name: index for index, name in _NAMES.items()}
 _SPECIAL = re.compile(r"<\|(?:endoftext|im_start|im_end|image token|image start|image end|extra_\d+|visual token \d+)\|>")
 
 EMU3_UNDERSTANDING = "<|extra_203|>You are a helpful assistant. USER: <|IMAGE|>{question}. ASSISTANT:"
@@ -65,7 +65,7 @@ class Emu35Task(NamedTuple):
     Attributes:
         guidance: scale of ``ClassifierFree(images_only=True)``.
         image_area: to which reference images are resized, in pixels; ``IBQ``'s argument.
-        sampling: how text and images are drawn.
+        sampling: how text and images are sampled.
         max_tokens: tokens at most.
     """
 
@@ -182,10 +182,10 @@ def token_id(name: str) -> int:
     """
     if name in _IDS:
         return _IDS[name]
-    number = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
-    if number is None or int(number[1]) >= EMU35.num_codes:
+    found = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
+    if found is None or int(found[1]) >= EMU35.num_codes:
         raise ValueError(f"name is {name!r}; accepted: a special token of Emu3, such as <|image start|> or <|extra_200|>")
-    return EMU3.first_code + int(number[1])
+    return EMU3.first_code + int(found[1])
 
 
 def spell(segments: Sequence[Segment], format: GridFormat = EMU3) -> str:

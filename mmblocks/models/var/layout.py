@@ -75,7 +75,7 @@ def _mask_table(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _zero_tables(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {f"blocks.{number}.attn.zero_k_bias": torch.zeros(arguments["dim"]) for number in range(arguments["num_layers"])}
+    return {f"blocks.{index}.attn.zero_k_bias": torch.zeros(arguments["dim"]) for index in range(arguments["num_layers"])}
 
 
 def _level_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
