@@ -43,6 +43,7 @@ WITH_EXAMPLE = [
     "TokenTable",
     "VQGAN",
     "VectorQuantizer",
+    "visible",
 ]
 PACKAGE = REPOSITORY / "mmblocks"
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
