@@ -148,6 +148,16 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x . . . . . . x x . .
         x x x x . . . . . . x x
         x x x x . . . . . . x x
+
+        Two noised copies of one block, after a clean token: they have one order and two spans, and neither attends to the other.
+
+        >>> order, span = torch.tensor([[0, 1, 1, 1, 1]]), torch.tensor([[0, 1, 1, 2, 2]])
+        >>> print(as_text(visible(TokenTable.text(1, 5)._replace(order=order, span=span, noisy=order > 0))))
+        x . . . .
+        x x x . .
+        x x x . .
+        x . . x x
+        x . . x x
     """
     keys = queries if keys is None else keys
     earlier = keys.order[:, None, :] < queries.order[:, :, None]
