@@ -4,7 +4,7 @@ Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,13 @@ from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
-from mmblocks.roles import AnyEmbedder, Embedder, Head, Trunk, lacks
+from mmblocks.roles import AnyEmbedder, Cache, Embedder, Head, Trunk, check_role
 from mmblocks.sequence.batches import Batch, BatchBuilder, Placed, Sample
 from mmblocks.sequence.masks import MaskRule
-from mmblocks.sequence.tokens import VisionTokens
+from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
+
+T = TypeVar("T")
 
 
 class ModelOutput(NamedTuple):
@@ -37,14 +39,14 @@ class ModelOutput(NamedTuple):
     hidden: Float[Tensor, "B L D"]
 
 
-class Parts(nn.Module):
+class Parts(nn.Module, Generic[T]):
     """Parts by name. Modules are registered under their names; other objects that play a role are welcome too.
 
     Raises:
         ValueError: for a name that is no identifier, or that a module already uses for something else.
     """
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
+    def __init__(self, parts: Mapping[str, T]) -> None:
         super().__init__()
         for name, part in parts.items():
             if not name.isidentifier() or hasattr(self, name):
@@ -52,10 +54,11 @@ class Parts(nn.Module):
             setattr(self, name, part)
         self._names = tuple(parts)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(f"no part {name!r}; there are {list(self._names)}")
-        return getattr(self, name)
+        part: T = getattr(self, name)  # under its name, where nn.Module finds what is a module
+        return part
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -70,7 +73,7 @@ class Parts(nn.Module):
         """The names, in order."""
         return self._names
 
-    def items(self) -> Iterator[tuple[str, Any]]:
+    def items(self) -> Iterator[tuple[str, T]]:
         """(name, part), in order."""
         return ((name, self[name]) for name in self._names)
 
@@ -104,6 +107,8 @@ class MultimodalModel(Block):
         >>> model(batch).losses["text"].backward()
     """
 
+    trunk: Trunk
+
     def __init__(
         self,
         *,
@@ -126,7 +131,7 @@ class MultimodalModel(Block):
         hidden = self.hidden(batch)
         rows = hidden.flatten(0, 1)
         token_losses = {
-            name: self._head(name).loss(rows[placed.places], placed.values)
+            name: self._head(name).loss(rows[placed.places], cast(Tensor, placed.values))  # labels are no images
             for name, placed in batch.targets.items()
             if len(placed.places)
         }
@@ -165,7 +170,7 @@ class MultimodalModel(Block):
         *,
         unconditional: Sequence[Sample] | None = None,
         tokenizer: TextTokenizer | None = None,
-        cache: Any = None,
+        cache: Cache | None = None,
         stream: bool = False,
     ) -> Iterator[Generated]:
         """Continues each prompt; yields text and images as they are completed, row by row as they come.
@@ -202,8 +207,7 @@ class MultimodalModel(Block):
     def _embed_one(self, name: str, placed: Placed) -> Tensor:
         if name not in self.inputs:
             raise ValueError(f"the batch has tokens for input {name!r}; the model's inputs: {list(self.inputs)}")
-        made = self.inputs[name](placed.values)
-        values = made.embeds if isinstance(made, VisionTokens) else made
+        values = vectors_of(self.inputs[name](placed.values))
         if values.shape[0] != len(placed.places):
             raise ValueError(
                 f"input {name!r} made {values.shape[0]} tokens for {len(placed.places)} places: "
@@ -211,7 +215,7 @@ class MultimodalModel(Block):
             )
         return values
 
-    def _head(self, name: str) -> Any:
+    def _head(self, name: str) -> Head:
         if name not in self.outputs:
             raise ValueError(f"the batch has labels for head {name!r}; the model's heads: {list(self.outputs)}")
         return self.outputs[name]
@@ -220,12 +224,7 @@ class MultimodalModel(Block):
 def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[str, object]) -> None:
     """Refuses parts that a model could be made of, and could do nothing with."""
     for name, embedder in inputs.items():
-        _check_role(f"inputs[{name!r}]", embedder, lacks(embedder, Embedder, "forward"))
-    _check_role("trunk", trunk, lacks(trunk, Trunk))
+        check_role(embedder, Embedder, f"inputs[{name!r}]", "forward")
+    check_role(trunk, Trunk, "trunk")
     for name, head in outputs.items():
-        _check_role(f"outputs[{name!r}]", head, lacks(head, Head))
-
-
-def _check_role(what: str, part: object, missing: list[str]) -> None:
-    if missing:
-        raise TypeError(f"{what} is a {type(part).__name__}, which cannot be used here: {'; '.join(missing)}. See mmblocks.roles")
+        check_role(head, Head, f"outputs[{name!r}]")

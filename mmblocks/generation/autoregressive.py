@@ -5,7 +5,7 @@ Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows o
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +16,12 @@ from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.layers.categorical import VALID_LOGITS
+from mmblocks.roles import AnyEmbedder, Cache, Head, Trunk
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable, vectors_of
+from mmblocks.support.named import Named
 
 
 @runtime_checkable
@@ -27,10 +29,22 @@ class IdModel(Protocol):
     """A model that reads and writes ids; ``MultimodalModel`` is one."""
 
     if TYPE_CHECKING:  # since Python 3.12 isinstance does not see what an nn.Module holds as a part
-        inputs: Any  # embedders by name
-        trunk: Any  # a Trunk
-        outputs: Any  # heads by name
-        mask: MaskRule | None
+
+        @property
+        def inputs(self) -> Named[AnyEmbedder]:
+            """Embedders."""
+
+        @property
+        def trunk(self) -> Trunk:
+            """Between the two."""
+
+        @property
+        def outputs(self) -> Named[Head]:
+            """Heads."""
+
+        @property
+        def mask(self) -> MaskRule | None:
+            """A rule of one's own."""
 
     def embed(self, batch: Batch) -> Tensor:
         """The embeddings (SB, L, D) of a batch."""
@@ -61,7 +75,7 @@ def generate_ids(
     grammar: Grammar | Sequence[Grammar],
     options: Generation | None = None,
     *,
-    cache: Any = None,
+    cache: Cache | None = None,
 ) -> Iterator[Step]:
     """Continues every row of a left-padded prompt until all are done or ``options.max_tokens`` are written.
 
@@ -112,7 +126,7 @@ class _Reader:
     """Lets the model read what was written, and gives back the newest hidden states (SB, D)."""
 
     model: IdModel
-    cache: Any
+    cache: object
     input: str
 
     def read_prompt(self, prompt: Batch) -> Float[Tensor, "SB D"]:
@@ -123,16 +137,18 @@ class _Reader:
     ) -> Float[Tensor, "SB D"]:
         vectors = {row: (grammars[row].describe(states[row]).input, value) for row, value in chosen.vectors.items()}
         ids = chosen.ids.clamp(min=0) if vectors else chosen.ids
-        embeds = self.model.inputs[self.input](ids) if len(vectors) < len(ids) else None
+        embeds = self._embed(self.input, ids) if len(vectors) < len(ids) else None
         for name in sorted({str(name) for name, _ in vectors.values()}):
             rows = [row for row, (own, _) in vectors.items() if own == name]
-            made = self.model.inputs[name](torch.stack([vectors[row][1] for row in rows]))
-            made = getattr(made, "embeds", made)
+            made = self._embed(name, torch.stack([vectors[row][1] for row in rows]))
             embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
             embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
         if embeds is None:
             raise ValueError("no row has a token to read")
         return self._forward(embeds.repeat(num_streams, 1)[:, None], table, None)[:, 0]
+
+    def _embed(self, name: str, values: Tensor) -> Tensor:
+        return vectors_of(self.model.inputs[name](values))
 
     def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
         see, run = (getattr(self.cache, name, None) for name in ("see", "run"))
@@ -173,7 +189,7 @@ class TableWriter:
         )
         return self.newest
 
-    def _column(self, values: list[Any]) -> Tensor:
+    def _column(self, values: list[int] | list[bool]) -> Tensor:
         return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
 
 
@@ -209,14 +225,33 @@ def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequen
     return max(1, *(tokens for tokens in known if tokens is not None))
 
 
-def id_head_of(outputs: Any, name: str | None) -> Any:
-    """The head of that name, or the only one over ids; None where there is none."""
+def id_head_of(outputs: Named[Head], name: str | None) -> IdHead | None:
+    """The head of that name, or the only one over ids; None where there is none.
+
+    Raises:
+        TypeError: a head of that name that writes no ids.
+        ValueError: several heads over ids, and no name.
+    """
+    over_ids = {own: head for own in outputs if isinstance(head := outputs[own], IdHead)}
     if name is not None:
-        return outputs[name]
-    over_ids = [name for name in outputs if isinstance(outputs[name], IdHead)]
+        if name not in over_ids:
+            raise TypeError(f"head is {name!r}, a {type(outputs[name]).__name__}; accepted: one over ids, of {list(over_ids)}")
+        return over_ids[name]
     if len(over_ids) > 1:
         raise ValueError(f"the model has heads {list(outputs)}: name the one that writes ids with head=")
-    return outputs[over_ids[0]] if over_ids else None
+    return next(iter(over_ids.values()), None)
+
+
+def some_id_head_of(outputs: Named[Head], name: str | None) -> IdHead:
+    """As ``id_head_of``, where ids alone are written.
+
+    Raises:
+        ValueError: no head over ids.
+    """
+    head = id_head_of(outputs, name)
+    if head is None:
+        raise ValueError(f"the model has heads {list(outputs)}; accepted: a model with a head over ids")
+    return head
 
 
 def check_prompt(prompt: Batch, num_streams: int) -> int:
@@ -229,15 +264,15 @@ def check_prompt(prompt: Batch, num_streams: int) -> int:
     return prompt.ids.shape[0] // num_streams
 
 
-def _check_cache(cache: Any, trunk: Any, prompt: Batch, max_tokens: int) -> Any:
+def _check_cache(cache: Cache | None, trunk: Trunk, prompt: Batch, max_tokens: int) -> object:
     """The cache given, or one that just fits: the last token is written but never read."""
     rows, length = prompt.ids.shape
     needed = length + max_tokens - 1
     if cache is None:
         return trunk.new_cache(rows, needed)
-    if getattr(cache, "length", 0):
+    if cache.length:
         raise ValueError(f"the cache holds {cache.length} tokens; accepted: an empty one for each generation")
-    free = getattr(cache, "free", None)
+    free = cache.free
     if cache.batch != rows or (free is not None and free < needed):
         fitting = f"{rows} rows (rows times streams) of {needed} tokens: a prompt of {length} and {max_tokens} more, less the last"
         raise ValueError(f"the cache has {cache.batch} rows of {free} tokens; accepted: {fitting}")

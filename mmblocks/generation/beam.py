@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of, most_tokens
+from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, most_tokens, some_id_head_of
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.tokens import vectors_of
 
 
 class Beam(NamedTuple):
@@ -81,7 +82,7 @@ def beam_search(
     prompts = check_prompt(prompt, 1)
     starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
     max_tokens = most_tokens(options, [grammar] * prompts, starts)
-    id_head = id_head_of(model.outputs, options.head)
+    id_head = some_id_head_of(model.outputs, options.head)
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
     hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
     spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
@@ -107,7 +108,7 @@ def beam_search(
             break
         index = torch.tensor(rows, device=hidden.device)
         cache = cache.rows(index)
-        embeds = model.inputs[options.input](torch.tensor(ids, device=hidden.device))
+        embeds = vectors_of(model.inputs[options.input](torch.tensor(ids, device=hidden.device)))
         hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
     for row, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
         if score > float("-inf"):

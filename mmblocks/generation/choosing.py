@@ -9,7 +9,7 @@ Shapes: S streams, B rows, N rows served together, D width, V ids served.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,9 @@ from torch import Generator, Tensor
 from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import ClassifierFree, Guidance
 from mmblocks.layers.categorical import Sampling, sample_ids
+from mmblocks.roles import Head
 from mmblocks.sequence.segments import NO_ID
+from mmblocks.support.named import Named
 
 
 @runtime_checkable
@@ -29,6 +31,16 @@ class IdHead(Protocol):
 
     def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """(N, D) -> float32 logits of the ids ``start:stop``."""
+        ...
+
+
+class GuidedHead(Protocol):
+    """A head over vectors that guides them itself."""
+
+    def sample(
+        self, hidden: Tensor, *, unconditional: Tensor | None, guidance: float | None, generator: Generator | None
+    ) -> Tensor:
+        """One vector per row."""
         ...
 
 
@@ -103,7 +115,7 @@ class Chooser:
 
     def __init__(
         self,
-        heads: Any,
+        heads: Named[Head],
         id_head: IdHead | None,
         *,
         guidance: Guidance,
@@ -148,14 +160,13 @@ class Chooser:
         guided = described.is_visual or not self.guidance.images_only
         return _Kind(grammar.allowed(state), state.in_image, guided, None)
 
-    def _sample_vectors(self, head: Any, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
+    def _sample_vectors(self, head: Head, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
         """Vectors; guided where the head knows how, from the first stream alone elsewhere."""
-        guidance = self.guidance
-        options: dict[str, Any] = {}
-        if isinstance(guidance, ClassifierFree) and "unconditional" in signature(head.sample).parameters:
-            guided = guidance.last_step is None or step <= guidance.last_step
-            options = {"unconditional": hidden[1], "guidance": guidance.scale} if guided else {}
-        return head.sample(hidden[0], generator=self.generator, **options)
+        rule = self.guidance
+        if isinstance(rule, ClassifierFree) and (rule.last_step is None or step <= rule.last_step) and _guides(head):
+            guided = cast(GuidedHead, head)
+            return guided.sample(hidden[0], unconditional=hidden[1], guidance=rule.scale, generator=self.generator)
+        return head.sample(hidden[0], generator=self.generator)
 
     def _sample_ids(
         self, hidden: Float[Tensor, "S N D"], kind: _Kind, rows: list[int], states: Sequence[State], step: int
@@ -186,6 +197,10 @@ class Chooser:
                 mask[start - first : stop - first] = False
             self._forbidden[allowed] = mask.to(device)
         return self._forbidden[allowed]
+
+
+def _guides(head: Head) -> bool:
+    return "unconditional" in signature(head.sample).parameters
 
 
 def _span(allowed: tuple[IdRange, ...]) -> IdRange:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from mmblocks.generation.autoregressive import IdModel, check_prompt, id_head_of
+from mmblocks.generation.autoregressive import IdModel, check_prompt, some_id_head_of
 from mmblocks.generation.grid_grammar import GridGrammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation
@@ -30,7 +30,7 @@ from mmblocks.sequence.batches import Batch, Placed
 from mmblocks.sequence.masks import changes, lower
 from mmblocks.sequence.positions import sequential
 from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable, vectors_of
 from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
 
 
@@ -158,12 +158,12 @@ def sample_grids(
     block = torch.cat([prompt.ids[:, -1:], body.to(prompt.ids.device).repeat(len(prompt.ids), 1)], dim=1)
     table = _block_table(prompt.table, is_code, size)
     before = prompt.ids.shape[1] - 1
-    id_head: Any = id_head_of(model.outputs, options.head)
+    id_head = some_id_head_of(model.outputs, options.head)
     cache = model.trunk.new_cache(len(prompt.ids), before + block.shape[1])
 
     def predict(ids: Tensor, step: int) -> Tensor:
         block[:, 1:][:, is_code] = ids.repeat(guide.num_streams, 1)
-        embeds, new = model.inputs[options.input](block), table
+        embeds, new = vectors_of(model.inputs[options.input](block)), table
         if cache.length < before:
             embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
             new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))

@@ -5,17 +5,21 @@ Shapes: N rows, D width of the states, C channels of a token, R repeats, S steps
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
+from mmblocks.layers.diffusion.adaln_mlp import TokenDenoiser
+from mmblocks.layers.diffusion.denoising_guidance import DenoisingGuidance, LinearGuidance, check_scales
+from mmblocks.layers.diffusion.denoising_samplers import TokenSampler
+from mmblocks.layers.diffusion.noise_paths import NoisePath
 from mmblocks.layers.losses.row_losses import check_rows, check_shape, weighted
 from mmblocks.ops.arithmetic import lacks_arithmetic
 from mmblocks.ops.cuda_graphs import repeated
+from mmblocks.roles import check_role
 from mmblocks.support.checks import check_finite
 from mmblocks.support.deprecation import former_keywords
 
@@ -35,6 +39,7 @@ class DenoisingHead(Block):
         scale: tokens are multiplied by this before they are noised, and divided by it after the sampler.
 
     Raises:
+        TypeError: a part that lacks a method; the message names it.
         ValueError: fewer than one repeat, or a scale of zero.
 
     Source: MAR (arXiv 2406.11838), Orthus (arXiv 2412.00127), NOVA (arXiv 2412.14169).
@@ -53,10 +58,10 @@ class DenoisingHead(Block):
         ((3,), (3, 4))
     """
 
-    net: Any
-    path: Any
-    sampler: Any
-    guidance: Any
+    net: TokenDenoiser
+    path: NoisePath
+    sampler: TokenSampler
+    guidance: DenoisingGuidance
 
     def __init__(
         self, *, net: Block, path: Block, sampler: Block, guidance: Block | None = None, repeats: int = 1, scale: float = 1.0
@@ -64,8 +69,13 @@ class DenoisingHead(Block):
         super().__init__()
         if repeats < 1 or scale == 0:
             raise ValueError(f"repeats is {repeats}, scale {scale}; accepted: 1 or more repeats, a scale other than 0")
-        self.net, self.path, self.sampler = net, path, sampler
-        self.guidance = guidance or LinearGuidance()
+        guidance = guidance or LinearGuidance()
+        check_role(net, TokenDenoiser, "net")
+        check_role(path, NoisePath, "path")
+        check_role(sampler, TokenSampler, "sampler")
+        check_role(guidance, DenoisingGuidance, "guidance")
+        self.net, self.path = cast(TokenDenoiser, net), cast(NoisePath, path)
+        self.sampler, self.guidance = cast(TokenSampler, sampler), cast(DenoisingGuidance, guidance)
         self.repeats, self.scale = repeats, scale
 
     def loss(
@@ -142,7 +152,7 @@ class DenoisingHead(Block):
             ValueError: shapes that do not fit, guidance without unconditional states or the other way round, a scale below 1.
         """
         others, scales = _streams(hidden, unconditional, guidance)
-        chosen: Any = sampler or self.sampler
+        chosen = self.sampler if sampler is None else cast(TokenSampler, sampler)
         shape = (*hidden.shape[:-1], self.net.dim)
         if noise is None:
             noise = torch.empty(shape, device=hidden.device).normal_(generator=generator)
@@ -151,7 +161,7 @@ class DenoisingHead(Block):
         times = chosen.times(self.path)
         told = times.tolist()
         net, states = self._fastest(torch.stack([hidden, *others]))
-        run = repeated(net)
+        run = repeated(cast(nn.Module, net))
         # All times and all streams at once: over the steps, only the tokens change.
         time = net.embed_time(times.to(hidden.device))
         condition = net.embed_condition(states)
@@ -177,22 +187,24 @@ class DenoisingHead(Block):
         )
         return x / self.scale
 
-    def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[Any, Float[Tensor, "S *N D"]]:
+    def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[TokenDenoiser, Float[Tensor, "S *N D"]]:
         """Network and states as this device samples with them fastest: in float32 where products of half precision are emulated.
 
         Sampling is then that of the same weights without rounding on the way.
         """
         if lacks_arithmetic(states) and states[..., 0].numel() >= _ROWS:
-            return deepcopy(self.net).float(), states.float()
+            return cast(TokenDenoiser, deepcopy(cast(nn.Module, self.net)).float()), states.float()
         return self.net, states
 
 
-def _streams(hidden: Tensor, unconditional: Any, guidance: Any) -> tuple[list[Tensor], tuple[float, ...]]:
+def _streams(
+    hidden: Tensor, unconditional: Tensor | Sequence[Tensor] | None, guidance: float | Sequence[float] | None
+) -> tuple[list[Tensor], tuple[float, ...]]:
     """The states beside the first stream's, and a scale for each; none where every scale is 1."""
-    if (unconditional is None) != (guidance is None):
-        raise ValueError("guidance and unconditional go together: states without the condition, and a scale")
-    if unconditional is None:
+    if unconditional is None and guidance is None:
         return [], ()
+    if unconditional is None or guidance is None:
+        raise ValueError("guidance and unconditional go together: states without the condition, and a scale")
     others = [unconditional] if isinstance(unconditional, Tensor) else list(unconditional)
     scales = (guidance,) if isinstance(guidance, int | float) else tuple(guidance)
     check_scales(scales, len(others) + 1)

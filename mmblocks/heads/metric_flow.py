@@ -4,16 +4,15 @@ Shapes: N rows, D width, B images, K codes.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.diffusion.metric_path import KineticSampler, MetricPath
 from mmblocks.layers.losses.row_losses import check_shape
+from mmblocks.support.deprecation import former_keywords
 
 
 class MetricFlowHead(LMHead):
@@ -30,12 +29,8 @@ class MetricFlowHead(LMHead):
     Source: URSA (arXiv 2510.24717; baaivision/URSA).
     """
 
-    path: Any
-    sampler: Any
-
-    def __init__(self, *, dim: int, path: Block, sampler: Block | None = None, init_std: float = 0.02) -> None:
-        codes: Any = path
-        super().__init__(dim=dim, vocab_size=len(codes.codes), init_std=init_std)
+    def __init__(self, *, dim: int, path: MetricPath, sampler: KineticSampler | None = None, init_std: float = 0.02) -> None:
+        super().__init__(dim=dim, vocab_size=len(path.codes), init_std=init_std)
         self.path = path
         self.sampler = sampler or KineticSampler()
 
@@ -51,16 +46,27 @@ class MetricFlowHead(LMHead):
         Raises:
             ValueError: another number of times than rows, or times outside [0, 1) (checked on CPU).
         """
-        path: MetricPath = self.path
         if t is None:
-            t = path.sample_times(len(ids), device=ids.device, generator=generator)
+            t = self.path.sample_times(len(ids), device=ids.device, generator=generator)
         check_shape("t", t, (len(ids),))
-        return path.corrupt(ids, t, generator=generator)
+        return self.path.corrupt(ids, t, generator=generator)
 
-    def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B *L"], **draws: Any) -> Int[Tensor, "B *L"]:
+    @former_keywords(taps="trajectory")
+    def decode(
+        self,
+        predict: Callable[[Tensor, int], Tensor],
+        ids: Int[Tensor, "B *L"],
+        *,
+        data: Int[Tensor, "S B *L"] | None = None,
+        uniform: Float[Tensor, "S2 B *L"] | None = None,
+        jumps: Int[Tensor, "S3 B *L"] | None = None,
+        generator: Generator | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Int[Tensor, "B *L"]:
         """Noise to codes, pass by pass; see ``KineticSampler.sample``. ``predict`` runs the model around the head."""
-        found: Tensor = self.sampler.sample(predict, ids, self.path, **draws)
-        return found
+        return self.sampler.sample(
+            predict, ids, self.path, data=data, uniform=uniform, jumps=jumps, generator=generator, trajectory=trajectory
+        )
 
     @torch.no_grad()
     def noise(self, *shape: int, generator: Generator | None = None) -> Int[Tensor, "..."]:

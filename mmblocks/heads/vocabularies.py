@@ -25,11 +25,10 @@ class TiedLMHead(LMHead):
 
     layouts: ClassVar[tuple[Layout, ...]] = ()
 
-    table: Any
+    table: nn.Module
 
     def __init__(self, *, table: Block) -> None:
-        given: Any = table
-        vocab_size, dim = given.weight.shape
+        vocab_size, dim = table.get_parameter("weight").shape
         # No values of its own: its weight is the table's.
         with torch.device("meta"):
             super().__init__(dim=dim, vocab_size=vocab_size)
@@ -39,8 +38,7 @@ class TiedLMHead(LMHead):
     @property
     def rows(self) -> Float[Tensor, "V D"]:
         """The table's weight."""
-        weight: Tensor = self.table.weight
-        return weight
+        return self.table.get_parameter("weight")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Shapes: B rows, C channels of a modality's tokens, D width, N values of all moda
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -16,10 +16,11 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.layers.diffusion.adaln import TimeEmbedding
-from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
-from mmblocks.layers.diffusion.noise_paths import FlowPath
+from mmblocks.layers.diffusion.denoising_guidance import DenoisingGuidance, LinearGuidance, check_scales
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
+from mmblocks.layers.diffusion.noise_paths import FlowPath, NoisePath, TwoEndedPath
 from mmblocks.layers.losses.row_losses import check_shape
+from mmblocks.roles import check_role
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.checks import check_finite
 
@@ -40,14 +41,15 @@ class JointDenoiser(Block):
         guidance: how predictions are combined; ``LinearGuidance()`` if None.
 
     Raises:
+        TypeError: a part that lacks a method; the message names it.
         ValueError: no modality, a shape without axes or with more than three, or a path whose network gives a variance too.
 
     Source: the idea of UniDiffuser (arXiv 2303.06555), around any trunk; its files are not read.
     """
 
-    path: Any
-    sampler: Any
-    guidance: Any
+    path: TwoEndedPath
+    sampler: TokenSampler
+    guidance: DenoisingGuidance
 
     def __init__(
         self,
@@ -63,11 +65,16 @@ class JointDenoiser(Block):
         if not shapes or any(not 2 <= len(shape) <= 4 or min(shape) < 1 for shape in shapes.values()):
             raise ValueError(f"shapes is {dict(shapes)}; accepted: (*axes, channels) for each name, with one to three axes")
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self.path = path or FlowPath(density="uniform")
+        path = path or FlowPath(density="uniform")
+        sampler = sampler or DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=25)
+        guidance = guidance or LinearGuidance()
+        check_role(path, NoisePath, "path")
+        check_role(sampler, TokenSampler, "sampler")
+        check_role(guidance, DenoisingGuidance, "guidance")
+        self.path = cast(TwoEndedPath, path)
         if self.path.num_outputs != 1:
             raise ValueError(f"path gives {self.path.num_outputs} values per channel; accepted: 1")
-        self.sampler = sampler or DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=25)
-        self.guidance = guidance or LinearGuidance()
+        self.sampler, self.guidance = cast(TokenSampler, sampler), cast(DenoisingGuidance, guidance)
         self.trunk = trunk
         self.time = nn.ModuleDict({name: TimeEmbedding(dim) for name in shapes})
         self.embed = nn.ModuleDict({name: nn.Linear(shape[-1], dim) for name, shape in self.shapes.items()})
@@ -163,7 +170,7 @@ class JointDenoiser(Block):
         """
         given, wanted = self._asked(rows, given or {}, wanted, guidance)
         start = self._noise(rows, noise or {}, generator)
-        chosen: Any = sampler or self.sampler
+        chosen = self.sampler if sampler is None else cast(TokenSampler, sampler)
         times = chosen.times(self.path).to(next(iter(start.values())).device)
         told = times.tolist()
         sizes = [start[name][0].numel() for name in wanted]
@@ -249,6 +256,6 @@ class JointDenoiser(Block):
             check_shape(f"values[{name!r}]", values[name], (rows, *shape))
         return rows
 
-    def _check_names(self, what: str, found: Mapping[str, Any]) -> None:
+    def _check_names(self, what: str, found: Mapping[str, object]) -> None:
         if {*found} != {*self.shapes}:
             raise ValueError(f"{what} has {list(found)}; accepted: {list(self.shapes)}")

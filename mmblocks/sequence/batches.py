@@ -5,7 +5,7 @@ Shapes: B rows, L tokens of the longest row, N tokens (of one input or target) i
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmblocks.sequence.masks import Mask, lower
 from mmblocks.sequence.segments import NO_ID, Image, Piece, Segment
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, ImageLayout, ImageLayoutRule, TokenTable
+from mmblocks.support.named import Named
 from mmblocks.support.pickling import weightless
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
@@ -70,6 +71,13 @@ class Batch(NamedTuple):
         )
 
 
+@runtime_checkable
+class _HasLayout(Protocol):
+    """An embedder of images."""
+
+    def layout(self, height: int, width: int) -> ImageLayout: ...
+
+
 class BatchBuilder:
     """Lays samples out in rows.
 
@@ -88,15 +96,15 @@ class BatchBuilder:
         self,
         *,
         tokenizer: TextTokenizer | None = None,
-        inputs: Any = None,
+        inputs: Named[object] | None = None,
         heads: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.heads = tuple(heads)
         self.input_names = None if inputs is None else tuple(inputs)
-        embedders = {name: inputs[name] for name in inputs or ()}
+        embedders = {} if inputs is None else {name: inputs[name] for name in inputs}
         self.layouts: dict[str, ImageLayoutRule] = {
-            name: _Remembered(embedder.layout) for name, embedder in embedders.items() if hasattr(embedder, "layout")
+            name: _Remembered(embedder.layout) for name, embedder in embedders.items() if isinstance(embedder, _HasLayout)
         }
 
     def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:
@@ -138,9 +146,8 @@ class BatchBuilder:
         if known is not None and segment.input not in known:
             what = "embedders of images" if reads_pixels else "inputs"
             raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")
-        target = getattr(segment, "target", None)
-        if target is not None and target not in self.heads:
-            raise ValueError(f"sample {index} has target {target!r}; the model's heads: {list(self.heads)}")
+        if segment.target is not None and segment.target not in self.heads:
+            raise ValueError(f"sample {index} has target {segment.target!r}; the model's heads: {list(self.heads)}")
 
 
 class _Remembered:

@@ -8,7 +8,7 @@ a ``Piece``: its tokens' columns of the token table, and what is to be embedded 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,6 +96,7 @@ class Image:
     pixels: Tensor
     input: str
     bidirectional: bool
+    target: ClassVar[None] = None
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, as many as the embedder will make of the image."""

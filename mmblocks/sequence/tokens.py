@@ -175,5 +175,10 @@ class VisionTokens(NamedTuple):
     kind: Int[Tensor, " N"]
 
 
+def vectors_of(made: VisionTokens | Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    """What an embedder has made, as vectors alone."""
+    return made.embeds if isinstance(made, VisionTokens) else made
+
+
 ImageLayoutRule = Callable[[int, int], ImageLayout]
 """(height, width) in pixels -> which tokens the image becomes."""

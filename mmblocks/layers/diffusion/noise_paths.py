@@ -51,6 +51,16 @@ class NoisePath(Protocol):
         ...
 
 
+@runtime_checkable
+class TwoEndedPath(NoisePath, Protocol):
+    """A path whose times have a cleanest and a noisiest one."""
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The cleanest time and the noisiest."""
+        ...
+
+
 def _check_whole(t: Tensor, count: int) -> None:
     if t.is_floating_point():
         raise ValueError(f"t is {t.dtype}; accepted: whole numbers from 0 to {count - 1}")
