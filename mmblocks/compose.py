@@ -49,7 +49,7 @@ class Parts(nn.Module, Generic[T]):
     def __init__(self, parts: Mapping[str, T]) -> None:
         super().__init__()
         for name, part in parts.items():
-            if not name.isidentifier() or hasattr(self, name):
+            if not name.isidentifier() or hasattr(self, name):  # whatever nn.Module has of its own
                 raise ValueError(f"a part is named {name!r}; accepted: an identifier that nn.Module does not use itself")
             setattr(self, name, part)
         self._names = tuple(parts)
@@ -57,7 +57,7 @@ class Parts(nn.Module, Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(f"no part {name!r}; there are {list(self._names)}")
-        part: T = getattr(self, name)  # under its name, where nn.Module finds what is a module
+        part: T = getattr(self, name)  # where __init__ has set it, so that nn.Module knows its weights
         return part
 
     def __iter__(self) -> Iterator[str]:

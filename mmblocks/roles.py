@@ -65,13 +65,18 @@ class AnySize(Protocol):
 
 
 @runtime_checkable
-class OneSize(Protocol):
-    """An encoder of images of one size."""
+class Sized(Protocol):
+    """An encoder that says which size it takes."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width; None where others are taken too, which ``grid_of`` says then."""
         ...
+
+
+@runtime_checkable
+class OneSize(Sized, Protocol):
+    """An encoder of images of one size."""
 
     @property
     def grid(self) -> tuple[int, ...]:

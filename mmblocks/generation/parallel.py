@@ -190,7 +190,7 @@ def draw_grids(
     *,
     size: tuple[int, int],
     mask_id: int,
-    **options: Any,
+    **options: Any,  # fields of Generation, which checks them
 ) -> Int[Tensor, "B h w"]:
     """``sample_grids`` as it was called before; it goes with version 0.3."""
     warnings.warn("draw_grids is sample_grids(model, prompt, grammar, sampler, Generation(...), mask_id=...) now", FutureWarning, 2)

@@ -73,7 +73,7 @@ class ConditionalUNet(Block):
             if name not in _parameters():
                 raise ValueError(f"arguments: unknown {name!r}; accepted: {', '.join(_parameters())}")
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
-        self.model: Any = _class()(**lists)
+        self.model: Any = _class()(**lists)  # diffusers', of which type checkers see little
         self.channels: int = self.model.config.in_channels
         self.condition_dim: int = self.model.config.cross_attention_dim
 

@@ -3,7 +3,7 @@
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,32 @@ from mmblocks.sequence.masks import Dense, visible
 from mmblocks.support.checks import check_range
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.hooks import TrunkHooks
+
+
+@runtime_checkable
+class _Step(Protocol):
+    """What a scheduler gives."""
+
+    prev_sample: Tensor
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """A scheduler of diffusers for predicted noise."""
+
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, /, *, device: torch.device) -> None:
+        """Makes ``timesteps``."""
+        ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor, /) -> Tensor:
+        """What the network reads."""
+        ...
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, /) -> _Step:
+        """One step to the data."""
+        ...
 
 
 class ACDiT(Block):
@@ -168,7 +194,7 @@ class ACDiT(Block):
         *,
         num_steps: int = 25,
         guidance: float = 1.0,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         cached: bool = True,
         noise: Float[Tensor, "_ _ _ _"] | None = None,
         generator: Generator | None = None,
@@ -293,8 +319,9 @@ class ACDiT(Block):
         check_range("t", t, 1000)
 
 
-def _published_scheduler() -> Any:
+def _published_scheduler() -> Scheduler:
     import diffusers  # here, since importing it takes seconds
 
     library: Any = diffusers  # of which type checkers see little
-    return library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)
+    found: Scheduler = library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)
+    return found

@@ -16,6 +16,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.models.mar.layout import MAR_LAYOUTS
 from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
+from mmblocks.roles import Head
 from mmblocks.support.checks import check_range, is_readable
 from mmblocks.support.deprecation import former_keywords
 
@@ -89,8 +90,9 @@ class MAR(Block):
         self.decoder_layers = _layers(decoder_dim, decoder_layers, decoder_heads, **options)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
         self.head_positions = nn.Parameter(torch.empty(self.num_tokens, decoder_dim))
-        for name in ("no_class", "mask_token", "encoder_positions", "decoder_positions", "head_positions"):
-            nn.init.normal_(getattr(self, name), std=0.02)
+        positions = (self.encoder_positions, self.decoder_positions, self.head_positions)
+        for parameter in (self.no_class, self.mask_token, *positions):
+            nn.init.normal_(parameter, std=0.02)
         self.apply(_init)
         nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -151,14 +153,14 @@ class MAR(Block):
 
     def loss(
         self,
-        head: Any,
+        head: Head,
         tokens: Float[Tensor, "B L C"],
         labels: Int[Tensor, " B"] | None = None,
         *,
         mask: Bool[Tensor, "B L"] | None = None,
         drop: Bool[Tensor, " B"] | None = None,
         generator: Generator | None = None,
-        **options: Any,
+        **options: Any,  # of the head's own loss
     ) -> Float[Tensor, "B L"]:
         """The head's loss at the masked tokens, zero elsewhere.
 
@@ -184,7 +186,7 @@ class MAR(Block):
     @torch.no_grad()
     def sample(
         self,
-        head: Any,
+        head: Head,
         labels: Int[Tensor, " B"],
         *,
         num_steps: int = 64,
@@ -193,7 +195,7 @@ class MAR(Block):
         orders: Int[Tensor, "B L"] | None = None,
         step_options: Sequence[Mapping[str, Tensor]] | None = None,
         generator: Generator | None = None,
-        **options: Any,
+        **options: Any,  # of the head's own sample
     ) -> Float[Tensor, "B L C"]:
         """Tokens, more of them from step to step.
 

@@ -4,7 +4,6 @@ Shapes: B rows, L new tokens, N tokens of images, D width.
 """
 
 import math
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -56,7 +55,7 @@ class Phi3Decoder(Decoder):
         """
         return self._run(embeds, table, cache, mask, taps, hooks, total_length=total_length)
 
-    def _rotary(self, keys: TokenTable, length: int, total_length: int | None = None, **angles: Any) -> RotaryTable:
+    def _rotary(self, keys: TokenTable, length: int, total_length: int | None = None, **angles: object) -> RotaryTable:
         """Angles of the last ``length`` tokens, of rows that will have ``total_length`` in the end."""
         scaling = self.rope_scaling
         if scaling is None or scaling["type"] != "longrope":

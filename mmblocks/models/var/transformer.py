@@ -5,7 +5,7 @@ Shapes: B rows, L tokens of all scales together, h and w tokens of one scale, C 
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.attention.attend import prepare
+from mmblocks.layers.attention.attend import Prepared, prepare
 from mmblocks.layers.categorical import Sampling, sample_ids, truncate
 from mmblocks.layers.diffusion.adaln import Modulation, modulate
 from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
@@ -257,7 +257,7 @@ class VAR(Block):
         tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
         return self._run(tokens, condition, mask, None)
 
-    def _run(self, tokens: Tensor, condition: Tensor, mask: Any, cache: KVCache | None) -> Float[Tensor, "B l D"]:
+    def _run(self, tokens: Tensor, condition: Tensor, mask: Prepared | None, cache: KVCache | None) -> Float[Tensor, "B l D"]:
         moves = condition
         if self.shared_modulation is not None:
             moves = self.shared_modulation(condition).unflatten(-1, (1, 6, -1))
