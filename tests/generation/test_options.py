@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import mmblocks.generation
-from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, MultimodalModel, Sampling, TextGrammar, text
+from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, LMHead, MultimodalModel, Sampling, TextGrammar, text
 from mmblocks.generation import VectorBlock, VectorGrammar, beam_search
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.heads import RegressionHead
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar
 from mmblocks.vocabulary.grid_format import EMU3, raster_format
-from tests.shared.tiny import FORMAT, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 PROMPT = [[text([97])]]
 ANY_SIZE = GridGrammar(FORMAT)
@@ -147,3 +148,17 @@ def test_a_fixed_format_needs_no_numbers_at_all() -> None:
     form = GridFormat(begin=None, closing=(), first_code=0, num_codes=VOCABULARY, fixed_size=(2, 2))
     ((_, segment),) = tiny_model().eval().generate(PROMPT, GridGrammar(form))
     assert segment.grid.shape == (2, 2)
+
+
+def test_the_head_over_ids_is_named_where_it_is_not_the_only_one() -> None:
+    heads = {"one": LMHead(dim=WIDTH, vocab_size=VOCABULARY), "other": LMHead(dim=WIDTH, vocab_size=VOCABULARY)}
+    vectors = {"vectors": RegressionHead(dim=WIDTH, target_dim=3)}
+    grammar, two = TextGrammar(VOCABULARY), tiny_model(outputs=heads | vectors).eval()
+    batch = two.batch_builder()(PROMPT, padding="left")
+    with pytest.raises(ValueError, match="name the one that writes ids with head="):
+        next(two.generate(PROMPT, grammar, Generation(max_tokens=1)))
+    assert len(list(two.generate(PROMPT, grammar, Generation(max_tokens=1, head="other")))) == 1
+    with pytest.raises(TypeError, match=r"head is 'vectors', a RegressionHead; accepted: one over ids, of \['one', 'other'\]"):
+        next(two.generate(PROMPT, grammar, Generation(max_tokens=1, head="vectors")))
+    with pytest.raises(ValueError, match=r"the model has heads \['vectors'\]; accepted: a model with a head over ids"):
+        beam_search(tiny_model(outputs=vectors).eval(), batch, grammar, Generation(max_tokens=1), num_beams=1)

@@ -3,7 +3,7 @@
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
 """
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,36 +17,11 @@ from mmblocks.models.acdit.blocks import BlockGrid
 from mmblocks.models.acdit.layer import ACDiTLayer
 from mmblocks.models.acdit.layout import ACDIT_LAYOUTS
 from mmblocks.models.acdit.positions import head_split
+from mmblocks.models.acdit.scheduler import Scheduler, published_scheduler
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.support.checks import check_range
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.hooks import TrunkHooks
-
-
-@runtime_checkable
-class _Step(Protocol):
-    """What a scheduler gives."""
-
-    prev_sample: Tensor
-
-
-@runtime_checkable
-class Scheduler(Protocol):
-    """A scheduler of diffusers for predicted noise."""
-
-    timesteps: Tensor
-
-    def set_timesteps(self, num_inference_steps: int, /, *, device: torch.device) -> None:
-        """Makes ``timesteps``."""
-        ...
-
-    def scale_model_input(self, sample: Tensor, timestep: Tensor, /) -> Tensor:
-        """What the network reads."""
-        ...
-
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, /) -> _Step:
-        """One step to the data."""
-        ...
 
 
 class ACDiT(Block):
@@ -222,7 +197,7 @@ class ACDiT(Block):
             noise = torch.randn(shape, generator=generator, device=device, dtype=self.embed.weight.dtype)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; accepted: {shape}, blocks first")
-        scheduler = _published_scheduler() if scheduler is None else scheduler
+        scheduler = published_scheduler() if scheduler is None else scheduler
         if guidance > 1:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         copies = len(labels) // rows
@@ -317,11 +292,3 @@ class ACDiT(Block):
         if tuple(t.shape) not in ((rows,), (rows, blocks)):
             raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {blocks})")
         check_range("t", t, 1000)
-
-
-def _published_scheduler() -> Scheduler:
-    import diffusers  # here, since importing it takes seconds
-
-    library: Any = diffusers  # of which type checkers see little
-    found: Scheduler = library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)
-    return found
