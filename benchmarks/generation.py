@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Comparison, Step, check, main
-from mmblocks import GridGrammar, text
+from mmblocks import Generation, GridGrammar, text
 from mmblocks.layers.categorical import GREEDY
 from mmblocks.models import Emu3
 from mmblocks.trunks.caches.kv_cache import cache_bytes
@@ -110,15 +110,8 @@ def decode_ours(device: str, dtype: torch.dtype, cuda_graphs: bool | None = None
         cache = None
         if cuda_graphs is not None:
             cache = StaticCache(model.trunk.new_cache(2, capacity(device)), cuda_graphs=cuda_graphs)
-        found = model.generate(
-            [conditional],
-            grammar,
-            max_tokens=EMU3.length(height, width),
-            sampling=GREEDY,
-            guidance=SCALE,
-            unconditional=[unconditional],
-            cache=cache,
-        )
+        options = Generation(sampling=GREEDY, guidance=SCALE)
+        found = model.generate([conditional], grammar, options, unconditional=[unconditional], cache=cache)
         ((_, segment),) = found
         return segment.grid
 

@@ -80,7 +80,7 @@ def plain_net(net: AdaLNMLP, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
 
 
 def plain_sample(head: MARDiffusionHead, z: Tensor, noise: Tensor, step_noise: Tensor) -> Tensor:
-    """Guided ancestral sampling as the official code has it: both halves are walked, and tables are read row by row."""
+    """Guided ancestral sampling as the official code has it: both halves are sampled, and tables are read row by row."""
     posterior = head.sampler.posterior(head.path)
     data, noised, clean, amount, small, large = (column.float().to(z.device) for column in posterior[2:])
     x, rows = torch.cat([noise, noise]), len(z)

@@ -282,7 +282,7 @@ def decoder(size: int, device: str) -> Comparison:
 
 
 def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: str) -> Comparison:
-    """A walk of MAR's head: its network once per step, replayed from a recording or launched anew."""
+    """Sampling with MAR's head: its network once per step, replayed from a recording or launched anew."""
     from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
     from mmblocks.ops.cuda_graphs import repeated, replaying
 
@@ -294,7 +294,7 @@ def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: s
         shapes = ((rows, 16), (100, width), (rows, width))
         return net, *(gaussian(*shape, device=device, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes))
 
-    def walk(wanted: bool, net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+    def sample(wanted: bool, net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         with replaying(wanted):
             step = repeated(net)
             for time in times:
@@ -302,9 +302,9 @@ def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: s
         return x
 
     def exact(net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        return walk(False, copy.deepcopy(net).to(x.dtype), x, times, condition)
+        return sample(False, copy.deepcopy(net).to(x.dtype), x, times, condition)
 
-    ways = {"ours, replayed": partial(walk, True), "launched": partial(walk, False)}
+    ways = {"ours, replayed": partial(sample, True), "launched": partial(walk, False)}
     title = f"100 steps of a denoising MLP, {rows} rows, {num_blocks} x {width}, {str(dtype).removeprefix('torch.')}"
     return compare(title, inputs, ways, exact=exact, dtype=dtype)
 

@@ -74,7 +74,7 @@ def change(model: mm.MultimodalModel, vae: mm.tokenizers.VisualTokenizer, pixels
     """Each image as the word says; nothing is random."""
     prompts = [told(image, word) for image in latents_of(vae, pixels)]
     grammar = mm.generation.VectorGrammar(IMAGE, vocab_size=TEXT.vocab_size)
-    generated = dict(model.generate(prompts, grammar, max_tokens=SIZE[0] * SIZE[1], tokenizer=TEXT))
+    generated = dict(model.generate(prompts, grammar, tokenizer=TEXT))
     return pixels_of(vae, torch.stack([generated[row].values for row in range(len(prompts))]))
 
 

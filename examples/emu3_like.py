@@ -101,12 +101,9 @@ def draw(model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, digits: Tensor, ge
     generated = model.generate(
         [[*prompt(digit), begin] for digit in digits.tolist()],
         mm.GridGrammar(FORMAT, size=(7, 7)),
-        max_tokens=80,
-        sampling=SAMPLING,
-        guidance=GUIDANCE,
+        mm.Generation(sampling=SAMPLING, guidance=GUIDANCE, generator=generator),
         unconditional=[[*prompt(-1), begin]] * len(digits),
         tokenizer=TEXT,
-        generator=generator,
     )
     grids = {row: segment.grid for row, segment in generated}
     return vq.decode(torch.stack([grids[row] for row in range(len(digits))]).to(DEVICE)).cpu()

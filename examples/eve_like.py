@@ -57,7 +57,7 @@ def answers(model: mm.MultimodalModel, prompts: list[list], max_tokens: int) -> 
     written = [""] * len(prompts)
     grammar = mm.TextGrammar(TEXT.vocab_size, stop=(TEXT["<end>"],))
     begun = [[*prompt, mm.text([TEXT["<write>"]])] for prompt in prompts]
-    for row, segment in model.generate(begun, grammar, max_tokens=max_tokens, sampling=mm.GREEDY, tokenizer=TEXT):
+    for row, segment in model.generate(begun, grammar, mm.Generation(max_tokens=max_tokens, sampling=mm.GREEDY), tokenizer=TEXT):
         written[row] = segment.content
     return written
 

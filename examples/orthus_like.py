@@ -103,8 +103,8 @@ def go_on(
 ) -> tuple[list[str], Tensor]:
     """What the model writes and draws after each prompt, in one generation; black where it draws nothing."""
     written, latents = [""] * len(prompts), torch.zeros(len(prompts), *SIZE, CHANNELS)
-    options = {"max_tokens": 75, "sampling": mm.GREEDY, "guidance": GUIDANCE, "tokenizer": TEXT, "generator": generator}
-    for row, segment in model.generate(prompts, GRAMMAR, unconditional=[NOTHING] * len(prompts), **options):
+    options = mm.Generation(max_tokens=75, sampling=mm.GREEDY, guidance=GUIDANCE, generator=generator)
+    for row, segment in model.generate(prompts, GRAMMAR, options, unconditional=[NOTHING] * len(prompts), tokenizer=TEXT):
         if isinstance(segment, Text):
             written[row] = segment.content
         else:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import mmblocks as mm
-from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
+from mmblocks.generation.parallel import copy_positions, sample_grids, with_noised_copies
 from mmblocks.heads.vocabularies import extend_vocabulary
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 
@@ -73,7 +73,8 @@ def draw(model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, digits: Tensor, ge
     begin = mm.text(FORMAT.head(*SIZE))
     rows = [[*prompt(digit), begin] for digit in digits.tolist()] + [[*prompt(-1), begin]] * len(digits)
     batch = model.batch_builder(TEXT)(rows, padding="left").to(DEVICE)
-    grids = draw_grids(model, batch, FORMAT, SAMPLER, size=SIZE, mask_id=MASK, guidance=GUIDANCE, generator=generator)
+    options = mm.Generation(guidance=GUIDANCE, generator=generator)
+    grids = sample_grids(model, batch, mm.GridGrammar(FORMAT, size=SIZE), SAMPLER, options, mask_id=MASK)
     return vq.decode(grids).cpu()
 
 

@@ -19,8 +19,9 @@ from mmblocks.block import Block as Block
 from mmblocks.checkpoints.hub.catalogue import list_pretrained as list_pretrained
 from mmblocks.compose import MultimodalModel as MultimodalModel
 from mmblocks.embedders.text import TextEmbedding as TextEmbedding
-from mmblocks.generation.grammar import GridGrammar as GridGrammar
 from mmblocks.generation.grammar import TextGrammar as TextGrammar
+from mmblocks.generation.grid_grammar import GridGrammar as GridGrammar
+from mmblocks.generation.options import Generation as Generation
 from mmblocks.heads.language import LMHead as LMHead
 from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling

@@ -4,24 +4,25 @@ Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
-from mmblocks.generation.choosing import LogitsHook, ModalSampling
 from mmblocks.generation.grammar import Grammar
-from mmblocks.generation.guidance import Guidance, as_guidance
+from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
-from mmblocks.layers.categorical import Sampling
-from mmblocks.roles import AnyEmbedder, Embedder, Head, Trunk, lacks
+from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.roles import AnyEmbedder, Cache, Embedder, Head, Trunk, check_role
 from mmblocks.sequence.batches import Batch, BatchBuilder, Placed, Sample
 from mmblocks.sequence.masks import MaskRule
-from mmblocks.sequence.tokens import VisionTokens
+from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
+
+T = TypeVar("T")
 
 
 class ModelOutput(NamedTuple):
@@ -29,7 +30,7 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         losses: by head name, the mean loss over its tokens, unweighted; heads without labels are left out.
-        token_losses: by head name, one loss per token asked, in the order of ``batch.targets[name].places``.
+        token_losses: by head name, one loss per supervised token, in the order of ``batch.targets[name].places``.
         hidden: the trunk's states of all tokens.
     """
 
@@ -38,25 +39,26 @@ class ModelOutput(NamedTuple):
     hidden: Float[Tensor, "B L D"]
 
 
-class Parts(nn.Module):
+class Parts(nn.Module, Generic[T]):
     """Parts by name. Modules are registered under their names; other objects that play a role are welcome too.
 
     Raises:
         ValueError: for a name that is no identifier, or that a module already uses for something else.
     """
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
+    def __init__(self, parts: Mapping[str, T]) -> None:
         super().__init__()
         for name, part in parts.items():
-            if not name.isidentifier() or hasattr(self, name):
+            if not name.isidentifier() or hasattr(self, name):  # whatever nn.Module has of its own
                 raise ValueError(f"a part is named {name!r}; accepted: an identifier that nn.Module does not use itself")
             setattr(self, name, part)
         self._names = tuple(parts)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(f"no part {name!r}; there are {list(self._names)}")
-        return getattr(self, name)
+        part: T = getattr(self, name)  # where __init__ has set it, so that nn.Module knows its weights
+        return part
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -71,16 +73,16 @@ class Parts(nn.Module):
         """The names, in order."""
         return self._names
 
-    def items(self) -> Iterator[tuple[str, Any]]:
+    def items(self) -> Iterator[tuple[str, T]]:
         """(name, part), in order."""
         return ((name, self[name]) for name in self._names)
 
 
 class MultimodalModel(Block):
-    """Embedders write tokens into rows, a trunk lets them see each other, heads say what comes next.
+    """Embedders write tokens into rows, a trunk lets them attend to each other, heads predict what comes next.
 
     The parts stay what and where they are: ``model.trunk`` is the trunk that was handed in, and its parameters have the
-    names ``trunk.<their own name>``. Any object that plays its role will do; only saving asks that it be a ``Block``.
+    names ``trunk.<their own name>``. Any object that plays its role will do; only saving needs a ``Block``.
 
     Args:
         inputs: embedders by name. One that reads ids gets a tensor (N,), one that reads vectors (N, D'), one that
@@ -105,6 +107,8 @@ class MultimodalModel(Block):
         >>> model(batch).losses["text"].backward()
     """
 
+    trunk: Trunk
+
     def __init__(
         self,
         *,
@@ -123,11 +127,11 @@ class MultimodalModel(Block):
         self.mask = mask
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """The losses of all heads that the batch asks for something."""
+        """The losses of all heads for which the batch has labels."""
         hidden = self.hidden(batch)
         rows = hidden.flatten(0, 1)
         token_losses = {
-            name: self._head(name).loss(rows[placed.places], placed.values)
+            name: self._head(name).loss(rows[placed.places], cast(Tensor, placed.values))  # labels are no images
             for name, placed in batch.targets.items()
             if len(placed.places)
         }
@@ -157,21 +161,16 @@ class MultimodalModel(Block):
         """Lays samples out for this model's inputs and heads."""
         return BatchBuilder(tokenizer=tokenizer, inputs=self.inputs, heads=tuple(self.outputs))
 
+    @takes_old_keywords
     def generate(
         self,
         prompts: Sequence[Sample],
         grammar: Grammar | Sequence[Grammar],
+        options: Generation | None = None,
         *,
-        max_tokens: int,
-        sampling: Sampling | ModalSampling | None = None,
-        guidance: float | Guidance | None = None,
         unconditional: Sequence[Sample] | None = None,
-        hooks: Sequence[LogitsHook] = (),
-        cache: Any = None,
         tokenizer: TextTokenizer | None = None,
-        generator: Generator | None = None,
-        input: str = "text",
-        head: str | None = None,
+        cache: Cache | None = None,
         stream: bool = False,
     ) -> Iterator[Generated]:
         """Continues each prompt; yields text and images as they are completed, row by row as they come.
@@ -180,41 +179,26 @@ class MultimodalModel(Block):
             prompts: samples to be continued, of any lengths.
             grammar: what may follow (``TextGrammar``, ``GridGrammar``, ...), for all rows or one each; an image's codes come as a
                 ``Codes`` segment.
-            max_tokens: tokens at most per row. An image that is not complete by then is left out.
-            sampling: how ids are drawn; plain sampling if None. ``ModalSampling`` treats text and images differently.
-            guidance: scale of classifier-free guidance, or any other ``Guidance``; needs ``unconditional``.
-            unconditional: each prompt without its condition; with three streams all prompts of the second, then of the third.
-            hooks: functions that change logits; see ``generate_ids``.
-            cache: an empty cache of one's own; see ``generate_ids``.
+            options: length, sampling, guidance, hooks and randomness; ``Generation()`` if None. An image that is not complete
+                after ``options.max_tokens`` is left out.
+            unconditional: for guidance, each prompt without its condition; with three streams all prompts of the second, then of
+                the third.
             tokenizer: for strings, in and out; without one text is ids.
-            generator: source of randomness, on the model's device.
-            input: the embedder of ids.
-            head: the head over ids; may be left out where there is one such head.
+            cache: an empty cache of one's own; see ``generate_ids``.
             stream: yield text piece by piece as it is written.
 
         Raises:
-            ValueError: ``guidance`` without as many unconditional prompts as it needs, or the other way round.
+            ValueError: guidance without as many unconditional prompts as it needs, or the other way round; and as ``generate_ids``.
         """
-        more = len(prompts) * (as_guidance(guidance).num_streams - 1)
+        options = options or Generation()
+        more = len(prompts) * (as_guidance(options.guidance).num_streams - 1)
         if len(unconditional or ()) != more:
             raise ValueError(
                 f"guidance and unconditional go together: {len(unconditional or ())} unconditional prompts given, {more} accepted"
             )
         batch = self.batch_builder(tokenizer)([*prompts, *(unconditional or ())], padding="left").to(self._device)
-        steps = generate_ids(
-            self,
-            batch,
-            grammar,
-            max_tokens=max_tokens,
-            sampling=sampling or Sampling(),
-            guidance=guidance,
-            hooks=hooks,
-            cache=cache,
-            generator=generator,
-            input=input,
-            head=head,
-        )
-        yield from segments_of(steps, grammar, tokenizer=tokenizer, input=input, stream=stream)
+        steps = generate_ids(self, batch, grammar, options, cache=cache)
+        yield from segments_of(steps, grammar, tokenizer=tokenizer, input=options.input, stream=stream)
 
     @property
     def _device(self) -> torch.device:
@@ -223,8 +207,7 @@ class MultimodalModel(Block):
     def _embed_one(self, name: str, placed: Placed) -> Tensor:
         if name not in self.inputs:
             raise ValueError(f"the batch has tokens for input {name!r}; the model's inputs: {list(self.inputs)}")
-        made = self.inputs[name](placed.values)
-        values = made.embeds if isinstance(made, VisionTokens) else made
+        values = vectors_of(self.inputs[name](placed.values))
         if values.shape[0] != len(placed.places):
             raise ValueError(
                 f"input {name!r} made {values.shape[0]} tokens for {len(placed.places)} places: "
@@ -232,7 +215,7 @@ class MultimodalModel(Block):
             )
         return values
 
-    def _head(self, name: str) -> Any:
+    def _head(self, name: str) -> Head:
         if name not in self.outputs:
             raise ValueError(f"the batch has labels for head {name!r}; the model's heads: {list(self.outputs)}")
         return self.outputs[name]
@@ -241,12 +224,7 @@ class MultimodalModel(Block):
 def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[str, object]) -> None:
     """Refuses parts that a model could be made of, and could do nothing with."""
     for name, embedder in inputs.items():
-        _check_role(f"inputs[{name!r}]", embedder, lacks(embedder, Embedder, "forward"))
-    _check_role("trunk", trunk, lacks(trunk, Trunk))
+        check_role(embedder, Embedder, f"inputs[{name!r}]", "forward")
+    check_role(trunk, Trunk, "trunk")
     for name, head in outputs.items():
-        _check_role(f"outputs[{name!r}]", head, lacks(head, Head))
-
-
-def _check_role(what: str, part: object, missing: list[str]) -> None:
-    if missing:
-        raise TypeError(f"{what} is a {type(part).__name__}, which cannot be used here: {'; '.join(missing)}. See mmblocks.roles")
+        check_role(head, Head, f"outputs[{name!r}]")

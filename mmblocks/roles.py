@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
+from PIL import Image as PILImage
 from torch import Generator, Tensor, nn
 
 from mmblocks.sequence.masks import Mask, MaskRule
@@ -55,6 +56,72 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class AnySize(Protocol):
+    """An encoder of images of several sizes."""
+
+    def grid_of(self, height: int, width: int) -> tuple[int, ...]:
+        """The grid of the features of an image of this size; raises ``ValueError`` for one that is not taken."""
+        ...
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """An encoder that says which size it takes."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width; None where others are taken too, which ``grid_of`` says then."""
+        ...
+
+
+@runtime_checkable
+class OneSize(Sized, Protocol):
+    """An encoder of images of one size."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The grid of the features."""
+        ...
+
+
+@runtime_checkable
+class Wide(Protocol):
+    """A part that names the width of its features."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """An encoder that also gives the tokens before the patches, such as a class token."""
+
+    def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
+        """All tokens as one row, those before the patches first."""
+        ...
+
+
+@runtime_checkable
+class Preprocessing(Protocol):
+    """A part that makes its pixels of an image file."""
+
+    def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
+        """The image as the part wants it."""
+        ...
+
+
+@runtime_checkable
+class GridConnector(Protocol):
+    """A connector that changes the grid of the features; one without this method keeps it."""
+
+    def out_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """What becomes of a grid; raises ``ValueError`` for one that is not taken."""
+        ...
+
+
+@runtime_checkable
 class Connector(Protocol):
     """Features to features of another width and count."""
 
@@ -80,6 +147,26 @@ class Trunk(Protocol):
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache for ``batch`` rows of at most ``capacity`` tokens."""
+        ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What a trunk keeps of the tokens that it has read. How it does is its trunk's own affair."""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        ...
+
+    @property
+    def free(self) -> int | None:
+        """Tokens that can still be read; None where there is no end."""
         ...
 
 
@@ -132,9 +219,29 @@ def lacks(part: object, role: type, *methods: str) -> list[str]:
     return missing
 
 
+def check_role(part: object, role: type, what: str, *methods: str) -> None:
+    """Refuses a part that cannot play a role.
+
+    Args:
+        part: any object.
+        role: a protocol.
+        what: what the part is called, for the message.
+        methods: those of the role that matter; see ``lacks``.
+
+    Raises:
+        TypeError: the message says what the part lacks.
+    """
+    missing = lacks(part, role, *methods)
+    if missing:
+        found = f"{what} is a {type(part).__name__}, which cannot be used here"
+        raise TypeError(f"{found}: {'; '.join(missing)}. See {role.__module__}")
+
+
 def _called(part: object) -> object:
-    """What runs when a part is called; a module's call itself takes anything."""
-    return getattr(part, "forward", None) if isinstance(part, nn.Module) else part
+    """What runs when a part is called; a module's call itself takes anything. None for a module that defines nothing."""
+    if not isinstance(part, nn.Module):
+        return part
+    return None if inspect.unwrap(getattr(part.forward, "__func__", part.forward)) is nn.Module.forward else part.forward
 
 
 def _takes(method: Callable[..., Any], shape: Sequence[inspect.Parameter]) -> bool:

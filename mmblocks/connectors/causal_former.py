@@ -21,7 +21,7 @@ from mmblocks.connectors.grids import Grid, check_width
 class CausalFormer(Block):
     """A T5 decoder over learned queries that reads the image's features, and a linear layer to the trunk's width.
 
-    Query number i sees those before it and all features, so that embedding i can be predicted from those before it.
+    Query i sees those before it and all features, so that embedding i can be predicted from those before it.
 
     Args:
         in_dim: C.
@@ -111,7 +111,7 @@ class CausalFormer(Block):
 
 
 def distance_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """T5's numbers of how far back something lies: exact for half of the buckets, then by logarithm up to ``max_distance``.
+    """T5's buckets of how far back something lies: exact for half of the buckets, then by logarithm up to ``max_distance``.
 
     What lies ahead counts as no distance.
     """

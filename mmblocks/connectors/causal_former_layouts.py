@@ -42,7 +42,7 @@ def _rules(prefix: str) -> tuple[Rule, ...]:
         *(Rule(f"{block}.{kind}.{key}.weight", f"layers.{{}}.{mine}.{name}.weight") for kind, mine in kinds for key, name in names),
         Rule(f"{block}.2.DenseReluDense.wi.weight", "layers.{}.up.weight"),
         Rule(f"{block}.2.DenseReluDense.wo.weight", "layers.{}.down.weight"),
-        *(Rule(f"{block}.{number}.layer_norm.weight", f"layers.{{}}.{norm}.weight") for number, norm in norms),
+        *(Rule(f"{block}.{index}.layer_norm.weight", f"layers.{{}}.{norm}.weight") for index, norm in norms),
         Rule(f"{prefix}cformer.final_layer_norm.weight", "norm.weight"),
         Rule(f"{prefix}projection.*", "projection.*"),
     )

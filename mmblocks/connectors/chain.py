@@ -1,13 +1,13 @@
 """Several connectors, one after the other."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.connectors.grids import Grid
+from mmblocks.roles import GridConnector
 
 
 class ConnectorChain(Block):
@@ -43,7 +43,6 @@ class ConnectorChain(Block):
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid that features on this one get; raises what the parts raise. A part that names no grid keeps it."""
-        part: Any
         for part in self.parts:
-            grid = part.out_grid(grid) if hasattr(part, "out_grid") else grid
+            grid = part.out_grid(grid) if isinstance(part, GridConnector) else grid
         return grid

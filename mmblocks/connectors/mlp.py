@@ -171,7 +171,7 @@ def _check_plain(arguments: Arguments) -> None:
 
 
 def _hub_rules(prefix: str, *names: str) -> tuple[Rule, ...]:
-    return tuple(Rule(f"{prefix}.{name}.*", f"layers.{number}.*") for number, name in enumerate(names))
+    return tuple(Rule(f"{prefix}.{name}.*", f"layers.{index}.*") for index, name in enumerate(names))
 
 
 class MLPProjector(Block):
@@ -202,7 +202,7 @@ class MLPProjector(Block):
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(
             "llava",
-            tuple(Rule(f"model.mm_projector.{2 * number}.*", f"layers.{number}.*") for number in range(_MOST_LAYERS)),
+            tuple(Rule(f"model.mm_projector.{2 * index}.*", f"layers.{index}.*") for index in range(_MOST_LAYERS)),
             ignored=_LLAVA_OTHERS,
             config=_llava,
             published_config=_llava_config,
@@ -282,8 +282,8 @@ class MLPProjector(Block):
         """
         check_width(features, self.in_dim)
         x = features if self.norm is None else self.norm(features)
-        for number, layer in enumerate(self.layers):
-            x = layer(self.activation(x) if number else x)
+        for index, layer in enumerate(self.layers):
+            x = layer(self.activation(x) if index else x)
         return x
 
     def out_grid(self, grid: Grid) -> Grid:

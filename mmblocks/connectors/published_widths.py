@@ -23,7 +23,7 @@ _WIDTHS = {
 """``hidden_size`` of a class where a config does not say it."""
 
 
-def of_width(width: int, **entries: Any) -> dict[str, Any]:
+def of_width(width: int, **entries: object) -> dict[str, Any]:
     """The way back: a config of a part of which no more is known, with one head, so that it is a valid one of any width."""
     return {**entries, "hidden_size": width, "num_attention_heads": 1}
 

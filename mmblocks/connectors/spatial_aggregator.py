@@ -46,8 +46,8 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     check_model(config, *(f"cambrian_{kind}" for kind in ("llama", "mistral", "phi3", "qwen", "gemma", "cohere")))
     only(config, "mm_projector_type", "sva")
     if config["num_query_group"] != 1 or len(config["query_num_list"]) != 1:
-        numbers = f"num_query_group is {config['num_query_group']}, query_num_list {config['query_num_list']}"
-        raise ValueError(f"{numbers}; accepted: 1, and one number")
+        found = f"num_query_group is {config['num_query_group']}, query_num_list {config['query_num_list']}"
+        raise ValueError(f"{found}; accepted: 1, and one number")
     side = math.isqrt(config["query_num_list"][0])
     widths = config.get("mm_vision_tower_aux_hidden_sizes")
     return {
@@ -126,7 +126,7 @@ class SpatialAggregator(Block):
             "cambrian",
             (
                 Rule("model.vision_query", "queries"),
-                *(Rule(f"model.mm_projector_aux_{{}}.{number}.*", f"inputs.{{}}.{number}.*") for number in (0, 2, 3)),
+                *(Rule(f"model.mm_projector_aux_{{}}.{index}.*", f"inputs.{{}}.{index}.*") for index in (0, 2, 3)),
                 *(Rule(f"model.vision_sampler_0.layers.{{}}.{key}", f"layers.{{}}.{name}") for key, name in _LAYER),
                 Rule("model.mm_projector.*", "output.*"),
             ),
@@ -214,7 +214,7 @@ class _Layer(nn.Module):
         self.keys, self.values = (nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in windows) for _ in range(2))
         # A window of one token needs no places.
         self.places = nn.ParameterDict(
-            {str(number): nn.Parameter(torch.randn(window**2, dim)) for number, window in enumerate(windows) if window > 1}
+            {str(index): nn.Parameter(torch.randn(window**2, dim)) for index, window in enumerate(windows) if window > 1}
         )
         self.out = nn.Linear(dim, dim, bias=False)
         self.norm = nn.LayerNorm(dim)
@@ -223,7 +223,7 @@ class _Layer(nn.Module):
 
     def forward(self, queries: Tensor, context: Tensor, parts: Sequence[Tensor]) -> Tensor:
         x = self.merge(torch.cat([queries, self.context(context)], dim=-1))
-        placed = [part + self.places[str(number)] if str(number) in self.places else part for number, part in enumerate(parts)]
+        placed = [part + self.places[str(index)] if str(index) in self.places else part for index, part in enumerate(parts)]
         keys = torch.cat([key(norm(part)) for key, norm, part in zip(self.keys, self.key_norms, placed, strict=True)], dim=1)
         values = torch.cat(
             [value(norm(part)) for value, norm, part in zip(self.values, self.value_norms, placed, strict=True)], dim=1

@@ -21,6 +21,7 @@ from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
+from mmblocks.support.deprecation import former_method
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,18 +51,18 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
 class TokenFlexProjector(Block):
     """Averages over a grid of any chosen number of tokens, then a norm and a gated feed-forward part to the trunk's width.
 
-        projector.num_tokens = projector.draw(generator)     # another number for each step of training
-        tokens = projector(features, num_tokens=256)         # or for one call
+        projector.num_tokens = projector.sample_num_tokens(generator)     # another count for each step of training
+        tokens = projector(features, num_tokens=256)                      # or for one call
 
     Args:
         in_dim: C.
         dim: D.
         hidden_dim: width inside; None for three times ``in_dim``.
         num_tokens: how many where a call does not say; a square number.
-        choices: what ``draw`` chooses from: square numbers.
+        choices: what ``sample_num_tokens`` chooses from: square numbers.
 
     Attributes:
-        num_tokens: may be set. Layouts that were asked for before, such as a ``BatchBuilder`` keeps, are of the old number.
+        num_tokens: may be set. Layouts that were computed before, such as a ``BatchBuilder`` keeps, are of the old count.
 
     Raises:
         ValueError: numbers that are no squares.
@@ -129,9 +130,11 @@ class TokenFlexProjector(Block):
         x = self.norm(_pooled(features, _side(self.num_tokens if num_tokens is None else num_tokens)))
         return self.down(silu(self.gate(x)) * self.up(x))
 
-    def draw(self, generator: Generator | None = None) -> int:
+    def sample_num_tokens(self, generator: Generator | None = None) -> int:
         """One of ``choices``, each as likely as the others."""
         return self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
+
+    draw = former_method("draw", "sample_num_tokens")
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid of what features on any grid become, for the projector's own number of tokens."""

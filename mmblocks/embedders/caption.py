@@ -31,7 +31,7 @@ class CaptionEmbedding(Block):
         self.caption_dim = caption_dim
         self.first = nn.Linear(caption_dim, dim, bias=False)
         self.second = nn.Linear(dim, dim, bias=False)
-        # Fixed upstream too: a buffer, drawn once.
+        # Fixed upstream too: a buffer, initialised once.
         self.register_buffer("unconditional", torch.randn(num_tokens, caption_dim) / caption_dim**0.5)
 
     def forward(self, features: Float[Tensor, "*N C"]) -> Float[Tensor, "*N D"]:

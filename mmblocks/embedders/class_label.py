@@ -50,8 +50,8 @@ class ClassLabelEmbedding(Block):
 
         Args:
             labels: in [0, num_classes].
-            dropped: True where a label becomes "no class"; drawn while training, none in evaluation.
-            generator: source of the draws.
+            dropped: True where a label becomes "no class"; sampled while training, none in evaluation.
+            generator: source of randomness.
 
         Raises:
             ValueError: if a label is out of range (checked on CPU).

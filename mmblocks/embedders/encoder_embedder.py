@@ -3,7 +3,7 @@
 Shapes: B images of one size, H and W pixels, N tokens of all images, D width of the trunk.
 """
 
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.layers.images.image_tokens import Images, check_images, pack, sizes
+from mmblocks.roles import AnySize, GridConnector, OneSize, Preprocessing, TokenEncoder
 from mmblocks.sequence.tokens import ImageLayout, TokenKind, VisionTokens
 from mmblocks.support.pickling import weightless
 
@@ -28,7 +29,7 @@ class EncoderEmbedder(Block):
       pixels of a PIL image. With ``class_token``, it has a method ``tokens(pixels)``.
     - The connector says by ``out_grid(grid)`` what becomes of a grid; one without this method keeps it.
 
-    A token's place is (0, row, column) on a grid of rows and columns, (0, 0, number) where tokens have no places.
+    A token's place is (0, row, column) on a grid of rows and columns, (0, 0, index) where tokens have no places.
 
     Args:
         encoder: pixels in [0, 1] to features (B, *grid, C), or to a list of them that the connector reads.
@@ -52,9 +53,9 @@ class EncoderEmbedder(Block):
     def __init__(self, *, encoder: Block, connector: Block, class_token: bool = False) -> None:
         super().__init__()
         name = type(encoder).__name__
-        if not hasattr(encoder, "grid_of") and not (hasattr(encoder, "image_size") and hasattr(encoder, "grid")):
+        if not isinstance(encoder, AnySize | OneSize):
             raise TypeError(f"encoder {name} does not name its grid; accepted: one with grid_of, or with image_size and grid")
-        if class_token and not hasattr(encoder, "tokens"):
+        if class_token and not isinstance(encoder, TokenEncoder):
             raise TypeError(f"encoder {name} has no method tokens; accepted with class_token: one that has")
         self.encoder = encoder
         self.connector = connector
@@ -69,15 +70,15 @@ class EncoderEmbedder(Block):
                 other tokens than they have named.
         """
         images = check_images(images)
-        numbers: dict[tuple[int, int], list[int]] = {}
-        for number, size in enumerate(sizes(images)):
-            numbers.setdefault(size, []).append(number)
-        layouts = {size: self.layout(*size) for size in numbers}
+        members_of: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes(images)):
+            members_of.setdefault(size, []).append(index)
+        layouts = {size: self.layout(*size) for size in members_of}
         tokens: list[Tensor] = [images[0]] * len(images)
-        for size, members in numbers.items():
-            together = self._tokens(torch.stack([images[number] for number in members]), layouts[size])
-            for number, one in zip(members, together, strict=True):
-                tokens[number] = one
+        for size, members in members_of.items():
+            together = self._tokens(torch.stack([images[index] for index in members]), layouts[size])
+            for index, one in zip(members, together, strict=True):
+                tokens[index] = one
         return pack([layouts[size] for size in sizes(images)], torch.cat(tokens))
 
     @weightless
@@ -90,8 +91,8 @@ class EncoderEmbedder(Block):
         grid = self._grid_of(height, width)
         if self.class_token:
             grid = (1 + grid[0] * grid[1],)
-        if hasattr(self.connector, "out_grid"):
-            grid = self._out_grid(grid, height, width)
+        if isinstance(self.connector, GridConnector):
+            grid = _out_grid(self.connector, grid, height, width)
         places = torch.cartesian_prod(*(torch.arange(side) for side in (1,) * (3 - len(grid)) + tuple(grid)))
         return ImageLayout(grid=places, kind=torch.full((len(places),), int(TokenKind.PATCH)))
 
@@ -102,31 +103,30 @@ class EncoderEmbedder(Block):
         Raises:
             TypeError: an encoder without ``preprocess``.
         """
-        if not hasattr(self.encoder, "preprocess"):
+        if not isinstance(self.encoder, Preprocessing):
             raise TypeError(f"encoder {type(self.encoder).__name__} has no preprocess; accepted: images that are tensors already")
-        encoder: Any = self.encoder
-        return encoder.preprocess(image)
+        return self.encoder.preprocess(image)
 
     def _grid_of(self, height: int, width: int) -> tuple[int, ...]:
-        encoder: Any = self.encoder
-        if hasattr(encoder, "grid_of"):
-            return encoder.grid_of(height, width)
-        rows, columns = encoder.image_size
-        if (height, width) != (rows, columns):
+        if isinstance(self.encoder, AnySize):
+            return self.encoder.grid_of(height, width)
+        encoder = cast(OneSize, self.encoder)
+        if encoder.image_size is not None and (height, width) != (*encoder.image_size,):
+            rows, columns = encoder.image_size
             raise ValueError(f"image is {height}x{width}; accepted: {rows}x{columns} (see preprocess)")
         return encoder.grid
 
-    def _out_grid(self, grid: tuple[int, ...], height: int, width: int) -> tuple[int, ...]:
-        connector: Any = self.connector
-        try:
-            return connector.out_grid(grid)
-        except ValueError as error:
-            raise ValueError(f"image is {height}x{width}: {error}") from error
-
     def _tokens(self, pixels: Tensor, layout: ImageLayout) -> Tensor:
         """(B, tokens, D)."""
-        encoder: Any = self.encoder
-        embeds = self.connector(encoder.tokens(pixels) if self.class_token else encoder(pixels)).flatten(1, -2)
+        features = cast(TokenEncoder, self.encoder).tokens(pixels) if self.class_token else self.encoder(pixels)
+        embeds: Tensor = self.connector(features).flatten(1, -2)
         if embeds.shape[1] != len(layout.kind):
             raise ValueError(f"connector gave {embeds.shape[1]} tokens for an image; accepted: {len(layout.kind)}, as it has named")
         return embeds
+
+
+def _out_grid(connector: GridConnector, grid: tuple[int, ...], height: int, width: int) -> tuple[int, ...]:
+    try:
+        return connector.out_grid(grid)
+    except ValueError as error:
+        raise ValueError(f"image is {height}x{width}: {error}") from error

@@ -185,7 +185,7 @@ class EVE1PatchAlignment(Block):
 
     def student(self, states: Float[Tensor, "P K D"]) -> Float[Tensor, "P C"]:
         """What is compared with the teacher's features, from patches' states."""
-        projected = torch.stack([branch(states[:, number]) for number, branch in enumerate(self.branches)], dim=1)
+        projected = torch.stack([branch(states[:, index]) for index, branch in enumerate(self.branches)], dim=1)
         heads = rearrange(projected, "p k (heads d) -> p k heads d", heads=self.num_heads)
         query, context = heads[:, 0], heads[:, 1:]
         scores = torch.einsum("p h d, p k h d -> p h k", query * self.scale, context)

@@ -37,13 +37,13 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, pattern, entries in presets:
         if config.get(name) is None or config.keys() >= set(entries):
             continue
-        numbers = re.search(pattern, config[name])
-        if numbers is None:
+        match = re.search(pattern, config[name])
+        if match is None:
             raise ValueError(
                 f"{name} is {config[name]!r}; accepted: a name such as openai/eve-patch14-anypixel-672 or"
                 f" openai/clip-vit-large-patch14-336, or the preset's entries {', '.join(entries)} in config.json"
             )
-        arguments |= {_PRESET_ENTRIES[entry]: int(number) for entry, number in zip(entries, numbers.groups(), strict=True)}
+        arguments |= {_PRESET_ENTRIES[entry]: int(value) for entry, value in zip(entries, match.groups(), strict=True)}
     return arguments | {ours: config[theirs] for theirs, ours in _PRESET_ENTRIES.items() if theirs in config}
 
 

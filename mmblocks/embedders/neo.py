@@ -70,9 +70,9 @@ _HARMLESS = (
 """Of the language model, and how long upstream's tables of angles are."""
 
 
-def _scalar(value: Any) -> float:
+def _scalar(value: float | Sequence[float]) -> float:
     """Published configs hold some numbers in lists of one."""
-    return value[0] if isinstance(value, list | tuple) else value
+    return value[0] if isinstance(value, Sequence) else value
 
 
 class NEOPatchEmbedding(Block):

@@ -3,7 +3,7 @@
 Shapes: H and W pixels, N tokens of all images, D width of the trunk.
 """
 
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.layers.images.image_tokens import Images, sizes
 from mmblocks.layers.images.structure_tokens import NUM_COLUMNS, NUM_ROWS, ROW_END, Structured, with_structure
+from mmblocks.roles import Embedder, Preprocessing
 from mmblocks.sequence.tokens import ImageLayout, VisionTokens
 from mmblocks.support.pickling import weightless
 
@@ -70,18 +71,17 @@ class StructuredEmbedder(Block):
             TypeError: pixels that the embedder refuses.
             ValueError: likewise; or an image of more rows or columns than ``max_size``.
         """
-        own: Any = self.embedder
         if len(images) == 0:
             raise ValueError("images is empty; accepted: at least one")
-        structured = [self._structured(own.layout(*size)) for size in sizes(images)]
-        tokens: VisionTokens = own(images)
+        structured = [self._structured(self._own.layout(*size)) for size in sizes(images)]
+        tokens: VisionTokens = self.embedder(images)
         made, first = [], 0
         for one in structured:
             count = int((one.source >= 0).sum())
             made.append(self._one(tokens.embeds[first : first + count], one))
             first += count
         device = tokens.embeds.device
-        image = torch.cat([torch.full_like(one.source, number) for number, one in enumerate(structured)])
+        image = torch.cat([torch.full_like(one.source, index) for index, one in enumerate(structured)])
         return VisionTokens(
             embeds=torch.cat(made),
             image=image.to(device),
@@ -96,14 +96,16 @@ class StructuredEmbedder(Block):
         Raises:
             ValueError: a size that the embedder refuses, or one of more rows or columns than ``max_size``.
         """
-        own: Any = self.embedder
-        return self._structured(own.layout(height, width)).layout
+        return self._structured(self._own.layout(height, width)).layout
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the embedder wants it; raises what its ``preprocess`` raises."""
-        own: Any = self.embedder
-        return own.preprocess(image)
+        return cast(Preprocessing, self.embedder).preprocess(image)
+
+    @property
+    def _own(self) -> Embedder:
+        return cast(Embedder, self.embedder)
 
     def _structured(self, layout: ImageLayout) -> Structured:
         made = with_structure(layout, row_ends=self.row_end is not None, size_prefix=self.max_size is not None)

@@ -6,6 +6,7 @@ The package has its configs inside, by the names of the models; no file of weigh
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.published_config import only, shown, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.checkpoints.layouts.way_back import check_arguments
@@ -223,12 +224,12 @@ def _check_model(published: Mapping[str, Any]) -> None:
             raise ValueError(f"architectures names {shown(name)}; accepted: EvaCLIPModel")
 
 
-def _of(part: Any) -> Arguments:
+def _of(part: Arguments | Block) -> Arguments:
     """Arguments of a tower that is given as a Block or as its arguments."""
     return part if isinstance(part, Mapping) else part.config
 
 
-def _with_defaults(arguments: Arguments, **defaults: Any) -> dict[str, Any]:
+def _with_defaults(arguments: Arguments, **defaults: object) -> dict[str, Any]:
     return {**defaults, **arguments}
 
 

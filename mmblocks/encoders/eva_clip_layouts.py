@@ -37,7 +37,7 @@ class Join(Split):
         return super().names(_other(side))
 
     def source(self, keys: tuple[str, ...], to: Side, part: int, arguments: Arguments) -> Source:
-        """Tensor number ``part`` on side ``to``, made of the tensors called ``keys`` on the other."""
+        """Tensor ``part`` on side ``to``, made of the tensors called ``keys`` on the other."""
         return super().source(keys, _other(to), part, arguments)
 
 
@@ -71,8 +71,8 @@ def vision_hub_rules(ours: str) -> Rules:
         Rule(f"{theirs}embeddings.position_embedding.weight", f"{tower}pos_embed", "unsqueeze_first"),
         Rule(f"{theirs}embeddings.patch_embedding.*", f"{tower}patch_embed.proj.*"),
         *(Rule(f"{layer}self_attn.{key}", f"{block}attn.{name}") for key, name in attention),
-        *(Rule(f"{layer}layer_norm{number}.*", f"{block}norm{number}.*") for number in (1, 2)),
-        *(Rule(f"{layer}mlp.fc{number}.*", f"{block}mlp.fc{number}.*") for number in (1, 2)),
+        *(Rule(f"{layer}layer_norm{index}.*", f"{block}norm{index}.*") for index in (1, 2)),
+        *(Rule(f"{layer}mlp.fc{index}.*", f"{block}mlp.fc{index}.*") for index in (1, 2)),
         Rule(f"{theirs}post_layernorm.*", f"{ours}norm.*"),
         Rule("visual_projection.*", f"{ours}head.*"),
     )
@@ -90,7 +90,7 @@ def text_hub_rules(ours: str) -> Rules:
             for kind in ("weight", "bias")
         ),
         Rule(f"{layer}self_attn.out_proj.*", f"{block}attn.out_proj.*"),
-        *(Rule(f"{layer}layer_norm{number}.*", f"{block}ln_{number}.*") for number in (1, 2)),
+        *(Rule(f"{layer}layer_norm{index}.*", f"{block}ln_{index}.*") for index in (1, 2)),
         Rule(f"{layer}mlp.fc1.*", f"{block}mlp.c_fc.*"),
         Rule(f"{layer}mlp.fc2.*", f"{block}mlp.c_proj.*"),
         Rule(f"{theirs}final_layer_norm.*", f"{model}ln_final.*"),
@@ -99,7 +99,7 @@ def text_hub_rules(ours: str) -> Rules:
 
 
 def _count_difference(ids: Tensor, arguments: Arguments) -> float:
-    """Of numbers of places, which count from 0."""
+    """Of indices of places, which count from 0."""
     return float((ids.flatten() - torch.arange(ids.numel(), device=ids.device)).abs().max())
 
 

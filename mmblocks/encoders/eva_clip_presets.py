@@ -7,7 +7,7 @@ _EVA02: dict[str, Any] = {"swiglu": True, "attention_norm": True, "rope": True, 
 _RMS: dict[str, Any] = {"norm": "rms", "qkv_bias": False}
 
 
-def _square(side: int, patch_size: int, dim: int, num_layers: int, num_heads: int, mlp_dim: int, **kind: Any) -> dict[str, Any]:
+def _square(side: int, patch_size: int, dim: int, num_layers: int, num_heads: int, mlp_dim: int, **kind: object) -> dict[str, Any]:
     sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads, "mlp_dim": mlp_dim}
     return {"image_size": (side, side), "patch_size": patch_size, **sizes, **kind}
 

@@ -138,7 +138,7 @@ class EVACLIPText(Block):
         return ids
 
 
-def _open_clip_text(*, activation: str, norm_eps: float, **sizes: Any) -> Any:
+def _open_clip_text(*, activation: str, norm_eps: float, **sizes: float | None) -> Any:
     from open_clip.transformer import LayerNorm, TextTransformer  # type: ignore[import-untyped]
 
     kinds = {"act_layer": partial(ActivationLayer, activation), "norm_layer": partial(LayerNorm, eps=norm_eps)}

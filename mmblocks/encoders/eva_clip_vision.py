@@ -16,6 +16,7 @@ from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
 from mmblocks.layers.towers.eva import EvaTower, eva_norm, rebuilt
+from mmblocks.support.deprecation import former_method
 from mmblocks.support.pickling import weightless
 
 
@@ -150,7 +151,7 @@ class EVACLIPVision(Block):
         Args:
             pixels: in [0, 1], of a size that the tower takes.
             keep: as for ``EvaTower``; while training, None leaves some out by chance where ``patch_dropout`` is not 0.
-            generator: draws the patches that are kept.
+            generator: source of randomness for the patches that are kept.
 
         Raises:
             TypeError, ValueError: as ``forward``; also a tower without a head.
@@ -158,7 +159,7 @@ class EVACLIPVision(Block):
         values = self._normalised(pixels)
         if keep is None and self.training and self.patch_dropout > 0:
             grid = self.grid_of(values.shape[2], values.shape[3])
-            keep = self.draw_patches(len(values), grid=grid, device=values.device, generator=generator)
+            keep = self.sample_patches(len(values), grid=grid, device=values.device, generator=generator)
         return self.pool(self.tower(values, keep=keep))
 
     def pool(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B E"]:
@@ -172,7 +173,7 @@ class EVACLIPVision(Block):
         pooled = self.norm(tokens[:, 0]) if self.pooling == "class" else self.pool_norm(tokens.mean(dim=1))
         return self.head(pooled)
 
-    def draw_patches(
+    def sample_patches(
         self,
         batch: int,
         *,
@@ -180,13 +181,15 @@ class EVACLIPVision(Block):
         device: torch.device | str | None = None,
         generator: Generator | None = None,
     ) -> Int[Tensor, "B K"]:
-        """Numbers of the patches that ``patch_dropout`` leaves, by chance and in no order: at least one for each image.
+        """Indices of the patches that ``patch_dropout`` leaves, by chance and in no order: at least one for each image.
 
         ``grid`` has the rows and columns of the patches; None is that of the tower's own size.
         """
         rows, columns = grid or self.grid
-        draws = torch.randn(batch, rows * columns, device=device, generator=generator)
-        return draws.topk(max(1, int(rows * columns * (1 - self.patch_dropout)))).indices
+        order = torch.randn(batch, rows * columns, device=device, generator=generator)
+        return order.topk(max(1, int(rows * columns * (1 - self.patch_dropout)))).indices
+
+    draw_patches = former_method("draw_patches", "sample_patches")
 
     def resized(self, image_size: tuple[int, int], *, patch_size: int | None = None) -> "EVACLIPVision":
         """The same for images of another size; see ``EvaTower.resized``."""

@@ -5,7 +5,7 @@ Each encoder sees the same image at its own size and names its own grid; the cla
 Shapes: B images, H and W pixels, h and w places, D width.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
 from mmblocks.layers.images.pixels import check_pixels, dtype_of
+from mmblocks.roles import AnySize, OneSize, Sized, Wide
 
 Grid = tuple[int, int]
 
@@ -47,7 +48,7 @@ class EncoderGroup(Block):
         if not encoders:
             raise ValueError("encoders is empty; accepted: at least one")
         for name, encoder in encoders.items():
-            if not hasattr(encoder, "dim") or not (hasattr(encoder, "grid_of") or hasattr(encoder, "grid")):
+            if not isinstance(encoder, Wide) or not isinstance(encoder, AnySize | OneSize):
                 kind = type(encoder).__name__
                 raise TypeError(
                     f"encoder {name!r}, a {kind}, does not name its width and grid; accepted: with dim, grid or grid_of"
@@ -57,7 +58,7 @@ class EncoderGroup(Block):
     @property
     def dims(self) -> dict[str, int]:
         """The width of each encoder's features."""
-        return {name: int(encoder.dim) for name, encoder in self._each()}
+        return {name: cast(Wide, encoder).dim for name, encoder in self.encoders.items()}
 
     def grids(self, height: int, width: int) -> dict[str, Grid]:
         """Rows and columns of each encoder's features of an image of this size.
@@ -66,10 +67,11 @@ class EncoderGroup(Block):
             ValueError: a size that one of them does not take; the message names it.
         """
         found: dict[str, Grid] = {}
-        for name, encoder in self._each():
-            size = _own_size(encoder)
+        for name, encoder in self.encoders.items():
+            size = _own_size(encoder) or (height, width)
             try:
-                found[name] = encoder.grid_of(*(size or (height, width))) if hasattr(encoder, "grid_of") else encoder.grid
+                grid = encoder.grid_of(*size) if isinstance(encoder, AnySize) else cast(OneSize, encoder).grid
+                found[name] = cast(Grid, grid)
             except ValueError as error:
                 raise ValueError(f"encoder {name!r}: {error}") from error
         return found
@@ -87,14 +89,11 @@ class EncoderGroup(Block):
         """
         check_pixels(pixels, num_axes=4)
         self.grids(pixels.shape[2], pixels.shape[3])
-        return {name: encoder(_resized(pixels, encoder)) for name, encoder in self._each()}
+        return {name: encoder(_resized(pixels, encoder)) for name, encoder in self.encoders.items()}
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Any:
         """The features of all encoders, a list in their order. Arguments and errors as for ``features``."""
         return list(self.features(pixels).values())
-
-    def _each(self) -> list[tuple[str, Any]]:
-        return list(self.encoders.items())
 
 
 class ChannelFusion(EncoderGroup):
@@ -266,13 +265,13 @@ def _projections(dims: dict[str, int], dim: int) -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.Linear(width, dim) for name, width in dims.items()})
 
 
-def _own_size(encoder: Any) -> tuple[int, int] | None:
+def _own_size(encoder: nn.Module) -> tuple[int, int] | None:
     """The only size that an encoder takes; None where it takes several."""
-    size = getattr(encoder, "image_size", None)
+    size = encoder.image_size if isinstance(encoder, Sized) else None
     return None if size is None else (size[0], size[1])
 
 
-def _resized(pixels: Tensor, encoder: Any) -> Tensor:
+def _resized(pixels: Tensor, encoder: nn.Module) -> Tensor:
     """Pixels of the size that an encoder takes, in their own dtype if it is the encoder's."""
     size = _own_size(encoder)
     if size is None or tuple(pixels.shape[2:]) == size:

@@ -3,7 +3,7 @@
 Shapes: B images, H and W pixels, T tiles, h and w places of one tile, D width.
 """
 
-from typing import Any
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from mmblocks.block import Block
 from mmblocks.layers.images.pixels import check_pixels, dtype_of, pixels_of, widened
 from mmblocks.layers.images.resizing import smart_resize, upright_rgb
+from mmblocks.roles import AnySize, GridConnector, OneSize, Sized, TokenEncoder, Wide
 from mmblocks.support.pickling import weightless
 
 
@@ -83,9 +84,9 @@ class TiledEncoder(Block):
         self, *, encoder: Block, max_tiles: int = 12, min_tiles: int = 1, thumbnail: bool = True, connector: Block | None = None
     ) -> None:
         super().__init__()
-        size, grid = getattr(encoder, "image_size", None), getattr(encoder, "grid", None)
-        if size is None and not hasattr(encoder, "image_size"):
+        if not isinstance(encoder, Sized):
             raise TypeError(f"encoder {type(encoder).__name__} has no image_size; accepted: one for images of one size")
+        size = encoder.image_size
         if size is None:
             raise TypeError(f"encoder {type(encoder).__name__} takes any size; accepted: one for images of one size")
         choose_tiles(1, 1, tile=size, max_tiles=max_tiles, min_tiles=min_tiles)
@@ -95,14 +96,12 @@ class TiledEncoder(Block):
         self.max_tiles = max_tiles
         self.min_tiles = min_tiles
         self.thumbnail = thumbnail
-        part: Any = encoder
-        self._tile_grid: tuple[int, ...] = tuple(grid or part.grid_of(*self.tile))
+        self._tile_grid = tuple(encoder.grid if isinstance(encoder, OneSize) else cast(AnySize, encoder).grid_of(*self.tile))
 
     @property
     def dim(self) -> int:
         """Width of what comes out."""
-        part: Any = self.encoder if self.connector is None else self.connector
-        return int(part.dim)
+        return cast(Wide, self.encoder if self.connector is None else self.connector).dim
 
     def tiles_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tiles of an image that is whole tiles.
@@ -123,8 +122,7 @@ class TiledEncoder(Block):
             ValueError: as ``tiles_of``; what the connector refuses.
         """
         rows, columns = self.tiles_of(height, width)
-        connector: Any = self.connector
-        grid = connector.out_grid(self._tile_grid) if hasattr(connector, "out_grid") else self._tile_grid
+        grid = self.connector.out_grid(self._tile_grid) if isinstance(self.connector, GridConnector) else self._tile_grid
         return (rows * columns + (self.thumbnail and rows * columns > 1), *grid)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T *grid D"]:
@@ -144,7 +142,7 @@ class TiledEncoder(Block):
         if self.thumbnail and rows * columns > 1:
             whole = interpolate(pixels.float(), self.tile, mode="bicubic", antialias=True, align_corners=False)
             tiles = torch.cat([tiles, whole.clamp(0, 1).to(pixels.dtype)[:, None]], dim=1)
-        features = self.encoder(tiles.flatten(0, 1))
+        features: Tensor = self.encoder(tiles.flatten(0, 1))
         if self.connector is not None:
             features = self.connector(features)
         return features.unflatten(0, tiles.shape[:2])
@@ -202,9 +200,9 @@ class NativeResolution(Block):
     def __init__(self, *, encoder: Block, multiple: int, min_pixels: int = 256**2, max_pixels: int = 1024**2) -> None:
         super().__init__()
         name = type(encoder).__name__
-        if not hasattr(encoder, "grid_of"):
+        if not isinstance(encoder, AnySize):
             raise TypeError(f"encoder {name} does not name its grid; accepted: one with grid_of")
-        if getattr(encoder, "image_size", None) is not None:
+        if isinstance(encoder, Sized) and encoder.image_size is not None:
             raise ValueError(f"encoder {name} takes images of one size; accepted: one that takes any (any_size=True)")
         self.encoder = encoder
         self.multiple = multiple
@@ -214,13 +212,11 @@ class NativeResolution(Block):
     @property
     def dim(self) -> int:
         """Width of the features."""
-        part: Any = self.encoder
-        return int(part.dim)
+        return cast(Wide, self.encoder).dim
 
     def grid_of(self, height: int, width: int) -> tuple[int, ...]:
         """The encoder's grid; raises what it raises."""
-        part: Any = self.encoder
-        return part.grid_of(height, width)
+        return cast(AnySize, self.encoder).grid_of(height, width)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """The encoder's features; raises what it raises."""
@@ -228,8 +224,7 @@ class NativeResolution(Block):
 
     def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
         """The encoder's tokens; raises what it raises."""
-        part: Any = self.encoder
-        return part.tokens(pixels)
+        return cast(TokenEncoder, self.encoder).tokens(pixels)
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:

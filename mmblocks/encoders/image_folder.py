@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
+from mmblocks.roles import Preprocessing
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Names of files that are taken for images end like this, in capitals too."""
@@ -32,6 +33,20 @@ class FolderEmbeddings(NamedTuple):
 
     files: list[str]
     embeddings: Float[Tensor, "N E"]
+
+
+@runtime_checkable
+class _EncodesImages(Protocol):
+    """Towers of images and of texts."""
+
+    def encode_image(self, pixels: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class _Embeds(Protocol):
+    """A tower of images alone."""
+
+    def embed(self, pixels: Tensor, /) -> Tensor: ...
 
 
 def embed_folder(encoder: Block, folder: str | Path, file: str | Path, *, batch_size: int = 32, progress: bool = True) -> Path:
@@ -72,7 +87,7 @@ def embed_folder(encoder: Block, folder: str | Path, file: str | Path, *, batch_
         ((2, 8), ['a.png', 'b.png'])
     """
     folder, file = Path(folder), Path(file)
-    if not hasattr(encoder, "preprocess") or not (hasattr(encoder, "encode_image") or hasattr(encoder, "embed")):
+    if not isinstance(encoder, Preprocessing) or not isinstance(encoder, _EncodesImages | _Embeds):
         raise TypeError(f"encoder {type(encoder).__name__} lacks preprocess, or encode_image or embed; accepted: one that has both")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; accepted: at least 1")
@@ -162,16 +177,16 @@ def _state(path: Path, name: str) -> list[Any]:
 
 
 @torch.no_grad()
-def _embedded(encoder: Any, folder: Path, names: Sequence[str]) -> Tensor:
-    pixels = []
+def _embedded(encoder: Block, folder: Path, names: Sequence[str]) -> Tensor:
+    pixels, preprocess = [], cast(Preprocessing, encoder).preprocess
     for name in names:
         try:
             with PILImage.open(folder / name) as image:
-                pixels.append(encoder.preprocess(image))
+                pixels.append(preprocess(image))
         except (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, ValueError) as error:
             raise ValueError(f"{folder / name} cannot be read as an image: {error}") from error
     device = next(encoder.parameters()).device
-    embed = encoder.encode_image if hasattr(encoder, "encode_image") else encoder.embed
+    embed = encoder.encode_image if isinstance(encoder, _EncodesImages) else cast(_Embeds, encoder).embed
     return embed(torch.stack(pixels).to(device)).float().cpu()
 
 

@@ -18,7 +18,7 @@ from mmblocks.checkpoints.layouts.published_config import only, plain, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.encoders.open_clip_models import known_ways, matching_names, model_config, quick_gelu
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, check_pixels, check_size, check_some, normalised_for, rgb_of
-from mmblocks.layers.towers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.layers.towers.foreign_towers import entry_of, fill_buffers, fitting_grid
 from mmblocks.support.pickling import weightless
 
 _BESIDE_VISUAL = (
@@ -174,8 +174,9 @@ class OpenClipEncoder(Block):
         Raises:
             TypeError, ValueError: as ``forward``; also a tower without such tokens.
         """
-        trunk = getattr(self.model, "trunk", self.model)
-        if not getattr(trunk, "num_prefix_tokens", hasattr(trunk, "class_embedding")):
+        trunk = entry_of(self.model, "trunk") or self.model
+        count = entry_of(trunk, "num_prefix_tokens")  # of timm's towers; open_clip's own have a class token or none
+        if not (entry_of(trunk, "class_embedding") is not None if count is None else count):
             raise ValueError(f"{self.name} has no class token; accepted: its features on a grid, from forward")
         (patches,), (before,) = self._intermediates(pixels, (self.feature_layer,), self.feature_norm, output_extra_tokens=True)
         return torch.cat([before, patches.flatten(2).transpose(1, 2)], dim=1)
@@ -204,20 +205,20 @@ class OpenClipEncoder(Block):
         fill_buffers(self.model, lambda: _built(name, image_size, quick_gelu(name, weights)), device)
 
     def _intermediates(
-        self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: Any
+        self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The towers sort what is asked for, and give each once."""
         count = self.num_layers
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
-        numbers = [layer % count for layer in layers]
-        asked = sorted(set(numbers))
+        indices = [layer % count for layer in layers]
+        asked = sorted(set(indices))
         # A ResNet of open_clip's own has no norm and knows no such option.
         options |= {"normalize_intermediates": True} if normed else {}
         found = self.model.forward_intermediates(
             self._normalised(pixels), indices=asked, stop_early=True, intermediates_only=True, **options
         )
-        places = [asked.index(number) for number in numbers]
+        places = [asked.index(index) for index in indices]
         before = found.get("image_intermediates_prefix", [])
         return [found["image_intermediates"][place] for place in places], [before[place] for place in places] if before else []
 
@@ -228,7 +229,7 @@ class OpenClipEncoder(Block):
         return normalised_for(self.model, pixels, self.mean, self.std)
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
@@ -255,7 +256,7 @@ def _built(name: str, image_size: tuple[int, int] | None, force_quick_gelu: bool
     return model.visual
 
 
-def _sizes(model: Any, layer: int) -> tuple[int, int, int]:
+def _sizes(model: Any, layer: int) -> tuple[int, int, int]:  # three classes of a library that has no types
     """How many layers there are, and the width and pixels a side of the places of one of them."""
     if hasattr(model, "trunk"):
         sizes = [(int(stage["num_chs"]), int(stage["reduction"])) for stage in model.trunk.feature_info]

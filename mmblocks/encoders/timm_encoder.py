@@ -16,7 +16,7 @@ from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only, shown, stated, title
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import check_pixels, check_size, check_some, normalised_for, rgb_of
-from mmblocks.layers.towers.foreign_towers import fill_buffers, fitting_grid
+from mmblocks.layers.towers.foreign_towers import entry_of, fill_buffers, fitting_grid
 from mmblocks.support.pickling import weightless
 
 _CLASSIFIERS = tuple(
@@ -66,8 +66,8 @@ def _check_pooling(name: str, pooling: str) -> None:
             asked = timm.create_model(name, num_classes=0, global_pool=pooling)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"global_pool of the model_args is {shown(pooling)}; accepted: what {name} takes ({error})") from error
-    ways = [model.global_pool for model in (own, asked) if isinstance(getattr(model, "global_pool", None), str)]
-    if repr(own) != repr(asked) or len(set(ways)) > 1:
+    ways = {way for way in (entry_of(own, "global_pool"), entry_of(asked, "global_pool")) if isinstance(way, str)}
+    if repr(own) != repr(asked) or len(ways) > 1:
         raise ValueError(f"global_pool of the model_args is {shown(pooling)}; accepted: that of {name} where nothing is said")
 
 
@@ -79,9 +79,9 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
     known = timm.get_pretrained_cfg(arguments["name"])
     cfg: dict[str, Any] = {"tag": tag} if tag else {}
     for name in ("mean", "std", *_WAYS):
-        given = arguments[name] if arguments[name] is not None else getattr(known, name, None)
+        given = arguments[name] if arguments[name] is not None else entry_of(known, name)
         cfg |= {} if given is None else {name: given}
-    size = arguments["input_size"] or (getattr(known, "input_size", None) or (3, None))[1:]
+    size = arguments["input_size"] or (entry_of(known, "input_size") or (3, None))[1:]
     options: dict[str, Any] = {} if arguments["image_size"] is None else {"img_size": list(arguments["image_size"])}
     options |= {"dynamic_img_size": True} if arguments["any_size"] else {}
     cfg |= {} if len(size) < 2 else {"input_size": [3, *size]}
@@ -183,8 +183,8 @@ class TimmEncoder(Block):
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of the images; None where any multiples of ``stride`` will do."""
-        patches = getattr(self.model, "patch_embed", None)
-        if patches is None or not getattr(patches, "strict_img_size", False):
+        patches = entry_of(self.model, "patch_embed")
+        if not entry_of(patches, "strict_img_size"):
             return None
         height, width = patches.img_size
         return height, width
@@ -227,7 +227,7 @@ class TimmEncoder(Block):
         Raises:
             TypeError, ValueError: as ``forward``; also a model without such tokens.
         """
-        if not getattr(self.model, "num_prefix_tokens", 0):
+        if not entry_of(self.model, "num_prefix_tokens"):
             raise ValueError(f"{self.name} has no class token; accepted: its features on a grid, from forward")
         ((patches, before),) = self._intermediates(pixels, (self.feature_layer,), self.feature_norm, return_prefix_tokens=True)
         return torch.cat([before, patches.flatten(2).transpose(1, 2)], dim=1)
@@ -245,7 +245,7 @@ class TimmEncoder(Block):
         """
         import timm.data
 
-        own = getattr(getattr(self.model, "patch_embed", None), "img_size", None)
+        own = entry_of(entry_of(self.model, "patch_embed"), "img_size")
         size = self.config["image_size"] or self.image_size or self.config["input_size"] or own or self.input_size
         check_size(image.height, image.width)
         library: Any = timm.data  # of which type checkers see little
@@ -256,17 +256,17 @@ class TimmEncoder(Block):
         options = (self.config["name"], self.config["image_size"], self.config["any_size"])
         fill_buffers(self.model, lambda: _built(*options), device)
 
-    def _intermediates(self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: Any) -> list[Any]:
+    def _intermediates(self, pixels: Tensor, layers: Sequence[int], normed: bool, **options: bool) -> list[Any]:
         """timm sorts what is asked for, and gives each once."""
         count = len(self.model.feature_info)
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
-        numbers = [layer % count for layer in layers]
-        asked = sorted(set(numbers))
+        indices = [layer % count for layer in layers]
+        asked = sorted(set(indices))
         maps = self.model.forward_intermediates(
             self._normalised(pixels), indices=asked, norm=normed, stop_early=True, intermediates_only=True, **options
         )
-        return [maps[asked.index(number)] for number in numbers]
+        return [maps[asked.index(index)] for index in indices]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)
@@ -289,7 +289,7 @@ def _built(name: str, image_size: tuple[int, int] | None, any_size: bool) -> Any
     except TypeError as error:
         given = f"image_size is {image_size}, any_size {any_size}"
         raise ValueError(f"{given}; accepted of {name}: neither, for timm's model has its own way with sizes ({error})") from error
-    if not hasattr(model, "forward_intermediates"):
+    if entry_of(model, "forward_intermediates") is None:
         raise ValueError(f"name is {name!r}, a model that gives no features on a grid; accepted: one with forward_intermediates")
     return model
 

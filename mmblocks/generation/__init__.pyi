@@ -4,9 +4,10 @@ from mmblocks.generation.beam import beam_search as beam_search
 from mmblocks.generation.choosing import ModalSampling as ModalSampling
 from mmblocks.generation.continuous import VectorBlock as VectorBlock
 from mmblocks.generation.continuous import VectorGrammar as VectorGrammar
-from mmblocks.generation.grammar import GridGrammar as GridGrammar
 from mmblocks.generation.grammar import TextGrammar as TextGrammar
+from mmblocks.generation.grid_grammar import GridGrammar as GridGrammar
 from mmblocks.generation.guidance import ClassifierFree as ClassifierFree
 from mmblocks.generation.guidance import MutualInformation as MutualInformation
 from mmblocks.generation.guidance import ThreeWay as ThreeWay
 from mmblocks.generation.guidance import VisualContrastive as VisualContrastive
+from mmblocks.generation.options import Generation as Generation

@@ -5,20 +5,23 @@ Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows o
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
-from mmblocks.generation.choosing import Chooser, Chosen, IdHead, LogitsHook, ModalSampling
-from mmblocks.generation.grammar import Grammar, State
-from mmblocks.generation.guidance import Guidance, as_guidance
-from mmblocks.layers.categorical import DRAWABLE, Sampling
+from mmblocks.generation.choosing import Chooser, Chosen, IdHead
+from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
+from mmblocks.generation.guidance import as_guidance
+from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.layers.categorical import VALID_LOGITS
+from mmblocks.roles import AnyEmbedder, Cache, Head, Trunk
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable, vectors_of
+from mmblocks.support.named import Named
 
 
 @runtime_checkable
@@ -26,10 +29,22 @@ class IdModel(Protocol):
     """A model that reads and writes ids; ``MultimodalModel`` is one."""
 
     if TYPE_CHECKING:  # since Python 3.12 isinstance does not see what an nn.Module holds as a part
-        inputs: Any  # embedders by name
-        trunk: Any  # a Trunk
-        outputs: Any  # heads by name
-        mask: MaskRule | None
+
+        @property
+        def inputs(self) -> Named[AnyEmbedder]:
+            """Embedders."""
+
+        @property
+        def trunk(self) -> Trunk:
+            """Between the two."""
+
+        @property
+        def outputs(self) -> Named[Head]:
+            """Heads."""
+
+        @property
+        def mask(self) -> MaskRule | None:
+            """A rule of one's own."""
 
     def embed(self, batch: Batch) -> Tensor:
         """The embeddings (SB, L, D) of a batch."""
@@ -52,55 +67,53 @@ class Step(NamedTuple):
     vectors: Mapping[int, Float[Tensor, " D2"]]
 
 
+@takes_old_keywords
 @torch.no_grad()
 def generate_ids(
     model: IdModel,
     prompt: Batch,
     grammar: Grammar | Sequence[Grammar],
+    options: Generation | None = None,
     *,
-    max_tokens: int,
-    sampling: Sampling | ModalSampling,
-    guidance: float | Guidance | None = None,
-    hooks: Sequence[LogitsHook] = (),
-    cache: Any = None,
-    generator: Generator | None = None,
-    input: str = "text",
-    head: str | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[Step]:
-    """Continues every row of a left-padded prompt until all are done or ``max_tokens`` are written.
+    """Continues every row of a left-padded prompt until all are done or ``options.max_tokens`` are written.
 
     Args:
         model: reads and writes ids.
         prompt: B rows; with guidance SB: all rows with their condition, then all rows of the next stream, ...
         grammar: what may follow; one for all rows, or one for each of the B.
-        max_tokens: steps at most.
-        sampling: how ids are drawn.
-        guidance: a scale of classifier-free guidance, any other ``Guidance``, or None for none.
-        hooks: functions that change logits after guidance and grammar, before temperature and truncation.
+        options: how they are continued; ``Generation()`` if None.
         cache: an empty cache for SB rows; by default one that just fits. See ``trunks.caches.kv_cache``.
-        generator: source of randomness, on the model's device.
-        input: the embedder of ids.
-        head: the head over ids; may be None where the model has one head.
 
     Raises:
         ValueError: a prompt that is padded on the right, breaks the grammar, does not fit the cache, or whose rows are not a
-            multiple of the streams; logits that hold NaN or infinity, or allow no id.
+            multiple of the streams; no ``max_tokens`` and a grammar without a limit; logits that hold NaN or infinity, or allow
+            no id.
     """
-    guide = as_guidance(guidance)
-    rows = check_prompt(prompt, guide.num_streams, max_tokens)
+    options = options or Generation()
+    guide = as_guidance(options.guidance)
+    rows = check_prompt(prompt, guide.num_streams)
     grammars = _one_each(grammar, rows)
     states = tuple(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )
-    id_head: IdHead | None = id_head_of(model.outputs, head)
-    choose = Chooser(model.outputs, id_head, guidance=guide, sampling=sampling, hooks=hooks, generator=generator)
-    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), input)
+    max_tokens = most_tokens(options, grammars, states)
+    choose = Chooser(
+        model.outputs,
+        id_head_of(model.outputs, options.head),
+        guidance=guide,
+        sampling=options.sampling,
+        hooks=options.hooks,
+        generator=options.generator_on(prompt.ids.device),
+    )
+    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input)
     hidden = reader.read_prompt(prompt)
     writer = TableWriter(prompt.table, guide.num_streams, guide.images_only)
     for step in range(max_tokens):
         chosen = choose(hidden, grammars, states, step)
         before, written = states, chosen.ids.tolist()
-        _check_drawn(written, step)
+        _check_sampled(written, step)
         states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, written, strict=True))
         yield Step(chosen.ids, before, states, chosen.vectors)
         if step + 1 == max_tokens or all(state.mode == "done" for state in states):
@@ -113,7 +126,7 @@ class _Reader:
     """Lets the model read what was written, and gives back the newest hidden states (SB, D)."""
 
     model: IdModel
-    cache: Any
+    cache: object
     input: str
 
     def read_prompt(self, prompt: Batch) -> Float[Tensor, "SB D"]:
@@ -124,16 +137,18 @@ class _Reader:
     ) -> Float[Tensor, "SB D"]:
         vectors = {row: (grammars[row].describe(states[row]).input, value) for row, value in chosen.vectors.items()}
         ids = chosen.ids.clamp(min=0) if vectors else chosen.ids
-        embeds = self.model.inputs[self.input](ids) if len(vectors) < len(ids) else None
+        embeds = self._embed(self.input, ids) if len(vectors) < len(ids) else None
         for name in sorted({str(name) for name, _ in vectors.values()}):
             rows = [row for row, (own, _) in vectors.items() if own == name]
-            made = self.model.inputs[name](torch.stack([vectors[row][1] for row in rows]))
-            made = getattr(made, "embeds", made)
+            made = self._embed(name, torch.stack([vectors[row][1] for row in rows]))
             embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
             embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
         if embeds is None:
             raise ValueError("no row has a token to read")
         return self._forward(embeds.repeat(num_streams, 1)[:, None], table, None)[:, 0]
+
+    def _embed(self, name: str, values: Tensor) -> Tensor:
+        return vectors_of(self.model.inputs[name](values))
 
     def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
         see, run = (getattr(self.cache, name, None) for name in ("see", "run"))
@@ -174,15 +189,17 @@ class TableWriter:
         )
         return self.newest
 
-    def _column(self, values: list[Any]) -> Tensor:
+    def _column(self, values: list[int] | list[bool]) -> Tensor:
         return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
 
 
-def _check_drawn(written: Sequence[int], step: int) -> None:
-    """The host has the ids by now; on a GPU nobody has looked at the logits yet."""
+def _check_sampled(written: Sequence[int], step: int) -> None:
+    """The host has the ids by now; on a GPU the logits have not been looked at yet."""
     broken = [row for row, next_id in enumerate(written) if next_id < NO_ID]
     if broken:
-        raise ValueError(f"in step {step} the logits of rows {broken} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
+        raise ValueError(
+            f"in step {step} the logits of rows {broken} hold NaN or infinity, or are all minus infinity; {VALID_LOGITS}"
+        )
 
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:
@@ -196,37 +213,66 @@ def _one_each(grammar: Grammar | Sequence[Grammar], rows: int) -> list[Grammar]:
     return grammars
 
 
-def id_head_of(outputs: Any, name: str | None) -> Any:
-    """The head of that name, or the only one over ids; None where there is none."""
+def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequence[State]) -> int:
+    """Steps at most: as the options say, or as the longest row's grammar knows."""
+    if options.max_tokens is not None:
+        return options.max_tokens
+    pairs = zip(grammars, states, strict=True)
+    known = [grammar.max_tokens(state) if isinstance(grammar, BoundedGrammar) else None for grammar, state in pairs]
+    unlimited = [row for row, tokens in enumerate(known) if tokens is None]
+    if unlimited:
+        raise ValueError(f"max_tokens is None, and the grammar sets rows {unlimited} no limit; accepted: a number of tokens")
+    return max(1, *(tokens for tokens in known if tokens is not None))
+
+
+def id_head_of(outputs: Named[Head], name: str | None) -> IdHead | None:
+    """The head of that name, or the only one over ids; None where there is none.
+
+    Raises:
+        TypeError: a head of that name that writes no ids.
+        ValueError: several heads over ids, and no name.
+    """
+    over_ids = {own: head for own in outputs if isinstance(head := outputs[own], IdHead)}
     if name is not None:
-        return outputs[name]
-    over_ids = [name for name in outputs if isinstance(outputs[name], IdHead)]
+        if name not in over_ids:
+            raise TypeError(f"head is {name!r}, a {type(outputs[name]).__name__}; accepted: one over ids, of {list(over_ids)}")
+        return over_ids[name]
     if len(over_ids) > 1:
         raise ValueError(f"the model has heads {list(outputs)}: name the one that writes ids with head=")
-    return outputs[over_ids[0]] if over_ids else None
+    return next(iter(over_ids.values()), None)
 
 
-def check_prompt(prompt: Batch, num_streams: int, max_tokens: int) -> int:
+def some_id_head_of(outputs: Named[Head], name: str | None) -> IdHead:
+    """As ``id_head_of``, where ids alone are written.
+
+    Raises:
+        ValueError: no head over ids.
+    """
+    head = id_head_of(outputs, name)
+    if head is None:
+        raise ValueError(f"the model has heads {list(outputs)}; accepted: a model with a head over ids")
+    return head
+
+
+def check_prompt(prompt: Batch, num_streams: int) -> int:
     """The number of rows that are continued."""
     if prompt.table.is_padding[:, -1].any():
         raise ValueError("prompt is padded on the right; build it with padding='left', so that rows end together")
     if prompt.ids.shape[0] % num_streams:
         accepted = f"a multiple of {num_streams}: guidance needs as many unconditional as conditional rows in each stream"
         raise ValueError(f"prompt has {prompt.ids.shape[0]} rows; accepted: {accepted}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}; accepted: 1 or more")
     return prompt.ids.shape[0] // num_streams
 
 
-def _check_cache(cache: Any, trunk: Any, prompt: Batch, max_tokens: int) -> Any:
+def _check_cache(cache: Cache | None, trunk: Trunk, prompt: Batch, max_tokens: int) -> object:
     """The cache given, or one that just fits: the last token is written but never read."""
     rows, length = prompt.ids.shape
     needed = length + max_tokens - 1
     if cache is None:
         return trunk.new_cache(rows, needed)
-    if getattr(cache, "length", 0):
+    if cache.length:
         raise ValueError(f"the cache holds {cache.length} tokens; accepted: an empty one for each generation")
-    free = getattr(cache, "free", None)
+    free = cache.free
     if cache.batch != rows or (free is not None and free < needed):
         fitting = f"{rows} rows (rows times streams) of {needed} tokens: a prompt of {length} and {max_tokens} more, less the last"
         raise ValueError(f"the cache has {cache.batch} rows of {free} tokens; accepted: {fitting}")

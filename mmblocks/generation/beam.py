@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, id_head_of
+from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, most_tokens, some_id_head_of
 from mmblocks.generation.grammar import Grammar, State
-from mmblocks.layers.categorical import DRAWABLE
+from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.tokens import vectors_of
 
 
 class Beam(NamedTuple):
@@ -46,17 +48,16 @@ class _Hypotheses:
         return full and self.beams[-1].score >= best_open / length**self.length_penalty
 
 
+@takes_old_keywords
 @torch.no_grad()
 def beam_search(
     model: IdModel,
     prompt: Batch,
     grammar: Grammar,
+    options: Generation | None = None,
     *,
     num_beams: int,
-    max_tokens: int,
     length_penalty: float = 1.0,
-    input: str = "text",
-    head: str | None = None,
 ) -> list[list[Beam]]:
     """The likeliest continuations of each prompt, best first.
 
@@ -64,23 +65,21 @@ def beam_search(
         model: reads and writes ids.
         prompt: P left-padded rows.
         grammar: what may follow; ids alone.
+        options: ``max_tokens``, ``input`` and ``head``; nothing is sampled or guided.
         num_beams: texts followed at once, and given back.
-        max_tokens: ids at most.
         length_penalty: 0 compares log probabilities, 1 their mean per id; more favours long texts.
-        input: the embedder of ids.
-        head: the head over ids; may be None where the model has one head.
 
     Raises:
-        ValueError: fewer than one beam, a length penalty that is not finite, or a prompt that cannot be continued; logits that hold
-            NaN or plus infinity, or are all minus infinity.
+        ValueError: fewer than one beam, a length penalty that is not finite, other options, or a prompt that cannot be continued;
+            logits that hold NaN or plus infinity, or are all minus infinity.
 
     Examples:
         >>> from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, text
-        >>> from mmblocks.generation import beam_search
+        >>> from mmblocks.generation import Generation, beam_search
         >>> ends = {"inputs": {"text": TextEmbedding(vocab_size=16, dim=16)}, "outputs": {"text": LMHead(dim=16, vocab_size=16)}}
         >>> model = MultimodalModel(trunk=Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=16), **ends).eval()
         >>> prompt = model.batch_builder()([[text([1, 2])]], padding="left")
-        >>> (beams,) = beam_search(model, prompt, TextGrammar(16), num_beams=3, max_tokens=4)
+        >>> (beams,) = beam_search(model, prompt, TextGrammar(16), Generation(max_tokens=4), num_beams=3)
         >>> [len(beam.ids) for beam in beams], beams[0].score >= beams[1].score >= beams[2].score
         ([4, 4, 4], True)
     """
@@ -88,15 +87,18 @@ def beam_search(
         raise ValueError(f"num_beams is {num_beams}; accepted: 1 or more")
     if not math.isfinite(length_penalty):
         raise ValueError(f"length_penalty is {length_penalty}; accepted: a finite number")
-    prompts = check_prompt(prompt, 1, max_tokens)
-    id_head = id_head_of(model.outputs, head)
+    options = options or Generation()
+    options.check_used("beam_search", "max_tokens", "input", "head")
+    prompts = check_prompt(prompt, 1)
+    starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
+    max_tokens = most_tokens(options, [grammar] * prompts, starts)
+    id_head = some_id_head_of(model.outputs, options.head)
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
     hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
     spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
     cache, hidden = cache.rows(spread), hidden[spread]
     writer = TableWriter(prompt.table.rows(spread), 1, images_only=False)
 
-    starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
     states = [state for state in starts for _ in range(num_beams)]
     written: list[list[int]] = [[] for _ in states]
     # All beams of a prompt begin alike: only the first may be continued.
@@ -105,7 +107,7 @@ def beam_search(
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
         logits = id_head.logits(hidden).masked_fill(_forbidden(grammar, states, id_head.vocab_size, hidden.device), float("-inf"))
-        # NaN in a beam that is out of the running, which may have no id left, is nobody's.
+        # NaN in a beam that is out of the running, which may have no id left, is of no matter.
         totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
         before = [states[row] for row in rows]
@@ -116,11 +118,11 @@ def beam_search(
             break
         index = torch.tensor(rows, device=hidden.device)
         cache = cache.rows(index)
-        embeds = model.inputs[input](torch.tensor(ids, device=hidden.device))
+        embeds = vectors_of(model.inputs[options.input](torch.tensor(ids, device=hidden.device)))
         hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
-    for number, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
+    for row, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
         if score > float("-inf"):
-            found[number // num_beams].add(ids_so_far, score)
+            found[row // num_beams].add(ids_so_far, score)
     return [hypotheses.beams for hypotheses in found]
 
 
@@ -139,25 +141,25 @@ def _best(
     values, places = totals.view(prompts, -1).topk(min(2 * num_beams, num_beams * vocabulary), dim=1)
     kept = torch.full_like(scores, float("-inf"))
     rows, ids = [], []
-    for number, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+    for prompt, (row_values, row_places) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
         if any(math.isnan(value) for value in row_values):  # comes first, and is what softmax makes of infinities
-            raise ValueError(f"the logits of prompt {number} hold NaN or infinity, or are all minus infinity; {DRAWABLE}")
+            raise ValueError(f"the logits of prompt {prompt} hold NaN or infinity, or are all minus infinity; {VALID_LOGITS}")
         filled = 0
         for rank, (value, place) in enumerate(zip(row_values, row_places, strict=True)):
-            row, next_id = number * num_beams + place // vocabulary, place % vocabulary
+            row, next_id = prompt * num_beams + place // vocabulary, place % vocabulary
             if filled == num_beams:
                 break
             if value > float("-inf") and grammar.advance(states[row], next_id).mode == "done":
                 if rank < num_beams:
-                    found[number].add([*written[row], next_id], value)
+                    found[prompt].add([*written[row], next_id], value)
                 continue
-            kept[number, filled] = value
+            kept[prompt, filled] = value
             filled += 1
             rows.append(row)
             ids.append(next_id if value > float("-inf") else grammar.allowed(states[row])[0][0])
         for _ in range(filled, num_beams):  # fewer continuations than beams: follow the first one, out of the running
-            rows.append(number * num_beams)
-            ids.append(grammar.allowed(states[number * num_beams])[0][0])
+            rows.append(prompt * num_beams)
+            ids.append(grammar.allowed(states[prompt * num_beams])[0][0])
     return kept, rows, ids
 
 

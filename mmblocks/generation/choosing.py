@@ -1,7 +1,7 @@
 """One step's choice: from the hidden states of all rows to their next ids, or vectors where an image is continuous.
 
 Rows that may take the same ids, and take them under the same rules, are served together: their part of the head is computed
-once and no other. Rows with a single possible id ask nobody.
+once and no other. Where one id alone is possible nothing is computed.
 
 Shapes: S streams, B rows, N rows served together, D width, V ids served.
 """
@@ -9,7 +9,7 @@ Shapes: S streams, B rows, N rows served together, D width, V ids served.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +17,10 @@ from torch import Generator, Tensor
 
 from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import ClassifierFree, Guidance
-from mmblocks.layers.categorical import Sampling, draw
+from mmblocks.layers.categorical import Sampling, sample_ids
+from mmblocks.roles import Head
 from mmblocks.sequence.segments import NO_ID
+from mmblocks.support.named import Named
 
 
 @runtime_checkable
@@ -32,13 +34,23 @@ class IdHead(Protocol):
         ...
 
 
+class GuidedHead(Protocol):
+    """A head over vectors that guides them itself."""
+
+    def sample(
+        self, hidden: Tensor, *, unconditional: Tensor | None, guidance: float | None, generator: Generator | None
+    ) -> Tensor:
+        """One vector per row."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModalSampling:
     """Different sampling for text and for images, as Emu3.5 does; sizes and row ends are part of an image.
 
     Args:
-        text: how text ids are drawn.
-        image: how the ids of an image are drawn.
+        text: how text ids are sampled.
+        image: how the ids of an image are sampled.
 
     Examples:
         >>> from mmblocks import GREEDY, Sampling
@@ -96,21 +108,21 @@ class _Kind(NamedTuple):
 
 
 class Chooser:
-    """Draws the next token of every row.
+    """Chooses the next token of every row.
 
     Args:
         heads: by name; those over vectors need ``sample(hidden, generator=...)``, and ``unconditional=`` and ``guidance=`` to be
             guided by ``ClassifierFree``.
         id_head: the head over ids.
         guidance: how the streams become one.
-        sampling: how ids are drawn.
+        sampling: how ids are sampled.
         hooks: called in order on each group's scores.
         generator: source of randomness.
     """
 
     def __init__(
         self,
-        heads: Any,
+        heads: Named[Head],
         id_head: IdHead | None,
         *,
         guidance: Guidance,
@@ -133,14 +145,14 @@ class Chooser:
         vectors: dict[int, Tensor] = {}
         for kind, rows in groups.items():
             if kind.head is not None:
-                values = self._sample(self.heads[kind.head], streams[:, rows], step)
+                values = self._sample_vectors(self.heads[kind.head], streams[:, rows], step)
                 vectors.update(zip(rows, values, strict=True))
                 ids.append(torch.full((len(rows),), NO_ID, device=hidden.device))
             elif _only_id(kind.allowed) is not None:
                 ids.append(torch.full((len(rows),), kind.allowed[0][0], device=hidden.device))
             else:
                 at = slice(None) if len(groups) == 1 else rows
-                ids.append(self._draw(streams[:, at], kind, rows, states, step))
+                ids.append(self._sample_ids(streams[:, at], kind, rows, states, step))
         if len(ids) == 1:
             return Chosen(ids[0], vectors)
         order = torch.tensor([row for rows in groups.values() for row in rows], device=hidden.device)
@@ -155,16 +167,15 @@ class Chooser:
         guided = described.is_visual or not self.guidance.images_only
         return _Kind(grammar.allowed(state), state.in_image, guided, None)
 
-    def _sample(self, head: Any, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
+    def _sample_vectors(self, head: Head, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
         """Vectors; guided where the head knows how, from the first stream alone elsewhere."""
-        guidance = self.guidance
-        options: dict[str, Any] = {}
-        if isinstance(guidance, ClassifierFree) and "unconditional" in signature(head.sample).parameters:
-            guided = guidance.last_step is None or step <= guidance.last_step
-            options = {"unconditional": hidden[1], "guidance": guidance.scale} if guided else {}
-        return head.sample(hidden[0], generator=self.generator, **options)
+        rule = self.guidance
+        if isinstance(rule, ClassifierFree) and (rule.last_step is None or step <= rule.last_step) and _guides(head):
+            guided = cast(GuidedHead, head)
+            return guided.sample(hidden[0], unconditional=hidden[1], guidance=rule.scale, generator=self.generator)
+        return head.sample(hidden[0], generator=self.generator)
 
-    def _draw(
+    def _sample_ids(
         self, hidden: Float[Tensor, "S N D"], kind: _Kind, rows: list[int], states: Sequence[State], step: int
     ) -> Int[Tensor, " N"]:
         if self.id_head is None:
@@ -182,7 +193,7 @@ class Chooser:
         for hook in self.hooks:
             logits = hook(Scores(logits, first, tuple(rows), tuple(states[row] for row in rows), step))
         sampling = self.sampling.image if kind.in_image else self.sampling.text
-        return draw(logits, sampling, generator=self.generator) + first
+        return sample_ids(logits, sampling, generator=self.generator) + first
 
     def _mask(self, allowed: tuple[IdRange, ...], device: torch.device) -> Tensor:
         """True at the ids between the lowest and the highest that may not come."""
@@ -193,6 +204,10 @@ class Chooser:
                 mask[start - first : stop - first] = False
             self._forbidden[allowed] = mask.to(device)
         return self._forbidden[allowed]
+
+
+def _guides(head: Head) -> bool:
+    return "unconditional" in signature(head.sample).parameters
 
 
 def _span(allowed: tuple[IdRange, ...]) -> IdRange:

@@ -112,6 +112,14 @@ class VectorGrammar:
             return state._replace(mode="done")
         return self._opened(state) if next_id == self.block.begin else state
 
+    def max_tokens(self, state: State) -> int | None:
+        """Tokens that are written at most from here on; None where text may come."""
+        if state.mode == "done":
+            return 0
+        if self.stop or state.mode != "grid" or state.num_images + 1 < self.num_images:
+            return None
+        return state.height * state.width + (self.block.end is not None) - state.offset
+
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str = "text") -> Vectors:
         """The vectors of a complete image, for the embedder of the ``VectorBlock``."""
         return as_vectors(torch.stack(list(vectors)).view(state.height, state.width, -1), input=self.block.input)

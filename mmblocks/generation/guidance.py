@@ -3,7 +3,7 @@
 A guidance says how many streams it reads (each prompt once with its condition, and again with less of it) and what it
 makes of their logits. All streams run in one forward pass and read the same ids.
 
-Logits of some ids only may be given: the missing normaliser shifts all of a row alike, which no draw sees.
+Logits of some ids only may be given: the missing normaliser shifts all of a row alike, which changes no probability.
 
 Shapes: S streams, N rows, V ids.
 """
@@ -22,7 +22,7 @@ class Guidance(Protocol):
     """How several streams become one prediction.
 
     ``num_streams`` counts the stream with the whole condition, which comes first. ``images_only`` says that the others read
-    images but no generated text, and are asked at visual codes alone, as in Emu3.5.
+    images but no generated text, and are used at visual codes alone, as in Emu3.5.
     """
 
     @property
@@ -36,7 +36,7 @@ class Guidance(Protocol):
         ...
 
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
-        """The logits to draw from, in step 0, 1, ... of the generation."""
+        """The logits to sample from, in step 0, 1, ... of the generation."""
         ...
 
 
@@ -49,8 +49,8 @@ def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tens
     return u + scale * (c - u)
 
 
-def _check_finite(**numbers: float) -> None:
-    for name, value in numbers.items():
+def _check_finite(**values: float) -> None:
+    for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}; accepted: a finite number")
 
@@ -64,7 +64,7 @@ class ClassifierFree:
         images_only: leave text alone; see ``Guidance``.
         last_step: guide up to this step, and take the condition alone after it; None for all steps. LlamaGen's
             ``cfg_interval`` of n is ``last_step=n + 1``, since it counts from the second code on.
-        normalise: combine log probabilities (Emu3). LlamaGen combines plain logits, from which equal draws come.
+        normalise: combine log probabilities (Emu3). LlamaGen combines plain logits, from which equal samples come.
 
     Raises:
         ValueError: a scale that is not finite.
@@ -151,7 +151,7 @@ class VisualContrastive:
 
     Args:
         alpha: how strongly the second stream is taken off.
-        beta: ids whose probability is below ``beta`` times that of the likeliest are never drawn.
+        beta: ids whose probability is below ``beta`` times that of the likeliest are never sampled.
 
     Source: VCD (arXiv 2311.16922; DAMO-NLP-SG/VCD).
 

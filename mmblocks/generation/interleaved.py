@@ -54,47 +54,47 @@ def segments_of(
     """
     rows: dict[int, _Row] = {}
     for step in steps:
-        for number, (next_id, before, after) in enumerate(zip(step.ids.tolist(), step.before, step.states, strict=True)):
+        for index, (next_id, before, after) in enumerate(zip(step.ids.tolist(), step.before, step.states, strict=True)):
             if before.mode == "done":
                 continue
-            if number not in rows:
-                rows[number] = _Row(TextStream(tokenizer) if stream and tokenizer is not None else None)
-            row = rows[number]
+            if index not in rows:
+                rows[index] = _Row(TextStream(tokenizer) if stream and tokenizer is not None else None)
+            row = rows[index]
             if before.mode == after.mode == "text":
                 if row.stream is not None:
-                    yield from _pieces(number, row.stream.push(next_id), input)
+                    yield from _pieces(index, row.stream.push(next_id), input)
                 elif stream:
-                    yield Generated(number, text([next_id], input=input))
+                    yield Generated(index, text([next_id], input=input))
                 else:
                     row.text.append(next_id)
                 continue
-            yield from _rest(number, row, tokenizer, input)
-            if number in step.vectors:
-                row.vectors.append(step.vectors[number])
+            yield from _rest(index, row, tokenizer, input)
+            if index in step.vectors:
+                row.vectors.append(step.vectors[index])
             elif before.mode == "grid":
                 row.image.append(next_id)
             if after.num_images > before.num_images:
-                own = grammar[number] if isinstance(grammar, Sequence) else grammar
-                yield Generated(number, _image(own, row, before, input))
+                own = grammar[index] if isinstance(grammar, Sequence) else grammar
+                yield Generated(index, _image(own, row, before, input))
                 row.image.clear()
                 row.vectors.clear()
-    for number, row in rows.items():
-        yield from _rest(number, row, tokenizer, input)
+    for index, row in rows.items():
+        yield from _rest(index, row, tokenizer, input)
 
 
-def _rest(number: int, row: _Row, tokenizer: TextTokenizer | None, input: str) -> Iterator[Generated]:
+def _rest(index: int, row: _Row, tokenizer: TextTokenizer | None, input: str) -> Iterator[Generated]:
     """The text of a run that is over, as far as it has not been handed out."""
     if row.stream is not None:
-        yield from _pieces(number, row.stream.finish(), input)
+        yield from _pieces(index, row.stream.finish(), input)
     elif row.text:
         content = list(row.text) if tokenizer is None else tokenizer.decode(row.text)
-        yield Generated(number, text(content, input=input))
+        yield Generated(index, text(content, input=input))
         row.text.clear()
 
 
-def _pieces(number: int, piece: str, input: str) -> Iterator[Generated]:
+def _pieces(index: int, piece: str, input: str) -> Iterator[Generated]:
     if piece:
-        yield Generated(number, text(piece, input=input))
+        yield Generated(index, text(piece, input=input))
 
 
 def _image(grammar: Grammar, row: _Row, state: State, input: str) -> Codes | Vectors:

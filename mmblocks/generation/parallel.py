@@ -8,11 +8,12 @@ nor weights are public, and we do not claim its numbers. It rests on the table's
   is learned in the same pass, unchanged.
 - The copy has the positions of what it copies (``copy_positions``), and a code is predicted by the state one place before it, as
   while writing code by code: the adaptation begins where the trained model is.
-- ``draw_grids`` begins with all codes hidden and keeps the surest of each pass.
+- ``sample_grids`` begins with all codes hidden and keeps the surest of each pass.
 
 Shapes: B rows, L tokens, S streams of guidance, h and w codes.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,14 +21,16 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from mmblocks.generation.autoregressive import IdModel, check_prompt, id_head_of
-from mmblocks.generation.guidance import Guidance, as_guidance
+from mmblocks.generation.autoregressive import IdModel, check_prompt, some_id_head_of
+from mmblocks.generation.grid_grammar import GridGrammar
+from mmblocks.generation.guidance import as_guidance
+from mmblocks.generation.options import Generation
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch, Placed
 from mmblocks.sequence.masks import changes, lower
 from mmblocks.sequence.positions import sequential
 from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable, vectors_of
 from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
 
 
@@ -85,7 +88,7 @@ def with_noised_copies(
     next_span = batch.table.span.amax(dim=1).tolist()
 
     free = [length] * rows
-    read, asked, values = [], [], []
+    read, supervised, values = [], [], []
     for row, columns in images:
         source = _copied(_Image(row, columns))
         place = torch.arange(free[row], free[row] + len(source))
@@ -100,10 +103,10 @@ def with_noised_copies(
         ids[row, place] = batch.ids[row, source]
         ids[row, place[columns - source[0]]] = hidden.ids[0]
         learned = columns[hidden.mask[0]]
-        asking = place[learned - 1 - source[0]]
-        table.target[row, asking] = batch.table.target[row, learned - 1]
+        before = place[learned - 1 - source[0]]
+        table.target[row, before] = batch.table.target[row, learned - 1]
         read.append(row * wide + place)
-        asked.append(row * wide + asking)
+        supervised.append(row * wide + before)
         values.append(batch.ids[row, learned])
 
     def moved(placed: dict[str, Placed]) -> dict[str, Placed]:
@@ -112,11 +115,73 @@ def with_noised_copies(
     inputs, targets = moved(batch.inputs), moved(batch.targets)
     places = torch.cat(read)
     inputs[input] = _joined(inputs[input], ids.flatten()[places], places)
-    targets[head] = _joined(targets[head], torch.cat(values), torch.cat(asked))
+    targets[head] = _joined(targets[head], torch.cat(values), torch.cat(supervised))
     return Batch(ids, table, inputs, targets, lower(table))
 
 
 @torch.no_grad()
+def sample_grids(
+    model: IdModel,
+    prompt: Batch,
+    grammar: GridGrammar,
+    sampler: ConfidenceSampler,
+    options: Generation | None = None,
+    *,
+    mask_id: int,
+) -> Int[Tensor, "B h w"]:
+    """One grid of codes a row, in as many forward passes as the sampler has steps.
+
+    The first pass reads the prompt as well, which is then kept in a cache.
+
+    Args:
+        model: adapted by ``with_noised_copies``; its trunk counts by ``copy_positions``.
+        prompt: B rows, padded on the left, that end with ``grammar.format.head(h, w)``; with guidance SB: all rows with their
+            condition, then all rows of the next stream, ...
+        grammar: how images are written, and their size (h, w).
+        sampler: how many passes, how codes are sampled and which are kept.
+        options: ``guidance``, ``generator``, ``input`` and ``head``; ids are sampled as the sampler says.
+        mask_id: the id that hides a code.
+
+    Raises:
+        ValueError: a prompt that is padded on the right, does not end with the image's head, or whose rows are not a multiple of
+            the streams; a grammar without a fixed size; a format of more than one order of codes, or images without a head; other
+            options.
+    """
+    options = options or Generation()
+    options.check_used("sample_grids", "guidance", "generator", "input", "head")
+    guide = as_guidance(options.guidance)
+    rows = check_prompt(prompt, guide.num_streams)
+    form, size = grammar.format, _check_image_opens(grammar, prompt)
+    body = form.expected(torch.arange(form.length(*size)), *size)
+    body = body[: int((body == ANY_CODE).nonzero().max()) + 1]
+    is_code = (body == ANY_CODE).to(prompt.ids.device)
+    block = torch.cat([prompt.ids[:, -1:], body.to(prompt.ids.device).repeat(len(prompt.ids), 1)], dim=1)
+    table = _block_table(prompt.table, is_code, size)
+    before = prompt.ids.shape[1] - 1
+    id_head = some_id_head_of(model.outputs, options.head)
+    cache = model.trunk.new_cache(len(prompt.ids), before + block.shape[1])
+
+    def predict(ids: Tensor, step: int) -> Tensor:
+        block[:, 1:][:, is_code] = ids.repeat(guide.num_streams, 1)
+        embeds, new = vectors_of(model.inputs[options.input](block)), table
+        if cache.length < before:
+            embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
+            new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
+        hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
+        cache.length -= block.shape[1]  # the grid is another one in each pass
+        logits = id_head.logits(hidden, form.first_code, form.first_code + form.num_codes)
+        streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
+        return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
+
+    def from_codes(codes: Tensor, step: int) -> Tensor:
+        """The sampler counts codes from 0, the model's ids from ``first_code``; -1 is a hidden code to the sampler."""
+        return predict(torch.where(codes < 0, mask_id, codes + form.first_code), step)
+
+    device = prompt.ids.device
+    hidden = torch.full((rows, size[0] * size[1]), -1, device=device)
+    return sampler.sample(from_codes, hidden, -1, generator=options.generator_on(device)).view(rows, *size)
+
+
 def draw_grids(
     model: IdModel,
     prompt: Batch,
@@ -125,81 +190,24 @@ def draw_grids(
     *,
     size: tuple[int, int],
     mask_id: int,
-    guidance: float | Guidance | None = None,
-    generator: Generator | None = None,
-    input: str = "text",
-    head: str | None = None,
+    **options: Any,  # fields of Generation, which checks them
 ) -> Int[Tensor, "B h w"]:
-    """One grid of codes a row, in as many forward passes as the sampler has steps.
+    """``sample_grids`` as it was called before; it goes with version 0.3."""
+    warnings.warn("draw_grids is sample_grids(model, prompt, grammar, sampler, Generation(...), mask_id=...) now", FutureWarning, 2)
+    return sample_grids(model, prompt, GridGrammar(format, size=size), sampler, Generation(**options), mask_id=mask_id)
 
-    The first pass reads the prompt as well, which is then kept in a cache.
 
-    Args:
-        model: adapted by ``with_noised_copies``; its trunk counts by ``copy_positions``.
-        prompt: B rows, padded on the left, that end with ``format.head(*size)``; with guidance SB: all rows with their
-            condition, then all rows of the next stream, ...
-        format: how images are written.
-        sampler: how many passes, how codes are drawn and which are kept.
-        size: (h, w).
-        mask_id: the id that hides a code.
-        guidance: a scale of classifier-free guidance, any other ``Guidance``, or None for none.
-        generator: source of randomness, on the model's device.
-        input: the embedder of ids.
-        head: the head over ids; may be None where the model has one head.
-
-    Raises:
-        ValueError: a prompt that is padded on the right, does not end with the image's head, or whose rows are not a multiple of
-            the streams; a format of more than one order of codes, or images without a head.
-    """
-    guide = as_guidance(guidance)
-    rows = check_prompt(prompt, guide.num_streams, 1)
-    opening = format.head(*size)
+def _check_image_opens(grammar: GridGrammar, prompt: Batch) -> tuple[int, int]:
+    """The size of the image that every row of the prompt opens."""
+    size = grammar.size
+    if not isinstance(size, tuple):
+        raise ValueError(f"size of the grammar is {size!r}; accepted: (height, width)")
+    if grammar.format.code_ids is not None:
+        raise ValueError("the format has code_ids; accepted: a format whose codes have ids in their own order")
+    opening = grammar.format.head(*size)
     if not opening or prompt.ids[:, -len(opening) :].tolist() != [opening] * len(prompt.ids):
         raise ValueError(f"a row of the prompt does not end with {opening}, what opens an image of {size}; accepted: rows that do")
-    if format.code_ids is not None:
-        raise ValueError("the format has code_ids; accepted: a format whose codes have ids in their own order")
-    body = format.expected(torch.arange(format.length(*size)), *size)
-    body = body[: int((body == ANY_CODE).nonzero().max()) + 1]
-    is_code = (body == ANY_CODE).to(prompt.ids.device)
-    block = torch.cat([prompt.ids[:, -1:], body.to(prompt.ids.device).repeat(len(prompt.ids), 1)], dim=1)
-    table = _block_table(prompt.table, is_code, size)
-    before = prompt.ids.shape[1] - 1
-    id_head: Any = id_head_of(model.outputs, head)
-    cache = model.trunk.new_cache(len(prompt.ids), before + block.shape[1])
-
-    def predict(ids: Tensor, step: int) -> Tensor:
-        block[:, 1:][:, is_code] = ids.repeat(guide.num_streams, 1)
-        embeds, new = model.inputs[input](block), table
-        if cache.length < before:
-            embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
-            new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
-        hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
-        cache.length -= block.shape[1]  # the grid is another one in each pass
-        logits = id_head.logits(hidden, format.first_code, format.first_code + format.num_codes)
-        streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
-        return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
-
-    return _walk(predict, sampler, mask_id, format.first_code, (rows, *size), prompt.ids.device, generator)
-
-
-def _walk(
-    predict: Any,
-    sampler: ConfidenceSampler,
-    mask_id: int,
-    first_code: int,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    generator: Generator | None,
-) -> Tensor:
-    """The sampler counts codes from 0, the model's ids from ``first_code``; -1 is a hidden code to the sampler."""
-    rows, height, width = shape
-
-    def from_codes(codes: Tensor, step: int) -> Tensor:
-        scores: Tensor = predict(torch.where(codes < 0, mask_id, codes + first_code), step)
-        return scores
-
-    hidden = torch.full((rows, height * width), -1, device=device)
-    return sampler.walk(from_codes, hidden, -1, generator=generator).view(rows, height, width)
+    return size
 
 
 def _block_table(prompt: TokenTable, is_code: Tensor, size: tuple[int, int]) -> TokenTable:

@@ -5,18 +5,23 @@ Shapes: N rows, D width of the states, C channels of a token, R repeats, S steps
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.losses.row_losses import check_draw, check_rows, weighted
+from mmblocks.layers.diffusion.adaln_mlp import TokenDenoiser
+from mmblocks.layers.diffusion.denoising_guidance import DenoisingGuidance, LinearGuidance, check_scales
+from mmblocks.layers.diffusion.denoising_samplers import TokenSampler
+from mmblocks.layers.diffusion.noise_paths import NoisePath
+from mmblocks.layers.losses.row_losses import check_rows, check_shape, weighted
 from mmblocks.ops.arithmetic import lacks_arithmetic
 from mmblocks.ops.cuda_graphs import repeated
+from mmblocks.roles import check_role
 from mmblocks.support.checks import check_finite
+from mmblocks.support.deprecation import former_keywords
 
 _ROWS = 8
 """Rows from which products in float32 pay for copies of the weights, where those in half precision are emulated."""
@@ -34,6 +39,7 @@ class DenoisingHead(Block):
         scale: tokens are multiplied by this before they are noised, and divided by it after the sampler.
 
     Raises:
+        TypeError: a part that lacks a method; the message names it.
         ValueError: fewer than one repeat, or a scale of zero.
 
     Source: MAR (arXiv 2406.11838), Orthus (arXiv 2412.00127), NOVA (arXiv 2412.14169).
@@ -52,10 +58,10 @@ class DenoisingHead(Block):
         ((3,), (3, 4))
     """
 
-    net: Any
-    path: Any
-    sampler: Any
-    guidance: Any
+    net: TokenDenoiser
+    path: NoisePath
+    sampler: TokenSampler
+    guidance: DenoisingGuidance
 
     def __init__(
         self, *, net: Block, path: Block, sampler: Block, guidance: Block | None = None, repeats: int = 1, scale: float = 1.0
@@ -63,8 +69,13 @@ class DenoisingHead(Block):
         super().__init__()
         if repeats < 1 or scale == 0:
             raise ValueError(f"repeats is {repeats}, scale {scale}; accepted: 1 or more repeats, a scale other than 0")
-        self.net, self.path, self.sampler = net, path, sampler
-        self.guidance = guidance or LinearGuidance()
+        guidance = guidance or LinearGuidance()
+        check_role(net, TokenDenoiser, "net")
+        check_role(path, NoisePath, "path")
+        check_role(sampler, TokenSampler, "sampler")
+        check_role(guidance, DenoisingGuidance, "guidance")
+        self.net, self.path = cast(TokenDenoiser, net), cast(NoisePath, path)
+        self.sampler, self.guidance = cast(TokenSampler, sampler), cast(DenoisingGuidance, guidance)
         self.repeats, self.scale = repeats, scale
 
     def loss(
@@ -80,11 +91,11 @@ class DenoisingHead(Block):
         """The path's loss of each row, the mean over its repeats, in float32.
 
         Args:
-            hidden: states that are asked for the tokens.
+            hidden: states from which the tokens are predicted.
             target: the tokens.
             weight: factor per row; 0 leaves a row out.
-            t: times, in place of a draw; for all rows once, then for all again, R times.
-            noise: what is added, in place of a draw; in the same order.
+            t: times, in place of random ones; for all rows once, then for all again, R times.
+            noise: what is added, in place of random noise; in the same order.
             generator: source of randomness.
 
         Raises:
@@ -95,12 +106,12 @@ class DenoisingHead(Block):
         count = self.repeats * len(target)
         x = (target.float() * self.scale).repeat(self.repeats, 1)
         if t is None:
-            t = self.path.draw_times(count, x.device, generator)
-        check_draw("t", t, (count,))
+            t = self.path.sample_times(count, x.device, generator)
+        check_shape("t", t, (count,))
         self.path.check_times(t)
         if noise is None:
             noise = torch.empty_like(x).normal_(generator=generator)
-        check_draw("noise", noise, tuple(x.shape))
+        check_shape("noise", noise, tuple(x.shape))
 
         noised = self.path.corrupt(x, noise, t).to(hidden.dtype)
         time = self.net.embed_time(self.path.net_time(t))
@@ -108,6 +119,7 @@ class DenoisingHead(Block):
         losses = self.path.losses(self.net(noised, time, condition), x, noise, t)
         return weighted(losses.view(self.repeats, -1).mean(dim=0), weight)
 
+    @former_keywords(taps="trajectory")
     @torch.no_grad()
     def sample(
         self,
@@ -120,74 +132,82 @@ class DenoisingHead(Block):
         noise: Float[Tensor, "*N C"] | None = None,
         step_noise: Float[Tensor, "S *N C"] | None = None,
         generator: Generator | None = None,
-        taps: list[Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
         """One token per state, in float32. Inside ``ops.cuda_graphs.replaying()`` a GPU replays the network's recording.
 
         Args:
-            hidden: states that are asked for tokens.
+            hidden: states from which tokens are predicted.
             unconditional: the same states without the condition; several for guidance by several conditions, from more of
                 them to none.
-            guidance: the scale, or one scale for each of ``unconditional``; 1 asks for no guidance.
+            guidance: the scale, or one scale for each of ``unconditional``; 1 is no guidance.
             temperature: how much noise the sampler uses; see the sampler.
             sampler: another one for this call.
-            noise: what the sampler begins with, in place of a draw.
-            step_noise: what it adds in its steps, in place of draws.
+            noise: what the sampler begins with, in place of random noise.
+            step_noise: what it adds in its steps, in place of random noise.
             generator: source of randomness.
-            taps: a list that is given the tokens after each step, before they are divided by ``scale``.
+            trajectory: a list that the tokens after each step are appended to, before they are divided by ``scale``.
 
         Raises:
             ValueError: shapes that do not fit, guidance without unconditional states or the other way round, a scale below 1.
         """
         others, scales = _streams(hidden, unconditional, guidance)
-        walker: Any = sampler or self.sampler
+        chosen = self.sampler if sampler is None else cast(TokenSampler, sampler)
         shape = (*hidden.shape[:-1], self.net.dim)
         if noise is None:
             noise = torch.empty(shape, device=hidden.device).normal_(generator=generator)
-        check_draw("noise", noise, shape)
+        check_shape("noise", noise, shape)
 
-        times = walker.times(self.path)
+        times = chosen.times(self.path)
         told = times.tolist()
         net, states = self._fastest(torch.stack([hidden, *others]))
-        run = repeated(net)
+        run = repeated(cast(nn.Module, net))
         # All times and all streams at once: over the steps, only the tokens change.
         time = net.embed_time(times.to(hidden.device))
         condition = net.embed_condition(states)
 
-        def predict(x: Tensor, number: int) -> Tensor:
+        def predict(x: Tensor, step: int) -> Tensor:
             x = x.to(states.dtype).expand(len(states), *x.shape)
-            outputs = run(x, time[number], condition).unbind(0)
+            outputs = run(x, time[step], condition).unbind(0)
             if len(outputs) == 1:
                 return outputs[0]
             # What the network gives beside the prediction, such as a variance, is the first stream's.
             channels = shape[-1]
-            guided = self.guidance([output[..., :channels].float() for output in outputs], scales, told[number])
+            guided = self.guidance([output[..., :channels].float() for output in outputs], scales, told[step])
             return torch.cat([guided, outputs[0][..., channels:].float()], dim=-1)
 
-        x = walker.walk(
-            predict, noise.float(), self.path, temperature=temperature, step_noise=step_noise, generator=generator, taps=taps
+        x = chosen.sample(
+            predict,
+            noise.float(),
+            self.path,
+            temperature=temperature,
+            step_noise=step_noise,
+            generator=generator,
+            trajectory=trajectory,
         )
         return x / self.scale
 
-    def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[Any, Float[Tensor, "S *N D"]]:
+    def _fastest(self, states: Float[Tensor, "S *N D"]) -> tuple[TokenDenoiser, Float[Tensor, "S *N D"]]:
         """Network and states as this device samples with them fastest: in float32 where products of half precision are emulated.
 
         Sampling is then that of the same weights without rounding on the way.
         """
         if lacks_arithmetic(states) and states[..., 0].numel() >= _ROWS:
-            return deepcopy(self.net).float(), states.float()
+            return cast(TokenDenoiser, deepcopy(cast(nn.Module, self.net)).float()), states.float()
         return self.net, states
 
 
-def _streams(hidden: Tensor, unconditional: Any, guidance: Any) -> tuple[list[Tensor], tuple[float, ...]]:
+def _streams(
+    hidden: Tensor, unconditional: Tensor | Sequence[Tensor] | None, guidance: float | Sequence[float] | None
+) -> tuple[list[Tensor], tuple[float, ...]]:
     """The states beside the first stream's, and a scale for each; none where every scale is 1."""
-    if (unconditional is None) != (guidance is None):
-        raise ValueError("guidance and unconditional go together: states without the condition, and a scale")
-    if unconditional is None:
+    if unconditional is None and guidance is None:
         return [], ()
+    if unconditional is None or guidance is None:
+        raise ValueError("guidance and unconditional go together: states without the condition, and a scale")
     others = [unconditional] if isinstance(unconditional, Tensor) else list(unconditional)
     scales = (guidance,) if isinstance(guidance, int | float) else tuple(guidance)
     check_scales(scales, len(others) + 1)
     for other in others:
-        check_draw("unconditional", other, tuple(hidden.shape))
+        check_shape("unconditional", other, tuple(hidden.shape))
     return ([], ()) if all(scale == 1 for scale in scales) else (others, scales)

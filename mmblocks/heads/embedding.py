@@ -92,7 +92,7 @@ class EmbeddingHead(Block):
         check_finite("target", target)
         ours, theirs = self.sample(hidden), normalize(target.float(), dim=-1)
         own, scale = torch.arange(len(hidden), device=hidden.device), self.log_scale.exp().clamp(max=100)
-        # Added to every similarity with a row that is left out, of at most 100: nobody picks it, and it fits any dtype.
+        # Added to every similarity with a row that is left out, of at most 100: it is never the largest, and fits any dtype.
         away = None if weight is None else torch.where(weight == 0, -1e4, 0.0)
         one, other = (vocabulary_losses(a * scale, b, own, away, weight) for a, b in ((ours, theirs), (theirs, ours)))
         return (one + other) / 2
@@ -143,7 +143,7 @@ class MatchingHead(Block):
         return self.classifier(hidden).float().softmax(dim=-1)[..., 1]
 
     def hard_negatives(self, similarity: Float[Tensor, "N N"], *, generator: Generator | None = None) -> Int[Tensor, " N"]:
-        """For each row a wrong partner, drawn the likelier the more similar it is.
+        """For each row a wrong partner, sampled the likelier the more similar it is.
 
         Raises:
             ValueError: fewer than two rows, or similarities that are not finite (checked on CPU).

@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, head_config, language_model
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
-from mmblocks.layers.categorical import GREEDY, Sampling, draw
+from mmblocks.layers.categorical import GREEDY, Sampling, sample_ids
 from mmblocks.layers.losses.row_losses import check_rows
 from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
 from mmblocks.support.checks import check_range
@@ -50,7 +50,7 @@ def _layout(name: str, theirs: str, *, wrapper: str = "", within: str = "", tied
 
 
 class LMHead(Block):
-    """One linear map to logits; cross entropy to learn, a categorical draw to sample.
+    """One linear map to logits; cross entropy to learn, a categorical distribution to sample from.
 
     Args:
         dim: width of the hidden states.
@@ -100,7 +100,7 @@ class LMHead(Block):
         """Cross entropy of each row, in float32; a few rows' logits are held at a time, never all.
 
         Args:
-            hidden: states that are asked what comes next.
+            hidden: states from which the next ids are predicted.
             target: the ids that came.
             weight: factor per row; 0 leaves a row out.
 
@@ -123,13 +123,13 @@ class LMHead(Block):
         """One id per row.
 
         Args:
-            hidden: states that are asked what comes next.
+            hidden: states from which the next ids are predicted.
             sampling: temperature and truncation.
             allowed: False for ids that must not come.
             generator: source of randomness.
-            gumbel: the random draws themselves, standard Gumbel noise, in place of a generator.
+            gumbel: the noise itself, standard Gumbel, in place of a generator.
         """
         logits = self.logits(hidden)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, float("-inf"))
-        return draw(logits, sampling, generator=generator, gumbel=gumbel)
+        return sample_ids(logits, sampling, generator=generator, gumbel=gumbel)

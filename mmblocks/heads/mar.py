@@ -126,7 +126,7 @@ def _published_in_mar(arguments: Mapping[str, Any]) -> dict[str, Any]:
 class MARDiffusionHead(DenoisingHead):
     """Diffusion over single tokens with a learned variance, sampled step by step over some of the training's times.
 
-    Time 0 is nearly clean; the network is told the time's number in training, whatever the sampler leaves out; guidance moves the
+    Time 0 is nearly clean; the network is told the time's index in training, whatever the sampler leaves out; guidance moves the
     predicted noise alone. MAR reads latents that are multiplied by 0.2325: that is its tokenizer's business here.
 
     Args:

@@ -4,18 +4,17 @@ Shapes: N rows, D width, B images, L codes of an image, V codes.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
 
-from mmblocks.block import Block
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, Masked, MaskedTokens
+from mmblocks.support.deprecation import former_keywords
 
 
 class MaskedTokenHead(LMHead):
-    """Cross entropy on hidden codes, each asked for at its own place; images are found in a few passes.
+    """Cross entropy on hidden codes, each predicted at its own place; images are found in a few passes.
 
     Hidden codes have the id ``vocab_size``: the first that is no code.
 
@@ -40,22 +39,39 @@ class MaskedTokenHead(LMHead):
         True
     """
 
-    path: Any
-    sampler: Any
-
     def __init__(
-        self, *, dim: int, vocab_size: int, path: Block | None = None, sampler: Block | None = None, init_std: float = 0.02
+        self,
+        *,
+        dim: int,
+        vocab_size: int,
+        path: MaskedTokens | None = None,
+        sampler: ConfidenceSampler | None = None,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__(dim=dim, vocab_size=vocab_size, init_std=init_std)
         self.path = path or MaskedTokens(mask_id=vocab_size)
         self.sampler = sampler or ConfidenceSampler()
 
-    def corrupt(self, ids: Int[Tensor, "B L"], **draws: Any) -> Masked:
-        """Hides some codes of each image; see ``MaskedTokens.corrupt``. ``loss`` is asked where ``mask`` is True."""
-        masked: Masked = self.path.corrupt(ids, **draws)
-        return masked
+    def corrupt(
+        self,
+        ids: Int[Tensor, "B L"],
+        *,
+        t: Float[Tensor, " B"] | None = None,
+        order: Float[Tensor, "B L"] | None = None,
+        generator: Generator | None = None,
+    ) -> Masked:
+        """Hides some codes of each image; see ``MaskedTokens.corrupt``. ``loss`` takes the places where ``mask`` is True."""
+        return self.path.corrupt(ids, t=t, order=order, generator=generator)
 
-    def decode(self, predict: Callable[[Tensor, int], Tensor], ids: Int[Tensor, "B L"], **draws: Any) -> Int[Tensor, "B L"]:
-        """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.walk``. ``predict`` runs the model around the head."""
-        found: Tensor = self.sampler.walk(predict, ids, self.path.mask_id, **draws)
-        return found
+    @former_keywords(drawn="sampled")
+    def decode(
+        self,
+        predict: Callable[[Tensor, int], Tensor],
+        ids: Int[Tensor, "B L"],
+        *,
+        sampled: Int[Tensor, "S B L"] | None = None,
+        gumbel: Float[Tensor, "S B L"] | None = None,
+        generator: Generator | None = None,
+    ) -> Int[Tensor, "B L"]:
+        """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.sample``. ``predict`` runs the model around the head."""
+        return self.sampler.sample(predict, ids, self.path.mask_id, sampled=sampled, gumbel=gumbel, generator=generator)

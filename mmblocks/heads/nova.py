@@ -47,9 +47,9 @@ def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 _RULES = (
     Rule("patch_embed.proj.*", "net.patches.*"),
     *(
-        Rule(f"time_cond_embed.{theirs}.fc{number}.*", f"net.{ours}.{place}.*")
+        Rule(f"time_cond_embed.{theirs}.fc{layer}.*", f"net.{ours}.{place}.*")
         for theirs, ours in (("timestep_proj", "time_mlp"), ("condition_proj", "condition_mlp"))
-        for number, place in ((1, 0), (2, 2))
+        for layer, place in ((1, 0), (2, 2))
     ),
     Rule("blocks.{}.norm1.proj.*", "net.blocks.{}.modulation.*"),
     Rule("blocks.{}.norm2.*", "net.blocks.{}.norm.*"),
@@ -63,7 +63,7 @@ _RULES = (
 class NOVAFlowHead(DenoisingHead):
     """Flow over patches of latents, inner order (row, column, channel); Euler steps from noise to data.
 
-    Time 0 is pure noise; the network is told sigma times a thousand. Only the tokens that are asked for are computed, where
+    Time 0 is pure noise; the network is told sigma times a thousand. Only the tokens that are predicted are computed, where
     upstream carries the others through all steps too.
 
     Args:

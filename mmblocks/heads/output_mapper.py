@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.losses.row_losses import check_draw, weighted
+from mmblocks.layers.losses.row_losses import check_shape, weighted
 from mmblocks.support.checks import check_finite
 
 
@@ -97,7 +97,7 @@ class OutputMapper(Block):
             raise ValueError(f"target has shape {tuple(target.shape)}; accepted: {tuple(mapped.shape)}")
         check_finite("target", target)
         if weight is not None:
-            check_draw("weight", weight, (len(hidden),))
+            check_shape("weight", weight, (len(hidden),))
         return weighted((mapped.float() - target.float()).square().mean(dim=(1, 2)), weight)
 
     def sample(self, hidden: Float[Tensor, "B Q D"], *, generator: Generator | None = None) -> Float[Tensor, "B N C"]:

@@ -13,7 +13,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.categorical import GREEDY, Sampling
-from mmblocks.layers.losses.row_losses import check_draw, weighted
+from mmblocks.layers.losses.row_losses import check_shape, weighted
 
 
 class TiedLMHead(LMHead):
@@ -35,11 +35,10 @@ class TiedLMHead(LMHead):
 
     layouts: ClassVar[tuple[Layout, ...]] = ()
 
-    table: Any
+    table: nn.Module
 
     def __init__(self, *, table: Block) -> None:
-        given: Any = table
-        vocab_size, dim = given.weight.shape
+        vocab_size, dim = table.get_parameter("weight").shape
         # No values of its own: its weight is the table's.
         with torch.device("meta"):
             super().__init__(dim=dim, vocab_size=vocab_size)
@@ -49,8 +48,7 @@ class TiedLMHead(LMHead):
     @property
     def rows(self) -> Float[Tensor, "V D"]:
         """The table's weight."""
-        weight: Tensor = self.table.weight
-        return weight
+        return self.table.get_parameter("weight")
 
 
 @torch.no_grad()
@@ -95,12 +93,12 @@ class ModalityLMHead(LMHead):
     """One vocabulary of a modality inside the model's numbering: ids ``first`` to ``first + vocab_size - 1``.
 
     Several of these, one for each modality, are decoupled vocabularies: no softmax runs over ids that cannot come, and each has
-    weights of its own. Targets and samples keep the model's numbers.
+    weights of its own. Targets and samples keep the model's ids.
 
     Args:
         dim: D.
         vocab_size: ids of this modality.
-        first: the model's number of the first.
+        first: the model's id of the first.
         init_std: of the initial weights.
 
     Source: OmniMamba (arXiv 2503.08686), ARMOR (arXiv 2503.06542).
@@ -123,7 +121,7 @@ class ModalityLMHead(LMHead):
     def loss(
         self, hidden: Float[Tensor, "N D"], target: Int[Tensor, " N"], weight: Float[Tensor, " N"] | None = None
     ) -> Float[Tensor, " N"]:
-        """As ``LMHead.loss``, with the model's numbers."""
+        """As ``LMHead.loss``, with the model's ids."""
         return super().loss(hidden, target - self.first, weight)
 
     def sample(
@@ -135,7 +133,7 @@ class ModalityLMHead(LMHead):
         generator: Generator | None = None,
         gumbel: Float[Tensor, "N V"] | None = None,
     ) -> Int[Tensor, " N"]:
-        """As ``LMHead.sample``, in the model's numbers; ``allowed`` and ``gumbel`` have this vocabulary's columns."""
+        """As ``LMHead.sample``, in the model's ids; ``allowed`` and ``gumbel`` have this vocabulary's columns."""
         return super().sample(hidden, sampling=sampling, allowed=allowed, generator=generator, gumbel=gumbel) + self.first
 
 
@@ -183,10 +181,10 @@ class MultiTokenHead(Block):
         Raises:
             ValueError: shapes that do not fit, or an id out of range (checked on CPU).
         """
-        check_draw("target", target, (len(hidden), self.num_tokens))
+        check_shape("target", target, (len(hidden), self.num_tokens))
         losses = self.head.loss(self.states(hidden).flatten(0, 1), target.flatten())
         if weight is not None:
-            check_draw("weight", weight, (len(hidden),))
+            check_shape("weight", weight, (len(hidden),))
         return weighted(losses.view(-1, self.num_tokens).mean(dim=1), weight)
 
     def sample(
@@ -197,7 +195,7 @@ class MultiTokenHead(Block):
         generator: Generator | None = None,
         gumbel: Float[Tensor, "N K V"] | None = None,
     ) -> Int[Tensor, "N K"]:
-        """K ids per row, each drawn by itself."""
-        drawn = None if gumbel is None else gumbel.flatten(0, 1)
-        ids = self.head.sample(self.states(hidden).flatten(0, 1), sampling=sampling, generator=generator, gumbel=drawn)
+        """K ids per row, each sampled by itself."""
+        noise = None if gumbel is None else gumbel.flatten(0, 1)
+        ids = self.head.sample(self.states(hidden).flatten(0, 1), sampling=sampling, generator=generator, gumbel=noise)
         return ids.view(-1, self.num_tokens)

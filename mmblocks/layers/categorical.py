@@ -1,4 +1,4 @@
-"""Drawing ids from logits: temperature, truncation, and the draw itself.
+"""Sampling ids from logits: temperature, truncation, and the choice itself.
 
 Shapes: N rows, V ids.
 """
@@ -12,16 +12,16 @@ from torch import Generator, Tensor
 
 from mmblocks.support.checks import check_finite, is_readable
 
-UNDRAWN = -(2**62)
-"""In place of an id where none can be drawn and a look would wait for the device: no look-up takes it, nor with an offset added."""
+NO_SAMPLE = -(2**62)
+"""In place of an id where none can be sampled and a look would wait for the device: no table has it, nor with an offset added."""
 
-DRAWABLE = "accepted: finite logits, and minus infinity beside them"
-"""What a row is that an id can be drawn from, for messages."""
+VALID_LOGITS = "accepted: finite logits, and minus infinity beside them"
+"""What a row is that an id can be sampled from, for messages."""
 
 _TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 _SMALL = 1e-3
-"""Divided by less, logits of usual size may overflow: the largest becomes 0 before, which changes no draw."""
+"""Divided by less, logits of usual size may overflow: the largest becomes 0 before, which changes no probability."""
 
 
 def _check_kind(name: str, value: object, kind: type, more: str = "") -> None:
@@ -31,7 +31,7 @@ def _check_kind(name: str, value: object, kind: type, more: str = "") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How freely ids are drawn.
+    """How freely ids are sampled.
 
     Args:
         temperature: divides the logits; 0 takes the likeliest id (greedy), and so does what is close to it.
@@ -102,30 +102,30 @@ def truncate(logits: Float[Tensor, "N V"], sampling: Sampling) -> Float[Tensor, 
     return logits
 
 
-def draw(
+def sample_ids(
     logits: Float[Tensor, "N V"],
     sampling: Sampling,
     *,
     generator: Generator | None = None,
     gumbel: Float[Tensor, "N V"] | None = None,
 ) -> Int[Tensor, " N"]:
-    """One id per row, by the Gumbel-max rule: the largest of logits + noise, which is a draw from their softmax.
+    """One id per row, by the Gumbel-max rule: the largest of logits + noise, which is distributed as their softmax.
 
     Args:
-        logits: any real numbers; minus infinity is never drawn. At least one of a row is finite.
+        logits: any real numbers; minus infinity is never sampled. At least one of a row is finite.
         sampling: temperature and truncation; the lowest id wins ties.
         generator: source of the noise, on the logits' device.
         gumbel: the noise itself, in place of a generator.
 
     Returns:
-        The ids. On a GPU a row of which none can be drawn has ``UNDRAWN``: to raise would be to wait for the device.
+        The ids. On a GPU a row from which none can be sampled has ``NO_SAMPLE``: to raise would be to wait for the device.
 
     Raises:
         ValueError: a row that holds NaN or plus infinity, or nothing but minus infinity; noise that is not finite (checked on CPU).
     """
     if not logits.dtype.itemsize >= 4:  # noise is coarse in half precision, and may be infinite
         logits = logits.float()
-    check_drawable(logits)
+    check_logits(logits)
     if sampling.temperature == 0:
         ids = logits.argmax(dim=-1)
     else:
@@ -133,11 +133,11 @@ def draw(
             gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
         check_finite("gumbel", gumbel)
         ids = (truncate(logits, sampling) + gumbel).argmax(dim=-1)
-    return ids if is_readable(logits) else torch.where(logits.amax(dim=-1).isfinite(), ids, UNDRAWN)
+    return ids if is_readable(logits) else torch.where(logits.amax(dim=-1).isfinite(), ids, NO_SAMPLE)
 
 
-def check_drawable(logits: Float[Tensor, "*N V"]) -> None:
-    """Refuses rows from which no id can be drawn: NaN would win, and of equal infinities the first.
+def check_logits(logits: Float[Tensor, "*N V"]) -> None:
+    """Refuses rows from which no id can be sampled: NaN would win, and of equal infinities the first.
 
     Raises:
         ValueError: a row that holds NaN or plus infinity, or nothing but minus infinity (checked on CPU).
@@ -148,4 +148,4 @@ def check_drawable(logits: Float[Tensor, "*N V"]) -> None:
     if not bool(best.isfinite().all()):
         row = int((~best.isfinite()).nonzero()[0])
         kind = "are all minus infinity" if float(best[row]) == float("-inf") else "hold NaN or plus infinity"
-        raise ValueError(f"the logits of row {row} {kind}; {DRAWABLE}")
+        raise ValueError(f"the logits of row {row} {kind}; {VALID_LOGITS}")

@@ -1,7 +1,7 @@
 """EVEv1 and EVEv2: language models that read pixels without an encoder, as they were published."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from mmblocks.embedders.eve2 import EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
+from mmblocks.roles import Embedder
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
@@ -188,7 +189,7 @@ class EVE1(MultimodalModel):
         layers = (*alignment.layers, self.trunk.num_layers)
         *read, hidden = hidden_states(self.trunk, self.embed(batch), batch.table, layers, mask=batch.mask)
         placed, losses = batch.targets["text"], {}
-        losses["text"] = self.outputs["text"].loss(hidden.flatten(0, 1)[placed.places], placed.values)
+        losses["text"] = self.outputs["text"].loss(hidden.flatten(0, 1)[placed.places], cast(Tensor, placed.values))
 
         images = batch.inputs.get("vision")
         places = images.places if images else placed.places[:0]
@@ -198,7 +199,8 @@ class EVE1(MultimodalModel):
 
     def _tokens_of(self, images: Sequence[Tensor], states: Tensor) -> VisionTokens:
         """What the tokens of these images are; their vectors are left empty."""
-        layouts = [self.inputs["vision"].layout(*image.shape[-2:]) for image in images]
+        stem = cast(Embedder, self.inputs["vision"])
+        layouts = [stem.layout(*image.shape[-2:]) for image in images]
         counts = torch.tensor([len(layout.kind) for layout in layouts], dtype=torch.long)
         none = torch.zeros(0, dtype=torch.long)
         tokens = VisionTokens(

@@ -1,4 +1,4 @@
-"""LlamaGen: images as rows of codes, drawn by a Llama from a class or a caption."""
+"""LlamaGen: images as rows of codes, written by a Llama from a class or a caption."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -129,8 +129,10 @@ class LlamaGen(MultimodalModel):
 
         model = LlamaGen(vocab_size=16384, num_classes=1000, dim=768, num_layers=12, num_heads=12, mlp_dim=2048)
         images = model.generate(
-            [[label(3)]], GridGrammar(raster_format(16, 16, 16384)), max_tokens=256, input="code",
-            guidance=ClassifierFree(scale=4.0), unconditional=[[label(1000)]],
+            [[label(3)]],
+            GridGrammar(raster_format(16, 16, 16384)),
+            Generation(guidance=ClassifierFree(scale=4.0), input="code"),
+            unconditional=[[label(1000)]],
         )
 
     Inputs are ``label`` and ``code``; the head is ``code``. The published files hold their tensors under "model".
@@ -288,9 +290,9 @@ class Condition(Vectors):
         )
 
 
-def label(number: int | Sequence[int]) -> Condition:
+def label(index: int | Sequence[int]) -> Condition:
     """A class as a segment, for the input ``label``."""
-    return Condition(torch.as_tensor(number, dtype=torch.long).reshape(-1), "label", None, False)
+    return Condition(torch.as_tensor(index, dtype=torch.long).reshape(-1), "label", None, False)
 
 
 def caption(features: Float[Tensor, "N C"]) -> Condition:

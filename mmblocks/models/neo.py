@@ -106,28 +106,24 @@ class NEO(MultimodalModel):
         tie_embeddings: bool = False,
         vision: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            inputs={
-                "text": TextEmbedding(vocab_size=vocab_size, dim=dim),
-                "vision": NEOPatchEmbedding(dim=dim, **(vision or {})),
-            },
-            trunk=NEOTrunk(
-                dim=dim,
-                num_layers=num_layers,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
-                num_kv_heads=num_kv_heads,
-                head_dim=head_dim,
-                norm_eps=norm_eps,
-                rope_theta=rope_theta,
-                rope_theta_place=rope_theta_place,
-                bias=bias,
-                num_prebuffer_layers=num_prebuffer_layers,
-            ),
-            outputs={"text": LMHead(dim=dim, vocab_size=vocab_size)},
+        text, stem = TextEmbedding(vocab_size=vocab_size, dim=dim), NEOPatchEmbedding(dim=dim, **(vision or {}))
+        trunk = NEOTrunk(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            rope_theta=rope_theta,
+            rope_theta_place=rope_theta_place,
+            bias=bias,
+            num_prebuffer_layers=num_prebuffer_layers,
         )
+        head = LMHead(dim=dim, vocab_size=vocab_size)
+        super().__init__(inputs={"text": text, "vision": stem}, trunk=trunk, outputs={"text": head})
         if tie_embeddings:
-            self.outputs["text"].weight = self.inputs["text"].weight
+            head.weight = text.weight
 
     def pretraining_parameters(self, *, as_released: bool = False) -> list[str]:
         """Names of what the first stage trains, for ``freeze``: the stem, the pre-buffer, and all that reads places.
@@ -159,6 +155,6 @@ def loss_weights(document: Int[Tensor, " N"], reduction: Reduction = "square") -
     """
     if reduction not in ("token", "sample", "square"):
         raise ValueError(f"reduction is {reduction!r}; accepted: 'token', 'sample', 'square'")
-    _, number, counts = document.unique(return_inverse=True, return_counts=True)
+    _, index, counts = document.unique(return_inverse=True, return_counts=True)
     power = {"token": 0.0, "sample": 1.0, "square": 0.5}[reduction]
-    return counts[number].to(torch.float32) ** -power
+    return counts[index].to(torch.float32) ** -power

@@ -85,7 +85,7 @@ class ConditionalUNet(Block):
             if name not in _parameters():
                 raise ValueError(f"arguments: unknown {name!r}; accepted: {', '.join(_parameters())}")
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
-        self.model: Any = _class()(**lists)
+        self.model: Any = _class()(**lists)  # diffusers', of which type checkers see little
         self.channels: int = self.model.config.in_channels
         self.condition_dim: int = self.model.config.cross_attention_dim
 
@@ -100,8 +100,8 @@ class ConditionalUNet(Block):
 
         Args:
             latents: noised, as the sampler scales them.
-            time: the number of the time in training.
-            conditions: what to draw.
+            time: the index of the time in training.
+            conditions: what the image shows.
             sizes: in pixels: original height and width, top and left of the crop, target height and width.
         """
         more = {"text_embeds": conditions.mean(dim=1), "time_ids": sizes.flatten()}

@@ -3,7 +3,7 @@
 Shapes: B images, N conditions, D their width, C channels of latents.
 """
 
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,9 @@ from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
 from mmblocks.pixels.conditional_unet import ConditionalUNet
+from mmblocks.roles import check_role
 
 EMU2_SCHEDULE = {
     "beta_start": 0.00085,
@@ -24,8 +25,22 @@ EMU2_SCHEDULE = {
 """Of the EulerDiscreteScheduler that Emu2-Gen and SDXL use."""
 
 
+@runtime_checkable
+class LatentDecoder(Protocol):
+    """A tokenizer, as the decoder needs it."""
+
+    @property
+    def downsampling(self) -> tuple[int, ...]:
+        """How many pixels a latent spans, on each axis."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "B h w C"]) -> Float[Tensor, "B 3 H W"]:
+        """Latents to pixels in [0, 1]."""
+        ...
+
+
 class DiffusionDecoder(Block):
-    """Draws what embeddings say: Emu2's visual decoder, and any of its kind.
+    """Embeddings to the images they describe: Emu2's visual decoder, and any of its kind.
 
     Args:
         unet: predicts the noise in latents.
@@ -55,9 +70,11 @@ class DiffusionDecoder(Block):
 
     def __init__(self, *, unet: Block, autoencoder: Block, sampler: Block | None = None) -> None:
         super().__init__()
-        self.unet: ConditionalUNet | Any = unet
-        self.autoencoder: Any = autoencoder
-        self.sampler: Any = sampler or DiffusersSampler(scheduler="EulerDiscreteScheduler", options=EMU2_SCHEDULE)
+        sampler = sampler or DiffusersSampler(scheduler="EulerDiscreteScheduler", options=EMU2_SCHEDULE)
+        check_role(autoencoder, LatentDecoder, "autoencoder")
+        check_role(sampler, TokenSampler, "sampler")
+        self.unet = cast(ConditionalUNet, unet)
+        self.autoencoder, self.sampler = cast(LatentDecoder, autoencoder), cast(TokenSampler, sampler)
         self.guidance_rule = LinearGuidance()
 
     @torch.no_grad()
@@ -74,7 +91,7 @@ class DiffusionDecoder(Block):
         """Pixels in [0, 1].
 
         Args:
-            conditions: what to draw: regressed embeddings, or an encoder's.
+            conditions: what the images show: regressed embeddings, or an encoder's.
             unconditional: what nothing looks like: for Emu2 the regressed embeddings of an empty prompt, or those of a black image.
                 Not needed where ``guidance`` is 1.
             size: height and width in pixels; multiples of the autoencoder's step.
@@ -86,8 +103,7 @@ class DiffusionDecoder(Block):
             ValueError: another size, a guidance below 1, or one without ``unconditional``.
         """
         latents = self.latents(conditions, unconditional, size=size, guidance=guidance, noise=noise, generator=generator)
-        pixels: Tensor = self.autoencoder.decode(latents.movedim(1, -1))
-        return pixels
+        return self.autoencoder.decode(latents.movedim(1, -1))
 
     def latents(
         self,
@@ -120,8 +136,7 @@ class DiffusionDecoder(Block):
                 predicted = [self.unet(x, times[step], part, sizes) for part in streams]
             return self.guidance_rule(predicted, [guidance]) if len(streams) == 2 else predicted[0]
 
-        found: Tensor = self.sampler.walk(predict, noise, None, generator=generator)
-        return found.to(conditions.dtype)
+        return self.sampler.sample(predict, noise, None, generator=generator).to(conditions.dtype)
 
     def _shape(
         self, conditions: Tensor, unconditional: Tensor | None, size: tuple[int, int], guidance: float

@@ -157,7 +157,7 @@ def _blurred(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def _places(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of the rows (H, 1) and of the columns (W,)."""
+    """The indices of the rows (H, 1) and of the columns (W,)."""
     return torch.arange(pixels.shape[1], device=pixels.device)[:, None], torch.arange(pixels.shape[2], device=pixels.device)
 
 

@@ -5,7 +5,7 @@ Shapes: B rows, L tokens of the longest row, N tokens (of one input or target) i
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmblocks.sequence.masks import Mask, lower
 from mmblocks.sequence.segments import NO_ID, Image, Piece, Segment
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, ImageLayout, ImageLayoutRule, TokenTable
+from mmblocks.support.named import Named
 from mmblocks.support.pickling import weightless
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
 
     Attributes:
         ids: token ids, ``NO_ID`` where a token has none.
-        table: who each token is.
+        table: what each token is.
         inputs: by embedder name, what it embeds and where the result goes.
         targets: by head name, labels, and the hidden states they supervise.
         mask: which tokens attend to which, lowered on the host; None to let the trunk decide.
@@ -76,12 +77,19 @@ class Batch(NamedTuple):
         )
 
 
+@runtime_checkable
+class _HasLayout(Protocol):
+    """An embedder of images."""
+
+    def layout(self, height: int, width: int) -> ImageLayout: ...
+
+
 class BatchBuilder:
     """Lays samples out in rows.
 
     Args:
         tokenizer: turns strings into ids; not needed where samples hold ids only.
-        inputs: the model's embedders by name; those that read images are asked for their ``layout``.
+        inputs: the model's embedders by name; those that read images have a ``layout``.
         heads: the names of the model's heads, in the model's order.
 
     A builder may be handed to other processes, the workers of a ``DataLoader`` among them, however they are started: it is written
@@ -103,15 +111,15 @@ class BatchBuilder:
         self,
         *,
         tokenizer: TextTokenizer | None = None,
-        inputs: Any = None,
+        inputs: Named[object] | None = None,
         heads: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.heads = tuple(heads)
         self.input_names = None if inputs is None else tuple(inputs)
-        embedders = {name: inputs[name] for name in inputs or ()}
+        embedders = {} if inputs is None else {name: inputs[name] for name in inputs}
         self.layouts: dict[str, ImageLayoutRule] = {
-            name: _Remembered(embedder.layout) for name, embedder in embedders.items() if hasattr(embedder, "layout")
+            name: _Remembered(embedder.layout) for name, embedder in embedders.items() if isinstance(embedder, _HasLayout)
         }
 
     def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:
@@ -129,33 +137,32 @@ class BatchBuilder:
             raise ValueError(f"padding is {padding!r}; accepted: 'left', 'right'")
         if not samples:
             raise ValueError("samples is empty; accepted: at least one")
-        documents = [self._pieces(sample, number) for number, sample in enumerate(samples)]
+        documents = [self._pieces(sample, index) for index, sample in enumerate(samples)]
         rows = [[document] for document in documents] if pack is None else _fill_rows(documents, pack)
         lengths = [sum(_num_tokens(document) for document in row) for row in rows]
         length = max(lengths)
         laid: list[_Laid] = []
-        for number, row in enumerate(rows):
-            laid += _lay_out(row, number * length + (length - lengths[number] if padding == "left" else 0))
+        for index, row in enumerate(rows):
+            laid += _lay_out(row, index * length + (length - lengths[index] if padding == "left" else 0))
         return _assemble(laid, len(rows), length, self.heads)
 
-    def _pieces(self, sample: Sample, number: int) -> list[Piece]:
+    def _pieces(self, sample: Sample, index: int) -> list[Piece]:
         for segment in sample:
-            self._check(segment, number)
+            self._check(segment, index)
         pieces = [segment.piece(self.tokenizer, self.layouts) for segment in sample]
         pieces = [piece for piece in pieces if piece.num_tokens]
         if not pieces:
-            raise ValueError(f"sample {number} holds no token; accepted: at least one")
+            raise ValueError(f"sample {index} holds no token; accepted: at least one")
         return pieces
 
-    def _check(self, segment: Segment, number: int) -> None:
+    def _check(self, segment: Segment, index: int) -> None:
         reads_pixels = isinstance(segment, Image)
         known = tuple(self.layouts) if reads_pixels else self.input_names
         if known is not None and segment.input not in known:
             what = "embedders of images" if reads_pixels else "inputs"
-            raise ValueError(f"sample {number} has input {segment.input!r}; the model's {what}: {list(known)}")
-        target = getattr(segment, "target", None)
-        if target is not None and target not in self.heads:
-            raise ValueError(f"sample {number} has target {target!r}; the model's heads: {list(self.heads)}")
+            raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")
+        if segment.target is not None and segment.target not in self.heads:
+            raise ValueError(f"sample {index} has target {segment.target!r}; the model's heads: {list(self.heads)}")
 
 
 class _Remembered:
@@ -186,10 +193,10 @@ class _Laid(NamedTuple):
 def _lay_out(documents: list[list[Piece]], place: int) -> list[_Laid]:
     """The pieces of one row, from ``place`` on."""
     laid = []
-    for number, pieces in enumerate(documents):
+    for document, pieces in enumerate(documents):
         order = span = 0
         for index, piece in enumerate(pieces):
-            laid.append(_Laid(piece, place, number, order, span, index == 0))
+            laid.append(_Laid(piece, place, document, order, span, index == 0))
             order += 1 if piece.one_step else piece.num_tokens
             span += bool(piece.in_span.any())
             place += piece.num_tokens
@@ -220,12 +227,12 @@ def _assemble(laid: list[_Laid], num_rows: int, length: int, heads: tuple[str, .
         column.view(-1)[place] = values
     table.grid.view(-1, 3)[place] = torch.cat([piece.grid for piece in pieces])
 
-    # A token is asked for one place earlier; a document's first token has no earlier one.
+    # A token is predicted one place earlier; a document's first token has no earlier one.
     first = per_token([entry.is_first for entry in laid]) & (within == 0)
     learned = torch.cat([piece.learned for piece in pieces]) & ~first
     head = per_token([NO_HEAD if piece.target is None else heads.index(piece.target) for piece in pieces])
-    asked = learned & (head != NO_HEAD)
-    table.target.view(-1)[place[asked] - 1] = head[asked]
+    supervised = learned & (head != NO_HEAD)
+    table.target.view(-1)[place[supervised] - 1] = head[supervised]
 
     by_piece = list(zip(pieces, place.split(counts.tolist()), learned.split(counts.tolist()), strict=True))
     return Batch(ids, table, _inputs(by_piece), _targets(by_piece), lower(table))
@@ -261,10 +268,10 @@ def _fill_rows(documents: list[list[Piece]], length: int) -> list[list[list[Piec
     """Whole documents in the order given; a new row where the next one no longer fits."""
     rows: list[list[list[Piece]]] = []
     free = 0
-    for number, document in enumerate(documents):
+    for index, document in enumerate(documents):
         needed = _num_tokens(document)
         if needed > length:
-            raise ValueError(f"sample {number} has {needed} tokens; pack accepts at most {length}")
+            raise ValueError(f"sample {index} has {needed} tokens; pack accepts at most {length}")
         if needed > free:
             rows.append([])
             free = length

@@ -1,9 +1,9 @@
-"""Who may see whom: the one attention rule, as a function of the token table, and its cheaper forms.
+"""Which tokens attend to which: the one attention rule, as a function of the token table, and its cheaper forms.
 
-The rule: *q may see k when both are in the same document and either k is clean and of a smaller order, or k has q's
+The rule: *q attends to k when both are in the same document and either k is clean and of a smaller order, or k has q's
 order and is of q's kind (both clean, or both in the same noised span)*. Causal text gives each token its own order; an
 image that attends within itself gives all its tokens one order; a next-scale model gives one order per scale; a
-skip-causal model adds noised copies that carry the order of their clean block.
+skip-causal model adds noised copies that carry the order of their clean block. ``visible`` shows each of these.
 
 ``lower`` finds the cheapest form that says the same: nothing at all, two integers per query, or every pair. Queries
 may be the last tokens of a longer row of keys, as they are while decoding with a cache.
@@ -22,23 +22,35 @@ from mmblocks.sequence.tokens import PADDING, TokenTable
 
 
 class Causal(NamedTuple):
-    """Every query sees all keys up to itself; needs no tensor.
+    """Every query attends to all keys up to itself; needs no tensor.
 
     Examples:
-        >>> from mmblocks import BatchBuilder, text
-        >>> BatchBuilder()([[text([1, 2, 3])]]).mask
-        Causal()
+        >>> import torch
+        >>> from mmblocks.sequence.masks import Causal, as_text, densify
+        >>> print(as_text(densify(Causal(), num_queries=2, num_keys=5, device="cpu")))  # two tokens after three in a cache
+        x x x x .
+        x x x x x
     """
 
 
 class Intervals(NamedTuple):
-    """What each query sees, where that is one run of neighbouring keys: ``start <= k < end``.
+    """What each query attends to, where that is one run of neighbouring keys: ``start <= k < end``.
 
     Examples:
-        >>> from mmblocks import BatchBuilder, text
-        >>> mask = BatchBuilder()([[text([1, 2])], [text([3, 4])]], pack=4).mask
-        >>> mask.start.tolist(), mask.end.tolist()  # of two samples in one row
-        ([[0, 0, 2, 2]], [[1, 2, 3, 4]])
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.sequence.masks import as_text, densify, intervals
+        >>> table = TokenTable.text(1, 6)._replace(order=torch.tensor([[0, 1, 1, 1, 2, 3]]))  # text, an image of 3 tokens, text
+        >>> mask = intervals(table)
+        >>> mask.start.tolist(), mask.end.tolist()
+        ([[0, 0, 0, 0, 0, 0]], [[1, 4, 4, 4, 5, 6]])
+        >>> print(as_text(densify(mask, 6, 6, "cpu")))
+        x . . . . .
+        x x x x . .
+        x x x x . .
+        x x x x . .
+        x x x x x .
+        x x x x x x
     """
 
     start: Int[Tensor, "B Lq"]
@@ -46,7 +58,7 @@ class Intervals(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """Every pair: True where the query sees the key.
+    """Every pair: True where the query attends to the key. Nothing cheaper says that of noised copies; see ``visible``.
 
     Examples:
         >>> import torch
@@ -61,10 +73,10 @@ class Dense(NamedTuple):
 
 
 Mask = Causal | Intervals | Dense
-"""Any form of "who may see whom"."""
+"""Any form of which tokens attend to which."""
 
 MaskRule = Callable[[TokenTable, TokenTable], Tensor]
-"""A user's own rule: (query table, key table) -> bool (B, Lq, Lk), True where the query sees the key."""
+"""A user's own rule: (query table, key table) -> bool (B, Lq, Lk), True where the query attends to the key."""
 
 
 def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor, "B Lq Lk"]:
@@ -75,12 +87,86 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         keys: table of the key tokens, whose last rows are the queries; the queries themselves if None.
 
     Examples:
-        >>> from mmblocks import TokenTable
-        >>> from mmblocks.sequence import visible
-        >>> table = TokenTable.text(1, 4)
-        >>> table.order[:] = table.order.new_tensor([0, 1, 1, 2])  # the two in the middle are one step
-        >>> visible(table).int().tolist()
-        [[[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]
+        A line for each query, a column for each key. Text: each token has an order of its own.
+
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, TokenTable, text, vectors
+        >>> from mmblocks.sequence.masks import as_text, visible
+        >>> print(as_text(visible(TokenTable.text(1, 4))))
+        x . . .
+        x x . .
+        x x x .
+        x x x x
+
+        An image of 2 x 2 tokens between two texts, as ``bidirectional=True`` lays it out: its tokens have one order.
+
+        >>> build = BatchBuilder()
+        >>> picture = vectors(torch.zeros(2, 2, 8), input="vision", bidirectional=True)
+        >>> print(as_text(visible(build([[text([7, 8]), picture, text([9])]]).table)))
+        x . . . . . .
+        x x . . . . .
+        x x x x x x .
+        x x x x x x .
+        x x x x x x .
+        x x x x x x .
+        x x x x x x x
+
+        Two documents packed into one row: orders begin anew, and neither attends to the other.
+
+        >>> print(as_text(visible(build([[text([1, 2, 3])], [text([4, 5])]], pack=5).table)))
+        x . . . .
+        x x . . .
+        x x x . .
+        . . . x .
+        . . . x x
+
+        A prompt padded on the left: padding attends to itself, so that its softmax is finite, and nothing attends to it.
+
+        >>> print(as_text(visible(build([[text([1])], [text([1, 2, 3])]], padding="left").table)))
+        x . .
+        . x .
+        . . x
+
+        Scales of 1, 4 and 2 tokens, each predicted at once (next-scale prediction).
+
+        >>> orders = torch.tensor([[0, 1, 1, 1, 1, 2, 2]])
+        >>> print(as_text(visible(TokenTable.text(1, 7)._replace(order=orders))))
+        x . . . . . .
+        x x x x x . .
+        x x x x x . .
+        x x x x x . .
+        x x x x x . .
+        x x x x x x x
+        x x x x x x x
+
+        Three clean blocks of 2 tokens and, after them, their noised copies (block by block diffusion): a copy attends to the clean
+        blocks before its own and to itself, and no clean token to a copy.
+
+        >>> blocks = torch.tensor([[0, 0, 1, 1, 2, 2] * 2])
+        >>> noisy = torch.arange(12)[None] >= 6
+        >>> print(as_text(visible(TokenTable.text(1, 12)._replace(order=blocks, span=blocks, noisy=noisy))))
+        x x . . . . . . . . . .
+        x x . . . . . . . . . .
+        x x x x . . . . . . . .
+        x x x x . . . . . . . .
+        x x x x x x . . . . . .
+        x x x x x x . . . . . .
+        . . . . . . x x . . . .
+        . . . . . . x x . . . .
+        x x . . . . . . x x . .
+        x x . . . . . . x x . .
+        x x x x . . . . . . x x
+        x x x x . . . . . . x x
+
+        Two noised copies of one block, after a clean token: they have one order and two spans, and neither attends to the other.
+
+        >>> order, span = torch.tensor([[0, 1, 1, 1, 1]]), torch.tensor([[0, 1, 1, 2, 2]])
+        >>> print(as_text(visible(TokenTable.text(1, 5)._replace(order=order, span=span, noisy=order > 0))))
+        x . . . .
+        x x x . .
+        x x x . .
+        x . . x x
+        x . . x x
     """
     keys = queries if keys is None else keys
     earlier = keys.order[:, None, :] < queries.order[:, :, None]
@@ -91,13 +177,13 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
     seen = (clean_key & earlier) | (_equal(queries.order, keys.order) & same_kind)
     seen = seen & _equal(queries.document, keys.document)
 
-    # A padding row that saw nothing would be all -inf, and its softmax NaN: let it see itself.
+    # A padding row that attends to nothing would be all -inf, and its softmax NaN: let it attend to itself.
     padding = queries.is_padding[:, :, None] | keys.is_padding[:, None, :]
     return torch.where(padding, _itself(queries, keys), seen)
 
 
 def intervals(queries: TokenTable, keys: TokenTable | None = None) -> Intervals | None:
-    """Two integers per query instead of Lk booleans, or None where some query sees keys that are not neighbours.
+    """Two integers per query instead of Lk booleans, or None where some query attends to keys that are not neighbours.
 
     Holds for text, images, and packed documents laid out in generation order; not for noised copies. Linear in Lk.
     Reads values to decide, so it is meant for the host, where the table is built.
@@ -110,7 +196,7 @@ def intervals(queries: TokenTable, keys: TokenTable | None = None) -> Intervals 
     position = torch.arange(length, device=keys.order.device).expand_as(keys.order)
     document_begins = changes(keys.document)
     start = torch.where(document_begins, position, 0).cummax(dim=1).values
-    # A query sees up to the last token of its own order: the position before the next change, read from the right.
+    # A query attends up to the last token of its own order: the position before the next change, read from the right.
     last_of_order = (changes(keys.order) | document_begins).roll(-1, dims=1)
     last_of_order[:, -1] = True
     end = torch.where(last_of_order, position + 1, length).flip(1).cummin(dim=1).values.flip(1)
@@ -124,7 +210,20 @@ def intervals(queries: TokenTable, keys: TokenTable | None = None) -> Intervals 
 def lower(queries: TokenTable, keys: TokenTable | None = None) -> Mask:
     """The cheapest form of the rule for these tables. Reads values to decide: meant for the host.
 
-    Padding after everything else may come out as plain causal: it is never seen, and what it sees is of no matter.
+    Padding after everything else may come out as plain causal: nothing attends to it, and what it attends to is of no matter.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, TokenTable, text
+        >>> from mmblocks.sequence.masks import lower
+        >>> build = BatchBuilder()
+        >>> lower(build([[text([1, 2, 3])], [text([4])]]).table)
+        Causal()
+        >>> type(lower(build([[text([1, 2, 3])], [text([4])]], padding="left").table)).__name__
+        'Intervals'
+        >>> noisy = torch.tensor([[False, False, True, True]])
+        >>> type(lower(TokenTable.text(1, 4)._replace(order=noisy.cumsum(1), noisy=noisy))).__name__
+        'Dense'
     """
     keys = queries if keys is None else keys
     if _is_plain_causal(keys):
@@ -158,6 +257,11 @@ def densify(mask: Mask, num_queries: int, num_keys: int, device: torch.device | 
         case _:
             causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
             return causal.tril(num_keys - num_queries)[None]
+
+
+def as_text(visible: Bool[Tensor, "B Lq Lk"], row: int = 0) -> str:
+    """The mask of one row of the batch, to look at: a line for each query, ``x`` at the keys it attends to, ``.`` at the others."""
+    return "\n".join(" ".join("x" if seen else "." for seen in line) for line in visible[row].tolist())
 
 
 def changes(column: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

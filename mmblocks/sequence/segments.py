@@ -8,7 +8,7 @@ a ``Piece``: its tokens' columns of the token table, and what is to be embedded 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,6 +96,7 @@ class Image:
     pixels: Tensor
     input: str
     bidirectional: bool
+    target: ClassVar[None] = None
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, as many as the embedder will make of the image."""
@@ -234,11 +235,11 @@ def codes(
     """A visual tokenizer's codes, written as token ids of a shared vocabulary.
 
     Args:
-        grid: code numbers.
+        grid: code indices.
         format: how the vocabulary writes an image.
         target: the head that learns to write the codes; None where they are only read.
         structure: whether it also learns the ids around them (size, row ends, closing), as a model must that decides
-            itself when to draw and how large.
+            itself when to write an image and how large.
         input: the embedder that reads the ids.
 
     Examples:

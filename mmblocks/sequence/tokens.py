@@ -1,6 +1,6 @@
 """What passes between the parts: the token table, a tokenizer's latents, an embedder's tokens.
 
-The table has one row per token and says who that token is; positions, masks, routing, guidance and losses are pure
+The table has one row per token and says what that token is; positions, masks, routing, guidance and losses are pure
 functions of it (see ``masks.py`` and ``positions.py``).
 
 Shapes: B batch, L tokens of one row, N tokens of all images together, D width.
@@ -128,12 +128,12 @@ class Latents(NamedTuple):
 
     Attributes:
         z: the vectors a decoder reads, channels last.
-        ids: code numbers, one or several (Q) a place; None for continuous tokenizers.
+        ids: code indices, one or several (Q) a place; None for continuous tokenizers.
         loss: the tokenizer's own terms by name (commitment, codebook, entropy), unweighted; None outside training.
         mean, logvar: of a variational tokenizer.
         features: what was quantised, for models that read it instead of the codes.
         lengths: tokens of each image, where they differ; the rest of a row is padding.
-        positions: numbers of the places that have a token, row by row, where not all have one.
+        positions: indices of the places that have a token, row by row, where not all have one.
 
     Examples:
         >>> import torch
@@ -202,6 +202,11 @@ class VisionTokens(NamedTuple):
     image: Int[Tensor, " N"]
     grid: Int[Tensor, "N 3"]
     kind: Int[Tensor, " N"]
+
+
+def vectors_of(made: VisionTokens | Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    """What an embedder has made, as vectors alone."""
+    return made.embeds if isinstance(made, VisionTokens) else made
 
 
 ImageLayoutRule = Callable[[int, int], ImageLayout]

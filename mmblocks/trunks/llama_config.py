@@ -79,34 +79,42 @@ def model_of(config: Mapping[str, Any], models: tuple[str, ...]) -> str:
 
 
 def check_window(config: Mapping[str, Any], kind: str) -> None:
-    """Refuses attention that does not see all that came before."""
-    windows = windows_of(config, kind)
-    if any(windows):
+    """Refuses attention that does not reach all that came before."""
+    window = _window(config, kind)
+    if window is not None:
         what = title(config, "sliding_window")
-        raise ValueError(f"{what} is {max(filter(None, windows))}; accepted: none, or one as long as max_position_embeddings")
+        raise ValueError(f"{what} is {window}; accepted: none, or one as long as max_position_embeddings")
+    for attention in config.get("layer_types") or ():
+        if attention != "full_attention":
+            raise ValueError(f"{title(config, 'layer_types')} names {shown(attention)}; accepted: full_attention")
 
 
 def windows_of(config: Mapping[str, Any], kind: str) -> list[int | None]:
-    """How far the attention of each layer reaches back, where that is less than rows are long.
+    """How far the attention of each layer reaches back; None for all that came before.
 
     Raises:
         ValueError: ``layer_types`` of other kinds, or another number of them than of layers.
     """
-    count = config["num_hidden_layers"]
-    window, is_used = config.get("sliding_window", 4096 if kind in _LONGEST else None), config.get("use_sliding_window")
-    if is_used is None:
-        is_used = kind not in _WINDOW_ON_REQUEST
-    if not is_used or (window is not None and window >= config.get("max_position_embeddings", _LONGEST.get(kind, window + 1))):
-        window = None
-    first = config.get("max_window_layers", 28 if kind in _WINDOW_ON_REQUEST else 0) if kind in _WINDOW_ON_REQUEST else 0
-    named = config.get("layer_types")
+    count, window, named = config["num_hidden_layers"], _window(config, kind), config.get("layer_types")
     if named is None:
+        first = config.get("max_window_layers", 28) if kind in _WINDOW_ON_REQUEST else 0
         return [window if layer >= first else None for layer in range(count)]
     strange = [found for found in named if found not in ("full_attention", "sliding_attention")]
     if strange or len(named) != count:
         found = f"names {shown(strange[0])}" if strange else f"has {len(named)} entries"
         raise ValueError(f"{title(config, 'layer_types')} {found}; accepted: {count}, of full_attention and sliding_attention")
     return [window if found == "sliding_attention" else None for found in named]
+
+
+def _window(config: Mapping[str, Any], kind: str) -> int | None:
+    """The window of layers that have one, if it is shorter than rows are."""
+    window: int | None = config.get("sliding_window", 4096 if kind in _LONGEST else None)
+    is_used = config.get("use_sliding_window")
+    if is_used is None:
+        is_used = kind not in _WINDOW_ON_REQUEST
+    if window is None or not is_used:
+        return None
+    return window if window < config.get("max_position_embeddings", _LONGEST.get(kind, window)) else None
 
 
 def rotary(config: Mapping[str, Any], kind: str) -> tuple[float, dict[str, Any] | None]:

@@ -22,8 +22,8 @@ def test_it_is_the_published_formula(size, side) -> None:
 def test_numbers_are_drawn_and_may_be_set() -> None:
     projector = TokenFlexProjector(in_dim=6, dim=8, choices=(4, 9))
     generator = torch.Generator().manual_seed(0)
-    drawn = [projector.draw(generator) for _ in range(20)]
-    assert set(drawn) == {4, 9} and projector.draw(generator.manual_seed(0)) == drawn[0]
+    drawn = [projector.sample_num_tokens(generator) for _ in range(20)]
+    assert set(drawn) == {4, 9} and projector.sample_num_tokens(generator.manual_seed(0)) == drawn[0]
     projector.num_tokens = 4
     assert projector(torch.randn(1, 5, 5, 6)).shape == (1, 2, 2, 8) and projector.out_grid((5, 5)) == (2, 2)
 

@@ -74,7 +74,7 @@ def test_patches_are_dropped_while_training_alone() -> None:
     def drawn() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 
-    keep = eva.draw_patches(2, generator=drawn())
+    keep = eva.sample_patches(2, generator=drawn())
     assert keep.shape == (2, 3) and all(len(set(row)) == 3 for row in keep.tolist())
     assert torch.equal(eva.embed(pixels, generator=drawn()), eva.embed(pixels, keep=keep))
     assert eva(pixels).shape == (2, 2, 3, 24) and eva.tokens(pixels, keep=keep).shape == (2, 4, 24)

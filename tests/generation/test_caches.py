@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmblocks import GREEDY, Decoder, GridGrammar, TextGrammar, TokenTable, text
+from mmblocks import GREEDY, Decoder, Generation, GridGrammar, TextGrammar, TokenTable, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.ops import cuda_graphs
 from mmblocks.trunks import ChameleonTrunk, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
@@ -21,7 +21,7 @@ PROMPTS = [[text("what is it? ")], [text("a")]]
 
 def steps_of(model, cache=None, prompts=PROMPTS, steps: int = 8):
     batch = model.batch_builder(TOKENIZER)(prompts, padding="left").to(model.trunk.norm.weight.device)
-    return generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=steps, sampling=GREEDY, cache=cache)
+    return generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=steps, sampling=GREEDY), cache=cache)
 
 
 def written(*args, **options) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_two_generations_run_at_once_on_one_model() -> None:
     model = tiny_model().eval()
     grammar = TextGrammar(VOCABULARY)
     batches = [model.batch_builder(TOKENIZER)([prompt], padding="left") for prompt in PROMPTS]
-    runs = [generate_ids(model, batch, grammar, max_tokens=6, sampling=GREEDY) for batch in batches]
+    runs = [generate_ids(model, batch, grammar, Generation(max_tokens=6, sampling=GREEDY)) for batch in batches]
     together = [[int(step.ids) for step in steps] for steps in zip(*runs, strict=True)]
     alone = [written(model, prompts=[prompt], steps=6).flatten().tolist() for prompt in PROMPTS]
     assert together == [list(ids) for ids in zip(*alone, strict=True)]
@@ -250,7 +250,7 @@ def test_cuda_graphs_are_refused_elsewhere() -> None:
 def test_images_are_written_through_a_static_cache() -> None:
     model = tiny_model().eval()
     prompt = [[text([FORMAT.begin])]]
-    options = {"max_tokens": 30, "sampling": GREEDY}
-    (plain,) = model.generate(prompt, GridGrammar(FORMAT, size=(2, 3)), **options)
-    (static,) = model.generate(prompt, GridGrammar(FORMAT, size=(2, 3)), cache=StaticCache(model.trunk.new_cache(1, 40)), **options)
+    grammar, options = GridGrammar(FORMAT, size=(2, 3)), Generation(max_tokens=30, sampling=GREEDY)
+    (plain,) = model.generate(prompt, grammar, options)
+    (static,) = model.generate(prompt, grammar, options, cache=StaticCache(model.trunk.new_cache(1, 40)))
     assert torch.equal(plain.segment.grid, static.segment.grid)

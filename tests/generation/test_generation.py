@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmblocks import GREEDY, GridGrammar, Sampling, TextGrammar, codes, image, text
+from mmblocks import GREEDY, Generation, GridGrammar, Sampling, TextGrammar, codes, image, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.grammar import State
 from mmblocks.generation.guidance import classifier_free
@@ -34,7 +34,7 @@ def greedy_without_cache(model, prompt, steps: int) -> list[int]:
 def test_greedy_generation_equals_reading_everything_anew() -> None:
     model = tiny_model().eval()
     batch = model.batch_builder(TOKENIZER)(prompts(), padding="left")
-    steps = list(generate_ids(model, batch, TextGrammar(VOCABULARY, (EOS,)), max_tokens=9, sampling=GREEDY))
+    steps = list(generate_ids(model, batch, TextGrammar(VOCABULARY, (EOS,)), Generation(max_tokens=9, sampling=GREEDY)))
     for row, prompt in enumerate(prompts()):
         wanted = greedy_without_cache(model, prompt, 9)
         assert [int(step.ids[row]) for step in steps][: len(wanted)] == wanted
@@ -43,11 +43,11 @@ def test_greedy_generation_equals_reading_everything_anew() -> None:
 def test_a_batch_generates_what_single_rows_do_with_the_same_draws() -> None:
     """Sampling draws noise for the whole batch, so rows are compared under greedy decoding with guidance."""
     model = tiny_model().eval()
-    options = {"max_tokens": 6, "sampling": GREEDY, "guidance": 2.5, "tokenizer": TOKENIZER}
+    options = Generation(max_tokens=6, sampling=GREEDY, guidance=2.5)
     grammar = TextGrammar(VOCABULARY, (EOS,))
-    together = list(model.generate(prompts(), grammar, unconditional=[[text(" ")]] * 2, **options))
+    together = list(model.generate(prompts(), grammar, options, unconditional=[[text(" ")]] * 2, tokenizer=TOKENIZER))
     for row, prompt in enumerate(prompts()):
-        (alone,) = model.generate([prompt], grammar, unconditional=[[text(" ")]], **options)
+        (alone,) = model.generate([prompt], grammar, options, unconditional=[[text(" ")]], tokenizer=TOKENIZER)
         assert alone.segment == dict(together)[row]
 
 
@@ -56,7 +56,7 @@ def test_guidance_in_one_forward_equals_two_models() -> None:
     model = tiny_model().eval()
     conditional, unconditional = [text("seven "), text("7")], [text("7")]
     batch = model.batch_builder(TOKENIZER)([conditional, unconditional], padding="left")
-    (step,) = generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=1, sampling=GREEDY, guidance=3.0)
+    (step,) = generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=1, sampling=GREEDY, guidance=3.0))
     logits = [
         model.outputs["lm"].logits(model.hidden(model.batch_builder(TOKENIZER)([sample]))[:, -1])
         for sample in (conditional, unconditional)
@@ -78,7 +78,7 @@ def test_generated_images_have_the_size_and_format_asked(size) -> None:
     grammar = GridGrammar(FORMAT, size=size)
     starts = [[text("draw"), text([FORMAT.begin])], [text([FORMAT.begin])]]
     generator = torch.Generator().manual_seed(0)
-    found = list(model.generate(starts, grammar, max_tokens=40, tokenizer=TOKENIZER, generator=generator))
+    found = list(model.generate(starts, grammar, Generation(max_tokens=40, generator=generator), tokenizer=TOKENIZER))
     assert sorted(row for row, _ in found) == [0, 1]
     for _, segment in found:
         assert isinstance(segment, Codes)
@@ -93,7 +93,7 @@ def test_text_and_images_come_interleaved_and_can_be_read_again() -> None:
     script = [*b"ab", *FORMAT.write(torch.tensor([[3, 1]])).ids.tolist(), *b"c", EOS]
     scripted_head(model, script)
     grammar = GridGrammar(FORMAT, num_images=2, stop=(EOS,))
-    found = [s for _, s in model.generate([[text("?")]], grammar, max_tokens=50, sampling=GREEDY, tokenizer=TOKENIZER)]
+    found = [s for _, s in model.generate([[text("?")]], grammar, Generation(max_tokens=50, sampling=GREEDY), tokenizer=TOKENIZER)]
     assert [type(segment) for segment in found] == [Text, Codes, Text]
     assert (found[0], found[2]) == (wanted[0], wanted[2])
     assert torch.equal(found[1].grid, wanted[1].grid)
@@ -110,7 +110,7 @@ def test_each_rows_images_are_in_its_own_grammars_format() -> None:
     ]
     model = tiny_model().eval()
     batch = [[text("say")], *[[text("draw"), text([FORMAT.begin])]] * 2]
-    found = [segment for row, segment in model.generate(batch, grammars, max_tokens=20, tokenizer=TOKENIZER) if row]
+    found = [segment for row, segment in model.generate(batch, grammars, Generation(max_tokens=20), tokenizer=TOKENIZER) if row]
     drawn = [segment for segment in found if isinstance(segment, Codes)]
     assert {(segment.format.first_code, tuple(segment.grid.shape)) for segment in drawn} == {
         (FORMAT.first_code, (2, 1)),
@@ -126,7 +126,7 @@ def test_a_grammar_that_writes_images_has_to_read_them() -> None:
             return state._replace(num_images=1, mode="done")
 
     with pytest.raises(TypeError, match="Own wrote an image and has no method image; accepted: an ImageGrammar"):
-        list(tiny_model().eval().generate([[text("draw")]], Own(256), max_tokens=2, tokenizer=TOKENIZER))
+        list(tiny_model().eval().generate([[text("draw")]], Own(256), Generation(max_tokens=2), tokenizer=TOKENIZER))
 
 
 def scripted_head(model, script: list[int]) -> None:
@@ -155,7 +155,7 @@ def test_the_table_of_generated_tokens_equals_that_of_the_same_tokens_read() -> 
     original = model.trunk.new_cache
     model.trunk.new_cache = lambda *sizes: caches.append(original(*sizes)) or caches[-1]
     start = [text("draw"), text([FORMAT.begin])]
-    (found,) = model.generate([start], GridGrammar(FORMAT, size=(2, 2)), max_tokens=40, tokenizer=TOKENIZER)
+    (found,) = model.generate([start], GridGrammar(FORMAT, size=(2, 2)), Generation(max_tokens=40), tokenizer=TOKENIZER)
     read = model.batch_builder(TOKENIZER)([[text("draw"), found.segment]]).table
     generated = caches[0].table
     length = generated.shape[1]  # the last token is written, but no longer read
@@ -166,7 +166,7 @@ def test_the_table_of_generated_tokens_equals_that_of_the_same_tokens_read() -> 
 
 def test_max_tokens_ends_rows_that_do_not_end_themselves() -> None:
     model = tiny_model().eval()
-    (found,) = model.generate([[text([97])]], TextGrammar(256), max_tokens=3)
+    (found,) = model.generate([[text([97])]], TextGrammar(256), Generation(max_tokens=3))
     assert len(found.segment.content) == 3
 
 
@@ -175,7 +175,7 @@ def test_a_generator_makes_sampling_repeatable() -> None:
 
     def written(seed: int):
         generator = torch.Generator().manual_seed(seed)
-        return list(model.generate([[text([97])]], TextGrammar(256), max_tokens=8, generator=generator))
+        return list(model.generate([[text([97])]], TextGrammar(256), Generation(max_tokens=8, generator=generator)))
 
     assert written(1) == written(1)
     assert written(1) != written(2)
@@ -186,13 +186,13 @@ def test_prompts_that_cannot_be_continued_are_refused() -> None:
     grammar = TextGrammar(VOCABULARY)
     right = model.batch_builder(TOKENIZER)([[text("ab")], [text("c")]], padding="right")
     with pytest.raises(ValueError, match="padded on the right"):
-        next(generate_ids(model, right, grammar, max_tokens=1, sampling=GREEDY))
+        next(generate_ids(model, right, grammar, Generation(max_tokens=1, sampling=GREEDY)))
     with pytest.raises(ValueError, match="guidance and unconditional go together"):
-        next(model.generate([[text([1])]], grammar, max_tokens=1, guidance=2.0))
+        next(model.generate([[text([1])]], grammar, Generation(max_tokens=1, guidance=2.0)))
     with pytest.raises(ValueError, match="max_tokens is 0"):
-        next(model.generate([[text([1])]], grammar, max_tokens=0))
+        next(model.generate([[text([1])]], grammar, Generation(max_tokens=0)))
     with pytest.raises(ValueError, match="id 264 cannot stand in text"):
-        next(model.generate([[text([264])]], GridGrammar(FORMAT), max_tokens=1))
+        next(model.generate([[text([264])]], GridGrammar(FORMAT), Generation(max_tokens=1)))
 
 
 def test_sampling_an_image_size() -> None:
@@ -237,9 +237,9 @@ def test_row_states_are_independent_of_each_other() -> None:
     """Rows that end at different steps do not disturb each other."""
     model = tiny_model().eval()
     starts = [[text([FORMAT.begin, *FORMAT.size_ids(*size), FORMAT.image])] for size in ((1, 2), (3, 3))]
-    found = dict(model.generate(starts, GridGrammar(FORMAT), max_tokens=40, sampling=Sampling(temperature=0)))
+    found = dict(model.generate(starts, GridGrammar(FORMAT), Generation(max_tokens=40, sampling=Sampling(temperature=0))))
     assert {row: tuple(segment.grid.shape) for row, segment in found.items()} == {0: (1, 2), 1: (3, 3)}
-    (alone,) = model.generate(starts[1:], GridGrammar(FORMAT), max_tokens=40, sampling=GREEDY)
+    (alone,) = model.generate(starts[1:], GridGrammar(FORMAT), Generation(max_tokens=40, sampling=GREEDY))
     assert torch.equal(alone.segment.grid, found[1].grid)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import GREEDY, GridFormat, GridGrammar, TextGrammar, codes, text
+from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, TextGrammar, codes, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.continuous import VectorBlock, VectorGrammar
@@ -113,7 +113,7 @@ def test_continuous_images_are_written_by_their_own_head() -> None:
     grammar = VectorGrammar(block, vocab_size=VOCABULARY, stop=(EOS,))
     prompts = [[text("draw"), text([FORMAT.begin])], [text([FORMAT.begin])], [text("tell")]]
     builder = model.batch_builder(TOKENIZER)
-    steps = generate_ids(model, builder(prompts, padding="left"), grammar, max_tokens=7, sampling=GREEDY)
+    steps = generate_ids(model, builder(prompts, padding="left"), grammar, Generation(max_tokens=7, sampling=GREEDY))
     found = list(segments_of(steps, grammar))
     drawn = {row: segment.values for row, segment in found if hasattr(segment, "values")}
     assert {row: tuple(values.shape) for row, values in drawn.items()} == {0: (2, 2, 5), 1: (2, 2, 5)}
@@ -142,7 +142,7 @@ def test_heads_over_vectors_get_both_streams_where_they_know_them() -> None:
     block = VectorBlock(begin=FORMAT.begin, end=None, size=(1, 2), head="image", input="latent")
     begin = [text([FORMAT.begin])]
     grammar = VectorGrammar(block, vocab_size=VOCABULARY)
-    (found,) = model.generate([[text([97]), *begin]], grammar, max_tokens=4, guidance=2.5, unconditional=[begin])
+    (found,) = model.generate([[text([97]), *begin]], grammar, Generation(max_tokens=4, guidance=2.5), unconditional=[begin])
     assert (tuple(found.segment.values.shape), found.segment.input) == ((1, 2, 5), "latent")
     assert [scale for _, _, scale in given] == [2.5, 2.5]
     assert all(hidden.shape == other.shape and not torch.equal(hidden, other) for hidden, other, _ in given)
@@ -152,7 +152,7 @@ def test_beam_search_with_enough_beams_finds_the_likeliest_text() -> None:
     model = tiny_model().eval()
     grammar = SmallGrammar()
     batch = model.batch_builder(TOKENIZER)([[text("ab")], [text("x")]], padding="left")
-    found = beam_search(model, batch, grammar, num_beams=9, max_tokens=2, length_penalty=0.0)
+    found = beam_search(model, batch, grammar, Generation(max_tokens=2), num_beams=9, length_penalty=0.0)
     for row, prompt in enumerate(("ab", "x")):
         scores = {}
         for ids in product((97, 98, 99), repeat=2):
@@ -188,7 +188,9 @@ def test_text_is_streamed_in_whole_characters() -> None:
         forced[:, script[scores.step]] = 0
         return forced
 
-    found = model.generate([[text("a")]], TextGrammar(VOCABULARY), max_tokens=3, tokenizer=TOKENIZER, hooks=[follow], stream=True)
+    found = model.generate(
+        [[text("a")]], TextGrammar(VOCABULARY), Generation(max_tokens=3, hooks=[follow]), tokenizer=TOKENIZER, stream=True
+    )
     assert [segment.content for _, segment in found] == ["n", "é"]
 
 
@@ -196,16 +198,16 @@ def test_rows_may_follow_grammars_of_their_own() -> None:
     model = tiny_model().eval()
     prompts = [[text([FORMAT.begin])], [text("ab"), text([FORMAT.begin])]]
     grammars = [GridGrammar(FORMAT, size=size) for size in ((1, 2), (2, 1))]
-    found = dict(model.generate(prompts, grammars, max_tokens=20, tokenizer=TOKENIZER))
+    found = dict(model.generate(prompts, grammars, Generation(max_tokens=20), tokenizer=TOKENIZER))
     assert {row: tuple(segment.grid.shape) for row, segment in found.items()} == {0: (1, 2), 1: (2, 1)}
     with pytest.raises(ValueError, match="2 grammars for 1 rows"):
-        list(model.generate(prompts[:1], grammars, max_tokens=20))
+        list(model.generate(prompts[:1], grammars, Generation(max_tokens=20)))
 
 
 def test_ids_beyond_the_head_are_refused() -> None:
     model = tiny_model().eval()
     with pytest.raises(ValueError, match="the head writes ids below"):
-        list(model.generate([[text([97])]], TextGrammar(VOCABULARY + 1), max_tokens=1))
+        list(model.generate([[text([97])]], TextGrammar(VOCABULARY + 1), Generation(max_tokens=1)))
 
 
 def test_codes_of_a_prompt_keep_their_span() -> None:
@@ -213,5 +215,5 @@ def test_codes_of_a_prompt_keep_their_span() -> None:
     model = tiny_model().eval()
     cache = model.trunk.new_cache(1, 60)
     prompt = [codes(torch.zeros(1, 1, dtype=torch.long), FORMAT), text([FORMAT.begin])]
-    list(model.generate([prompt], GridGrammar(FORMAT, size=(1, 1)), max_tokens=20, cache=cache))
+    list(model.generate([prompt], GridGrammar(FORMAT, size=(1, 1)), Generation(max_tokens=20), cache=cache))
     assert cache.table.span.unique().tolist() == [-1, 0, 1]

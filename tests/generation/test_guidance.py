@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmblocks import GREEDY, GridGrammar, Sampling, TextGrammar, text
+from mmblocks import GREEDY, Generation, GridGrammar, Sampling, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling
 from mmblocks.generation.guidance import ClassifierFree, MutualInformation, ThreeWay, VisualContrastive
@@ -29,7 +29,11 @@ def test_three_streams_are_cached_each_by_itself() -> None:
     guidance = ThreeWay(scale=2.0, image_scale=1.5, images_only=False)
     seen, hooks = [], [lambda scores: seen.append(scores.logits) or scores.logits]
     batch = builder(prompts, padding="left")
-    steps = list(generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=GREEDY, guidance=guidance, hooks=hooks))
+    steps = list(
+        generate_ids(
+            model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=4, sampling=GREEDY, guidance=guidance, hooks=hooks)
+        )
+    )
     for number, logits in enumerate(seen):
         written = [int(step.ids) for step in steps[:number]]
         anew = [model.outputs["lm"].logits(model.hidden(builder([[*prompt, text(written)]]))[:, -1]) for prompt in prompts]
@@ -80,7 +84,7 @@ def test_streams_of_images_alone_skip_text() -> None:
     batch = builder([[text("draw: ")], [text("?")]], padding="left")
     guidance = ClassifierFree(scale=3.0, images_only=True)
     grammar = GridGrammar(FORMAT, stop=(EOS,))
-    list(generate_ids(model, batch, grammar, max_tokens=11, sampling=GREEDY, guidance=guidance, hooks=[follow]))
+    list(generate_ids(model, batch, grammar, Generation(max_tokens=11, sampling=GREEDY, guidance=guidance, hooks=[follow])))
 
     image = script[script.index(FORMAT.begin) :]
     rows = [[text("draw: "), text(script)], [text("?"), text(image)]]
@@ -95,7 +99,7 @@ def test_text_and_images_are_sampled_each_in_its_own_way() -> None:
 
     def run(grammar, prompt, seed):
         generator = torch.Generator().manual_seed(seed)
-        return list(model.generate([prompt], grammar, max_tokens=20, sampling=sampling, generator=generator))
+        return list(model.generate([prompt], grammar, Generation(max_tokens=20, sampling=sampling, generator=generator)))
 
     prose = [run(TextGrammar(VOCABULARY), [text([97])], seed)[0].segment.content for seed in (1, 2)]
     drawn = [run(GridGrammar(FORMAT, size=(2, 3)), [text([FORMAT.begin])], seed)[0].segment.grid for seed in (1, 2)]
@@ -115,6 +119,6 @@ def test_hooks_see_what_the_grammar_allows_and_may_change_it() -> None:
         return changed
 
     grammar = GridGrammar(FORMAT, size=(2, 2))
-    (found,) = model.generate([[text([FORMAT.begin])]], grammar, max_tokens=20, hooks=[only_five])
+    (found,) = model.generate([[text([FORMAT.begin])]], grammar, Generation(max_tokens=20, hooks=[only_five]))
     assert found.segment.grid.tolist() == [[5, 5], [5, 5]]
     assert allowed == [FORMAT.num_codes] * 4  # the visual rows of the head alone

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmblocks import GridFormat, codes, text
+from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, codes, text
 from mmblocks.generation import ClassifierFree
-from mmblocks.generation.parallel import copy_positions, draw_grids, with_noised_copies
+from mmblocks.generation.parallel import copy_positions, draw_grids, sample_grids, with_noised_copies
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import visible
@@ -87,13 +87,13 @@ def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
     seen = []
 
     class Spy(ConfidenceSampler):
-        def walk(self, predict, ids, mask_id, **options):
+        def sample(self, predict, ids, mask_id, **options):
             seen.extend(predict(ids, step) for step in (0, 1))
-            return super().walk(predict, ids, mask_id, **options)
+            return super().sample(predict, ids, mask_id, **options)
 
     prompts = [[text("aa"), text(FORMAT.head(2, 3))], [text("aaaaaa"), text(FORMAT.head(2, 3))]]
     prompt = model.batch_builder(TOKENIZER)(prompts, padding="left")
-    draw_grids(model, prompt, FORMAT, Spy(num_steps=1), size=(2, 3), mask_id=MASK)
+    sample_grids(model, prompt, GridGrammar(FORMAT, size=(2, 3)), Spy(num_steps=1), mask_id=MASK)
     for logits in seen:
         assert_close(logits[0], expected)
 
@@ -105,9 +105,8 @@ def test_grids_are_drawn_in_a_few_passes(size: tuple[int, int]) -> None:
     model.trunk.register_forward_hook(lambda *_: calls.append(1))
     rows = [[text(told), text(FORMAT.head(*size))] for told in ("one", "eleven", "", "")]
     prompt = model.batch_builder(TOKENIZER)(rows, padding="left")
-    options = {"size": size, "mask_id": MASK, "guidance": ClassifierFree(scale=2.0)}
-    drawn = draw_grids(model, prompt, FORMAT, SAMPLER, generator=torch.Generator().manual_seed(0), **options)
-    again = draw_grids(model, prompt, FORMAT, SAMPLER, generator=torch.Generator().manual_seed(0), **options)
+    options = Generation(guidance=ClassifierFree(scale=2.0), generator=0)
+    drawn, again = (sample_grids(model, prompt, GridGrammar(FORMAT, size=size), SAMPLER, options, mask_id=MASK) for _ in range(2))
     assert len(calls) == 2 * SAMPLER.num_steps
     assert drawn.shape == (2, *size)
     assert torch.equal(drawn, again)
@@ -120,11 +119,26 @@ def test_errors() -> None:
     build = model.batch_builder(TOKENIZER)
     with pytest.raises(ValueError, match="no image of codes"):
         with_noised_copies(build([[text("a"), text("b", target="lm")]]), HIDE, head="lm")
-    options = {"size": (2, 3), "mask_id": MASK}
+    prompt, grammar = build([[text("a")]], padding="left"), GridGrammar(FORMAT, size=(2, 3))
     with pytest.raises(ValueError, match="does not end with"):
-        draw_grids(model, build([[text("a")]], padding="left"), FORMAT, SAMPLER, **options)
+        sample_grids(model, prompt, grammar, SAMPLER, mask_id=MASK)
+    with pytest.raises(ValueError, match="size of the grammar is 'first'; accepted"):
+        sample_grids(model, prompt, GridGrammar(FORMAT, size="first"), SAMPLER, mask_id=MASK)
+    with pytest.raises(ValueError, match="options set max_tokens, sampling, which sample_grids does not use"):
+        sample_grids(model, prompt, grammar, SAMPLER, Generation(max_tokens=6, sampling=GREEDY), mask_id=MASK)
     bare = GridFormat(begin=None, closing=(), first_code=TOKENIZER.vocab_size, num_codes=NUM_CODES, fixed_size=(2, 3))
     with pytest.raises(ValueError, match="does not end with"):
-        draw_grids(model, build([[text("a")]], padding="left"), bare, SAMPLER, **options)
+        sample_grids(model, prompt, GridGrammar(bare), SAMPLER, mask_id=MASK)
     with pytest.raises(ValueError, match="begins a document"):
         with_noised_copies(build([[codes(torch.zeros(2, 3, dtype=torch.long), bare, target="lm")]]), HIDE, head="lm")
+
+
+def test_the_former_name_still_samples() -> None:
+    model = parallel_model()
+    prompt = model.batch_builder(TOKENIZER)([[text("a"), text(FORMAT.head(2, 3))]], padding="left")
+    wanted = sample_grids(model, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, Generation(generator=0), mask_id=MASK)
+    with pytest.warns(FutureWarning, match="draw_grids is sample_grids"):
+        found = draw_grids(
+            model, prompt, FORMAT, SAMPLER, size=(2, 3), mask_id=MASK, generator=torch.Generator().manual_seed(0), guidance=None
+        )
+    assert torch.equal(found, wanted)

@@ -1,11 +1,11 @@
-"""Logits from which nothing can be drawn are a named error in every sampler, never id 0 or the id of a NaN."""
+"""Logits from which nothing can be sampled are a named error in every sampler, never id 0 or the id of a NaN."""
 
 import math
 
 import pytest
 import torch
 
-from mmblocks import GREEDY, Sampling, TextGrammar, text
+from mmblocks import GREEDY, Generation, Sampling, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.guidance import ClassifierFree, MutualInformation, ThreeWay, VisualContrastive
@@ -40,7 +40,7 @@ def test_the_loop(fill, sampling, looks, monkeypatch) -> None:
     model = tiny_model().eval()
     batch = model.batch_builder(TOKENIZER)([[text("a")], [text("bc")]], padding="left")
     hooks = [lambda scores: filled(scores.logits, fill) if scores.step == 2 else scores.logits]
-    steps = generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=sampling, hooks=hooks)
+    steps = generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=4, sampling=sampling, hooks=hooks))
     assert len([next(steps), next(steps)]) == 2
     with pytest.raises(ValueError, match=MESSAGE):
         next(steps)
@@ -53,7 +53,7 @@ def test_beams(fill, monkeypatch) -> None:
     monkeypatch.setattr(model.outputs["lm"], "logits", lambda *given: filled(logits(*given), fill))
     batch = model.batch_builder(TOKENIZER)([[text("a")]], padding="left")
     with pytest.raises(ValueError, match="the logits of prompt 0 hold NaN or infinity"):
-        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), num_beams=2, max_tokens=3)
+        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), Generation(max_tokens=3), num_beams=2)
 
 
 @pytest.mark.parametrize("penalty", [math.nan, math.inf])
@@ -61,22 +61,22 @@ def test_a_length_penalty_that_is_not_finite(penalty) -> None:
     model = tiny_model().eval()
     batch = model.batch_builder(TOKENIZER)([[text("a")]], padding="left")
     with pytest.raises(ValueError, match=r"length_penalty is .*; accepted: a finite number"):
-        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), num_beams=2, max_tokens=3, length_penalty=penalty)
+        beam_search(model, batch, TextGrammar(VOCABULARY, (EOS,)), Generation(max_tokens=3), num_beams=2, length_penalty=penalty)
 
 
 @BAD
-@pytest.mark.parametrize("drawn", [None, torch.zeros(2, 1, 5, dtype=torch.long)])
-def test_the_surest_of_a_grid(fill, drawn) -> None:
+@pytest.mark.parametrize("sampled", [None, torch.zeros(2, 1, 5, dtype=torch.long)])
+def test_the_surest_of_a_grid(fill, sampled) -> None:
     sampler = ConfidenceSampler(num_steps=2)
     with pytest.raises(ValueError, match=MESSAGE):
-        sampler.walk(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.full((1, 5), 7), 7, drawn=drawn)
+        sampler.sample(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.full((1, 5), 7), 7, sampled=sampled)
 
 
 @BAD
 def test_codes_along_a_metric(fill) -> None:
     path = MetricPath(num_codes=7, code_dim=3)
     with pytest.raises(ValueError, match=MESSAGE):
-        KineticSampler(num_steps=2).walk(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.zeros(1, 5).long(), path)
+        KineticSampler(num_steps=2).sample(lambda ids, step: filled(torch.zeros(1, 5, 7), fill), torch.zeros(1, 5).long(), path)
 
 
 class _Codes:

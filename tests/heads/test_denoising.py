@@ -123,7 +123,7 @@ def test_half_precision() -> None:
 
 
 @pytest.mark.parametrize(("rows", "widened"), [(2, False), (9, True)])
-def test_many_rows_are_walked_in_float32_where_bfloat16_is_emulated(rows, widened, monkeypatch) -> None:
+def test_many_rows_are_sampled_in_float32_where_bfloat16_is_emulated(rows, widened, monkeypatch) -> None:
     monkeypatch.setattr(arithmetic, "_EMULATED", {torch.bfloat16})
     torch.manual_seed(0)
     head = stirred(orthus()).bfloat16()
@@ -190,3 +190,23 @@ def test_guidance_can_be_left_off_and_shortened() -> None:
     guided = LinearGuidance(renorm=0.0)([more, less], (4.0,), 600.0)
     plain = LinearGuidance()([more, less], (4.0,))
     torch.testing.assert_close(guided.norm(dim=1), torch.minimum(plain.norm(dim=1), more.norm(dim=1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("net", r"net is a FlowPath, which cannot be used here: it has no embed_time\(time\); .*See mmblocks\.layers\.diffusion"),
+        ("path", r"path is a LinearGuidance, .*it has no sample_times\("),
+        ("sampler", r"sampler is a LinearGuidance, .*it has no times\(path\); it has no sample\(predict, x, path, \*, temperature"),
+        ("guidance", r"guidance is a FlowPath, .*it has no forward\(streams, scales, time=None\)"),
+    ],
+)
+def test_parts_that_lack_a_method_are_refused_by_name(name: str, message: str) -> None:
+    parts = {
+        "net": AdaLNMLP(dim=3, condition_dim=4, width=8, num_blocks=1),
+        "path": FlowPath(),
+        "sampler": DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2),
+    }
+    wrong = {"net": FlowPath(), "guidance": FlowPath()}.get(name, LinearGuidance())
+    with pytest.raises(TypeError, match=message):
+        DenoisingHead(**parts | {name: wrong})

@@ -19,7 +19,7 @@ def metric() -> MetricFlowHead:
 
 
 @pytest.mark.parametrize("build", [masked, metric])
-def test_a_step_and_a_walk(build, tmp_path) -> None:
+def test_a_step_and_sampling(build, tmp_path) -> None:
     torch.manual_seed(0)
     head = build()
     ids = torch.randint(11, (2, 7))
@@ -74,8 +74,8 @@ def test_bad_input_is_refused() -> None:
     ids = torch.randint(11, (2, 7))
     with pytest.raises(ValueError, match="nothing is asked for"):
         masked().decode(lambda *_: torch.zeros(2, 7, 11), ids)
-    with pytest.raises(ValueError, match=r"drawn has shape \(1, 2, 7\); accepted: \(4, 2, 7\)"):
-        masked().decode(lambda *_: torch.zeros(2, 7, 11), ids * 0 + 11, drawn=ids[None])
+    with pytest.raises(ValueError, match=r"sampled has shape \(1, 2, 7\); accepted: \(4, 2, 7\)"):
+        masked().decode(lambda *_: torch.zeros(2, 7, 11), ids * 0 + 11, sampled=ids[None])
     with pytest.raises(ValueError, match=r"order has shape \(2, 6\)"):
         masked().corrupt(ids, order=torch.rand(2, 6))
     with pytest.raises(ValueError, match="rows without ids"):

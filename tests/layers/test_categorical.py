@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from mmblocks.layers import categorical
-from mmblocks.layers.categorical import GREEDY, UNDRAWN, Sampling, draw, keep_top_k, keep_top_p, truncate
+from mmblocks.layers.categorical import GREEDY, NO_SAMPLE, Sampling, keep_top_k, keep_top_p, sample_ids, truncate
 from mmblocks.support import checks
 
 
 def test_draws_follow_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -math.inf]).expand(40000, 4)
-    drawn = draw(logits, Sampling(temperature=2.0), generator=torch.Generator().manual_seed(0))
+    drawn = sample_ids(logits, Sampling(temperature=2.0), generator=torch.Generator().manual_seed(0))
     share = torch.bincount(drawn, minlength=4) / len(drawn)
     torch.testing.assert_close(share, (logits[0] / 2).softmax(-1), atol=0.01, rtol=0)
     assert share[3] == 0
@@ -19,11 +19,11 @@ def test_draws_follow_the_softmax() -> None:
 def test_injected_noise_decides_the_draw() -> None:
     logits = torch.zeros(2, 3)
     gumbel = torch.tensor([[0.0, 5.0, 1.0], [2.0, 1.0, 0.0]])
-    assert draw(logits, Sampling(), gumbel=gumbel).tolist() == [1, 0]
+    assert sample_ids(logits, Sampling(), gumbel=gumbel).tolist() == [1, 0]
 
 
 def test_greedy_takes_the_likeliest_and_the_lowest_of_equals() -> None:
-    assert draw(torch.tensor([[0.0, 3.0, 3.0]]), GREEDY).tolist() == [1]
+    assert sample_ids(torch.tensor([[0.0, 3.0, 3.0]]), GREEDY).tolist() == [1]
 
 
 def test_top_k_keeps_the_k_likeliest_and_their_equals() -> None:
@@ -75,7 +75,7 @@ BAD = {
 @pytest.mark.parametrize(("row", "message"), BAD.values(), ids=BAD)
 def test_rows_without_an_id_to_draw_are_refused(row, message, sampling) -> None:
     with pytest.raises(ValueError, match=message):
-        draw(torch.tensor([[0.0, 1.0, 2.0], row]), sampling)
+        sample_ids(torch.tensor([[0.0, 1.0, 2.0], row]), sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(), Sampling(temperature=0.5, top_p=0.5)])
@@ -84,27 +84,27 @@ def test_where_a_look_would_wait_the_row_says_that_it_has_no_id(row, sampling, m
     """As on a GPU: no later look-up takes such an id, offset or not."""
     monkeypatch.setattr(categorical, "is_readable", lambda values: False)
     monkeypatch.setattr(checks, "is_readable", lambda values: False)
-    drawn = draw(torch.tensor([[-math.inf, 1.0, -math.inf], row]), sampling)
-    assert drawn.tolist() == [1, UNDRAWN]
+    drawn = sample_ids(torch.tensor([[-math.inf, 1.0, -math.inf], row]), sampling)
+    assert drawn.tolist() == [1, NO_SAMPLE]
     assert int(drawn[1]) + 10**9 < -(10**9)
 
 
 def test_noise_that_is_not_finite_is_refused() -> None:
     """Beside a logit of minus infinity it would make NaN, which wins."""
     with pytest.raises(ValueError, match="gumbel holds NaN or infinity"):
-        draw(torch.tensor([[0.0, -math.inf]]), Sampling(), gumbel=torch.tensor([[0.0, math.inf]]))
+        sample_ids(torch.tensor([[0.0, -math.inf]]), Sampling(), gumbel=torch.tensor([[0.0, math.inf]]))
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-40, 1e-38, 1e-20, 1e-4])
 @pytest.mark.parametrize("more", [{}, {"top_k": 2}, {"top_p": 0.9}])
 def test_temperatures_close_to_zero_take_the_likeliest(temperature: float, more) -> None:
     logits = torch.tensor([[0.0, 1.0, 3.0, 2.0, -math.inf], [-7.0, -5.0, -6.0, -9.0, -8.0], [0.0, 1e30, 1e31, 1.0, 2.0]])
-    drawn = draw(logits, Sampling(temperature=temperature, **more), generator=torch.Generator().manual_seed(0))
+    drawn = sample_ids(logits, Sampling(temperature=temperature, **more), generator=torch.Generator().manual_seed(0))
     assert drawn.tolist() == [2, 1, 2]
 
 
 def test_close_to_zero_equals_are_still_drawn_alike() -> None:
-    drawn = draw(
+    drawn = sample_ids(
         torch.tensor([[3.0, 3.0, 1.0]]).expand(400, 3), Sampling(temperature=1e-46), generator=torch.Generator().manual_seed(0)
     )
     assert set(drawn.tolist()) == {0, 1}
@@ -113,7 +113,9 @@ def test_close_to_zero_equals_are_still_drawn_alike() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_draws_as_float32_does(dtype) -> None:
     logits = torch.linspace(-3, 3, 64)[None].to(dtype)
-    half, single = (draw(values, Sampling(), generator=torch.Generator().manual_seed(0)) for values in (logits, logits.float()))
+    half, single = (
+        sample_ids(values, Sampling(), generator=torch.Generator().manual_seed(0)) for values in (logits, logits.float())
+    )
     assert torch.equal(half, single)
 
 
@@ -131,4 +133,4 @@ def test_settings_that_are_no_numbers_are_refused(options) -> None:
 def test_an_id_forced_by_the_largest_float_is_drawn_at_any_temperature() -> None:
     logits = torch.tensor([[0.0, torch.finfo(torch.float32).max, 1.0]])
     for temperature in (1e-46, 1e-3, 0.5, 1.0, 1e38):
-        assert draw(logits, Sampling(temperature=temperature, top_p=0.9)).tolist() == [1]
+        assert sample_ids(logits, Sampling(temperature=temperature, top_p=0.9)).tolist() == [1]

@@ -40,7 +40,7 @@ def test_noise_prediction_leads_back_to_the_data() -> None:
         data, amount = path._roots(times[number : number + 1])
         return torch.cat([(noised - data * x) / amount, -torch.ones_like(x)], dim=-1)
 
-    found = sampler.walk(perfect, path.corrupt(x, noise, times[:1].expand(5)), path)
+    found = sampler.sample(perfect, path.corrupt(x, noise, times[:1].expand(5)), path)
     torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
 
 

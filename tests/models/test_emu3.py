@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmblocks import GridGrammar, Sampling, TokenTable, codes, text
+from mmblocks import Generation, GridGrammar, Sampling, TokenTable, codes, text
 from mmblocks.models import Emu3
 from mmblocks.vocabulary import EMU3
 
@@ -63,7 +63,9 @@ def test_greedy_generation_equals_transformers(both) -> None:
     wanted = theirs.generate(
         padded, attention_mask=attention, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=299
     )[:, 4:]
-    generated = ours.generate([[text(prompt)] for prompt in prompts], TextGrammar(300, stop=(299,)), max_tokens=12, sampling=GREEDY)
+    generated = ours.generate(
+        [[text(prompt)] for prompt in prompts], TextGrammar(300, stop=(299,)), Generation(max_tokens=12, sampling=GREEDY)
+    )
     for row, segment in generated:
         stop = wanted[row].tolist().index(299) if 299 in wanted[row] else 12
         assert segment.content == wanted[row].tolist()[:stop]
@@ -75,7 +77,7 @@ def test_an_image_in_emu3s_own_format_can_be_generated() -> None:
     model = Emu3(vocab_size=184622, dim=16, num_layers=1, num_heads=2, mlp_dim=16).eval()
     prompt = [text([151849, 100, EMU3.begin])]
     grammar = GridGrammar(EMU3, size=(2, 3))
-    (generated,) = model.generate([prompt], grammar, max_tokens=30, sampling=Sampling(top_k=2048))
+    (generated,) = model.generate([prompt], grammar, Generation(max_tokens=30, sampling=Sampling(top_k=2048)))
     assert generated.segment.grid.shape == (2, 3)
     again = model.batch_builder()([[*prompt[:0], codes(generated.segment.grid, EMU3)]])
     assert again.ids[0, -2:].tolist() == [151847, 151853]

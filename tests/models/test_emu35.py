@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from mmblocks import Sampling
+from mmblocks import Generation, Sampling
 from mmblocks.generation.guidance import ClassifierFree, ThreeWay
 from mmblocks.layers.categorical import truncate
 from mmblocks.models.emu3.prompts import EMU35_TASKS, EMU35_UNCONDITIONAL, emu35_template, fill_template, read_document, spell
@@ -30,6 +30,12 @@ GRIDS = [torch.tensor([[3, 1, 4, 1]]), torch.tensor([[5, 9], [2, 6], [5, 3]])]
 
 def image_ids(height: int, width: int) -> list[int]:
     return FORMAT.write(torch.arange(height * width).view(height, width) % 20).ids.tolist()
+
+
+def test_a_tasks_settings_are_options_of_a_generation() -> None:
+    task = EMU35_TASKS["t2i"]
+    guidance = ClassifierFree(scale=5.0, images_only=True)
+    assert task.options == Generation(max_tokens=5120, sampling=task.sampling, guidance=guidance)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2, 3])

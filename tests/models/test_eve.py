@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks import TextGrammar, image, text
+from mmblocks import Generation, TextGrammar, image, text
 from mmblocks.embedders import EVE1PatchAlignment
 from mmblocks.models import EVE1, EVE2
 
@@ -50,7 +50,7 @@ def test_text_after_an_image_is_generated(name) -> None:
     model = model_of(name)
     prompts = [[text([1, 2]), image(torch.rand(3, 4, 8))], [text([6, 7])]]
     grammar = TextGrammar(40, stop=())
-    made = {row: segment.content for row, segment in model.generate(prompts, grammar, max_tokens=4)}
+    made = {row: segment.content for row, segment in model.generate(prompts, grammar, Generation(max_tokens=4))}
     assert {row: len(ids) for row, ids in made.items()} == {0: 4, 1: 4}
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, GridGrammar, TokenTable
+from mmblocks import GREEDY, Generation, GridGrammar, TokenTable
 from mmblocks.embedders import CaptionEmbedding, ClassLabelEmbedding
 from mmblocks.generation.guidance import ClassifierFree
 from mmblocks.models import LlamaGen, LlamaGenT2I
@@ -42,9 +42,9 @@ def test_an_image_of_any_size_from_a_class(tmp_path) -> None:
     torch.manual_seed(0)
     model = LlamaGen(**SIZES, num_classes=4).eval()
     model.save_pretrained(tmp_path)
-    options = {"max_tokens": 6, "sampling": GREEDY, "input": "code", "guidance": ClassifierFree(scale=2.0)}
+    options = Generation(sampling=GREEDY, input="code", guidance=ClassifierFree(scale=2.0))
     found = [
-        dict(m.generate([[label(1)], [label(3)]], GridGrammar(FORMAT), unconditional=[[label(4)]] * 2, **options))
+        dict(m.generate([[label(1)], [label(3)]], GridGrammar(FORMAT), options, unconditional=[[label(4)]] * 2))
         for m in (model, LlamaGen.from_pretrained(tmp_path))
     ]
     assert {row: tuple(segment.grid.shape) for row, segment in found[0].items()} == {0: (2, 3), 1: (2, 3)}

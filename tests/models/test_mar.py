@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.models.mar.masks import draw_mask, draw_orders, mask_counts, mask_of
+from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
 from mmblocks.models.mar.model import MAR
 
 
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def random_mask(count: int, rows: int = 2) -> torch.Tensor:
-    return mask_of(draw_orders(rows, 6, CPU, torch.Generator().manual_seed(1)), count)
+    return mask_of(sample_orders(rows, 6, CPU, torch.Generator().manual_seed(1)), count)
 
 
 def test_masked_tokens_are_not_read() -> None:
@@ -69,10 +69,10 @@ def test_fewer_tokens_are_masked_from_step_to_step() -> None:
 @pytest.mark.parametrize(("guidance", "schedule"), [(1.0, "linear"), (2.0, "linear"), (2.0, "constant")])
 def test_every_token_is_asked_for_once(guidance, schedule) -> None:
     model, head, labels = tiny(), LinearHead(), torch.tensor([1, 2])
-    orders = draw_orders(2, 6, CPU, torch.Generator().manual_seed(2))
+    orders = sample_orders(2, 6, CPU, torch.Generator().manual_seed(2))
     counts = [6, *mask_counts(6, 3)]
     draws = [{"noise": torch.zeros(2 * (a - b), 3)} for a, b in pairwise(counts)]
-    made = model.sample(head, labels, num_steps=3, guidance=guidance, schedule=schedule, orders=orders, draws=draws)
+    made = model.sample(head, labels, num_steps=3, guidance=guidance, schedule=schedule, orders=orders, step_options=draws)
     # The tokens of the last step, from those known before it.
     mask = mask_of(orders, counts[-2])
     scale = guidance if schedule == "constant" else 1 + (guidance - 1) * 5 / 6
@@ -89,8 +89,8 @@ def test_the_generator_decides_orders_and_tokens() -> None:
 
 
 def test_masks_of_training_hide_most() -> None:
-    orders = draw_orders(3, 6, CPU, torch.Generator().manual_seed(0))
-    assert [int(draw_mask(orders, 0.7, uniform=value)[0].sum()) for value in (0.0, 0.5, 1.0)] == [5, 6, 6]
+    orders = sample_orders(3, 6, CPU, torch.Generator().manual_seed(0))
+    assert [int(sample_mask(orders, 0.7, uniform=value)[0].sum()) for value in (0.0, 0.5, 1.0)] == [5, 6, 6]
 
 
 def test_the_loss_reaches_every_parameter() -> None:
@@ -137,7 +137,7 @@ LABEL = torch.tensor([1])
         ),
         (lambda: tiny().sample(LinearHead(), LABEL, num_steps=7), "num_steps is 7; accepted: 1 to 6"),
         (lambda: tiny().sample(LinearHead(), LABEL, num_steps=2, guidance=0.9), "guidance is 0.9"),
-        (lambda: tiny().sample(LinearHead(), LABEL, num_steps=2, draws=[{}]), "draws has 1 steps; accepted: 2"),
+        (lambda: tiny().sample(LinearHead(), LABEL, num_steps=2, step_options=[{}]), "step_options has 1 steps; accepted: 2"),
         (lambda: tiny().to_tokens(torch.zeros(1, 3, 2, 3)), r"latents is \(1, 3, 2, 3\); accepted: \(B, 2, 3, 3\)"),
     ],
 )

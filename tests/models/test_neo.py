@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks import TextGrammar, image, text
+from mmblocks import Generation, TextGrammar, image, text
 from mmblocks.models import NEO
 from mmblocks.models.neo import loss_weights
 
@@ -46,8 +46,8 @@ def test_trains_and_saves(tmp_path, tied: bool) -> None:
 def test_two_generations_run_at_once() -> None:
     model = neo().eval()
     prompts, grammar = [sample(2, 3)[:-1], sample(1, 2)[:-1]], TextGrammar(20, stop=(19,))
-    alone = [next(iter(model.generate([prompt], grammar, max_tokens=5, generator=seeded()))) for prompt in prompts]
-    running = [iter(model.generate([prompt], grammar, max_tokens=5, generator=seeded())) for prompt in prompts]
+    alone = [next(iter(model.generate([prompt], grammar, Generation(max_tokens=5, generator=seeded())))) for prompt in prompts]
+    running = [iter(model.generate([prompt], grammar, Generation(max_tokens=5, generator=seeded()))) for prompt in prompts]
     for one, steps in zip(alone, running, strict=True):
         assert next(steps).segment.content == one.segment.content
 

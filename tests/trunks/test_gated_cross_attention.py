@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, Block, Decoder, TextGrammar, text
+from mmblocks import GREEDY, Block, Decoder, Generation, TextGrammar, text
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.sequence.tokens import Modality, TokenTable
@@ -102,7 +102,7 @@ def test_generation_reads_the_images_in_the_cache() -> None:
 
     def written(images: torch.Tensor) -> list[list[int]]:
         cache = model.trunk.new_cache(2, 9, images=images)
-        found = generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=8, sampling=GREEDY, cache=cache)
+        found = generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=8, sampling=GREEDY), cache=cache)
         return torch.stack([step.ids for step in found], dim=1).tolist()
 
     same = torch.randn(1, 1, 5, CONTEXT).expand(2, -1, -1, -1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from mmblocks import GREEDY, Decoder, MultimodalModel, TextGrammar, text
+from mmblocks import GREEDY, Decoder, Generation, MultimodalModel, TextGrammar, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.models.omnigen.trunk import Phi3Decoder
 from mmblocks.trunks import ChameleonTrunk, NEOTrunk, RoutedDecoder, hidden_states
@@ -157,7 +157,7 @@ def test_generation_with_hooks(kind) -> None:
         batch = each.batch_builder(TOKENIZER)(prompts, padding="left")
         if kind is WindowedCache:  # its sinks want rows of one length
             cache = kind(each.trunk.new_cache(2, 8), sinks=0)
-        found = generate_ids(each, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=GREEDY, cache=cache)
+        found = generate_ids(each, batch, TextGrammar(VOCABULARY), Generation(max_tokens=4, sampling=GREEDY), cache=cache)
         written.append([step.ids.tolist() for step in found])
     assert written[0] == written[1]
     seen = [8, 8, 8] if kind is StaticCache else [4, 5, 6]

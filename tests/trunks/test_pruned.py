@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from mmblocks import GREEDY, Block, TextGrammar, image, text
+from mmblocks import GREEDY, Block, Generation, TextGrammar, image, text
 from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.reduction.token_importance import prunable
 from mmblocks.sequence.masks import Dense, lower, visible
@@ -212,10 +212,10 @@ def test_a_model_learns_and_generates_with_it() -> None:
     assert len(output.token_losses["lm"]) == 6 and all(parameter.grad is not None for parameter in model.trunk.parameters())
 
     model, prompts = model.eval(), [[text("what is it? "), image(photo), text(" ")], [text("a")]]
-    options = {"max_tokens": 6, "sampling": GREEDY, "tokenizer": TOKENIZER}
-    together = dict(model.generate(prompts, TextGrammar(VOCABULARY, (EOS,)), **options))
+    options = Generation(max_tokens=6, sampling=GREEDY)
+    together = dict(model.generate(prompts, TextGrammar(VOCABULARY, (EOS,)), options, tokenizer=TOKENIZER))
     for row, prompt in enumerate(prompts):
-        (alone,) = model.generate([prompt], TextGrammar(VOCABULARY, (EOS,)), **options)
+        (alone,) = model.generate([prompt], TextGrammar(VOCABULARY, (EOS,)), options, tokenizer=TOKENIZER)
         assert alone.segment == together[row]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, MultimodalModel, TextGrammar, image, text
+from mmblocks import GREEDY, Generation, MultimodalModel, TextGrammar, image, text
 from mmblocks.checkpoints.surgery.graft import add_part
 from mmblocks.embedders import EVE2PatchEmbedding
 from mmblocks.generation.autoregressive import generate_ids
@@ -28,7 +28,7 @@ def logits_of(model: MultimodalModel, prompts) -> list[torch.Tensor]:
     seen = []
     hooks = [lambda scores: seen.append(scores.logits) or scores.logits]
     batch = model.batch_builder(TOKENIZER)(prompts, padding="left")
-    for _ in generate_ids(model, batch, TextGrammar(VOCABULARY), max_tokens=4, sampling=GREEDY, hooks=hooks):
+    for _ in generate_ids(model, batch, TextGrammar(VOCABULARY), Generation(max_tokens=4, sampling=GREEDY, hooks=hooks)):
         pass
     return seen
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
+from mmblocks import Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.trunks import hidden_states
 from mmblocks.trunks.hooks import TrunkHooks
@@ -92,7 +92,7 @@ def test_trains_saves_and_generates_in_a_model(folder, tmp_path) -> None:
     model.eval().save_pretrained(tmp_path / "model")
     again = MultimodalModel.from_pretrained(tmp_path / "model")
     assert torch.equal(again(batch).hidden, model(batch).hidden)
-    (generated,) = model.generate([[text([1, 2, 3])]], TextGrammar(40, stop=(39,)), max_tokens=4)
+    (generated,) = model.generate([[text([1, 2, 3])]], TextGrammar(40, stop=(39,)), Generation(max_tokens=4))
     assert len(generated.segment.content) <= 4
 
 

@@ -185,7 +185,7 @@ class GatedCrossAttention(Block):
         num_images = images.num_images
         per_image = images.key.shape[2] // num_images
         check_range("num_before", num_before, num_images + 1, ", the images of a row")
-        number = torch.arange(1, num_images + 1, device=num_before.device)
+        image = torch.arange(1, num_images + 1, device=num_before.device)
         before = num_before[..., None]
-        seen = (before == number if self.only_last else before >= number) | (before == 0)
+        seen = (before == image if self.only_last else before >= image) | (before == 0)
         return seen[:, None, :, :, None].expand(-1, -1, -1, -1, per_image).flatten(-2)

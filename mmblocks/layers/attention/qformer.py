@@ -80,9 +80,9 @@ class QFormer(Block):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.layers = nn.ModuleList(
             _Layer(
-                dim, context_dim if number % cross_attention_every == 0 else None, num_heads, mlp_dim, causal, activation, norm_eps
+                dim, context_dim if layer % cross_attention_every == 0 else None, num_heads, mlp_dim, causal, activation, norm_eps
             )
-            for number in range(num_layers)
+            for layer in range(num_layers)
         )
 
     def forward(self, context: Float[Tensor, "B L C"]) -> Float[Tensor, "B Q D"]:

@@ -106,7 +106,7 @@ def _llama3(positions: Tensor, dim: int, theta: float, scaling: dict[str, Any]) 
 
 
 def _yarn(positions: Tensor, dim: int, theta: float, scaling: dict[str, Any]) -> tuple[Float[Tensor, "1 half"], float]:
-    """Likewise, with a ramp over the pairs' numbers; queries and keys grow, so that attention is sharper."""
+    """Likewise, with a ramp over the pairs; queries and keys grow, so that attention is sharper."""
 
     def pair_with(turns: float) -> float:
         return dim * math.log(scaling["max_position"] / (2 * math.pi * turns)) / (2 * math.log(theta))

@@ -82,7 +82,7 @@ class AdaLNMLP(Block):
         self._initialise()
 
     def embed_time(self, time: Num[Tensor, "*M"]) -> Float[Tensor, "*M W"]:
-        """Numbers of times to vectors."""
+        """Indices of times to vectors."""
         embedded: Tensor = self.time_embedding(time)
         return embedded
 

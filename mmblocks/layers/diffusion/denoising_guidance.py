@@ -4,11 +4,23 @@ Shapes: S streams, N rows, C channels.
 """
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mmblocks.block import Block
+
+
+@runtime_checkable
+class DenoisingGuidance(Protocol):
+    """How a denoising head combines its network's predictions."""
+
+    def __call__(
+        self, streams: Sequence[Float[Tensor, "*N C"]], scales: Sequence[float], time: float | None = None
+    ) -> Float[Tensor, "*N C"]:
+        """The guided prediction; see ``LinearGuidance``."""
+        ...
 
 
 class LinearGuidance(Block):

@@ -17,10 +17,11 @@ from mmblocks.block import Block
 from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath, Posterior
 from mmblocks.layers.diffusion.noise_paths import DiffusionPath
 from mmblocks.layers.diffusion.noise_schedules import Spacing, spaced_steps
-from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.layers.losses.row_losses import check_shape
+from mmblocks.support.deprecation import former_keywords, former_method
 
 Predict = Callable[[Tensor, int], Tensor]
-"""(noised rows, number of the step) -> the network's guided output."""
+"""(noised rows, index of the step) -> the network's guided output."""
 
 
 @runtime_checkable
@@ -31,7 +32,7 @@ class TokenSampler(Protocol):
         """(S,): what the network is told in each step, in the order of the steps."""
         ...
 
-    def walk(
+    def sample(
         self,
         predict: Predict,
         x: Float[Tensor, "*N C"],
@@ -40,14 +41,14 @@ class TokenSampler(Protocol):
         temperature: float = 1.0,
         step_noise: Float[Tensor, "S *N C"] | None = None,
         generator: Generator | None = None,
-        taps: list[Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
-        """Noise to data. ``taps`` is given the rows after each step."""
+        """Noise to data. The rows after each step are appended to ``trajectory``."""
         ...
 
 
 class AncestralSampler(Block):
-    """Draws each step from the Gaussian the network predicts, over some of the training's times.
+    """Samples each step from the Gaussian the network predicts, over some of the training's times.
 
     Args:
         steps: which times; see ``noise_schedules.Spacing``.
@@ -69,10 +70,11 @@ class AncestralSampler(Block):
         return self._found[1]
 
     def times(self, path: DiffusionPath) -> Tensor:
-        """Numbers of times, from noise to data."""
+        """Indices of times, from noise to data."""
         return self.posterior(path).times.flip(0)
 
-    def walk(
+    @former_keywords(taps="trajectory")
+    def sample(
         self,
         predict: Predict,
         x: Float[Tensor, "*N C"],
@@ -81,7 +83,7 @@ class AncestralSampler(Block):
         temperature: float = 1.0,
         step_noise: Float[Tensor, "S *N C"] | None = None,
         generator: Generator | None = None,
-        taps: list[Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
         """Noise to data; ``temperature`` scales the noise of each step. The last step's noise is read but not added.
 
@@ -92,16 +94,18 @@ class AncestralSampler(Block):
             raise ValueError(f"the path predicts {path.prediction!r}; ancestral sampling accepts 'noise'")
         count = len(self.times(path))
         if step_noise is not None:
-            check_draw("step_noise", step_noise, (count, *x.shape))
-        for number in range(count):
+            check_shape("step_noise", step_noise, (count, *x.shape))
+        for step in range(count):
             if step_noise is not None:
-                noise = step_noise[number]
+                noise = step_noise[step]
             else:
-                noise = torch.empty_like(x).normal_(generator=generator) if number + 1 < count else x
-            x, _ = self.step(path, x, predict(x, number), count - 1 - number, noise, temperature)
-            if taps is not None:
-                taps.append(x)
+                noise = torch.empty_like(x).normal_(generator=generator) if step + 1 < count else x
+            x, _ = self.step(path, x, predict(x, step), count - 1 - step, noise, temperature)
+            if trajectory is not None:
+                trajectory.append(x)
         return x
+
+    walk = former_method("walk", "sample")
 
     def step(
         self,
@@ -165,7 +169,8 @@ class DiffusersSampler(Block):
         timesteps: Tensor = self._prepared().timesteps
         return timesteps.cpu()
 
-    def walk(
+    @former_keywords(taps="trajectory")
+    def sample(
         self,
         predict: Predict,
         x: Float[Tensor, "*N C"],
@@ -174,25 +179,27 @@ class DiffusersSampler(Block):
         temperature: float = 1.0,
         step_noise: Float[Tensor, "S *N C"] | None = None,
         generator: Generator | None = None,
-        taps: list[Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
     ) -> Float[Tensor, "*N C"]:
         """Noise to data; ``temperature`` scales the noise that is begun with.
 
         Raises:
-            ValueError: ``step_noise``, which these schedulers draw themselves, from the generator.
+            ValueError: ``step_noise``, which these schedulers sample themselves, from the generator.
         """
         if step_noise is not None:
-            raise ValueError("step_noise was given; accepted: None, since diffusers' schedulers draw their own")
+            raise ValueError("step_noise was given; accepted: None, since diffusers' schedulers sample their own")
         scheduler = self._prepared()
         takes_generator = generator is not None and "generator" in scheduler.step.__annotations__
         keywords = {"generator": generator} if takes_generator else {}
         x = x * (temperature * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1.0))
-        for number, time in enumerate(scheduler.timesteps):
+        for step, time in enumerate(scheduler.timesteps):
             scaled = scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
-            x = scheduler.step(predict(scaled, number).float(), time, x, return_dict=False, **keywords)[0]
-            if taps is not None:
-                taps.append(x)
+            x = scheduler.step(predict(scaled, step).float(), time, x, return_dict=False, **keywords)[0]
+            if trajectory is not None:
+                trajectory.append(x)
         return x
+
+    walk = former_method("walk", "sample")
 
     def _prepared(self) -> Any:
         scheduler = _scheduler(self.scheduler)(**self.options)

@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.categorical import Sampling, check_drawable, draw
-from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.layers.categorical import Sampling, check_logits, sample_ids
+from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.support.checks import check_finite
+from mmblocks.support.deprecation import former_keywords, former_method
 
 
 def masked_share(
@@ -69,7 +70,7 @@ class MaskedTokens(Block):
 
     Args:
         mask_id: what hidden ids become.
-        schedule: how a uniform draw becomes a share; see ``masked_share``.
+        schedule: how a uniform number becomes a share; see ``masked_share``.
         least: smallest share.
     """
 
@@ -92,12 +93,12 @@ class MaskedTokens(Block):
 
         Args:
             ids: codes.
-            t: draws in [0, 1], the times of the rows.
-            order: draws in [0, 1] that say which places are hidden.
+            t: numbers in [0, 1], the times of the rows.
+            order: numbers in [0, 1] that say which places are hidden.
             generator: source of randomness, where these are not handed in.
 
         Raises:
-            ValueError: rows without ids, or draws of another shape.
+            ValueError: rows without ids, or random values of another shape.
         """
         batch, length = ids.shape
         if length == 0:
@@ -106,8 +107,8 @@ class MaskedTokens(Block):
             t = torch.rand(batch, device=ids.device, generator=generator)
         if order is None:
             order = torch.rand(batch, length, device=ids.device, generator=generator)
-        check_draw("t", t, (batch,))
-        check_draw("order", order, (batch, length))
+        check_shape("t", t, (batch,))
+        check_shape("order", order, (batch, length))
         share = masked_share(self.schedule, t).clamp(min=self.least)
         count = (length * share).round().clamp(min=1)
         # The sorting order itself serves as ranks, as upstream has it: a random permutation all the same.
@@ -118,7 +119,7 @@ class MaskedTokens(Block):
 class ConfidenceSampler(Block):
     """Predicts all hidden codes at once, and hides the least sure of them again, fewer each time.
 
-    Confidence is the drawn code's log probability plus Gumbel noise, whose temperature falls.
+    Confidence is the sampled code's log probability plus Gumbel noise, whose temperature falls.
 
     Args:
         num_steps: S.
@@ -126,7 +127,7 @@ class ConfidenceSampler(Block):
         temperature: of the noise in the choice of places.
         cooling: the temperature in step k of S is multiplied by 1 - (k + 1) / S: of its first value ("linear", MaskGIT and
             MAGVIT), or of that of the step before ("cumulative", Show-o).
-        sampling: how codes are drawn.
+        sampling: how codes are sampled.
 
     Source: MaskGIT (arXiv 2202.04200); Show-o (arXiv 2408.12528; showlab/Show-o).
     """
@@ -148,44 +149,45 @@ class ConfidenceSampler(Block):
         self.num_steps, self.schedule, self.temperature, self.cooling = num_steps, schedule, temperature, cooling
         self.sampling = Sampling(**(sampling or {}))  # type: ignore[arg-type]
 
+    @former_keywords(drawn="sampled")
     @torch.no_grad()
-    def walk(
+    def sample(
         self,
         predict: Callable[[Tensor, int], Tensor],
         ids: Int[Tensor, "B L"],
         mask_id: int,
         *,
-        drawn: Int[Tensor, "S B L"] | None = None,
+        sampled: Int[Tensor, "S B L"] | None = None,
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | None = None,
     ) -> Int[Tensor, "B L"]:
         """Fills the hidden places in; ids that are there already stay.
 
         Args:
-            predict: (ids, number of the step) -> logits (B, L, V), guided where there is guidance.
+            predict: (ids, index of the step) -> logits (B, L, V), guided where there is guidance.
             ids: codes, and ``mask_id`` where one is to be found.
             mask_id: what stands at hidden places.
-            drawn: the codes drawn in each step, in place of a generator.
+            sampled: the codes sampled in each step, in place of a generator.
             gumbel: the noise of the confidence in each step, in place of a generator.
             generator: source of randomness.
 
         Raises:
-            ValueError: no hidden place, draws of another shape or that are not finite; logits that hold NaN or plus infinity, or
-                are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
+            ValueError: no hidden place, random values of another shape or that are not finite; logits that hold NaN or plus
+                infinity, or are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
         """
         if not bool((ids == mask_id).any()):
             raise ValueError(f"ids has no {mask_id}; accepted: at least one hidden place, else nothing is asked for")
-        for name, given in (("drawn", drawn), ("gumbel", gumbel)):
+        for name, given in (("sampled", sampled), ("gumbel", gumbel)):
             if given is not None:
-                check_draw(name, given, (self.num_steps, *ids.shape))
+                check_shape(name, given, (self.num_steps, *ids.shape))
         if gumbel is not None:
             check_finite("gumbel", gumbel)
         temperature, found = self.temperature, ids
         for step in range(self.num_steps):
             logits = predict(ids, step)
-            check_drawable(logits)
+            check_logits(logits)
             hidden = ids == mask_id
-            chosen = drawn[step] if drawn is not None else self._draw(logits, generator)
+            chosen = sampled[step] if sampled is not None else self._sample(logits, generator)
             found = torch.where(hidden, chosen, ids)
             done = (step + 1) / self.num_steps
             if self.cooling == "cumulative":
@@ -199,8 +201,10 @@ class ConfidenceSampler(Block):
             ids = torch.where(again, mask_id, found)
         return found
 
-    def _draw(self, logits: Tensor, generator: Generator | None) -> Tensor:
-        return draw(logits.float().flatten(0, 1), self.sampling, generator=generator).view(logits.shape[:-1])
+    walk = former_method("walk", "sample")
+
+    def _sample(self, logits: Tensor, generator: Generator | None) -> Tensor:
+        return sample_ids(logits.float().flatten(0, 1), self.sampling, generator=generator).view(logits.shape[:-1])
 
     def _hide(self, confidence: Tensor, hidden: Tensor, done: float) -> Tensor:
         """True at the least sure places, as many as the schedule leaves hidden; one at least, and fewer than before."""

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from mmblocks.block import Block
-from mmblocks.layers.categorical import check_drawable
-from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.layers.categorical import check_logits
+from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.support.checks import is_readable
+from mmblocks.support.deprecation import former_keywords, former_method
 
 
 class MetricPath(Block):
@@ -37,7 +38,7 @@ class MetricPath(Block):
         self, *, num_codes: int, code_dim: int, alpha: float = 0.9, c: float = 3.0, shift: float = 1.0, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        if not all(0 < number < math.inf for number in (alpha, c, shift)):
+        if not all(0 < value < math.inf for value in (alpha, c, shift)):
             raise ValueError(f"alpha is {alpha}, c {c}, shift {shift}; accepted: above 0, and finite")
         self.alpha, self.c, self.shift, self.eps = alpha, c, shift, eps
         self.register_buffer("codes", torch.empty(num_codes, code_dim).normal_())
@@ -52,7 +53,7 @@ class MetricPath(Block):
         rest = 1 - t
         return 1 - self.shift * rest / (1 + (self.shift - 1) * rest)
 
-    def draw_times(
+    def sample_times(
         self,
         count: int,
         *,
@@ -60,11 +61,13 @@ class MetricPath(Block):
         generator: Generator | None = None,
         uniform: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """Times to train at, below 1; ``uniform`` are the draws in [0, 1] themselves."""
+        """Times to train at, below 1; ``uniform`` are the numbers in [0, 1] that they come from."""
         if uniform is None:
             uniform = torch.rand(count, device=device, generator=generator)
-        check_draw("uniform", uniform, (count,))
+        check_shape("uniform", uniform, (count,))
         return self.shifted(uniform * 0.999)
+
+    draw_times = former_method("draw_times", "sample_times")
 
     def distances(self, ids: Int[Tensor, "B *L"]) -> Float[Tensor, "B *L K"]:
         """Squared distances of these codes from all codes."""
@@ -84,7 +87,7 @@ class MetricPath(Block):
         self, ids: Int[Tensor, "B *L"], t: Float[Tensor, " B"], *, generator: Generator | None = None
     ) -> Int[Tensor, "B *L"]:
         """Codes at time t."""
-        return _draw(self.probabilities(ids, t), generator)
+        return _sample(self.probabilities(ids, t), generator)
 
     def velocity(self, now: Int[Tensor, "B *L"], data: Int[Tensor, "B *L"], t: float) -> Float[Tensor, "B *L K"]:
         """Rates of change to each code: to nearer ones alone, and to none at time 0."""
@@ -104,9 +107,9 @@ class MetricPath(Block):
 
 
 class KineticSampler(Block):
-    """Codes jump to nearer ones at the path's rates, towards data that are drawn anew from the model in each step.
+    """Codes jump to nearer ones at the path's rates, towards data that are sampled anew from the model in each step.
 
-    The first step never moves a code, since nothing moves at time 0; the last takes what the model draws.
+    The first step never moves a code, since nothing moves at time 0; the last takes what the model predicts.
 
     Args:
         num_steps: S.
@@ -122,8 +125,9 @@ class KineticSampler(Block):
         """From 0 on, on the CPU."""
         return path.shifted(torch.arange(self.num_steps, dtype=torch.float64, device="cpu") / self.num_steps)
 
+    @former_keywords(taps="trajectory")
     @torch.no_grad()
-    def walk(
+    def sample(
         self,
         predict: Callable[[Tensor, int], Tensor],
         ids: Int[Tensor, "B *L"],
@@ -133,48 +137,51 @@ class KineticSampler(Block):
         uniform: Float[Tensor, "S2 B *L"] | None = None,
         jumps: Int[Tensor, "S3 B *L"] | None = None,
         generator: Generator | None = None,
-        taps: list[Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
     ) -> Int[Tensor, "B *L"]:
         """Noise to codes.
 
         Args:
-            predict: (codes now, number of the step) -> logits (B, *L, K) of the data.
-            ids: what is begun with: uniform draws.
+            predict: (codes now, index of the step) -> logits (B, *L, K) of the data.
+            ids: what is begun with, uniformly distributed.
             path: the metric path.
-            data: the codes drawn from the logits, in place of a generator.
-            uniform: draws in [0, 1] that decide who jumps, of all steps but the last.
+            data: the codes sampled from the logits, in place of a generator.
+            uniform: numbers in [0, 1] that decide which codes jump, of all steps but the last.
             jumps: where to, for those that jump.
             generator: source of randomness.
-            taps: a list that is given the codes after each step.
+            trajectory: a list that the codes after each step are appended to.
 
         Raises:
-            ValueError: draws of another shape; logits that hold NaN or plus infinity, or are all minus infinity (checked on CPU).
+            ValueError: random values of another shape; logits that hold NaN or plus infinity, or are all minus infinity (checked on
+                CPU).
         """
         for name, given, least in (("data", data, 0), ("uniform", uniform, 1), ("jumps", jumps, 1)):
             if given is not None and (len(given) < self.num_steps - least or given.shape[1:] != ids.shape):
                 wanted = (self.num_steps - least, *ids.shape)
                 raise ValueError(f"{name} has shape {tuple(given.shape)}; accepted: {wanted}")
         times = self.times(path).tolist()
-        for number, time in enumerate(times):
-            logits = predict(ids, number)
-            check_drawable(logits)
-            found = data[number] if data is not None else _draw(logits.float().softmax(dim=-1), generator)
-            if number + 1 == self.num_steps:
+        for step, time in enumerate(times):
+            logits = predict(ids, step)
+            check_logits(logits)
+            found = data[step] if data is not None else _sample(logits.float().softmax(dim=-1), generator)
+            if step + 1 == self.num_steps:
                 ids = found
             else:
                 velocity = path.velocity(ids, found, time)
-                chance = self.jump_chance(velocity, ids, times[number + 1] - time)
-                share = uniform[number] if uniform is not None else torch.empty_like(chance).uniform_(generator=generator)
-                goal = jumps[number] if jumps is not None else _draw(velocity + 1e-30, generator)
+                chance = self.jump_chance(velocity, ids, times[step + 1] - time)
+                share = uniform[step] if uniform is not None else torch.empty_like(chance).uniform_(generator=generator)
+                goal = jumps[step] if jumps is not None else _sample(velocity + 1e-30, generator)
                 ids = torch.where(share < chance, goal, ids)
-            if taps is not None:
-                taps.append(ids)
+            if trajectory is not None:
+                trajectory.append(ids)
         return ids
+
+    walk = former_method("walk", "sample")
 
     def jump_chance(self, velocity: Float[Tensor, "B *L K"], ids: Int[Tensor, "B *L"], step: float) -> Float[Tensor, "B *L"]:
         """How likely a code leaves its place within a step of time."""
         return 1 - (-step * velocity.scatter(-1, ids[..., None], 0).sum(dim=-1)).exp()
 
 
-def _draw(chances: Tensor, generator: Generator | None) -> Tensor:
+def _sample(chances: Tensor, generator: Generator | None) -> Tensor:
     return chances.flatten(0, -2).multinomial(1, generator=generator).view(chances.shape[:-1])

@@ -1,6 +1,6 @@
 """From data to noise: how a target is corrupted at a time, and what a network is then asked for.
 
-A path has no parameters. Times are drawn and handed around in the path's own unit, whole numbers here; ``net_time`` says what
+A path has no parameters. Times are sampled and handed around in the path's own unit, whole numbers here; ``net_time`` says what
 the network is told. Conventions differ between methods without a trace in the weights, so each is an argument with a name.
 
 Shapes: N rows, C channels, T times.
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from mmblocks.block import Block
 from mmblocks.layers.diffusion.noise_schedules import Schedule, betas_of, zero_terminal_snr
 from mmblocks.support.checks import check_range
+from mmblocks.support.deprecation import former_method
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class NoisePath(Protocol):
 
     num_outputs: ClassVar[int]
 
-    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+    def sample_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
         """Times to train at."""
         ...
 
@@ -47,6 +48,16 @@ class NoisePath(Protocol):
         self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
     ) -> Float[Tensor, " N"]:
         """How far the network's output is from what it predicts."""
+        ...
+
+
+@runtime_checkable
+class TwoEndedPath(NoisePath, Protocol):
+    """A path whose times have a cleanest and a noisiest one."""
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The cleanest time and the noisiest."""
         ...
 
 
@@ -101,16 +112,18 @@ class DiffusionPath(Block):
         kept = (1 - betas_of(self.schedule, self.num_times, self.beta_start, self.beta_end)).cumprod(0)
         return zero_terminal_snr(kept) if self.zero_terminal_snr else kept
 
-    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+    def sample_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
         """Uniform over all times."""
         return torch.randint(self.num_times, (count,), device=device, generator=generator)
+
+    draw_times = former_method("draw_times", "sample_times")
 
     def check_times(self, t: Tensor) -> None:
         """Raises ``ValueError`` for times that are no whole numbers in range."""
         _check_whole(t, self.num_times)
 
     def net_time(self, t: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """The number of the time."""
+        """The index of the time."""
         return t
 
     def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
@@ -148,7 +161,7 @@ class FlowPath(Block):
     Args:
         num_times: length of the table.
         shift: how much longer the path stays noisy: sigma becomes shift * sigma / (1 + (shift - 1) * sigma).
-        density: how times are drawn: "logit_normal" (the sigmoid of a normal draw) or "uniform".
+        density: how times are distributed: "logit_normal" (the sigmoid of a normal variable) or "uniform".
 
     Source: flow matching (arXiv 2210.02747) as in Stable Diffusion 3 (arXiv 2403.03206) and NOVA (arXiv 2412.14169;
     baaivision/NOVA).
@@ -182,12 +195,14 @@ class FlowPath(Block):
         """Sigmas as ``shift`` moves them."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
-    def draw_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+    def sample_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
         """Places in the table."""
         if self.density == "uniform":
             return torch.randint(self.num_times, (count,), device=device, generator=generator)
         share = torch.randn(count, device=device, generator=generator).sigmoid()
         return (share * self.num_times).long().clamp(max=self.num_times - 1)
+
+    draw_times = former_method("draw_times", "sample_times")
 
     def check_times(self, t: Tensor) -> None:
         """Raises ``ValueError`` for times that are no places in the table."""

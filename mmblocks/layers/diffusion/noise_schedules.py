@@ -69,10 +69,10 @@ def spaced_steps(num_steps: int, spacing: Spacing) -> Int[Tensor, " S"]:
     sections = _sections(num_steps, spacing)
     steps: list[int] = []
     first = 0
-    for number, count in enumerate(sections):
-        size = num_steps // len(sections) + (number < num_steps % len(sections))
+    for index, count in enumerate(sections):
+        size = num_steps // len(sections) + (index < num_steps % len(sections))
         if not 1 <= count <= size:
-            raise ValueError(f"spacing is {spacing!r}; section {number} has {size} steps, accepted: 1 to {size} of them")
+            raise ValueError(f"spacing is {spacing!r}; section {index} has {size} steps, accepted: 1 to {size} of them")
         gap = (size - 1) / (count - 1) if count > 1 else 1.0
         place = 0.0
         for _ in range(count):

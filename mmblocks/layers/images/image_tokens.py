@@ -77,7 +77,7 @@ def pack(
         classes: of each image; may be left out where no layout has a class token.
     """
     kind = torch.cat([layout.kind for layout in layouts])
-    image = torch.cat([torch.full_like(layout.kind, number) for number, layout in enumerate(layouts)])
+    image = torch.cat([torch.full_like(layout.kind, index) for index, layout in enumerate(layouts)])
     structure = [row for row in (None if newline is None else newline[None], classes) if row is not None]
     if structure:
         # One table: newline, classes, patches. int: torch.compile does not compare with enum members.

@@ -20,7 +20,7 @@ class Structured(NamedTuple):
 
     Attributes:
         layout: of all tokens.
-        source: for each the number of the image's own token that it is; or ``ROW_END``, ``NUM_ROWS``, ``NUM_COLUMNS``.
+        source: for each the index of the image's own token that it is; or ``ROW_END``, ``NUM_ROWS``, ``NUM_COLUMNS``.
         rows: of the image's patches.
         columns: likewise.
     """

@@ -18,10 +18,10 @@ def check_rows(hidden: Tensor, target: Tensor, weight: Tensor | None, width: int
         raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted: ({rows},), one factor per row")
 
 
-def check_draw(name: str, draw: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` where a draw that was handed in has another shape."""
-    if draw.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(draw.shape)}; accepted: {shape}")
+def check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` where values that were handed in have another shape."""
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; accepted: {shape}")
 
 
 def weighted(losses: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> Float[Tensor, " N"]:

@@ -59,9 +59,9 @@ def folding(table: TokenTable, factor: int, visual: Bool[Tensor, "B L"] | None =
     place = visual.flatten().nonzero().flatten()
     members = place.view(0, factor**2) if not len(place) else place
     if len(place):
-        number = torch.stack(which, dim=-1)[visual].unique(dim=0, return_inverse=True)[1]
+        group = torch.stack(which, dim=-1)[visual].unique(dim=0, return_inverse=True)[1]
         inside = (table.grid[..., 1:] % factor)[visual]
-        slot = number * factor**2 + inside[:, 0] * factor + inside[:, 1]
+        slot = group * factor**2 + inside[:, 0] * factor + inside[:, 1]
         order = slot.argsort()
         if len(order) % factor**2 or not torch.equal(slot[order], torch.arange(len(order), device=slot.device)):
             raise ValueError(f"an image has rows or columns that are no multiple of {factor}, or other tokens than its patches")

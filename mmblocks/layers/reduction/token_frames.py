@@ -24,7 +24,7 @@ class _Tracks(NamedTuple):
 
     Attributes:
         place: where each stands, ``row * L + column``.
-        track: number of its place in its video.
+        track: index of its place in its video.
         frame: its frame.
     """
 
@@ -97,10 +97,10 @@ def _tracks(table: TokenTable, visual: Bool[Tensor, "B L"]) -> _Tracks:
     if not len(place):
         return _Tracks(place, place, place)
     # Which of the tokens with one frame and place it is.
-    number = where.unique(dim=0, return_inverse=True)[1]
-    counts = number.bincount()
-    order = number.argsort(stable=True)
-    nth = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[number[order]]
+    group = where.unique(dim=0, return_inverse=True)[1]
+    counts = group.bincount()
+    order = group.argsort(stable=True)
+    nth = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[group[order]]
     nth = torch.zeros_like(order).index_put((order,), nth)
 
     frame = where[:, 3]

@@ -34,10 +34,10 @@ def asking_tokens(table: TokenTable) -> Bool[Tensor, "B L"]:
 
     Documents of which nothing is asked have none.
     """
-    asked = (table.target != NO_HEAD) & ~table.is_padding
-    number = asked.long().cumsum(dim=1)
-    before = torch.where(changes(table.document), number - asked.long(), 0).cummax(dim=1).values
-    return asked & (number - before == 1)
+    supervised = (table.target != NO_HEAD) & ~table.is_padding
+    count = supervised.long().cumsum(dim=1)
+    before = torch.where(changes(table.document), count - supervised.long(), 0).cummax(dim=1).values
+    return supervised & (count - before == 1)
 
 
 def chosen(flags: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
@@ -135,11 +135,11 @@ def keep_local(
         dim=-1,
     )
     row = torch.arange(len(importance), device=importance.device)[:, None, None].expand(*importance.shape, 1)
-    number = torch.cat([row, of_window], dim=-1)[visual].unique(dim=0, return_inverse=True)[1]
+    group = torch.cat([row, of_window], dim=-1)[visual].unique(dim=0, return_inverse=True)[1]
     # Important ones first, then window by window: where a token stands in its window is its distance to the window's first.
     by_importance = importance[visual].argsort(descending=True, stable=True)
-    order = by_importance[number[by_importance].argsort(stable=True)]
-    sizes = number.bincount()
-    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[number[order]]
+    order = by_importance[group[by_importance].argsort(stable=True)]
+    sizes = group.bincount()
+    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
     stays = torch.zeros_like(order, dtype=torch.bool).index_put((order,), place < count)
     return (~visual).masked_scatter(visual, stays)

@@ -39,11 +39,11 @@ def by_image(table: TokenTable, visual: Bool[Tensor, "B L"]) -> ImageTokens:
     place = visual.flatten().nonzero().flatten()
     if not len(place):
         return ImageTokens(place.view(0, 0), visual.new_zeros(0, 0))
-    number = keys.unique(dim=0, return_inverse=True)[1]
-    counts = number.bincount()
-    order = number.argsort(stable=True)
-    within = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[number[order]]
-    padded = place.new_zeros(len(counts), int(counts.max())).index_put((number[order], within), place[order])
+    group = keys.unique(dim=0, return_inverse=True)[1]
+    counts = group.bincount()
+    order = group.argsort(stable=True)
+    within = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[group[order]]
+    padded = place.new_zeros(len(counts), int(counts.max())).index_put((group[order], within), place[order])
     real = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
     return ImageTokens(padded, real)
 

@@ -216,7 +216,7 @@ def _alone(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _into(kept: Tensor, merged: Tensor, target: Tensor, length: int) -> Tensor:
-    """From places that are left and places that went elsewhere: for each place, the number of the one it is in now."""
+    """From places that are left and places that went elsewhere: for each place, the index of the one it is in now."""
     now = torch.zeros(len(kept), length, dtype=torch.long, device=kept.device)
     now = now.scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
     return now.scatter(1, merged, now.gather(1, target))

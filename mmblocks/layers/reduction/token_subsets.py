@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.losses.row_losses import check_draw
+from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.support.checks import is_readable
+from mmblocks.support.deprecation import former_method
 
 
 class Subsets(NamedTuple):
@@ -30,9 +31,9 @@ class Subsets(NamedTuple):
 class TokenSubsets(Block):
     """Budgets of tokens that are read and asked for, shared out among the modalities at random.
 
-    A row's budgets are shared out by draws of two Dirichlet distributions: with small concentrations most tokens come from few
+    A row's budgets are shared out by samples of two Dirichlet distributions: with small concentrations most tokens come from few
     modalities, with large ones from all alike. Inside a modality every token is as likely. What a modality has too few tokens
-    for goes to the others. What is asked for is drawn first, so that no row asks for nothing.
+    for goes to the others. What is asked for is sampled first, so that no row asks for nothing.
 
     Args:
         read: how many tokens of a row are read, or (least, most) of them.
@@ -43,7 +44,7 @@ class TokenSubsets(Block):
     Raises:
         ValueError: budgets or concentrations out of range, or none above 0.
 
-    Source: 4M (arXiv 2312.06647; apple/ml-4m), which draws what is read first.
+    Source: 4M (arXiv 2312.06647; apple/ml-4m), which samples what is read first.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TokenSubsets(Block):
                 raise ValueError(f"{name} is {tuple(alphas)}; accepted: 0 or more each, at least one above 0")
         self.read_alphas, self.asked_alphas = tuple(read_alphas), tuple(asked_alphas)
 
-    def draw(
+    def sample(
         self,
         modality: Int[Tensor, "B L"],
         *,
@@ -77,13 +78,13 @@ class TokenSubsets(Block):
         Args:
             modality: which one a token belongs to, from 0 on, such as a table's ``modality`` or its ``span``; others than the M
                 known ones are neither read nor asked for, padding for instance.
-            read_shares: what is drawn from the first Dirichlet distribution, in place of a draw.
+            read_shares: a sample of the first Dirichlet distribution, in place of a generator.
             asked_shares: likewise of the second.
-            order: draws in [0, 1], by which tokens of a modality are asked for, and then read.
+            order: numbers in [0, 1], by which tokens of a modality are asked for, and then read.
             generator: source of randomness, where these are not handed in.
 
         Raises:
-            ValueError: draws of another shape, or a row without a token that may be asked for (checked on CPU).
+            ValueError: random values of another shape, or a row without a token that may be asked for (checked on CPU).
         """
         rows, device = len(modality), modality.device
         shares = []
@@ -91,17 +92,19 @@ class TokenSubsets(Block):
             ("read_shares", read_shares, self.read_alphas),
             ("asked_shares", asked_shares, self.asked_alphas),
         ):
-            drawn = _dirichlet(alphas, rows, device, generator) if given is None else given
-            check_draw(name, drawn, (rows, len(alphas)))
-            shares.append(drawn)
+            share = _dirichlet(alphas, rows, device, generator) if given is None else given
+            check_shape(name, share, (rows, len(alphas)))
+            shares.append(share)
         if order is None:
             order = torch.rand(modality.shape, device=device, generator=generator)
-        check_draw("order", order, tuple(modality.shape))
+        check_shape("order", order, tuple(modality.shape))
         asked = _take(modality, order, shares[1], _budget(self.asked, rows, device, generator))
         if is_readable(asked) and not bool(asked.any(dim=1).all()):
             raise ValueError("modality has a row of which nothing may be asked; accepted: one token or more of an asked modality")
         left = modality.masked_fill(asked, -1)
         return Subsets(_take(left, order, shares[0], _budget(self.read, rows, device, generator)), asked)
+
+    draw = former_method("draw", "sample")
 
 
 def _range(name: str, given: int | Sequence[int], least: int) -> tuple[int, int]:
@@ -112,11 +115,11 @@ def _range(name: str, given: int | Sequence[int], least: int) -> tuple[int, int]
 
 
 def _dirichlet(alphas: Sequence[float], rows: int, device: torch.device, generator: Generator | None) -> Float[Tensor, "B M"]:
-    """Shares that sum to one. Small concentrations draw numbers too small for any format; none becomes zero that is not."""
+    """Shares that sum to one. Small concentrations give numbers too small for any format; none becomes zero that is not."""
     alpha = torch.tensor(alphas, dtype=torch.float64, device=device).expand(rows, -1)
-    drawn = torch._standard_gamma(alpha.clamp(min=1e-3), generator=generator).clamp(min=1e-30)
-    drawn = torch.where(alpha > 0, drawn, 0.0)
-    return drawn / drawn.sum(dim=1, keepdim=True)
+    gamma = torch._standard_gamma(alpha.clamp(min=1e-3), generator=generator).clamp(min=1e-30)
+    gamma = torch.where(alpha > 0, gamma, 0.0)
+    return gamma / gamma.sum(dim=1, keepdim=True)
 
 
 def _budget(limits: tuple[int, int], rows: int, device: torch.device, generator: Generator | None) -> Int[Tensor, "B 1"]:
@@ -129,12 +132,12 @@ def _take(modality: Tensor, order: Tensor, shares: Tensor, budget: Tensor) -> Bo
     The n-th token of a modality stands at (n - 1/2) / share, and those that stand first are taken.
     """
     known = (modality >= 0) & (modality < shares.shape[1])
-    number = torch.where(known, modality, 0)
+    index = torch.where(known, modality, 0)
     sequence = order.argsort(dim=1)
-    ordered = torch.nn.functional.one_hot(number, shares.shape[1]).masked_fill(~known[..., None], 0)
+    ordered = torch.nn.functional.one_hot(index, shares.shape[1]).masked_fill(~known[..., None], 0)
     counted = ordered.gather(1, sequence[..., None].expand_as(ordered)).cumsum(dim=1)
-    rank = counted.gather(2, number.gather(1, sequence)[..., None])[..., 0]
-    place = (torch.zeros_like(rank).scatter(1, sequence, rank) - 0.5) / shares.double().gather(1, number)
+    rank = counted.gather(2, index.gather(1, sequence)[..., None])[..., 0]
+    place = (torch.zeros_like(rank).scatter(1, sequence, rank) - 0.5) / shares.double().gather(1, index)
     place = torch.where(known, place, torch.inf)
     first = place.argsort(dim=1, stable=True).argsort(dim=1) < budget
     return first & place.isfinite()

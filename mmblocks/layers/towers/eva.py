@@ -148,7 +148,7 @@ class EvaTower(Block):
 
         Args:
             pixels: of ``image_size``, or of any whole patches if ``any_size``.
-            keep: numbers of the patches that are looked at, row by row from 0, for each image; they come out in this order.
+            keep: indices of the patches that are read, row by row from 0, for each image; they come out in this order.
                 None for all of them.
 
         Raises:
@@ -164,7 +164,7 @@ class EvaTower(Block):
         Args:
             pixels: as for ``forward``.
             keep: likewise.
-            layers: numbers of blocks from 0, or from the end: -1 is the last one.
+            layers: indices of blocks from 0, or from the end: -1 is the last one.
 
         Raises:
             ValueError: as ``forward``; no block, or one that is not there.
@@ -173,18 +173,18 @@ class EvaTower(Block):
         if not layers or not all(-count <= layer < count for layer in layers):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
         check_some(pixels)
-        numbers = [layer % count for layer in layers]
+        indices = [layer % count for layer in layers]
         x, rope = self._embed(pixels, keep)
         states: dict[int, Tensor] = {}
-        for number in range(max(numbers) + 1):
-            block = self.vit.blocks[number]
+        for index in range(max(indices) + 1):
+            block = self.vit.blocks[index]
             if self.vit.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope=rope, use_reentrant=False)
             else:
                 x = block(x, rope=rope)
-            if number in numbers:
-                states[number] = x
-        return [states[number] for number in numbers]
+            if index in indices:
+                states[index] = x
+        return [states[index] for index in indices]
 
     def resized(self, image_size: tuple[int, int], *, patch_size: int | None = None) -> "EvaTower":
         """The tower for images of another size. Positions, and patches of another size, are interpolated; the rest is shared.

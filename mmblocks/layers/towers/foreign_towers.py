@@ -1,6 +1,7 @@
 """What adapters of other libraries' image models share: sizes, and the buffers that no checkpoint holds."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,11 @@ def fitting_grid(height: int, width: int, stride: int, fixed: tuple[int, int] | 
         near = "x".join(str(max(round(side / stride), 1) * stride) for side in (height, width))
         raise ValueError(f"image is {height}x{width}; accepted: multiples of {stride}, such as {near}")
     return height // stride, width // stride
+
+
+def entry_of(owner: object, name: str) -> Any:
+    """What another library's model or config has under a name; None where it has nothing so called: models of a library differ."""
+    return getattr(owner, name, None)
 
 
 def fill_buffers(model: nn.Module, build: Callable[[], nn.Module], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The blocks that ACDiT makes one after the other: which tokens they hold, and who those are.
+"""The blocks that ACDiT makes one after the other: which tokens they hold, and their table.
 
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width of a head, L tokens.
 """
@@ -59,11 +59,11 @@ class BlockGrid(nn.Module):
         return tokens.unflatten(1, self.grid[1:] if self.grid[0] == 1 else self.grid)
 
     def table(self, rows: int, *, clean: Sequence[int] | None = None, noised: Sequence[int] | None = None) -> TokenTable:
-        """Who the tokens are: clean blocks, then noised ones, by number; all of either kind if None, as in training."""
+        """What the tokens are: clean blocks, then noised ones, by index; all of either kind if None, as in training."""
         clean, noised = (range(self.count) if chosen is None else chosen for chosen in (clean, noised))
         device = self.order.device
-        numbers = torch.tensor([*clean, *noised], device=device)
-        places = (numbers[:, None] * self.size + torch.arange(self.size, device=device)).flatten()
+        indices = torch.tensor([*clean, *noised], device=device)
+        places = (indices[:, None] * self.size + torch.arange(self.size, device=device)).flatten()
         block = places // self.size
         table = TokenTable.text(rows, len(block), device)
         is_noised = torch.arange(len(block), device=device) >= len(clean) * self.size
@@ -78,8 +78,8 @@ class BlockGrid(nn.Module):
     def positions(self, places: Int[Tensor, " L"]) -> Int[Tensor, "L 3"]:
         """(frame, row, column) of the tokens at these places of the sequence of blocks."""
         _, rows, columns = self.grid
-        number = self.order[places]
-        return torch.stack([number // (rows * columns), number // columns % rows, number % columns], dim=-1)
+        index = self.order[places]
+        return torch.stack([index // (rows * columns), index // columns % rows, index % columns], dim=-1)
 
     def angles(self, places: Int[Tensor, " L"]) -> Angles:
         """Rotary angles of the tokens at these places of the sequence of blocks."""

@@ -3,7 +3,7 @@
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,7 @@ from mmblocks.models.acdit.blocks import BlockGrid
 from mmblocks.models.acdit.layer import ACDiTLayer
 from mmblocks.models.acdit.layout import ACDIT_LAYOUTS
 from mmblocks.models.acdit.positions import head_split
+from mmblocks.models.acdit.scheduler import Scheduler, published_scheduler
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.support.checks import check_range
 from mmblocks.trunks.caches.kv_cache import KVCache, Memory
@@ -146,10 +147,10 @@ class ACDiT(Block):
         Args:
             clean: blocks.
             labels: classes.
-            t: time steps; drawn if None.
-            noise: drawn if None.
-            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None, in evaluation none.
-            generator: source of the draws.
+            t: time steps; sampled if None.
+            noise: sampled if None.
+            drop: rows whose class is left out; while training sampled with ``label_dropout`` if None, in evaluation none.
+            generator: source of randomness.
         """
         device = clean.device
         if t is None:
@@ -179,7 +180,7 @@ class ACDiT(Block):
         *,
         num_steps: int = 25,
         guidance: float = 1.0,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         cached: bool = True,
         noise: Float[Tensor, "_ _ _ _"] | None = None,
         generator: Generator | None = None,
@@ -207,7 +208,7 @@ class ACDiT(Block):
             noise = torch.randn(shape, generator=generator, device=device, dtype=self.embed.weight.dtype)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; accepted: {shape}, blocks first")
-        scheduler = _published_scheduler() if scheduler is None else scheduler
+        scheduler = published_scheduler() if scheduler is None else scheduler
         if guidance > 1:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         copies = len(labels) // rows
@@ -244,18 +245,18 @@ class ACDiT(Block):
         t: Tensor,
         labels: Tensor,
         unread: list[Tensor],
-        number: int,
+        index: int,
         cache: KVCache | None,
         hooks: TrunkHooks | None,
     ) -> Tensor:
-        """The noise in block ``number``, after clean blocks of which the cache lacks the last ones, ``unread``."""
-        first = number - len(unread)
-        table = self.blocks.table(len(noised), clean=range(first, number), noised=[number])
+        """The noise in block ``index``, after clean blocks of which the cache lacks the last ones, ``unread``."""
+        first = index - len(unread)
+        table = self.blocks.table(len(noised), clean=range(first, index), noised=[index])
         keys = table if cache is None else cache.append(table)
         mask = None
         if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
             mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
-        places = torch.arange(first * self.blocks.size, (number + 1) * self.blocks.size, device=noised.device)
+        places = torch.arange(first * self.blocks.size, (index + 1) * self.blocks.size, device=noised.device)
         condition = self._condition(t, labels, len(noised), 1)
         predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
         if cache is not None:
@@ -277,10 +278,10 @@ class ACDiT(Block):
         num_clean = tokens.shape[1] - num_noised
         table = self.blocks.angles(places)
         x = self.embed(tokens)
-        for number, layer in enumerate(self.layers):
-            x = hooks.state(number, x)
-            seen = None if mask is None else hooks.observed(number, mask)
-            x = layer(x, condition, num_clean, table, seen, cache, number)
+        for index, layer in enumerate(self.layers):
+            x = hooks.state(index, x)
+            seen = None if mask is None else hooks.observed(index, mask)
+            x = layer(x, condition, num_clean, table, seen, cache, index)
         x = hooks.state(len(self.layers), x)
         shift, scale = (part[:, :, None] for part in self.modulation(condition).chunk(2, dim=-1))
         blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))
@@ -300,10 +301,3 @@ class ACDiT(Block):
         if tuple(t.shape) not in ((rows,), (rows, blocks)):
             raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {blocks})")
         check_range("t", t, 1000)
-
-
-def _published_scheduler() -> Any:
-    import diffusers  # here, since importing it takes seconds
-
-    library: Any = diffusers  # of which type checkers see little
-    return library.DPMSolverMultistepScheduler.from_config(library.DDIMScheduler().config)

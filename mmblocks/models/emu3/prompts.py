@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import ModalSampling
+from mmblocks.generation.guidance import ClassifierFree
+from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import Sampling
 from mmblocks.sequence.segments import Codes, Segment, Text, codes, text
 from mmblocks.vocabulary.grid_format import EMU3, EMU35, GridFormat
@@ -24,10 +26,10 @@ FIRST_SPECIAL = 151643
 _FIRST_EXTRA, _NUM_EXTRA = 151646, 205
 _NAMES = {
     **dict(zip(range(FIRST_SPECIAL, _FIRST_EXTRA), ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), strict=True)),
-    **{_FIRST_EXTRA + number: f"<|extra_{number}|>" for number in range(_NUM_EXTRA)},
+    **{_FIRST_EXTRA + index: f"<|extra_{index}|>" for index in range(_NUM_EXTRA)},
     **dict(zip(range(151851, 151854), ("<|image token|>", "<|image start|>", "<|image end|>"), strict=True)),
 }
-_IDS = {name: number for number, name in _NAMES.items()}
+_IDS = {name: index for index, name in _NAMES.items()}
 _SPECIAL = re.compile(r"<\|(?:endoftext|im_start|im_end|image token|image start|image end|extra_\d+|visual token \d+)\|>")
 
 EMU3_UNDERSTANDING = "<|extra_203|>You are a helpful assistant. USER: <|IMAGE|>{question}. ASSISTANT:"
@@ -63,7 +65,7 @@ class Emu35Task(NamedTuple):
     Attributes:
         guidance: scale of ``ClassifierFree(images_only=True)``.
         image_area: to which reference images are resized, in pixels; ``IBQ``'s argument.
-        sampling: how text and images are drawn.
+        sampling: how text and images are sampled.
         max_tokens: tokens at most.
     """
 
@@ -71,6 +73,12 @@ class Emu35Task(NamedTuple):
     image_area: int
     sampling: ModalSampling
     max_tokens: int
+
+    @property
+    def options(self) -> Generation:
+        """The settings for ``generate``."""
+        guidance = ClassifierFree(scale=self.guidance, images_only=True)
+        return Generation(max_tokens=self.max_tokens, sampling=self.sampling, guidance=guidance)
 
 
 _TEXT, _TEXT_OF_GUIDES = Sampling(top_k=1024, top_p=0.9), Sampling(temperature=0.7, top_k=200, top_p=0.8)
@@ -174,10 +182,10 @@ def token_id(name: str) -> int:
     """
     if name in _IDS:
         return _IDS[name]
-    number = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
-    if number is None or int(number[1]) >= EMU35.num_codes:
+    found = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
+    if found is None or int(found[1]) >= EMU35.num_codes:
         raise ValueError(f"name is {name!r}; accepted: a special token of Emu3, such as <|image start|> or <|extra_200|>")
-    return EMU3.first_code + int(number[1])
+    return EMU3.first_code + int(found[1])
 
 
 def spell(segments: Sequence[Segment], format: GridFormat = EMU3) -> str:

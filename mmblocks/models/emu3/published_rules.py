@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmblocks.generation.grammar import Described, GridGrammar, IdRange, SizeRule, State
+from mmblocks.generation.grammar import Described, IdRange, State
+from mmblocks.generation.grid_grammar import GridGrammar, SizeRule
 from mmblocks.generation.guidance import ClassifierFree, Guidance, ThreeWay
 from mmblocks.vocabulary.grid_format import EMU3, EMU35, GridFormat
 
@@ -69,6 +70,10 @@ class Emu3PrefixGrammar(GridGrammar):
         if not any(first <= next_id < stop for first, stop in self.allowed(state)):
             raise ValueError(f"id {next_id} cannot stand here; accepted ranges: {self.allowed(state)}")
         return state._replace(offset=state.offset + 1)
+
+    def max_tokens(self, state: State) -> int | None:
+        """None: there is no end."""
+        return None
 
 
 class Emu35PublishedGrammar(GridGrammar):

@@ -1,1 +1,1 @@
-"""MAR: masked tokens, drawn in any order by a diffusion head."""
+"""MAR: masked tokens, sampled in any order by a diffusion head."""

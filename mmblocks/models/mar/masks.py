@@ -1,4 +1,4 @@
-"""Which tokens MAR asks for: random orders, a cosine of counts while sampling, a random share while training.
+"""Which tokens MAR predicts: random orders, a cosine of counts while sampling, a random share while training.
 
 Shapes: B rows, L tokens.
 """
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
 
-def draw_orders(rows: int, num_tokens: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, "B L"]:
+def sample_orders(rows: int, num_tokens: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, "B L"]:
     """A random order of the tokens for each row."""
     return torch.rand(rows, num_tokens, generator=generator, device=device).argsort(dim=1)
 
@@ -37,7 +37,7 @@ def mask_counts(num_tokens: int, num_steps: int) -> list[int]:
     return [*counts, 0]
 
 
-def draw_mask(
+def sample_mask(
     orders: Int[Tensor, "B L"], min_ratio: float, *, uniform: float | None = None, generator: Generator | None = None
 ) -> Bool[Tensor, "B L"]:
     """A mask for training: one share for all rows, of the lower half of a normal around 1 with deviation 0.25, cut off.
@@ -45,7 +45,7 @@ def draw_mask(
     Args:
         orders: what is masked first.
         min_ratio: the smallest share.
-        uniform: the draw in [0, 1] itself; the share grows with it.
+        uniform: the number in [0, 1] that the share grows with, in place of a random one.
         generator: its source.
     """
     if uniform is None:

@@ -1,4 +1,4 @@
-"""MAR: continuous tokens in random order, many at a time; an encoder reads those that are known, a decoder asks for the rest.
+"""MAR: continuous tokens in random order, many at a time; an encoder reads those that are known, a decoder predicts the rest.
 
 Shapes: B rows, L tokens, C channels of a token, D width of the encoder, D2 of the decoder, H and W latents.
 """
@@ -15,8 +15,10 @@ from torch import Generator, Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.models.mar.layout import MAR_LAYOUTS
-from mmblocks.models.mar.masks import draw_mask, draw_orders, mask_counts, mask_of
+from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
+from mmblocks.roles import Head
 from mmblocks.support.checks import check_range, is_readable
+from mmblocks.support.deprecation import former_keywords
 
 
 class MAR(Block):
@@ -101,8 +103,9 @@ class MAR(Block):
         self.decoder_layers = _layers(decoder_dim, decoder_layers, decoder_heads, **options)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
         self.head_positions = nn.Parameter(torch.empty(self.num_tokens, decoder_dim))
-        for name in ("no_class", "mask_token", "encoder_positions", "decoder_positions", "head_positions"):
-            nn.init.normal_(getattr(self, name), std=0.02)
+        positions = (self.encoder_positions, self.decoder_positions, self.head_positions)
+        for parameter in (self.no_class, self.mask_token, *positions):
+            nn.init.normal_(parameter, std=0.02)
         self.apply(_init)
         nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -121,8 +124,8 @@ class MAR(Block):
             tokens: the image; what is masked is not read.
             mask: True where a token is unknown, at as many places in each row.
             labels: classes; none at all where it is None.
-            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None.
-            generator: source of the draw.
+            drop: rows whose class is left out; while training sampled with ``label_dropout`` if None.
+            generator: source of randomness.
 
         Raises:
             ValueError: shapes that do not fit; rows masked at different numbers of places, or a class that does not exist (checked
@@ -163,14 +166,14 @@ class MAR(Block):
 
     def loss(
         self,
-        head: Any,
+        head: Head,
         tokens: Float[Tensor, "B L C"],
         labels: Int[Tensor, " B"] | None = None,
         *,
         mask: Bool[Tensor, "B L"] | None = None,
         drop: Bool[Tensor, " B"] | None = None,
         generator: Generator | None = None,
-        **draws: Any,
+        **options: Any,  # of the head's own loss
     ) -> Float[Tensor, "B L"]:
         """The head's loss at the masked tokens, zero elsewhere.
 
@@ -179,32 +182,33 @@ class MAR(Block):
             tokens: the image.
             labels: classes.
             drop: see ``forward``.
-            mask: what is masked; drawn if None, see ``mar_masks.draw_mask``.
-            generator: source of all draws.
-            draws: what the head takes beside.
+            mask: what is masked; sampled if None, see ``masks.sample_mask``.
+            generator: source of all randomness.
+            options: what the head takes beside.
         """
         if mask is None:
-            orders = draw_orders(len(tokens), self.num_tokens, tokens.device, generator)
-            mask = draw_mask(orders, self.min_mask_ratio, generator=generator)
+            orders = sample_orders(len(tokens), self.num_tokens, tokens.device, generator)
+            mask = sample_mask(orders, self.min_mask_ratio, generator=generator)
         states = self(tokens, mask, labels, drop=drop, generator=generator)
         weight = mask.flatten().to(torch.float32)
         if generator is not None:
-            draws["generator"] = generator
-        return head.loss(states.flatten(0, 1), tokens.flatten(0, 1), weight, **draws).view(mask.shape)
+            options["generator"] = generator
+        return head.loss(states.flatten(0, 1), tokens.flatten(0, 1), weight, **options).view(mask.shape)
 
+    @former_keywords(draws="step_options")
     @torch.no_grad()
     def sample(
         self,
-        head: Any,
+        head: Head,
         labels: Int[Tensor, " B"],
         *,
         num_steps: int = 64,
         guidance: float = 1.0,
         schedule: Literal["linear", "constant"] = "linear",
         orders: Int[Tensor, "B L"] | None = None,
-        draws: Sequence[Mapping[str, Tensor]] | None = None,
+        step_options: Sequence[Mapping[str, Tensor]] | None = None,
         generator: Generator | None = None,
-        **options: Any,
+        **options: Any,  # of the head's own sample
     ) -> Float[Tensor, "B L C"]:
         """Tokens, more of them from step to step.
 
@@ -213,12 +217,12 @@ class MAR(Block):
                 ``guidance`` too.
             labels: classes.
             num_steps: steps; the number of tokens still masked falls as a cosine.
-            guidance: the head's scale; 1 asks for none, in half the work.
+            guidance: the head's scale; 1 is none, in half the work.
             schedule: "linear" lets the scale grow from 1 with the share of tokens known; "constant" does not.
-            orders: the last tokens of a row come first; drawn if None.
-            draws: what each step's call of the head is given beside, in place of a generator, such as its noise. A step asks
-                for the tokens of all rows, row by row.
-            generator: source of all draws.
+            orders: the last tokens of a row come first; sampled if None.
+            step_options: what each step's call of the head is given beside, in place of a generator, such as its noise. A step
+                predicts tokens of all rows, row by row.
+            generator: source of all randomness.
             options: what every call of the head is given, such as ``temperature``.
 
         Raises:
@@ -228,10 +232,10 @@ class MAR(Block):
         if not guidance >= 1 or schedule not in ("linear", "constant"):
             raise ValueError(f"guidance is {guidance}, schedule {schedule!r}; accepted: 1 or more, 'linear' or 'constant'")
         counts = mask_counts(self.num_tokens, num_steps)
-        if draws is not None and len(draws) != num_steps:
-            raise ValueError(f"draws has {len(draws)} steps; accepted: {num_steps}")
+        if step_options is not None and len(step_options) != num_steps:
+            raise ValueError(f"step_options has {len(step_options)} steps; accepted: {num_steps}")
         if orders is None:
-            orders = draw_orders(rows, length, weight.device, generator)
+            orders = sample_orders(rows, length, weight.device, generator)
         if tuple(orders.shape) != (rows, length):
             raise ValueError(f"orders is {tuple(orders.shape)}; accepted: ({rows}, {length})")
         tokens = torch.zeros(rows, length, self.token_dim, dtype=weight.dtype, device=weight.device)
@@ -240,14 +244,14 @@ class MAR(Block):
         drop = torch.arange(copies * rows, device=labels.device) >= rows  # the second half has no class
         for step, count in enumerate(counts):
             after = mask_of(orders, count)
-            asked = mask & ~after
-            given: dict[str, Any] = {**options, **(draws[step] if draws is not None else {"generator": generator})}
+            predicted = mask & ~after
+            given: dict[str, Any] = {**options, **(step_options[step] if step_options is not None else {"generator": generator})}
             states = self(tokens.repeat(copies, 1, 1), mask.repeat(copies, 1), labels.repeat(copies), drop=drop)
             if guidance > 1:
                 known = (length - max(count, 1)) / length if schedule == "linear" else 1.0
-                given |= {"unconditional": states[rows:][asked], "guidance": 1 + (guidance - 1) * known}
-            made = head.sample(states[:rows][asked], **given)
-            tokens = tokens.masked_scatter(asked[..., None], made.to(tokens.dtype))
+                given |= {"unconditional": states[rows:][predicted], "guidance": 1 + (guidance - 1) * known}
+            made = head.sample(states[:rows][predicted], **given)
+            tokens = tokens.masked_scatter(predicted[..., None], made.to(tokens.dtype))
             mask = after
         return tokens
 

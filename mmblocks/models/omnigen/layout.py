@@ -122,9 +122,9 @@ OMNIGEN_LAYOUTS = (
             Rule("patch_embedding.output_image_proj.*", "output_patches.patch.*"),
             Rule("patch_embedding.input_image_proj.*", "input_patches.patch.*"),
             *(
-                Rule(f"{theirs}.linear_{number}.*", f"{ours}.mlp.{place}.*")
+                Rule(f"{theirs}.linear_{layer}.*", f"{ours}.mlp.{place}.*")
                 for theirs, ours in (("time_token", "time_token"), ("t_embedder", "head.time"))
-                for number, place in ((1, 0), (2, 2))
+                for layer, place in ((1, 0), (2, 2))
             ),
             Rule("norm_out.linear.*", "head.modulation.1.*"),
             Rule("proj_out.*", "head.output.*"),

@@ -147,7 +147,7 @@ class OmniGen(Block):
         Args:
             prompts: see ``forward``. Upstream replaces one in ten by an empty one while training; that is the data's part.
             latents: data.
-            t: times, the sigmoid of a normal draw if None.
+            t: times, the sigmoid of a normal variable if None.
             noise: one for each row.
             generator: source of what is not given.
         """

@@ -19,7 +19,7 @@ class PromptRows(NamedTuple):
     """Prompts laid out as rows, padded on the left.
 
     Attributes:
-        table: who the tokens are.
+        table: what the tokens are.
         ids: all text ids, packed.
         id_places: their places in the flattened rows.
         images: all input images.
@@ -124,11 +124,11 @@ def only_the_prompt(queries: TokenTable, keys: TokenTable) -> Tensor:
 
 
 def _write_image(table: TokenTable, row: int, here: slice, order: int, span: int, grid: tuple[int, int]) -> None:
-    number = torch.arange(grid[0] * grid[1])
+    index = torch.arange(grid[0] * grid[1])
     table.modality[row, here] = Modality.VISION
     table.order[row, here] = order
     table.span[row, here] = max(span, NO_SPAN + 1)
-    table.grid[row, here] = torch.stack([torch.zeros_like(number), number // grid[1], number % grid[1]], dim=-1)
+    table.grid[row, here] = torch.stack([torch.zeros_like(index), index // grid[1], index % grid[1]], dim=-1)
 
 
 def _patches(latents: Tensor, patch_size: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""VAR: images drawn scale by scale."""
+"""VAR: images scale by scale."""

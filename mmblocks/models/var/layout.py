@@ -1,7 +1,7 @@
 """How published files of VAR's transformer name their tensors, and what their options say."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _side(scale: Any) -> int:
+def _side(scale: int | Sequence[int]) -> int:
     rows, columns = (scale, scale) if isinstance(scale, int) else scale
     if rows != columns:
         raise ValueError(f"scales has {(rows, columns)}; accepted in the layout 'var': squares, as its code has")
@@ -58,7 +58,7 @@ def _side(scale: Any) -> int:
 
 
 def _levels(arguments: Mapping[str, Any]) -> Tensor:
-    """The number of the scale that each token belongs to."""
+    """The index of the scale that each token belongs to."""
     sizes = [(scale, scale) if isinstance(scale, int) else scale for scale in arguments["scales"]]
     return torch.arange(len(sizes)).repeat_interleave(torch.tensor([rows * columns for rows, columns in sizes]))
 
@@ -68,14 +68,14 @@ def _level_table(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _mask_table(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """0 where a token sees another, minus infinity elsewhere."""
+    """0 where a token attends to another, minus infinity elsewhere."""
     levels = _levels(arguments)
     hidden = levels[:, None] < levels
     return {"attn_bias_for_masking": torch.zeros(hidden.shape).masked_fill(hidden, -math.inf)[None, None]}
 
 
 def _zero_tables(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {f"blocks.{number}.attn.zero_k_bias": torch.zeros(arguments["dim"]) for number in range(arguments["num_layers"])}
+    return {f"blocks.{index}.attn.zero_k_bias": torch.zeros(arguments["dim"]) for index in range(arguments["num_layers"])}
 
 
 def _level_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:

@@ -65,7 +65,7 @@ class VARImageModel(Block):
             pixels: in [0, 1].
             labels: classes.
             drop: see ``VAR.loss``.
-            generator: source of the draw.
+            generator: source of randomness.
         """
         with torch.no_grad():
             ids = cast(Tensor, self.tokenizer.encode(pixels).ids)

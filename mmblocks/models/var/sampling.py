@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.layers.categorical import check_drawable
+from mmblocks.layers.categorical import check_logits
 from mmblocks.support.checks import check_finite
 
 Scale = int | Sequence[int]
@@ -22,7 +22,7 @@ class ScaleQuantizer(Protocol):
     """What sampling needs of a tokenizer's bottleneck, such as ``MultiScaleQuantizer``."""
 
     def vectors(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
-        """Codes by number."""
+        """Codes by index."""
         ...
 
     def mix(self, weights: Float[Tensor, "*N K"]) -> Float[Tensor, "*N C"]:
@@ -30,14 +30,14 @@ class ScaleQuantizer(Protocol):
         ...
 
     def add_scale(
-        self, total: Float[Tensor, "B H W C"] | None, vectors: Float[Tensor, "B h w C"], number: int, *, scales: Sequence[Scale]
+        self, total: Float[Tensor, "B H W C"] | None, vectors: Float[Tensor, "B h w C"], index: int, /, *, scales: Sequence[Scale]
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B h2 w2 C"]]:
         """The map so far with the codes of a scale added, and what is read to predict the next scale."""
         ...
 
 
 class VARSample(NamedTuple):
-    """What was drawn.
+    """What was sampled.
 
     Attributes:
         ids: the codes of all scales, coarse first.
@@ -63,7 +63,7 @@ def smoothed(
     Raises:
         ValueError: logits that hold NaN or plus infinity, or are all minus infinity; noise that is not finite (checked on CPU).
     """
-    check_drawable(logits)
+    check_logits(logits)
     if gumbel is None:
         gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
     check_finite("gumbel", gumbel)

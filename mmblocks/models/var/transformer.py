@@ -5,7 +5,7 @@ Shapes: B rows, L tokens of all scales together, h and w tokens of one scale, C 
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.attention.attend import prepare
-from mmblocks.layers.categorical import Sampling, draw, truncate
+from mmblocks.layers.attention.attend import Prepared, prepare
+from mmblocks.layers.categorical import Sampling, sample_ids, truncate
 from mmblocks.layers.diffusion.adaln import Modulation, modulate
 from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
 from mmblocks.models.var.layer import VARLayer
@@ -137,8 +137,8 @@ class VAR(Block):
             labels: classes.
             inputs: see ``forward``.
             ids: the codes of all scales, coarse first.
-            drop: rows whose class is left out; while training drawn with ``label_dropout`` if None.
-            generator: source of the draw.
+            drop: rows whose class is left out; while training sampled with ``label_dropout`` if None.
+            generator: source of randomness.
 
         Raises:
             ValueError: as ``forward``; or other numbers of ids, or one that does not exist (checked on CPU).
@@ -173,22 +173,22 @@ class VAR(Block):
             quantizer: the tokenizer's bottleneck, whose codes are read again.
             guidance: ``(1 + t) * c - t * u`` of the logits, where t grows from 0 at the first scale to ``guidance`` at the last;
                 0 is the class alone, in half the work.
-            sampling: temperature and truncation; plain draws if None.
+            sampling: temperature and truncation; plain sampling if None.
             smooth: read mixtures of codes, as the Gumbel softmax gives them, sharper from scale to scale, in place of codes.
-            ids: the codes, in place of draws: to see what the model thinks of them.
-            gumbel: the draws themselves for each scale, standard Gumbel noise, in place of a generator.
+            ids: the codes, in place of sampled ones: for the model's logits of them.
+            gumbel: the noise itself for each scale, standard Gumbel, in place of a generator.
             smoothing_gumbel: likewise for the mixtures.
-            generator: source of the draws.
+            generator: source of randomness.
             logits: a list that the guided logits of each scale (B, l, K) are appended to.
 
         Raises:
-            ValueError: a guidance below 0, a class that does not exist, or other numbers of draws or ids; logits that hold NaN or
+            ValueError: a guidance below 0, a class that does not exist, or other numbers of scales or ids; logits that hold NaN or
                 plus infinity, or are all minus infinity (checked on CPU).
         """
         rows, steps = len(labels), len(self.scales)
-        for name, draws in (("gumbel", gumbel), ("smoothing_gumbel", smoothing_gumbel)):
-            if draws is not None and len(draws) != steps:
-                raise ValueError(f"{name} has {len(draws)} scales; accepted: {steps}")
+        for name, noises in (("gumbel", gumbel), ("smoothing_gumbel", smoothing_gumbel)):
+            if noises is not None and len(noises) != steps:
+                raise ValueError(f"{name} has {len(noises)} scales; accepted: {steps}")
         if ids is not None:
             self._check_ids(ids, rows)
         if not 0 <= guidance < math.inf:
@@ -200,38 +200,38 @@ class VAR(Block):
         cache = self.new_cache(len(labels))
         tokens = condition[:, None] + self.start + places[0]
         total: Tensor | None = None
-        drawn: list[Tensor] = []
+        chosen: list[Tensor] = []
         given = None if ids is None else ids.split(self.counts, dim=1)
-        for number, size in enumerate(self.scales):
-            cache.append(self.table(len(labels), number))
-            share = number / max(steps - 1, 1)
-            scale_logits = self.predict(self._walk(tokens, condition, None, cache)).float()
+        for step, size in enumerate(self.scales):
+            cache.append(self.table(len(labels), step))
+            share = step / max(steps - 1, 1)
+            scale_logits = self.predict(self._run(tokens, condition, None, cache)).float()
             scale_logits = guided(scale_logits, rows, guidance * share)
             if logits is not None:
                 logits.append(scale_logits)
             if given is None:
-                noise = None if gumbel is None else gumbel[number].flatten(0, 1)
-                chosen = draw(scale_logits.flatten(0, 1), sampling, generator=generator, gumbel=noise).view(rows, -1)
+                noise = None if gumbel is None else gumbel[step].flatten(0, 1)
+                codes = sample_ids(scale_logits.flatten(0, 1), sampling, generator=generator, gumbel=noise).view(rows, -1)
             else:
-                chosen = given[number]
-            drawn.append(chosen)
+                codes = given[step]
+            chosen.append(codes)
             if smooth:
-                noise = None if smoothing_gumbel is None else smoothing_gumbel[number]
+                noise = None if smoothing_gumbel is None else smoothing_gumbel[step]
                 weights = smoothed(truncate(scale_logits.flatten(0, 1), sampling).view_as(scale_logits), share, noise, generator)
                 vectors = quantizer.mix(weights.to(self.embed.weight.dtype))
             else:
-                vectors = quantizer.vectors(chosen)
-            total, following = quantizer.add_scale(total, vectors.unflatten(1, size), number, scales=self.scales)
-            if number + 1 < steps:
-                following = self.embed(following.flatten(1, 2).to(self.embed.weight.dtype)) + places[number + 1]
+                vectors = quantizer.vectors(codes)
+            total, following = quantizer.add_scale(total, vectors.unflatten(1, size), step, scales=self.scales)
+            if step + 1 < steps:
+                following = self.embed(following.flatten(1, 2).to(self.embed.weight.dtype)) + places[step + 1]
                 tokens = following.repeat(len(labels) // rows, 1, 1)
-        return VARSample(torch.cat(drawn, dim=1), cast(Tensor, total))
+        return VARSample(torch.cat(chosen, dim=1), cast(Tensor, total))
 
     def table(self, rows: int, scale: int | None = None) -> TokenTable:
-        """Who the tokens are: of all scales, or of one."""
+        """What the tokens are: of all scales, or of one."""
         device = self.positions.device
         chosen = range(len(self.scales)) if scale is None else [scale]
-        order = torch.cat([torch.full((self.counts[number],), number, device=device) for number in chosen])
+        order = torch.cat([torch.full((self.counts[index],), index, device=device) for index in chosen])
         places = [torch.cartesian_prod(*(torch.arange(side, device=device) for side in self.scales[n])) for n in chosen]
         grid = nn.functional.pad(torch.cat(places), (1, 0))
         table = TokenTable.text(rows, len(order), device)
@@ -261,20 +261,20 @@ class VAR(Block):
         table = self.table(len(labels))
         mask = prepare(find_mask(None, table, table), table.shape[1], table.shape[1], inputs.device)
         tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
-        return self._walk(tokens, condition, mask, None)
+        return self._run(tokens, condition, mask, None)
 
-    def _walk(self, tokens: Tensor, condition: Tensor, mask: Any, cache: KVCache | None) -> Float[Tensor, "B l D"]:
+    def _run(self, tokens: Tensor, condition: Tensor, mask: Prepared | None, cache: KVCache | None) -> Float[Tensor, "B l D"]:
         moves = condition
         if self.shared_modulation is not None:
             moves = self.shared_modulation(condition).unflatten(-1, (1, 6, -1))
         x = tokens
-        for number, layer in enumerate(self.layers):
-            x = layer(x, moves, mask, cache, number)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, moves, mask, cache, index)
         scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return modulate(self.norm(x), shift, scale)
 
     def _places(self) -> Float[Tensor, "L D"]:
-        level = [self.levels.weight[number].expand(count, -1) for number, count in enumerate(self.counts)]
+        level = [self.levels.weight[index].expand(count, -1) for index, count in enumerate(self.counts)]
         return self.positions + torch.cat(level)
 
     def _check_ids(self, ids: Tensor, rows: int) -> None:

@@ -59,9 +59,9 @@ def check_sampling(case: Case, head: NOVAFlowHead) -> None:
         return values.take_along_dim(wanted, dim=1)
 
     # Upstream carries all tokens, and takes what it does not predict for its own velocity.
-    walk = []
+    after_steps = []
     given = {"unconditional": chosen(unconditional), "guidance": config["gs"]} if config["gs"] > 1 else {}
-    sampled = head.sample(chosen(z), noise=chosen(x), taps=walk, **given)
+    sampled = head.sample(chosen(z), noise=chosen(x), trajectory=after_steps, **given)
     for number, (now, after) in enumerate(pairwise(sigmas)):
         streams = []
         for states in (z, unconditional)[: 1 + (config["gs"] > 1)]:
@@ -71,10 +71,10 @@ def check_sampling(case: Case, head: NOVAFlowHead) -> None:
         x = x + (after - now) * velocity
         side = case.config["patch_size"]
         height, width = (size // side for size in case.io["in.init_noise"].shape[-2:])
-        walk_of_all = rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=side, q=side)
-        trajectory = [walk_of_all] if number == 0 else [*trajectory, walk_of_all]
+        all_tokens = rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=side, q=side)
+        trajectory = [all_tokens] if number == 0 else [*trajectory, all_tokens]
         if head.guidance.renorm == 1:  # else the length upstream takes is that of all tokens
-            torch.testing.assert_close(walk[number], chosen(x), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(after_steps[number], chosen(x), atol=1e-4, rtol=1e-4)
     case.check("out.sample_traj", torch.stack(trajectory))
     if head.guidance.renorm == 1:
         torch.testing.assert_close(sampled, chosen(x), atol=1e-4, rtol=1e-4)

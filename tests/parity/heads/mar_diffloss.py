@@ -79,11 +79,11 @@ def check_sampling(case: Case, head: MARDiffusionHead) -> None:
     guided = scale != 1.0
     rows = len(z) // 2 if guided else len(z)
     given = {"unconditional": z[rows:], "guidance": scale} if guided else {}
-    taps: list[Tensor] = []
-    final = head.sample(z[:rows], noise=noise, step_noise=step_noise[:, :rows], temperature=temperature, taps=taps, **given)
+    states: list[Tensor] = []
+    final = head.sample(z[:rows], noise=noise, step_noise=step_noise[:, :rows], temperature=temperature, trajectory=states, **given)
 
-    # Upstream walks the unconditional rows too: with the guided noise and their own variance and draws. Nobody reads them.
-    walk, found = [], []
+    # Upstream samples the unconditional rows too: with the guided noise and their own variance and draws. Nobody reads them.
+    trajectory, found = [], []
     x = torch.cat([noise, noise]) if guided else noise
     for number, time in enumerate(head.sampler.times(head.path)):
         read = x[:rows].repeat(len(z) // rows, 1)
@@ -95,10 +95,10 @@ def check_sampling(case: Case, head: MARDiffusionHead) -> None:
         place = len(posterior.times) - 1 - number
         x, clean = head.sampler.step(head.path, x, output, place, step_noise[number], temperature)
         torch.testing.assert_close(
-            x[:rows], taps[number], rtol=1e-4, atol=case.description["tolerance"]["atol_per_output"]["final"]
+            x[:rows], states[number], rtol=1e-4, atol=case.description["tolerance"]["atol_per_output"]["final"]
         )
-        walk.append(x)
+        trajectory.append(x)
         found.append(clean)
-    case.check("out.traj_sample", torch.stack(walk))
+    case.check("out.traj_sample", torch.stack(trajectory))
     case.check("out.traj_pred_xstart", torch.stack(found))
     case.check("out.final", torch.cat([final, x[rows:]]))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmblocks import GridFormat, Sampling, text
+from mmblocks import Generation, GridFormat, Sampling, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import ModalSampling, Scores
 from mmblocks.generation.guidance import Guidance, classifier_free
@@ -276,7 +276,9 @@ def check_emu3_chain(case: Case) -> None:
     model = Replayed([io["in.scores"], io["in.uncond_scores"]])
     prompt = prompt_of(*io["in.prompt_ids"].tolist(), *io["in.negative_ids"].tolist())
     steps = list(
-        generate_ids(model, prompt, grammars, max_tokens=len(io["in.scores"]), sampling=GREEDY, guidance=config["guidance_scale"])
+        generate_ids(
+            model, prompt, grammars, Generation(max_tokens=len(io["in.scores"]), sampling=GREEDY, guidance=config["guidance_scale"])
+        )
     )
     assert torch.equal(torch.stack([step.ids for step in steps], dim=1), io["out.tokens"])
     batch = len(io["in.prompt_ids"])
@@ -373,10 +375,7 @@ def check_emu35_loop(case: Case) -> None:
             model,
             prompt_of(*prompts),
             emu35_grammar(case, stop=(case.config["ids"]["EOS"],)),
-            max_tokens=len(tokens),
-            sampling=sampling,
-            guidance=guidance,
-            hooks=[follow],
+            Generation(max_tokens=len(tokens), sampling=sampling, guidance=guidance, hooks=[follow]),
         )
     )
     assert [int(step.ids) for step in steps] == tokens[: len(steps)]

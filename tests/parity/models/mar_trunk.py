@@ -53,13 +53,13 @@ def check_sampling(case: Case, model: MAR, head: Any) -> None:
         "temperature": config.get("temperature", 1.0),
     }
     draws = streams(case, asked, 1 if guidance == 1.0 else 2)
-    tokens = model.sample(head, labels, num_steps=num_steps, orders=orders, draws=draws, **options)
+    tokens = model.sample(head, labels, num_steps=num_steps, orders=orders, step_options=draws, **options)
     case.check("out.latents", channels_first(model.to_latents(tokens)))
 
 
 def streams(case: Case, asked: list[int], copies: int) -> list[dict[str, Tensor]]:
     """Each step's part of the stored draws; those of the unconditional rows, which nobody reads, are left out."""
     begin, steps = case.io["in.init_noise"], case.io["in.step_noise"]
-    walk = len(steps) // (copies * sum(asked))
-    taken = zip(begin.split(asked), steps.split([walk * copies * count for count in asked]), strict=True)
-    return [{"noise": first, "step_noise": rest.view(walk, -1, rest.shape[-1])[:, : len(first)]} for first, rest in taken]
+    num_steps = len(steps) // (copies * sum(asked))
+    taken = zip(begin.split(asked), steps.split([num_steps * copies * count for count in asked]), strict=True)
+    return [{"noise": first, "step_noise": rest.view(num_steps, -1, rest.shape[-1])[:, : len(first)]} for first, rest in taken]

@@ -105,11 +105,11 @@ def check_sampling(case: Case) -> None:
     ids = prompt[:, -(count + 1) : -1]
     uniform = case.io["in.uniform"]
     gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-    found = sampler.walk(
+    found = sampler.sample(
         predict,
         torch.where(ids == mask_id, ids, ids - first),
         mask_id,
-        drawn=case.io["in.sampled_ids"],
+        sampled=case.io["in.sampled_ids"],
         gumbel=gumbel,
     )
     case.check("out.model_inputs", torch.stack(fed))

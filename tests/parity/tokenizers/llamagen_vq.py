@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from mmblocks import GridGrammar, Sampling, TokenTable
+from mmblocks import Generation, GridGrammar, Sampling, TokenTable
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.choosing import Scores
 from mmblocks.generation.guidance import ClassifierFree
@@ -144,15 +144,12 @@ def check_generation(case: Case, model: LlamaGen | LlamaGenT2I, side: int) -> No
 
     conditional, unconditional = prompts_of(case, model)
     batch = model.batch_builder()([*conditional, *(unconditional if guided else [])], padding="left")
+    guidance = ClassifierFree(scale=options["cfg"], last_step=last_step, normalise=False) if guided else None
     steps = generate_ids(
         model,
         batch,
         GridGrammar(raster_format(side, side, case.config["vocab_size"])),
-        max_tokens=options["n_new"],
-        sampling=sampling,
-        guidance=ClassifierFree(scale=options["cfg"], last_step=last_step, normalise=False) if guided else None,
-        hooks=[follow],
-        input="code",
+        Generation(max_tokens=options["n_new"], sampling=sampling, guidance=guidance, hooks=[follow], input="code"),
     )
     case.check("out.sequence", torch.stack([step.ids for step in steps], dim=1))
     case.check("out.probs", torch.stack(probabilities))

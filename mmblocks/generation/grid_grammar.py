@@ -1,0 +1,232 @@
+"""The grammar of text and images in a ``GridFormat``.
+
+Where a row stands inside an image follows from the image's size and from how many tokens have been written, so that row ends and
+closings are never left to chance.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
+from mmblocks.sequence.segments import Codes, codes
+from mmblocks.sequence.tokens import Modality
+from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED, GridFormat
+
+SizeRule = tuple[int, int] | Literal["reference", "first"]
+"""A fixed (height, width), or which image's size the next one takes; see ``GridGrammar``."""
+
+
+class GridGrammar:
+    """Text and images in a ``GridFormat``.
+
+    Args:
+        format: how the vocabulary writes an image. Other ids than its codes are text, but for its own structure.
+        size: (height, width) in tokens of every image; "reference": that of the last image before, which the prompt must hold;
+            "first": likewise, but where there is none the model writes the size; None: the model writes every size.
+        num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
+        stop: text ids that end a row.
+        vocab_size: where text ids stand after the codes too, as in Chameleon; None if the codes end the vocabulary.
+        size_digits: fewest and most digits of a height or width that the model writes. Emu3.5's code takes exactly two.
+        structure_in_text: also allow the ids of rows and closings as text, as Emu3.5's code does. They then mean nothing.
+
+    Raises:
+        ValueError: for a size or a number of images below 1, or a size the format cannot write.
+
+    Examples:
+        >>> from mmblocks import GridFormat, GridGrammar
+        >>> form = GridFormat(begin=0, closing=(1,), row_end=2, first_code=3, num_codes=8, fixed_size=(2, 2))
+        >>> grammar = GridGrammar(form)
+        >>> state = grammar.start()
+        >>> for next_id in (0, 3, 10):  # an image opens, and its first row is written
+        ...     state = grammar.advance(state, next_id)
+        >>> grammar.allowed(state)  # the id that ends the row, and no other
+        ((2, 3),)
+    """
+
+    def __init__(
+        self,
+        format: GridFormat,
+        *,
+        size: SizeRule | None = None,
+        num_images: int = 1,
+        stop: tuple[int, ...] = (),
+        vocab_size: int | None = None,
+        size_digits: tuple[int, int] = (1, 3),
+        structure_in_text: bool = False,
+    ) -> None:
+        if isinstance(size, str) and size not in ("reference", "first"):
+            raise ValueError(f"size is {size!r}; accepted: (height, width), 'reference', 'first' or None")
+        if isinstance(size, tuple) and min(size) < 1:
+            raise ValueError(f"size is {size}; accepted: height and width of at least 1 token")
+        if num_images < 0 or (num_images == 0 and not stop):
+            raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
+        if not 1 <= size_digits[0] <= size_digits[1]:
+            raise ValueError(f"size_digits is {size_digits}; accepted: (fewest, most), at least 1")
+        if format.fixed_size is not None and size not in (None, format.fixed_size):
+            raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
+        self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
+        self.size = size or format.fixed_size
+        codes_end = format.first_code + format.num_codes
+        vocab_size = codes_end if vocab_size is None else vocab_size
+        code_ids = range(format.first_code, codes_end)
+        structure = set() if structure_in_text else set(format.structure)
+        begin = set() if format.begin is None else {format.begin}
+        self._text = _ranges_without(vocab_size, code_ids, structure)
+        self._text_only = _ranges_without(vocab_size, code_ids, structure | begin)
+        self._codes = ((code_ids.start, code_ids.stop),)
+        self._digit = tuple((digit, digit + 1) for digit in format.digits)
+
+    def start(self, prompt: Sequence[int] = ()) -> State:
+        """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
+
+        Raises:
+            ValueError: if its image tokens stand in no order that the format knows, if it begins an image of another size, or if
+                there is no image whose size the next one could take.
+        """
+        if self.format.begin is None:
+            return self._opened(State())
+        state, reader = State(), self._reader(len(prompt) + 1)
+        for next_id in prompt:
+            state = reader.advance(state, next_id)
+        if self.size == "reference" and not state.num_images:
+            raise ValueError("size is 'reference' and the prompt holds no image; accepted: a prompt with an image in it")
+        wanted = self._wanted_size(state)
+        if state.mode == "size" and wanted is not None and state.size != wanted[: len(state.size)]:
+            raise ValueError(f"prompt begins an image whose size starts with ids {state.size}; accepted: {wanted}")
+        return state._replace(num_images=0)
+
+    def allowed(self, state: State) -> tuple[IdRange, ...]:
+        """The ids that may come next."""
+        match state.mode:
+            case "text":
+                return self._text if state.num_images < self.num_images else self._text_only
+            case "size":
+                return self._allowed_in_size(state)
+            case "grid":
+                expected = self._expected(state)
+                return self._codes if expected == ANY_CODE else ((expected, expected + 1),)
+            case _:
+                return self._text
+
+    def describe(self, state: State) -> Described:
+        """A visual token where a code comes next, text elsewhere."""
+        if state.mode != "grid" or self._expected(state) != ANY_CODE:
+            return TEXT_TOKEN
+        row, column = self.format.place(state.offset, state.width)
+        return Described(int(Modality.VISION), True, (0, row, column))
+
+    def advance(self, state: State, next_id: int) -> State:
+        """The state after ``next_id``.
+
+        Raises:
+            ValueError: if the grammar does not allow that id here.
+        """
+        if state.mode == "done":
+            return state
+        if not any(first <= next_id < stop for first, stop in self.allowed(state)):
+            where = "text" if state.mode == "text" else f"the {state.mode} of an image"
+            raise ValueError(f"id {next_id} cannot stand in {where}; accepted ranges: {self.allowed(state)}")
+        match state.mode:
+            case "text" if next_id in self.stop:
+                return state._replace(mode="done")
+            case "text":
+                return self._opened(state) if next_id == self.format.begin else state
+            case "size" if next_id == self.format.image:
+                height, width = self.format.read_size(list(state.size))
+                return state._replace(mode="grid", height=height, width=width, offset=0, size=())
+            case "size":
+                return state._replace(size=(*state.size, next_id))
+            case _:
+                return self._after_grid_token(state)
+
+    def max_tokens(self, state: State) -> int | None:
+        """Tokens that are written at most from here on; None before text, and before an image whose size the model writes."""
+        following = self.num_images - state.num_images - 1
+        if state.mode == "done":
+            return 0
+        if self.stop or state.mode == "text" or (following and self.format.begin is not None):
+            return None
+        height, width, written = state.height, state.width, state.offset
+        if state.mode == "size":
+            wanted = self._wanted_size(state)
+            if wanted is None:
+                return None
+            height, width = self.format.read_size(list(wanted[:-1]))
+            written = len(state.size) - len(wanted)
+        return (following + 1) * self.format.length(height, width) - written
+
+    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
+        """The codes of a complete image, whose size ``state`` says."""
+        head = self.format.head(state.height, state.width)
+        return codes(self.format.read_image([*head, *ids]), self.format, input=input)
+
+    def _reader(self, num_images: int) -> "GridGrammar":
+        """Reads prompts, which follow the format but none of the wishes for what is written."""
+        reader = copy(self)
+        reader.size, reader.num_images, reader.stop = self.format.fixed_size, num_images, ()
+        reader.size_digits = (1, 9)
+        return reader
+
+    def _opened(self, state: State) -> State:
+        """After ``begin``."""
+        if self.format.fixed_size is None:
+            return state._replace(mode="size", size=())
+        height, width = self.format.fixed_size
+        return state._replace(mode="grid", height=height, width=width, offset=0)
+
+    def _after_grid_token(self, state: State) -> State:
+        state = state._replace(offset=state.offset + 1)
+        if self._expected(state) != FINISHED:
+            return state
+        num_images = state.num_images + 1
+        if num_images == self.num_images and not self.stop:
+            return state._replace(mode="done", offset=0, num_images=num_images)
+        after = state._replace(mode="text", offset=0, num_images=num_images)
+        return after if self.format.begin is not None else self._opened(after)
+
+    def _expected(self, state: State) -> int:
+        return _expected_ids(self.format, state.height, state.width)[state.offset]
+
+    def _wanted_size(self, state: State) -> tuple[int, ...] | None:
+        """The ids that must spell the size, up to ``image``; None where the model chooses."""
+        size = self.size
+        if isinstance(size, str):
+            size = (state.height, state.width) if state.height else None
+        if size is None or self.format.image is None:
+            return None
+        return (*self.format.size_ids(*size), self.format.image)
+
+    def _allowed_in_size(self, state: State) -> tuple[IdRange, ...]:
+        written, form = state.size, self.format
+        wanted = self._wanted_size(state)
+        if wanted is not None:
+            return ((wanted[len(written)], wanted[len(written)] + 1),)
+        if form.times is None or form.image is None:
+            raise ValueError("the format writes no size")
+        fewest, most = self.size_digits
+        has_times = form.times in written
+        digits = written[written.index(form.times) + 1 :] if has_times else written
+        if not digits:
+            return self._digit[1:]  # no leading zero
+        after = form.image if has_times else form.times
+        end = ((after, after + 1),) if len(digits) >= fewest else ()
+        return (*end, *(self._digit if len(digits) < most else ()))
+
+
+@lru_cache(maxsize=256)
+def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
+    """What stands at every offset of an image, up to the first after it."""
+    return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
+
+
+def _ranges_without(vocab_size: int, codes: range, excluded: set[int]) -> tuple[IdRange, ...]:
+    """``range(vocab_size)`` less the codes and some other ids, as ranges."""
+    single = {i: i + 1 for i in excluded if i not in codes and i < vocab_size}
+    edges = [(-1, 0), *sorted([*single.items(), (codes.start, codes.stop)]), (vocab_size, vocab_size)]
+    return tuple((a, b) for (_, a), (b, _) in pairwise(edges) if a < b)

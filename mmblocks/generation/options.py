@@ -1,0 +1,111 @@
+"""How rows are continued, as one value for every generation loop; and the keywords that its fields were before."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from numbers import Integral
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Generator
+
+from mmblocks.generation.choosing import LogitsHook, ModalSampling
+from mmblocks.generation.guidance import Guidance
+from mmblocks.layers.categorical import Sampling
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How rows are continued: how long, how ids are sampled, and which parts of the model read and write them.
+
+    Args:
+        max_tokens: tokens at most per row; None where the grammar knows how many it writes, as for one image of a fixed size.
+        sampling: how ids are sampled. ``ModalSampling`` treats text and images differently.
+        guidance: scale of classifier-free guidance, any other ``Guidance``, or None for none.
+        hooks: functions that change logits after guidance and grammar, before temperature and truncation.
+        generator: source of randomness, on the model's device; an int seeds a new one for each call; None is PyTorch's own.
+        input: the embedder of ids.
+        head: the head over ids; may be None where the model has one such head.
+
+    Raises:
+        TypeError: a field of another type.
+        ValueError: fewer than one token.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from mmblocks import GREEDY, Decoder, Generation, LMHead, MultimodalModel, Sampling, TextEmbedding, TextGrammar, text
+        >>> model = MultimodalModel(
+        ...     inputs={"text": TextEmbedding(vocab_size=16, dim=32)},
+        ...     trunk=Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64),
+        ...     outputs={"text": LMHead(dim=32, vocab_size=16)},
+        ... )
+        >>> options = Generation(max_tokens=3, sampling=GREEDY)
+        >>> ((row, segment),) = model.generate([[text([7, 8])]], TextGrammar(16), options)
+        >>> row, len(segment.content)
+        (0, 3)
+        >>> freer = replace(options, sampling=Sampling(temperature=0.8), generator=0)
+    """
+
+    max_tokens: int | None = None
+    sampling: Sampling | ModalSampling = field(default_factory=Sampling)
+    guidance: float | Guidance | None = None
+    hooks: Sequence[LogitsHook] = ()
+    generator: Generator | int | None = None
+    input: str = "text"
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hooks", tuple(self.hooks))
+        if self.max_tokens is not None:
+            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
+                raise TypeError(f"max_tokens is {self.max_tokens!r}; accepted: an int or None")
+            if self.max_tokens < 1:
+                raise ValueError(f"max_tokens is {self.max_tokens}; accepted: 1 or more, or None")
+        if not isinstance(self.sampling, Sampling | ModalSampling):
+            raise TypeError(f"sampling is {self.sampling!r}; accepted: a Sampling or a ModalSampling")
+        if not isinstance(self.guidance, int | float | Guidance | None):
+            raise TypeError(f"guidance is {self.guidance!r}; accepted: a number, a Guidance or None")
+        if not isinstance(self.generator, Generator | int | None):
+            raise TypeError(f"generator is {self.generator!r}; accepted: a torch.Generator, an int or None")
+
+    def generator_on(self, device: torch.device) -> Generator | None:
+        """The source of randomness of one call on that device."""
+        return Generator(device).manual_seed(self.generator) if isinstance(self.generator, int) else self.generator
+
+    def check_used(self, by: str, *names: str) -> None:
+        """Refuses options that a loop does not use.
+
+        Raises:
+            ValueError: a field beside ``names`` that is not as by default.
+        """
+        given, default = vars(self), vars(Generation())
+        unused = [name for name in given if name not in names and given[name] != default[name]]
+        if unused:
+            raise ValueError(f"options set {', '.join(unused)}, which {by} does not use; accepted: {', '.join(names)}")
+
+
+_FIELDS = frozenset(one.name for one in fields(Generation))
+
+
+def takes_old_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets the fields of ``Generation`` be keywords of a function with a parameter ``options``, as they were; with a warning."""
+
+    @wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        old: dict[str, Any] = {name: keywords.pop(name) for name in sorted(_FIELDS & keywords.keys())}
+        if not old:
+            return function(*args, **keywords)
+        names = ", ".join(old)
+        if "options" in inspect.signature(function).bind_partial(*args, **keywords).arguments:
+            raise TypeError(f"{function.__name__} was given options and {names}; accepted: all of it in options")
+        as_one = f"options=Generation({', '.join(f'{name}=...' for name in old)})"
+        warnings.warn(f"{function.__name__} takes {names} as {as_one} now; the keywords go with version 0.3", FutureWarning, 2)
+        keywords["options"] = Generation(**{name: value for name, value in old.items() if value is not None})
+        return function(*args, **keywords)
+
+    return call
