@@ -151,8 +151,9 @@ class _Reader:
         return vectors_of(self.model.inputs[name](values))
 
     def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
-        see, run = (getattr(self.cache, name, None) for name in ("see", "run"))
-        mask = (self.model.mask or lowered) if see is None else see(table, self.model.mask, lowered)
+        # A cache of a trunk of one's own need not have either.
+        mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
+        mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
         if run is not None:
             return run(self.model.trunk, embeds, table, mask)
         return self.model.trunk(embeds, table, self.cache, mask=mask)

@@ -50,7 +50,7 @@ def test_a_window_sees_the_sinks_and_what_is_recent(chunks) -> None:
     with torch.no_grad():
         for count in chunks:
             part = table.slice(start, start + count)
-            hidden = trunk(embeds[:, start : start + count], part, cache, mask=cache.see(part))
+            hidden = trunk(embeds[:, start : start + count], part, cache, mask=cache.mask_for(part))
             start += count
         if chunks[-1] == 1:
             index = torch.arange(length)
@@ -62,7 +62,7 @@ def test_a_window_sees_the_sinks_and_what_is_recent(chunks) -> None:
     assert (cache.held, cache.length) == (4, 9)
 
 
-def test_reading_unseen_tokens_is_refused() -> None:
+def test_reading_tokens_without_their_mask_is_refused() -> None:
     trunk = Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=24)
     for make in (StaticCache, WindowedCache):
         with pytest.raises(ValueError, match=r"hand mask=cache.see\(table\)"):
@@ -178,7 +178,7 @@ def static_step(cls, **options):
     cache = StaticCache(trunk.new_cache(2, 30))
     for length in (3, 1):
         table, embeds = TokenTable.text(2, length).to("cuda"), torch.randn(2, length, WIDTH)
-        mask = cache.see(table)
+        mask = cache.mask_for(table)
         if length > 1:
             trunk(embeds, table, cache, mask=mask)
     return lambda: trunk(embeds, table, cache, mask=mask)

@@ -90,7 +90,7 @@ def test_cached_equals_full_with_images_at_once_or_as_they_come(cuts, later, sta
     for stop in cuts:
         part, seen = table.slice(start, stop), int(images_before(table.slice(0, stop)).max())
         new = images[:, given:seen] if later and seen > given else None
-        steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.see(part), images=new))
+        steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part), images=new))
         start, given = stop, seen
     torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=1e-5, rtol=1e-5)
 

@@ -63,7 +63,7 @@ def test_a_static_cache_holds_keys_wider_than_values() -> None:
     cache = StaticCache(trunk.new_cache(1, 14))
     steps = []
     for a, b in ((0, 2), (2, 10), (10, 11)):
-        mask = cache.see(table.slice(a, b))
+        mask = cache.mask_for(table.slice(a, b))
         steps.append(trunk(embeds[:, a:b], table.slice(a, b), cache, mask=mask))
     torch.testing.assert_close(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5, rtol=1e-5)
 

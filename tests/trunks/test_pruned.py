@@ -82,11 +82,11 @@ def test_decoding_goes_on_behind_shorter_rows_and_equals_masking(one_step: bool,
     for column, blank in zip(table, TokenTable.padding(1, left), strict=True):
         column[:1, :left] = blank  # the first row is shorter, and padded on the left
     embeds, cache, kept = torch.randn(2, 23, WIDTH), part.new_cache(2, 23), []
-    made = [part(embeds[:, :18], table, cache, mask=cache.see(table, lowered=lower(table)), kept=kept)]
+    made = [part(embeds[:, :18], table, cache, mask=cache.mask_for(table, lowered=lower(table)), kept=kept)]
     for step in range(18, 23):
         newest = TokenTable.text(2, 1)
         newest.order[:] = step
-        made.append(part(embeds[:, step : step + 1], newest, cache, mask=cache.see(newest)))
+        made.append(part(embeds[:, step : step + 1], newest, cache, mask=cache.mask_for(newest)))
     newer = torch.arange(18, 23).expand(2, -1)
     wanted = masked(part, embeds, cache.table, [torch.cat([places, newer], dim=1) for places in kept])
     there = last_kept(torch.cat([kept[-1], newer], dim=1), 23)

@@ -20,6 +20,7 @@ from mmblocks.layers.attention.gated_cross_attention import ReadableImages
 from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import in_reading_order
+from mmblocks.support.deprecation import former_method
 
 
 def cache_bytes(
@@ -116,7 +117,7 @@ class KVCache:
         images = (tensor for kept in self.images.values() for tensor in (kept.key, kept.value))
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *states, *images))
 
-    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+    def mask_for(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
         """What to hand to the trunk as ``mask`` with these tokens, which are about to be read.
 
         Args:
@@ -129,6 +130,8 @@ class KVCache:
         """
         self._check(table)
         return lowered if rule is None and not self.length else rule
+
+    see = former_method("see", "mask_for")
 
     def append(self, table: TokenTable) -> TokenTable:
         """Notes tokens that are about to be read; their keys and values follow, layer by layer, through ``update``.
@@ -188,7 +191,7 @@ class KVCache:
         self.images, self.slots, self.length = empty.images, empty.slots, 0
 
 
-def see_anywhere(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
-    """The rule for keys in any order, where the tokens themselves need not be the last. Nobody sees an empty place."""
+def mask_in_any_order(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
+    """The rule for keys in any order, where the tokens themselves need not be the last; empty places are attended to by none."""
     seen = (rule or visible)(table, keys)
     return Dense(seen & (table.is_padding[:, :, None] | ~keys.is_padding[:, None, :]))

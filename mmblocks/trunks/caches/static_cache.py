@@ -13,7 +13,7 @@ from torch import Tensor
 from mmblocks.ops.cuda_graphs import Recording, new_pool
 from mmblocks.sequence.masks import Dense, Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, see_anywhere
+from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
 
 
 class StaticCache(KVCache):
@@ -26,7 +26,7 @@ class StaticCache(KVCache):
     On CUDA ``StaticCache(..., cuda_graphs=True)`` records a generation's step as a CUDA graph instead, without compiling anything,
     and replays it for every token: the launches of its kernels, which small models wait for, are one.
 
-    ``see`` does the book-keeping outside the graph; its mask goes with the tokens. Each step computes attention over the
+    ``mask_for`` does the book-keeping outside the graph; its mask goes with the tokens. Each step computes attention over the
     whole capacity, so make it no larger than needed. The first tokens are read among themselves.
 
     Args:
@@ -52,8 +52,8 @@ class StaticCache(KVCache):
             for tensor in (*self.keys, *self.values, *states):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs write to it in place
 
-    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
-        """Notes the tokens, and says whom they see."""
+    def mask_for(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """Notes the tokens, and gives the mask they are read under."""
         self._check(table)
         new = table.shape[1]
         self.alone = self.length == 0
@@ -64,16 +64,18 @@ class StaticCache(KVCache):
         self.length += new
         if self.alone:
             return lowered if rule is None else rule
-        return see_anywhere(table, self.slots, rule)
+        return mask_in_any_order(table, self.slots, rule)
 
     def append(self, table: TokenTable) -> TokenTable:
         """The table of the newest tokens, as many as the cache has room for, the last one last.
 
         Raises:
-            ValueError: if ``see`` was not asked for them.
+            ValueError: if ``mask_for`` was not asked for them.
         """
         if self.places_of_new.shape[0] != table.shape[1]:
-            raise ValueError(f"{table.shape[1]} tokens are read unseen; hand mask=cache.see(table) to the trunk with them")
+            raise ValueError(
+                f"{table.shape[1]} tokens are read without their mask; hand mask=cache.mask_for(table) to the trunk with them"
+            )
         return table if self.alone else self.recent
 
     def update(
@@ -98,7 +100,7 @@ class StaticCache(KVCache):
         return self.places_of_new, torch.arange(self.capacity, device=self.places_of_new.device), self.slots
 
     def run(self, trunk: Any, embeds: Tensor, table: TokenTable, mask: Mask | MaskRule | None) -> Tensor:
-        """The trunk's states of tokens that ``see`` was asked for: by calling it, or by replaying its step.
+        """The trunk's states of tokens that ``mask_for`` was asked for: by calling it, or by replaying its step.
 
         Raises:
             TypeError: a trunk whose step cannot be recorded.

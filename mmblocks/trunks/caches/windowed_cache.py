@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, see_anywhere
+from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
 
 
 class WindowedCache(KVCache):
     """Keeps the first tokens (attention sinks) and the most recent ones, so that a story may go on without end.
 
     Tokens keep the positions they were read at: a trunk that is to read beyond its trained length needs a ``rope_scaling``, or
-    positions that do not grow. Several tokens read at once see each other and all that is held; what is too much is forgotten
+    positions that do not grow. Several tokens read at once attend to each other and to all that is held; what is too much is forgotten
     after them. Only their table is kept of forgotten tokens, since positions are counted from it.
 
     Args:
@@ -37,7 +37,7 @@ class WindowedCache(KVCache):
         self.take_room(empty)
         self.sinks = sinks
         self.history = self.slots.slice(0, 0)
-        self._seen = 0
+        self._announced = 0
 
     @property
     def free(self) -> int | None:
@@ -54,13 +54,13 @@ class WindowedCache(KVCache):
         """Table of all tokens read, the forgotten ones included."""
         return self.history
 
-    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
-        """Says whom the tokens see: each other, and what will still be held."""
+    def mask_for(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """The mask of the tokens: each other, and what will still be held."""
         self._check(table)
         new = table.shape[1]
         if not self.length and self.sinks and bool(table.slice(0, self.sinks).is_padding.any()):
             raise ValueError(f"rows are padded on the left, where {self.sinks} sinks are to be kept; accepted: rows of one length")
-        self._seen = new
+        self._announced = new
         if not self.length:
             return lowered if rule is None else rule
         if new == 1:
@@ -70,18 +70,18 @@ class WindowedCache(KVCache):
         else:
             held = self.slots.slice(0, self.held)
             keys = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(held, table, strict=True)))
-        return see_anywhere(table, keys, rule)
+        return mask_in_any_order(table, keys, rule)
 
     def append(self, table: TokenTable) -> TokenTable:
         """Notes the tokens; gives back the table of all tokens read.
 
         Raises:
-            ValueError: if ``see`` was not asked for them.
+            ValueError: if ``mask_for`` was not asked for them.
         """
         new = table.shape[1]
-        if self._seen != new:
-            raise ValueError(f"{new} tokens are read unseen; hand mask=cache.see(table) to the trunk with them")
-        self._seen = 0
+        if self._announced != new:
+            raise ValueError(f"{new} tokens are read without their mask; hand mask=cache.mask_for(table) to the trunk with them")
+        self._announced = 0
         kept = self._kept(new)
         for column, added in zip(self.slots, table, strict=True):
             column[:, self._places(self.length, new)[kept]] = added[:, kept]

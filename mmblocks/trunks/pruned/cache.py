@@ -81,9 +81,9 @@ class PrunedCache:
         """Memory of the keys and values of all stages that have read something, in bytes, filled or not."""
         return sum(held.cache.num_bytes for held in self.stages)
 
-    def see(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
-        """What to hand to the trunk as ``mask`` with these tokens; see ``KVCache.see``."""
-        return self.whole.see(table, rule, lowered)
+    def mask_for(self, table: TokenTable, rule: MaskRule | None = None, lowered: Mask | None = None) -> Mask | MaskRule | None:
+        """What to hand to the trunk as ``mask`` with these tokens; see ``KVCache.mask_for``."""
+        return self.whole.mask_for(table, rule, lowered)
 
     def note_first(self, numbers: Int[Tensor, "B L"]) -> None:
         """Notes which tokens the first stage has read, when its cache has them."""

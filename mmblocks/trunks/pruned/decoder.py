@@ -51,7 +51,7 @@ class PrunedDecoder(Block):
     """A ``Decoder`` that drops the visual tokens to which least attention is paid, before the layers that are named.
 
     The tokens are dropped from the row, not masked: later layers compute less, and their cache holds less. All that is left
-    keeps its positions, and sees of what is left whom it saw before. Never dropped are text, noised copies and tokens after
+    keeps its positions, and attends to those of its tokens that are left. Never dropped are text, noised copies and tokens after
     which a head is supervised, so that losses stay where they are. Rows that are read one token at a time, as in
     decoding, are not pruned.
 

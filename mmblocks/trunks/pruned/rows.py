@@ -44,7 +44,7 @@ def stage_mask(
     num_old: int,
     num_new: int,
 ) -> Mask:
-    """Who of the tokens that are left sees whom, in the cheapest form.
+    """Which of the tokens that are left attend to which, in the cheapest form.
 
     Args:
         mask: of all tokens.
