@@ -65,7 +65,7 @@ def test_a_window_sees_the_sinks_and_what_is_recent(chunks) -> None:
 def test_reading_tokens_without_their_mask_is_refused() -> None:
     trunk = Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=24)
     for make in (StaticCache, WindowedCache):
-        with pytest.raises(ValueError, match=r"hand mask=cache.see\(table\)"):
+        with pytest.raises(ValueError, match=r"hand mask=cache.mask_for\(table\)"):
             trunk(torch.randn(1, 2, 16), TokenTable.text(1, 2), make(trunk.new_cache(1, 8)))
 
 

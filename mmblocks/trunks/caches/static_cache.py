@@ -74,7 +74,7 @@ class StaticCache(KVCache):
         """
         if self.places_of_new.shape[0] != table.shape[1]:
             raise ValueError(
-                f"{table.shape[1]} tokens are read without their mask; hand mask=cache.mask_for(table) to the trunk with them"
+                f"{table.shape[1]} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them"
             )
         return table if self.alone else self.recent
 

@@ -18,8 +18,8 @@ class WindowedCache(KVCache):
     """Keeps the first tokens (attention sinks) and the most recent ones, so that a story may go on without end.
 
     Tokens keep the positions they were read at: a trunk that is to read beyond its trained length needs a ``rope_scaling``, or
-    positions that do not grow. Several tokens read at once attend to each other and to all that is held; what is too much is forgotten
-    after them. Only their table is kept of forgotten tokens, since positions are counted from it.
+    positions that do not grow. Several tokens read at once attend to each other and to all that is held; what is too much is
+    forgotten after them. Only their table is kept of forgotten tokens, since positions are counted from it.
 
     Args:
         empty: an empty cache, whose memory this one takes over; its capacity is that of sinks and window together.
@@ -80,7 +80,7 @@ class WindowedCache(KVCache):
         """
         new = table.shape[1]
         if self._announced != new:
-            raise ValueError(f"{new} tokens are read without their mask; hand mask=cache.mask_for(table) to the trunk with them")
+            raise ValueError(f"{new} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them")
         self._announced = 0
         kept = self._kept(new)
         for column, added in zip(self.slots, table, strict=True):
