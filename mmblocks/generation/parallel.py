@@ -156,8 +156,8 @@ def draw_grids(
     opening = format.head(*size)
     if not opening or prompt.ids[:, -len(opening) :].tolist() != [opening] * len(prompt.ids):
         raise ValueError(f"a row of the prompt does not end with {opening}, what opens an image of {size}; accepted: rows that do")
-    if format.code_ids is not None:
-        raise ValueError("the format has code_ids; accepted: a format whose codes have ids in their own order")
+    if format.codes.table is not None:
+        raise ValueError("the format's codes have a table; accepted: a format whose codes have ids in their own order")
     body = format.expected(torch.arange(format.length(*size)), *size)
     body = body[: int((body == ANY_CODE).nonzero().max()) + 1]
     is_code = (body == ANY_CODE).to(prompt.ids.device)
@@ -175,11 +175,11 @@ def draw_grids(
             new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
         hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
         cache.length -= block.shape[1]  # the grid is another one in each pass
-        logits = id_head.logits(hidden, format.first_code, format.first_code + format.num_codes)
+        logits = id_head.logits(hidden, format.codes.start, format.codes.stop)
         streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
         return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
 
-    return _walk(predict, sampler, mask_id, format.first_code, (rows, *size), prompt.ids.device, generator)
+    return _walk(predict, sampler, mask_id, format.codes.start, (rows, *size), prompt.ids.device, generator)
 
 
 def _walk(
