@@ -8,7 +8,7 @@ with ``image``. Which ids the codes have is said by ``CodeIds``.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,6 +60,16 @@ def _with_old_names(cls: type[T]) -> type[T]:
     return cls
 
 
+def _old_name(old: str, new: str) -> property:
+    """An attribute of ``codes`` under the name that the format had for it."""
+
+    def read(self: "GridFormat") -> Any:
+        _warn_of_old(old, f"codes.{new}")
+        return getattr(self.codes, new)
+
+    return property(read, doc=f"The old name of ``codes.{new}``.")
+
+
 def _warn_of_old(old: str, new: str) -> None:
     warnings.warn(f"GridFormat's {old} is {new} now; the old name goes with version 0.3", FutureWarning, stacklevel=3)
 
@@ -97,6 +107,10 @@ class GridFormat:
     times: int | None = None
     fixed_size: tuple[int, int] | None = None
 
+    first_code = _old_name("first_code", "start")
+    num_codes = _old_name("num_codes", "num_ids")
+    code_ids = _old_name("code_ids", "table")
+
     def __post_init__(self) -> None:
         written = self.image is not None and self.times is not None and len(self.digits) == 10
         if written == (self.fixed_size is not None):
@@ -105,24 +119,6 @@ class GridFormat:
             raise ValueError(f"fixed_size is {self.fixed_size}; accepted: height and width of at least 1 token")
         if len(self.codes.sizes) > 1:
             raise ValueError(f"codes has {len(self.codes.sizes)} codebooks; accepted: one, whose codes are a token each")
-
-    @property
-    def first_code(self) -> int:
-        """The old name of ``codes.start``."""
-        _warn_of_old("first_code", "codes.start")
-        return self.codes.start
-
-    @property
-    def num_codes(self) -> int:
-        """The old name of ``codes.num_ids``."""
-        _warn_of_old("num_codes", "codes.num_ids")
-        return self.codes.num_ids
-
-    @property
-    def code_ids(self) -> tuple[int, ...] | None:
-        """The old name of ``codes.table``."""
-        _warn_of_old("code_ids", "codes.table")
-        return self.codes.table
 
     @property
     def structure(self) -> frozenset[int]:
@@ -280,28 +276,17 @@ def raster_format(height: int, width: int, num_codes: int) -> GridFormat:
     return GridFormat(begin=None, closing=(), codes=CodeIds(sizes=(num_codes,), first=0), fixed_size=(height, width))
 
 
-_EMU3_TEXT = {
-    "begin": 151852,
-    "image": 151851,
-    "row_end": 151846,
-    "digits": tuple(range(15, 25)),
-    "times": 9,
-}
-
-_EMU3_FIRST_CODE = 151854
-
 EMU3 = GridFormat(
-    **_EMU3_TEXT,  # type: ignore[arg-type]
+    begin=151852,
+    image=151851,
+    row_end=151846,
+    digits=tuple(range(15, 25)),
+    times=9,
     last_row_end=True,
     closing=(151847, 151853),
-    codes=CodeIds(sizes=(32768,), first=_EMU3_FIRST_CODE),
+    codes=CodeIds(sizes=(32768,), first=151854),
 )
 """Emu3's format and ids. Source: baaivision/Emu3."""
 
-EMU35 = GridFormat(
-    **_EMU3_TEXT,  # type: ignore[arg-type]
-    last_row_end=False,
-    closing=(151853,),
-    codes=CodeIds(sizes=(131072,), first=_EMU3_FIRST_CODE),
-)
+EMU35 = replace(EMU3, last_row_end=False, closing=(151853,), codes=replace(EMU3.codes, sizes=(131072,)))
 """Emu3.5's format and ids. Source: baaivision/Emu3.5."""
