@@ -16,9 +16,8 @@ from torch.nn.functional import linear
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.layers.images.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.images.pixels import normalise

@@ -1,5 +1,6 @@
 """Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,42 +13,41 @@ from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.files import mapped
 from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.difference import Difference, Shape
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.origin import Origin, Place
 from mmblocks.configurable import Configurable, parameters
 
 B = TypeVar("B", bound=Configurable)
+
+_log = logging.getLogger(__name__)
 
 DETAILED = 2
 """Layouts of which all that does not fit is shown."""
 
 
-def build_published(
-    cls: type[B],
-    path: Path,
-    published: dict[str, Any],
-    name: str | None,
-    overrides: dict[str, Any],
-    images: Mapping[str, Any] | None = None,
-) -> tuple[B, Layout, list[Job]]:
-    """A Block without values, its layout, and the job that fills all of it from one published checkpoint.
+def build_published(place: Place[B], content: dict[str, Any], overrides: dict[str, Any]) -> tuple[B, list[Job]]:
+    """A Block without values, and the job that fills all of it from one published checkpoint.
 
-    ``images`` holds the entries of preprocessor_config.json, where there are any.
+    ``content`` is that of config.json, where there is one.
     """
+    cls, path = place.cls, place.path
+    published = config.without(content, preprocessing.of_config(place.ignored))
+    images = preprocessing.read(path, place.ignored) if path.is_dir() else None
     config.check_arguments(cls, overrides, "from_pretrained")
-    candidates = _candidates(cls, path, published, name)
     built = [
         (layout, stored, instance(cls, layout, config_of(layout, path, published), overrides, images))
-        for layout, stored in candidates
+        for layout, stored in _candidates(cls, path, published, place.layout)
     ]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
+    block.origin = Origin(place.source, layout.name, place.revision)
+    _log.info("%s comes from %s", cls.__name__, block.origin)
     title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
-    sources = layout.sources(stored, block.config)
-    job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
-    has_more = bool(layout.derived or layout.same)
-    return block, layout, [job._replace(check=_further_check(title, layout, stored, block)) if has_more else job]
+    sources, check = layout.sources(stored, block.config), _further_check(title, layout, stored, block)
+    return block, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored), check)]
 
 
 def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str, Any]:
@@ -57,8 +57,10 @@ def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str
     return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
 
 
-def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None]:
+def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None] | None:
     """The comparison of what follows from the arguments, or from other tensors; it reads no more than these."""
+    if not (layout.derived or layout.same):
+        return None
 
     def check(forgetting: bool) -> None:
         try:
