@@ -72,7 +72,7 @@ def write_folder(
         return source.read({name: read(slots[name].tensor) for name in source.keys})
 
     with torch.no_grad():
-        shards.write(folder, meta, value, max_shard_size, finished)
+        shards.write(folder, meta, value, max_shard_size, finished, layout.weights)
     for name, content in contents:
         if content is not None:
             text = json.dumps(content, indent=2, ensure_ascii=False)

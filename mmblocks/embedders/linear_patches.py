@@ -70,14 +70,16 @@ def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
 
 
 def _omnigen(name: str, theirs: str, table: str, ignored: tuple[str, ...]) -> Layout:
+    diffusers = "diffusers" in name
     return Layout(
         name,
         (Rule(f"{theirs}.*", "patch.*"),),
         ignored=ignored,
         config=_omnigen_config,
-        published_config=partial(_published_omnigen, diffusers="diffusers" in name),
+        published_config=partial(_published_omnigen, diffusers=diffusers),
         derived=(Derived(table, _table_difference),),
         harmless=_OMNIGEN_HARMLESS,
+        weights="diffusion_pytorch_model" if diffusers else "model",
     )
 
 

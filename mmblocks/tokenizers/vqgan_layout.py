@@ -234,6 +234,7 @@ VQGAN_LAYOUTS = (
         config=_diffusers_config,
         published_config=_published_diffusers_config,
         harmless=_DIFFUSERS_HARMLESS,
+        weights="diffusion_pytorch_model",
     ),
 )
 

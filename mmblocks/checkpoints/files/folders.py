@@ -23,8 +23,8 @@ T = TypeVar("T")
 MOST_ATTEMPTS = 50
 """To read a folder that others replace meanwhile."""
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-"""The weights that a Block writes."""
+_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model|open_clip_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""The weights that a Block writes, under its own names or published ones (``Layout.weights``)."""
 
 _CURRENT_FOLDER = -100
 """AT_FDCWD of fcntl.h: paths are as usual."""

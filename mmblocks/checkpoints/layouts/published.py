@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,10 +37,11 @@ def build_published(place: Place[B], content: dict[str, Any], overrides: dict[st
     published = config.without(content, preprocessing.of_config(place.ignored))
     images = preprocessing.read(path, place.ignored) if path.is_dir() else None
     config.check_arguments(cls, overrides, "from_pretrained")
-    built = [
-        (layout, stored, instance(cls, layout, config_of(layout, path, published), overrides, images))
-        for layout, stored in _candidates(cls, path, published, place.layout)
-    ]
+
+    def made(layout: Layout) -> B:
+        return instance(cls, layout, config_of(layout, path, published), overrides, images)
+
+    built = [(layout, stored, made(layout)) for layout, stored in _candidates(place, published, made)]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
@@ -79,16 +81,15 @@ def _further_check(title: str, layout: Layout, stored: files.Stored, block: Conf
     return check
 
 
-def _candidates(
-    cls: type[Configurable], path: Path, published: dict[str, Any], name: str | None
-) -> list[tuple[Layout, files.Stored]]:
-    """The layout of that name, or all that know every tensor's name; at least one.
+def _candidates(place: Place[B], published: dict[str, Any], made: Callable[[Layout], B]) -> list[tuple[Layout, files.Stored]]:
+    """The layout that is named, or all that fit; at least one. ``made`` gives the Block that a layout leads to.
 
     Raises:
         ValueError: there is none; the message says for each layout why not.
     """
-    chosen = layouts(cls, str(path), name)
-    if name is not None:
+    cls, path = place.cls, place.path
+    chosen = layouts(cls, str(path), place.layout)
+    if place.layout is not None:
         return [(layout, _open(path, layout)) for layout in chosen]
 
     fitting: list[tuple[Layout, files.Stored]] = []
@@ -100,13 +101,28 @@ def _candidates(
             reasons.append(Reason(layout, str(error), sys.maxsize))
             continue
         content = config_of(layout, path, published)
-        if layout.fits(stored, content):
+        if fits(layout, stored, content, partial(made, layout)):
             fitting.append((layout, stored))
         else:
             reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, content))
     if not fitting:
         raise ValueError(fits_none(str(path), cls, reasons))
     return fitting
+
+
+def fits(layout: Layout, keys: Collection[str], published: Mapping[str, Any], made: Callable[[], Configurable]) -> bool:
+    """Whether a file with tensors of these names, and its config, are in a layout.
+
+    ``made`` gives the Block that they lead to, without values. It is called where no tensor is the Block's: some have none.
+    """
+    if layout.fits(keys, published):
+        return True
+    if any(layout.to_ours(key) != () for key in keys):
+        return False
+    try:
+        return not tensors.slots(made())
+    except (ValueError, TypeError, ImportError):
+        return False
 
 
 class Reason(NamedTuple):
@@ -178,6 +194,8 @@ def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]
             reasons.append(f"layout {layout.name!r}:\n{difference}")
         else:
             exact.append((layout, stored, block))
+    if not any(tensors.slots(block) or block.config != exact[0][2].config for _, _, block in exact):
+        exact = exact[:1]  # one Block in all of them, and nothing in the file that could tell them apart
     if len(exact) > 1:
         names = ", ".join(layout.name for layout, _, _ in exact)
         raise ValueError(f"{path} fits several layouts of {cls.__name__}: {names}; choose one: from_pretrained(..., layout=...)")

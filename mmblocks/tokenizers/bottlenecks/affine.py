@@ -17,12 +17,17 @@ class AffineBottleneck(Block):
 
     Args:
         mean, std: of the encoder's features over a data set; 0 and 1 leave them as they are.
+
+    Raises:
+        ValueError: a deviation of 0.
     """
 
     codebook_sizes: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
+        if std == 0:
+            raise ValueError(f"std is {std}; accepted: numbers other than 0")
         self.mean = mean
         self.std = std
 
