@@ -5,8 +5,8 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import check_model, only, read_own, shown, stated, title, written_own
-from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.tokenizers.conv.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
+from mmblocks.checkpoints.layouts.rules import Arguments, at
+from mmblocks.tokenizers.conv.taming_layout import TAMING_RULES, attention_rules, residual_rules
 
 _MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
 _SIDES = (("encoder", "down"), ("decoder", "up"))

@@ -17,13 +17,12 @@ from mmblocks.checkpoints.layouts.preprocessing import (
     square,
 )
 from mmblocks.checkpoints.layouts.published_config import check_model, only, plain, read_own, shown, stated, written_own
-from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.rules import Arguments, at
 from mmblocks.tokenizers.conv.taming_layout import (
     DIFFUSERS_RULES,
     TAMING_RULES,
     TRAINING_ENTRIES,
     TRAINING_MODULES,
-    at,
     check_ddconfig,
     levels_at,
     published_ddconfig,

@@ -17,7 +17,7 @@ from mmblocks.checkpoints.files import folders, untrusted
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_notes
-from mmblocks.training.adversary import Adversary
+from mmblocks.training.adversarial import Adversary
 from mmblocks.training.tokenizer_codebook import CodebookCare
 from mmblocks.training.tokenizer_losses import Perceptual
 from mmblocks.training.tokenizer_notes import Notes

@@ -155,14 +155,6 @@ def normalisation(
     return {"mean": tuple(value / scale for value in means), "std": tuple(value / scale for value in stds)}
 
 
-def check_normalisation(entries: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], **defaults: Any) -> None:
-    """Refuses another normalisation than that of a Block that has only one; see ``normalisation``."""
-    found = normalisation(entries, **defaults)
-    for name, accepted in (("mean", mean), ("std", std)):
-        if any(abs(one - other) > 1e-6 for one, other in zip(found[name], accepted, strict=True)):
-            raise ValueError(f"the images' {name} is {found[name]}; accepted: {tuple(accepted)}")
-
-
 def published_normalisation(mean: Iterable[float], std: Iterable[float]) -> dict[str, Any]:
     """The entries that ``normalisation`` reads."""
     return {
