@@ -9,14 +9,14 @@ with ``image``. Which ids the codes have is said by ``CodeIds``.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.vocabulary.code_ids import CodeIds
+from mmblocks.vocabulary.former_names import former_attribute, takes_former_arguments
 
 ANY_CODE = -1
 """In place of an id: any visual code may stand here."""
@@ -37,44 +37,7 @@ class GridText(NamedTuple):
     place: Int[Tensor, "N 3"]
 
 
-T = TypeVar("T")
-
-
-def _with_old_names(cls: type[T]) -> type[T]:
-    """Lets a class with ``codes`` take the three arguments that said the same."""
-    init = cls.__init__
-
-    @wraps(init)
-    def with_old_names(
-        self: T, *args: Any, first_code: Any = None, num_codes: Any = None, code_ids: Any = None, **new: Any
-    ) -> None:
-        if (first_code, num_codes, code_ids) != (None, None, None):
-            _warn_of_old("first_code, num_codes, code_ids", "codes=CodeIds(...)")
-            known: Any = new.get("codes")  # dataclasses.replace names all fields
-            size = known.num_ids if num_codes is None else num_codes
-            first = known.first if first_code is None and known else first_code
-            new["codes"] = CodeIds(sizes=(size,), first=None if code_ids else first, table=code_ids)
-        init(self, *args, **new)
-
-    cls.__init__ = with_old_names  # type: ignore[assignment]
-    return cls
-
-
-def _old_name(old: str, new: str) -> property:
-    """An attribute of ``codes`` under the name that the format had for it."""
-
-    def read(self: "GridFormat") -> Any:
-        _warn_of_old(old, f"codes.{new}")
-        return getattr(self.codes, new)
-
-    return property(read, doc=f"The old name of ``codes.{new}``.")
-
-
-def _warn_of_old(old: str, new: str) -> None:
-    warnings.warn(f"GridFormat's {old} is {new} now; the old name goes with version 0.3", FutureWarning, stacklevel=3)
-
-
-@_with_old_names
+@takes_former_arguments
 @dataclass(frozen=True, kw_only=True)
 class GridFormat:
     """The ids and the order in which a model's vocabulary writes an image.
@@ -107,9 +70,9 @@ class GridFormat:
     times: int | None = None
     fixed_size: tuple[int, int] | None = None
 
-    first_code = _old_name("first_code", "start")
-    num_codes = _old_name("num_codes", "num_ids")
-    code_ids = _old_name("code_ids", "table")
+    first_code = former_attribute("first_code", "start")
+    num_codes = former_attribute("num_codes", "num_ids")
+    code_ids = former_attribute("code_ids", "table")
 
     def __post_init__(self) -> None:
         written = self.image is not None and self.times is not None and len(self.digits) == 10
