@@ -62,6 +62,10 @@ class CodeIds:
             ids = torch.tensor(self.table, device="cpu")
             object.__setattr__(self, "_known", (ids, *ids.sort()))
 
+    def __hash__(self) -> int:
+        """Leaves out the table, whose thousands of ids take long."""
+        return hash((self.sizes, self.first))
+
     @property
     def num_ids(self) -> int:
         """How many ids of the vocabulary are codes."""
@@ -126,7 +130,7 @@ class CodeIds:
             ValueError: another Q, or an id that is no code of its codebook (checked on CPU).
         """
         self._check(ids, "ids")
-        places = self._places(ids)
+        places = self.places(ids)
         sizes, begins = self._per_number(ids)
         codes = places - begins
         wrong = (places < 0) | (codes < 0) | (codes >= sizes)
@@ -134,9 +138,19 @@ class CodeIds:
             raise ValueError(f"ids hold {_some(ids[wrong])}; accepted: {self._ranges()}")
         return codes
 
+    def places(self, ids: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """Which of all codes each id stands for, counted through the codebooks; negative where an id stands for none."""
+        ids = ids.long()
+        if self._known is None:
+            places = ids - self.start
+            return places.where(places < self.num_ids, -1)
+        known, order = (tensor.to(ids.device) for tensor in self._known[1:])
+        nearest = torch.searchsorted(known, ids).clamp(max=self.num_ids - 1)
+        return order[nearest].where(known[nearest] == ids, -1)
+
     def is_code(self, ids: Int[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
         """True where an id of the vocabulary stands for a code, of whichever codebook; any ids may be asked about."""
-        return self._places(ids) >= 0
+        return self.places(ids) >= 0
 
     def allowed(self, vocab_size: int, number: int | None = None, *, device: torch.device | str = "cpu") -> Bool[Tensor, " V"]:
         """True at the ids of one codebook, or of all: what may be drawn where a code comes next.
@@ -184,16 +198,6 @@ class CodeIds:
         if not 0 <= number < len(self.sizes):
             raise ValueError(f"number is {number}; accepted: 0 to {len(self.sizes) - 1}")
         return self._begins[number], self.sizes[number]
-
-    def _places(self, ids: Tensor) -> Tensor:
-        """Which of all codes an id stands for; negative where none."""
-        ids = ids.long()
-        if self._known is None:
-            places = ids - self.start
-            return places.where(places < self.num_ids, -1)
-        known, order = (tensor.to(ids.device) for tensor in self._known[1:])
-        nearest = torch.searchsorted(known, ids).clamp(max=self.num_ids - 1)
-        return order[nearest].where(known[nearest] == ids, -1)
 
     def _per_number(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes and begins, which broadcast over (*N) or (*N, Q)."""

@@ -201,10 +201,10 @@ class GridFormat:
         expected = self.expected(torch.arange(length), height, width)
         if len(body) < len(expected):
             raise ValueError(f"ids end inside a {height}x{width} image: {len(body)} of {len(expected)} tokens are there")
-        fits = torch.where(expected == ANY_CODE, self.codes.is_code(body), body == expected)
-        if not fits.all():
+        codes, is_code = self.codes.places(body), expected == ANY_CODE
+        if not torch.where(is_code, codes >= 0, body == expected).all():
             raise ValueError(f"ids of a {height}x{width} image do not follow the format (row ends, closing, codes)")
-        return self.codes.from_vocabulary(body[expected == ANY_CODE]).reshape(height, width), at + len(expected)
+        return codes[is_code].reshape(height, width), at + len(expected)
 
     def read_size(self, ids: list[int]) -> tuple[int, int]:
         """(height, width) from the ids that spell it.
