@@ -124,7 +124,7 @@ def decode_theirs(device: str, dtype: torch.dtype) -> Step:
     height, width = size(device)
     conditional, unconditional = (torch.tensor([ids], device=device) for ids in heads_of(device))
     expected = EMU3.expected(torch.arange(EMU3.length(height, width)), height, width).tolist()
-    codes = torch.arange(EMU3.first_code, EMU3.first_code + EMU3.num_codes, device=device)
+    codes = EMU3.codes.ids(device=device)
     single = {i: torch.tensor([i], device=device) for i in set(expected)}
 
     def allowed(batch: int, ids: Tensor) -> Tensor:

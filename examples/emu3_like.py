@@ -30,8 +30,7 @@ FORMAT = mm.GridFormat(
     closing=(TEXT["<grid end>"], TEXT["<image end>"]),
     digits=tuple(b"0123456789"),
     times=ord("*"),
-    first_code=TEXT.vocab_size,
-    num_codes=NUM_CODES,
+    codes=mm.vocabulary.CodeIds(sizes=(NUM_CODES,), first=TEXT.vocab_size),
 )
 SAMPLING, GUIDANCE = mm.Sampling(temperature=0.8), 2.0
 

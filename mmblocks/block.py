@@ -168,13 +168,16 @@ class Block(Configurable, has_name=False):
                 differs.
         """
         from mmblocks.checkpoints import load
-        from mmblocks.checkpoints.hub import locating
 
-        if device is not None and device_map is not None:
-            raise ValueError(f"device is {device!r} and device_map {device_map!r}; accepted: one of them")
-        where = torch.get_default_device() if device is None else torch.device(device)
-        place = locating.locate(cls, id_or_path, subfolder, revision, layout, overrides, tuple(ignored_entries))
-        loaded = load.load(place, overrides, dtype, where, device_map)
-        if not isinstance(loaded, cls):
-            raise TypeError(f"{id_or_path} is a {type(loaded).__name__}, which is not a {cls.__name__}")
-        return loaded
+        return load.load(
+            cls,
+            id_or_path,
+            overrides,
+            revision=revision,
+            subfolder=subfolder,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            layout=layout,
+            ignored=ignored_entries,
+        )

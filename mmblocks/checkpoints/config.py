@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from mmblocks.checkpoints import annotations
-from mmblocks.checkpoints.files import inside, json_files
+from mmblocks.checkpoints import building
+from mmblocks.checkpoints.files import untrusted
 from mmblocks.configurable import Configurable, Description, find, name_of, parameters, parts, required
 
 FILE = "config.json"
@@ -41,13 +41,8 @@ def read(folder: Path, name: str = FILE) -> dict[str, Any] | None:
     Raises:
         ValueError: it is not a JSON object.
     """
-    file = folder / name
-    if not file.is_file():
-        return None
-    content = json_files.read(inside.checked(folder, file, f"{folder} holds {name!r}"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
-    return json_files.read(file, unique=True) if is_ours(content) else content
+    content = untrusted.read_object(folder, name)
+    return content if content is None or not is_ours(content) else untrusted.read_object(folder, name, unique=True)
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
@@ -180,7 +175,7 @@ def _described(value: Mapping[str, Any], load: Callable[[str], Configurable]) ->
     given = {name: decode(item, load) for name, item in value.items() if name != KIND}
     check_arguments(cls, given, FILE)
     check_complete(cls, given, FILE)
-    annotations.check(cls, given, FILE)
+    building.check_types(cls, given, FILE)
     return cls(**given)
 
 

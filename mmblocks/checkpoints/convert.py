@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.checkpoints import filling, load, save, tensors, upstream
-from mmblocks.checkpoints.files import leftovers, shards, write
+from mmblocks.checkpoints.files import folders, leftovers, shards
 from mmblocks.checkpoints.hub import locating
-from mmblocks.checkpoints.hub.locating import Place
+from mmblocks.checkpoints.origin import Place
 from mmblocks.configurable import Configurable
 
 OWN = "mmblocks"
@@ -69,10 +69,8 @@ def convert(
     target = Path(os.path.realpath(target))
     if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; force replaces it")
-    place = locating.locate(cls, source, subfolder, revision, layout, ())
+    place = locating.locate(cls, source, subfolder=subfolder, revision=revision, layout=layout)
     block, jobs = load.open_place(place, {})
-    if not isinstance(block, cls):
-        raise TypeError(f"{source} is a {type(block).__name__}, which is not a {cls.__name__}")
     filling.compare_all(jobs, set())
     read = _reader(jobs, dtype)
     beside = target.with_name(f".{target.name}.converting")
@@ -88,7 +86,7 @@ def convert(
             if job.check is not None:
                 job.check(True)
         (beside / _NOTE).unlink()
-        write.put(beside, target)
+        folders.put(beside, target)
         shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
     return block
 
@@ -118,7 +116,7 @@ def _start(beside: Path, note: dict[str, Any]) -> None:
         part.unlink()
 
 
-def _note(place: Place, block: Configurable, *options: object) -> dict[str, Any]:
+def _note(place: Place[Any], block: Configurable, *options: object) -> dict[str, Any]:
     """What the result depends on: the files, told by their sizes and times, and the options."""
     path = place.path.resolve()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

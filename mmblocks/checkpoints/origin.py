@@ -1,9 +1,37 @@
-"""Where a Block came from. It is reported when loading, kept by the Block, and saved with it."""
+"""Where a Block comes from: what is loaded, and what the Block keeps of that, is saved with and reports."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mmblocks.checkpoints import config
+from mmblocks.configurable import Configurable
+
+B = TypeVar("B", bound=Configurable)
+
+
+@dataclass(frozen=True)
+class Place(Generic[B]):
+    """What to load, and where from.
+
+    Attributes:
+        cls: the class.
+        path: the folder or file.
+        root: what others may replace as a whole while it is read.
+        source: what the user named, in short.
+        revision: the commit, if it came from the Hub.
+        layout: the name of the layout, where it is given.
+        ignored: entries of a published config that are left out.
+    """
+
+    cls: type[B]
+    path: Path
+    root: Path
+    source: str
+    revision: str | None
+    layout: str | None
+    ignored: tuple[str, ...]
 
 
 class Origin(NamedTuple):

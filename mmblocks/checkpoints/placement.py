@@ -27,6 +27,28 @@ AUTO = "auto"
 _ABSENT = ("disk", "meta")
 
 
+class OneDevice:
+    """The same device for all tensors of a Block; as a ``Placement``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def destination(self, placeholder: Tensor) -> torch.device:
+        """Where one of the Block's tensors goes."""
+        return self._device
+
+    def computing(self, module: str) -> torch.device:
+        """The device on which a module of that name works."""
+        return self._device
+
+    def is_absent(self, name: str) -> bool:
+        """Whether a tensor of that name is meant to have no values."""
+        return False
+
+    def dispatch(self, block: Configurable, readers: Mapping[int, Callable[[], Tensor]]) -> None:
+        """Nothing: the Block is where it works."""
+
+
 class Placement:
     """Where each tensor of a Block goes.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mmblocks.checkpoints import config, tensors
-from mmblocks.checkpoints.files import checksums, shards, write
+from mmblocks.checkpoints.files import checksums, folders, shards
 from mmblocks.configurable import Configurable, name_of
 
 
@@ -46,9 +46,9 @@ class Values(Mapping[str, Tensor]):
 
 def save(block: Configurable, folder: Path, max_shard_size: int | str) -> None:
     """Replaces ``folder`` by one that holds the Block; see ``Block.save_pretrained``."""
-    folders = plan(block)
-    with write.replacing(folder) as temporary:
-        for subfolder, content in folders.items():
+    planned = plan(block)
+    with folders.replacing(folder) as temporary:
+        for subfolder, content in planned.items():
             write_folder(content, temporary / subfolder, max_shard_size)
 
 
@@ -72,9 +72,9 @@ def plan(block: Configurable, subfolder: str = "", read: Callable[[Tensor], Tens
     if read is None:
         _check_values(block, own)
 
-    folders: dict[str, Folder] = {}
+    inside: dict[str, Folder] = {}
     for path, part in blocks.items():
-        folders |= plan(part, f"{subfolder}/{path}".removeprefix("/"), read)
+        inside |= plan(part, f"{subfolder}/{path}".removeprefix("/"), read)
     cls, _ = block._built
     content: dict[str, Any] = {config.CLASS: name_of(cls), config.VERSION: _version()}
     if block.origin is not None:
@@ -83,11 +83,11 @@ def plan(block: Configurable, subfolder: str = "", read: Callable[[Tensor], Tens
         content[config.SHARED] = shared
     content |= arguments
     seals = {
-        place: checksums.seal(folders[f"{subfolder}/{name}".removeprefix("/")].config)
+        place: checksums.seal(inside[f"{subfolder}/{name}".removeprefix("/")].config)
         for place, name in config.places(content).items()
     }
     content[config.CHECKSUMS] = checksums.of_folder(Values(own, read or Tensor.detach), shared, seals)
-    return {subfolder: Folder(content, own, read or Tensor.detach), **folders}
+    return {subfolder: Folder(content, own, read or Tensor.detach), **inside}
 
 
 def _check_kept(block: Configurable, blocks: dict[str, Configurable]) -> None:

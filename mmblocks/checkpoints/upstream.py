@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.checkpoints import tensors
-from mmblocks.checkpoints.files import shards, write
+from mmblocks.checkpoints.files import folders, shards
 from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.rules import Source
@@ -19,7 +19,7 @@ from mmblocks.configurable import Configurable
 def save(block: Configurable, folder: Path, name: str | None, max_shard_size: int | str) -> None:
     """See ``Block.to_upstream``."""
     layout = choose(block, name)
-    with write.replacing(folder) as temporary:
+    with folders.replacing(folder) as temporary:
         write_folder(block, layout, temporary, lambda tensor: tensor.detach(), max_shard_size)
 
 
@@ -72,7 +72,7 @@ def write_folder(
         return source.read({name: read(slots[name].tensor) for name in source.keys})
 
     with torch.no_grad():
-        shards.write(folder, meta, value, max_shard_size, finished)
+        shards.write(folder, meta, value, max_shard_size, finished, layout.weights)
     for name, content in contents:
         if content is not None:
             text = json.dumps(content, indent=2, ensure_ascii=False)

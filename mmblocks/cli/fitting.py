@@ -1,6 +1,7 @@
 """Which Blocks a checkpoint is, or holds as a part, told from its headers."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,9 +125,10 @@ def fits(found: Contents) -> list[Fit]:
             try:
                 meta = found.headers(layout.unwrap)
                 content = found.config_of(layout)
-                if not layout.fits(meta, content):
+                made = partial(published.instance, cls, layout, content, {})
+                if not published.fits(layout, meta, content, made):
                     continue
-                block = published.instance(cls, layout, content, {})
+                block = made()
                 difference = layout.check({key: tuple(tensor.shape) for key, tensor in meta.items()}, block)
             except (ValueError, TypeError, ImportError):
                 continue

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.files import checksums, leftovers, write
+from mmblocks.checkpoints.files import checksums, folders, leftovers
 from mmblocks.cli import pictures, samples
 from mmblocks.cli.samples import Sample
 
@@ -63,7 +63,7 @@ def tokenize(
                 if not (beside / name).exists():
                     _write(beside / name, {one.name: _tokens(tokenizer, one, size, device) for one in group}, marks[name])
                 at(min(number * shard_size, len(found)), len(found))
-            write.put(beside, target, stale=_SHARD)
+            folders.put(beside, target, stale=_SHARD)
         shutil.rmtree(beside, ignore_errors=True)  # the old content, if there was any
     return {"num_clips" if clips else "num_images": len(found), "num_shards": len(groups), "target": str(target)}
 
@@ -116,7 +116,7 @@ def _start(beside: Path, target: Path, marks: dict[str, str]) -> None:
             file.unlink()
     for name, mark in marks.items():
         if not (beside / name).exists() and _mark(target / name) == mark:
-            write.link(target / name, beside / name)
+            folders.link(target / name, beside / name)
 
 
 def _write(file: Path, tokens: dict[str, Tensor], mark: str) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 
 _T5 = {
     "d_model": ("hidden_dim", 768),

@@ -15,9 +15,8 @@ from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
-from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu}

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import published_activation, transformers_name

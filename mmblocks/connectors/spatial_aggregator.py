@@ -16,9 +16,8 @@ from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid
 
 _LAYER = (

@@ -16,9 +16,8 @@ from torch.nn.functional import interpolate, silu
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.language_models import INTERNVL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.connectors.grids import Grid, check_axes, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.support.deprecation import former_method

@@ -15,9 +15,8 @@ from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.embedders.eve_presets import EVE1_HARMLESS
 from mmblocks.sequence.tokens import TokenKind, VisionTokens
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.embedders.eve_presets import EVE1_HARMLESS, eve_preprocessor
 
 _PRESET_ENTRIES = {

@@ -16,9 +16,8 @@ from torch.nn.functional import linear
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.layers.images.image_tokens import check_images, grid_layout, grid_of, pack, sizes
 from mmblocks.layers.images.pixels import normalise
@@ -71,14 +70,16 @@ def _table_difference(table: Tensor, arguments: Mapping[str, Any]) -> float:
 
 
 def _omnigen(name: str, theirs: str, table: str, ignored: tuple[str, ...]) -> Layout:
+    diffusers = "diffusers" in name
     return Layout(
         name,
         (Rule(f"{theirs}.*", "patch.*"),),
         ignored=ignored,
         config=_omnigen_config,
-        published_config=partial(_published_omnigen, diffusers="diffusers" in name),
+        published_config=partial(_published_omnigen, diffusers=diffusers),
         derived=(Derived(table, _table_difference),),
         harmless=_OMNIGEN_HARMLESS,
+        weights="diffusion_pytorch_model" if diffusers else "model",
     )
 
 

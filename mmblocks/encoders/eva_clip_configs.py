@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.published_config import only, shown, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, only, shown, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.layers.activations import published_activation, transformers_name
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
 from mmblocks.layers.towers.eva_layouts import BESIDE_TOWERS, TOWER_HARMLESS, complete_tower, eva_tower_arguments, eva_tower_config

@@ -105,6 +105,7 @@ class OpenClipEncoder(Block):
             published_config=_published_config,
             unwrap="state_dict|",
             config_file="open_clip_config.json",
+            weights="open_clip_model",
         ),
     )
 

@@ -40,7 +40,8 @@ class GridGrammar:
 
     Examples:
         >>> from mmblocks import GridFormat, GridGrammar
-        >>> form = GridFormat(begin=0, closing=(1,), row_end=2, first_code=3, num_codes=8, fixed_size=(2, 2))
+        >>> from mmblocks.vocabulary import CodeIds
+        >>> form = GridFormat(begin=0, closing=(1,), row_end=2, codes=CodeIds(sizes=(8,), first=3), fixed_size=(2, 2))
         >>> grammar = GridGrammar(form)
         >>> state = grammar.start()
         >>> for next_id in (0, 3, 10):  # an image opens, and its first row is written
@@ -72,14 +73,12 @@ class GridGrammar:
             raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
         self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
         self.size = size or format.fixed_size
-        codes_end = format.first_code + format.num_codes
-        vocab_size = codes_end if vocab_size is None else vocab_size
-        code_ids = range(format.first_code, codes_end)
+        vocab_size = format.codes.stop if vocab_size is None else vocab_size
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
-        self._text = _ranges_without(vocab_size, code_ids, structure)
-        self._text_only = _ranges_without(vocab_size, code_ids, structure | begin)
-        self._codes = ((code_ids.start, code_ids.stop),)
+        self._codes: tuple[IdRange, ...] = format.codes.ranges
+        self._text = _ranges_without(vocab_size, self._codes, structure)
+        self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
 
     def start(self, prompt: Sequence[int] = ()) -> State:
@@ -225,8 +224,8 @@ def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
     return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
 
 
-def _ranges_without(vocab_size: int, codes: range, excluded: set[int]) -> tuple[IdRange, ...]:
+def _ranges_without(vocab_size: int, codes: tuple[IdRange, ...], excluded: set[int]) -> tuple[IdRange, ...]:
     """``range(vocab_size)`` less the codes and some other ids, as ranges."""
-    single = {i: i + 1 for i in excluded if i not in codes and i < vocab_size}
-    edges = [(-1, 0), *sorted([*single.items(), (codes.start, codes.stop)]), (vocab_size, vocab_size)]
+    single = [(i, i + 1) for i in excluded if i < vocab_size and not any(first <= i < stop for first, stop in codes)]
+    edges = [(-1, 0), *sorted([*single, *codes]), (vocab_size, vocab_size)]
     return tuple((a, b) for (_, a), (b, _) in pairwise(edges) if a < b)

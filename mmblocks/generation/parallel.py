@@ -169,13 +169,13 @@ def sample_grids(
             new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
         hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
         cache.length -= block.shape[1]  # the grid is another one in each pass
-        logits = id_head.logits(hidden, form.first_code, form.first_code + form.num_codes)
+        logits = id_head.logits(hidden, form.codes.start, form.codes.stop)
         streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
         return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
 
     def from_codes(codes: Tensor, step: int) -> Tensor:
-        """The sampler counts codes from 0, the model's ids from ``first_code``; -1 is a hidden code to the sampler."""
-        return predict(torch.where(codes < 0, mask_id, codes + form.first_code), step)
+        """The sampler counts codes from 0, the model has them among its ids; -1 is a hidden code to the sampler."""
+        return predict(torch.where(codes < 0, mask_id, codes + form.codes.start), step)
 
     device = prompt.ids.device
     hidden = torch.full((rows, size[0] * size[1]), -1, device=device)
@@ -202,8 +202,8 @@ def _check_image_opens(grammar: GridGrammar, prompt: Batch) -> tuple[int, int]:
     size = grammar.size
     if not isinstance(size, tuple):
         raise ValueError(f"size of the grammar is {size!r}; accepted: (height, width)")
-    if grammar.format.code_ids is not None:
-        raise ValueError("the format has code_ids; accepted: a format whose codes have ids in their own order")
+    if grammar.format.codes.table is not None:
+        raise ValueError("the format's codes have a table; accepted: a format whose codes have ids in their own order")
     opening = grammar.format.head(*size)
     if not opening or prompt.ids[:, -len(opening) :].tolist() != [opening] * len(prompt.ids):
         raise ValueError(f"a row of the prompt does not end with {opening}, what opens an image of {size}; accepted: rows that do")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, stated
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 
 _TOKENS = 1024
 """How many latents are mixed at a time: their weights for all codes are the largest tensor here."""

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.published_config import check_arguments, only
 from mmblocks.checkpoints.layouts.rules import Split
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.compose import ModelOutput, MultimodalModel
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment

@@ -68,6 +68,7 @@ class ConditionalUNet(Block):
             config=_config,
             published_config=_published_config,
             harmless=_OF_AVERAGES,
+            weights="diffusion_pytorch_model",
         ),
         Layout(
             "emu2-gen",

@@ -4,92 +4,18 @@ Shapes: B images or clips, T frames, H and W pixels, D width of a latent.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import stated
 from mmblocks.layers.images.pixels import check_some
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.scaled_latents import PerChannel, ScaledLatents, unscale
+from mmblocks.tokenizers.diffusers_kinds import KINDS, Config, affine
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-
-Config = Mapping[str, Any]
-"""A diffusers model's own config, defaults included."""
-
-
-class Kind(NamedTuple):
-    """How a class of diffusers says in its config what a tokenizer has to know.
-
-    Attributes:
-        dim: the config's name of the latent's width.
-        spatial: pixels a latent spans along H and W.
-        temporal: frames a latent spans; None for images.
-        frame_step: a clip has 1 + k times as many frames: the model drops others, or gives another number back.
-        gaussian: whether the encoder gives a mean and a variance.
-        leftovers: names in published configs that mean nothing to the class.
-    """
-
-    dim: str
-    spatial: Callable[[Config], int]
-    temporal: Callable[[Config], int] | None = None
-    frame_step: Callable[[Config], int] | None = None
-    gaussian: bool = True
-    leftovers: tuple[str, ...] = ()
-
-
-def _halvings(name: str) -> Callable[[Config], int]:
-    """Sides are halved between the levels that a list of the config describes."""
-    return lambda config: 2 ** (len(config[name]) - 1)
-
-
-def _temporal_halvings(config: Config) -> int:
-    return 2 ** sum(config["temperal_downsample"])  # diffusers' own spelling
-
-
-def _four(config: Config) -> int:
-    return 4  # The chunks are of four frames, whatever the config says.
-
-
-KINDS: dict[str, Kind] = {
-    "AutoencoderKL": Kind("latent_channels", _halvings("block_out_channels")),
-    "AutoencoderDC": Kind("latent_channels", _halvings("encoder_block_out_channels"), gaussian=False),
-    "AutoencoderTiny": Kind(
-        "latent_channels", _halvings("encoder_block_out_channels"), gaussian=False, leftovers=("block_out_channels",)
-    ),
-    "AutoencoderKLWan": Kind(
-        "z_dim",
-        lambda config: 2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1),
-        _temporal_halvings,
-        _four,
-        leftovers=("clip_output",),
-    ),
-    "AutoencoderKLQwenImage": Kind("z_dim", _halvings("dim_mult"), _temporal_halvings, _four),
-    "AutoencoderKLHunyuanVideo": Kind(
-        "latent_channels",
-        lambda config: config["spatial_compression_ratio"],
-        lambda config: config["temporal_compression_ratio"],
-        lambda config: config["temporal_compression_ratio"],
-    ),
-    "AutoencoderKLCogVideoX": Kind(
-        "latent_channels",
-        _halvings("block_out_channels"),
-        lambda config: int(config["temporal_compression_ratio"]),
-        # Its decoder takes the first latent for one frame only where their number is odd.
-        lambda config: 2 * int(config["temporal_compression_ratio"]),
-    ),
-    "AutoencoderKLMochi": Kind(
-        "latent_channels",
-        lambda config: math.prod(config["spatial_expansions"]),
-        lambda config: math.prod(config["temporal_expansions"]),
-        lambda config: math.prod(config["temporal_expansions"]),
-    ),
-}
-"""The classes that may be wrapped. A name in a file never reaches diffusers unless it stands here."""
 
 _ATTENTION = tuple(
     Rule(f"{side}.{place}.attentions.{{}}.{theirs}.*", f"{side}.layers.{place}.attentions.{{}}.{ours}.*")
@@ -142,6 +68,9 @@ class DiffusersAutoencoder(VisualTokenizer):
         kind: name of the class, one of ``KINDS``.
         arguments: its arguments, as its config.json has them; what is left out has diffusers' defaults.
 
+    Raises:
+        ValueError: another kind, an argument that it does not take, or latents whose scale is 0 or no number.
+
     Source: huggingface/diffusers. The weight of ``kl`` is that of latent diffusion (arXiv 2112.10752).
 
     Examples:
@@ -163,6 +92,7 @@ class DiffusersAutoencoder(VisualTokenizer):
             config=_config,
             published_config=_published_config,
             harmless=("_use_default_values",),
+            weights="diffusion_pytorch_model",
             otherwise="A newer diffusers may know the entries",
         ),
     )
@@ -177,7 +107,7 @@ class DiffusersAutoencoder(VisualTokenizer):
         model = cls(**_as_lists(arguments))
         reading = KINDS[kind]
         dim = model.config[reading.dim]
-        shift, scale = _affine(model.config)
+        shift, scale = affine(model.config)
         side = reading.spatial(model.config)
         super().__init__(
             encoder=DiffusersEncoder(model),
@@ -293,21 +223,6 @@ def _as_lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_lists(item) for key, item in value.items()}
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _affine(config: Config) -> tuple[PerChannel, PerChannel]:
-    """(shift, scale) such that z = (latent - shift) * scale.
-
-    Raises:
-        ValueError: half of the statistics per channel, or two different shifts.
-    """
-    mean, std, shift = config.get("latents_mean"), config.get("latents_std"), stated(config, "shift_factor", 0.0)
-    factor = config.get("scaling_factor", 1.0)
-    if (mean is None) != (std is None) or (mean is not None and shift):
-        raise ValueError("accepted: latents_mean and latents_std together and no shift_factor, or neither of the two")
-    if mean is None or std is None:
-        return shift, factor
-    return tuple(mean), tuple(factor / value for value in std)
 
 
 def _nearest_frames(frames: int, step: int) -> int:

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
+from mmblocks.checkpoints.layouts.published_config import check_model, only, read_own, stated, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import pixels_of, rgb_of
 from mmblocks.support.pickling import weightless
@@ -43,7 +42,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_codes": config["n_embed"] if "n_embed" in config else config["codebook_size"],
         "code_dim": config["embed_dim"],
         "entropy_temperature": entropy,
-        **own_entries.read(config, _OWN),
+        **read_own(config, _OWN),
     }
 
 
@@ -56,7 +55,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "embed_dim": arguments["code_dim"],
         "use_entropy_loss": temperature is not None,
         **({} if temperature is None else {"entropy_temperature": temperature}),
-        **own_entries.written(arguments, _OWN),
+        **written_own(arguments, _OWN),
     }
 
 

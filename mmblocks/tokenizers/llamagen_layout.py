@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only, shown, stated, title
-from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.tokenizers.conv.taming_layout import TAMING_RULES, at, attention_rules, residual_rules
+from mmblocks.checkpoints.layouts.published_config import check_model, only, read_own, shown, stated, title, written_own
+from mmblocks.checkpoints.layouts.rules import Arguments, at
+from mmblocks.tokenizers.conv.taming_layout import TAMING_RULES, attention_rules, residual_rules
 
 _MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}
 _SIDES = (("encoder", "down"), ("decoder", "up"))
@@ -57,7 +56,7 @@ def _llamagen_config(config: Mapping[str, Any]) -> dict[str, Any]:
     both = stated(config, "ch_mult", named)
     multipliers = tuple(stated(config, "encoder_ch_mult", both))
     decoder_multipliers = tuple(stated(config, "decoder_ch_mult", both))
-    own = own_entries.read(config, {**_OWN, "search": "cosine" if config.get("codebook_l2_norm", True) else "l2"})
+    own = read_own(config, {**_OWN, "search": "cosine" if config.get("codebook_l2_norm", True) else "l2"})
     return {
         "num_codes": config.get("codebook_size", 16384),
         "code_dim": config.get("codebook_embed_dim", 8),
@@ -81,7 +80,7 @@ def _published_llamagen_config(arguments: Arguments) -> dict[str, Any]:
         "z_channels": arguments["latent_channels"],
         "ch": arguments["channels"],
         "num_res_blocks": arguments["num_blocks"],
-        **own_entries.written({**arguments, "search": "cosine" if search == "l2" else search}, _OWN),
+        **written_own({**arguments, "search": "cosine" if search == "l2" else search}, _OWN),
     }
 
 
@@ -93,7 +92,7 @@ def _janus_config(config: Mapping[str, Any]) -> dict[str, Any]:
     params = part["params"]
     only(params, "image_token_size", 16384)
     only(params, "n_embed", 8)
-    return {**_llamagen_config({"model": part["cls"]}), **own_entries.read(config, _OWN)}
+    return {**_llamagen_config({"model": part["cls"]}), **read_own(config, _OWN)}
 
 
 def _published_janus_config(arguments: Arguments) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def _published_janus_config(arguments: Arguments) -> dict[str, Any]:
     if sizes != known:
         raise ValueError(f"the sizes are {sizes}; accepted: {known}, since a whole Janus's config names VQ-16")
     part = {"cls": "VQ-16", "model_type": "gen_vision", "params": {"image_token_size": 16384, "n_embed": 8}}
-    return {"model_type": "multi_modality", "gen_vision_config": part, **own_entries.written(arguments, _OWN)}
+    return {"model_type": "multi_modality", "gen_vision_config": part, **written_own(arguments, _OWN)}
 
 
 def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "multipliers": tuple(config.get("channel_multiplier", (1, 1, 2, 2, 4))),
         "num_blocks": config.get("num_res_blocks", 2),
         "latent_channels": config.get("latent_channels", 256),
-        **own_entries.read(config, _OWN),
+        **read_own(config, _OWN),
     }
 
 
@@ -151,7 +150,7 @@ def _published_transformers_config(arguments: Arguments) -> dict[str, Any]:
         "double_latent": False,
         "in_channels": 3,
         "out_channels": 3,
-        **own_entries.written(arguments, _OWN),
+        **written_own(arguments, _OWN),
     }
 
 

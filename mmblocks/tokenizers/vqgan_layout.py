@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.preprocessing import (
@@ -17,14 +16,13 @@ from mmblocks.checkpoints.layouts.preprocessing import (
     shortest_edge,
     square,
 )
-from mmblocks.checkpoints.layouts.published_config import check_model, only, plain, shown, stated
-from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.published_config import check_model, only, plain, read_own, shown, stated, written_own
+from mmblocks.checkpoints.layouts.rules import Arguments, at
 from mmblocks.tokenizers.conv.taming_layout import (
     DIFFUSERS_RULES,
     TAMING_RULES,
     TRAINING_ENTRIES,
     TRAINING_MODULES,
-    at,
     check_ddconfig,
     levels_at,
     published_ddconfig,
@@ -38,7 +36,7 @@ _OWN_CHAMELEON = {**_OWN, "image_size": 512, "mean": (0.5, 0.5, 0.5), "std": (0.
 
 def _taming_config(config: Mapping[str, Any], own: Mapping[str, Any] = _OWN) -> dict[str, Any]:
     network = taming_network(config["ddconfig"])
-    return {**network, "num_codes": config["n_embed"], "code_dim": config["embed_dim"], **own_entries.read(config, own)}
+    return {**network, "num_codes": config["n_embed"], "code_dim": config["embed_dim"], **read_own(config, own)}
 
 
 def _published_taming_config(arguments: Arguments, own: Mapping[str, Any] = _OWN) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def _published_taming_config(arguments: Arguments, own: Mapping[str, Any] = _OWN
         "ddconfig": published_ddconfig(arguments),
         "n_embed": arguments["num_codes"],
         "embed_dim": arguments["code_dim"],
-        **own_entries.written(arguments, own),
+        **written_own(arguments, own),
     }
 
 
@@ -235,6 +233,7 @@ VQGAN_LAYOUTS = (
         config=_diffusers_config,
         published_config=_published_diffusers_config,
         harmless=_DIFFUSERS_HARMLESS,
+        weights="diffusion_pytorch_model",
     ),
 )
 

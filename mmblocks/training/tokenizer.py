@@ -19,7 +19,7 @@ from mmblocks.block import Block
 from mmblocks.tokenizers.bottlenecks.codebooks.all_processes import several_processes
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_state
-from mmblocks.training.adversary import Adversary
+from mmblocks.training.adversarial import Adversary
 from mmblocks.training.image_metrics import CodeUsage, psnr, ssim
 from mmblocks.training.tokenizer_codebook import CodebookCare
 from mmblocks.training.tokenizer_losses import (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmblocks.checkpoints import config
-from mmblocks.checkpoints.files import inside, json_files
+from mmblocks.checkpoints.files import untrusted
 from mmblocks.training.tokenizer_recipe import TokenizerRecipe, check_types
 
 FILE = "trainer.json"
@@ -65,11 +65,9 @@ def read(folder: Path) -> Notes:
         ValueError: a file is not what was saved; the message names it.
     """
     file = folder / FILE
-    if not file.is_file():
+    content = untrusted.read_object(folder, FILE, unique=True)
+    if content is None:
         raise FileNotFoundError(f"{folder} holds no training to resume: it has no {FILE}")
-    content = json_files.read(inside.checked(folder, file, f"{folder} holds {FILE!r}"), unique=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; accepted: an object")
     number = content.pop("format", None)
     if type(number) is not int or number not in (_UNCHECKED, _FORMAT):
         raise ValueError(f"{file} has format {number!r:.200}; accepted: {_UNCHECKED} or {_FORMAT}")
@@ -129,7 +127,7 @@ def _check_files(folder: Path, files: object) -> None:
         file = folder / config.checked_subfolder(name, f"{folder / FILE}: {_FILES}")
         if not file.is_file():
             raise FileNotFoundError(f"{folder / FILE} names {name!r}, which is not there")
-        if _of_file(inside.checked(file.parent, file, f"{file.parent} holds {file.name!r}")) != expected:
+        if _of_file(untrusted.inside(file.parent, file, f"{file.parent} holds {file.name!r}")) != expected:
             raise ValueError(f"{file} is damaged, or was changed since it was saved: its checksum does not match")
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mmblocks.block import Block
-from mmblocks.checkpoints import current
-from mmblocks.checkpoints.files import inside, write
+from mmblocks.checkpoints.files import folders, untrusted
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training import tokenizer_notes
-from mmblocks.training.adversary import Adversary
+from mmblocks.training.adversarial import Adversary
 from mmblocks.training.tokenizer_codebook import CodebookCare
 from mmblocks.training.tokenizer_losses import Perceptual
 from mmblocks.training.tokenizer_notes import Notes
@@ -64,7 +63,7 @@ def save(trainer: Training, folder: Path) -> None:
         perceptual=trainer.perceptual is not None,
         frozen={part: _frozen(block) for part, (block, _) in _trained(trainer).items()},
     )
-    with write.replacing(folder) as temporary:
+    with folders.replacing(folder) as temporary:
         for part, (block, _) in _trained(trainer).items():
             block.save_pretrained(temporary / part)
         # Each in a storage of its own, which safetensors insists on.
@@ -80,7 +79,7 @@ def read(folder: Path, device: torch.device) -> Saved:
         FileNotFoundError: no trainer was saved there, or a file is gone.
         ValueError: a file is not what was saved.
     """
-    return current.consistently(folder, lambda: _read(folder, device))
+    return folders.consistently(folder, lambda: _read(folder, device))
 
 
 def _read(folder: Path, device: torch.device) -> Saved:
@@ -88,7 +87,7 @@ def _read(folder: Path, device: torch.device) -> Saved:
     file = folder / _TENSORS
     if not file.is_file():
         raise FileNotFoundError(f"{folder} cannot be resumed: it has no {_TENSORS}")
-    entries = open_safetensors(inside.checked(folder, file, f"{folder} holds {_TENSORS!r}"))
+    entries = open_safetensors(untrusted.inside(folder, file, f"{folder} holds {_TENSORS!r}"))
     tensors = {name: entry.read().clone() for name, entry in entries.items()}  # no views of the file
     blocks = {part: _read_block(folder / part, frozen, device) for part, frozen in notes.frozen.items()}
     tokenizer = blocks["tokenizer"]

@@ -5,7 +5,8 @@ Shapes: K codes of a codebook, Q code numbers a token, V ids of the vocabulary, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,15 +71,33 @@ class CodeIds:
             ids = torch.tensor(self.table, device="cpu")
             object.__setattr__(self, "_known", (ids, *ids.sort()))
 
+    def __hash__(self) -> int:
+        """Leaves out the table, whose thousands of ids take long."""
+        return hash((self.sizes, self.first))
+
     @property
     def num_ids(self) -> int:
         """How many ids of the vocabulary are codes."""
         return max(self.sizes) if self.shared else sum(self.sizes)
 
     @property
+    def start(self) -> int:
+        """The lowest id of a code."""
+        return self.ranges[0][0]
+
+    @property
     def stop(self) -> int:
         """The first id after all codes: a vocabulary is at least that large."""
-        return 1 + max(self.table) if self.table is not None else self._start + self.num_ids
+        return self.ranges[-1][1]
+
+    @cached_property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The ids of codes as ranges ``first <= id < stop``, in ascending order; one where no other id stands between them."""
+        if self.first is not None:
+            return ((self.first, self.first + self.num_ids),)
+        ids = sorted(self.table or ())
+        edges = [place for place in range(1, len(ids)) if ids[place] > ids[place - 1] + 1]
+        return tuple((ids[low], ids[high - 1] + 1) for low, high in pairwise([0, *edges, len(ids)]))
 
     def ids(self, number: int | None = None, *, device: torch.device | str = "cpu") -> Int[Tensor, " K"]:
         """The vocabulary ids of one codebook's codes in their order, or of all codes: rows of an embedding, columns of logits.
@@ -93,7 +112,7 @@ class CodeIds:
         begin, count = (0, self.num_ids) if number is None else self._place(number)
         if self._known is not None:
             return self._known[0][begin : begin + count].to(device, copy=True)
-        return torch.arange(begin, begin + count, device=device) + self._start
+        return torch.arange(begin, begin + count, device=device) + self.start
 
     def to_vocabulary(self, codes: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """Code numbers (*N) or (*N, Q) to vocabulary ids of the same shape.
@@ -110,7 +129,7 @@ class CodeIds:
             last = _listed([size - 1 for size in self.sizes])
             raise ValueError(f"codes hold {_some(codes[wrong])}; accepted: [0, {last}]")
         places = codes + begins
-        return places + self._start if self._known is None else self._known[0].to(codes.device)[places]
+        return places + self.start if self._known is None else self._known[0].to(codes.device)[places]
 
     def from_vocabulary(self, ids: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """Vocabulary ids to code numbers: the inverse of ``to_vocabulary``.
@@ -120,7 +139,7 @@ class CodeIds:
             ValueError: another Q, or an id that is no code of its codebook (checked on CPU).
         """
         self._check(ids, "ids")
-        places = self._places(ids)
+        places = self.places(ids)
         sizes, begins = self._per_number(ids)
         codes = places - begins
         wrong = (places < 0) | (codes < 0) | (codes >= sizes)
@@ -128,9 +147,19 @@ class CodeIds:
             raise ValueError(f"ids hold {_some(ids[wrong])}; accepted: {self._ranges()}")
         return codes
 
+    def places(self, ids: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """Which of all codes each id stands for, counted through the codebooks; negative where an id stands for none."""
+        ids = ids.long()
+        if self._known is None:
+            places = ids - self.start
+            return places.where(places < self.num_ids, -1)
+        known, order = (tensor.to(ids.device) for tensor in self._known[1:])
+        nearest = torch.searchsorted(known, ids).clamp(max=self.num_ids - 1)
+        return order[nearest].where(known[nearest] == ids, -1)
+
     def is_code(self, ids: Int[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
         """True where an id of the vocabulary stands for a code, of whichever codebook; any ids may be asked about."""
-        return self._places(ids) >= 0
+        return self.places(ids) >= 0
 
     def allowed(self, vocab_size: int, number: int | None = None, *, device: torch.device | str = "cpu") -> Bool[Tensor, " V"]:
         """True at the ids of one codebook, or of all: what may be drawn where a code comes next.
@@ -152,7 +181,7 @@ class CodeIds:
         self._check_vocabulary(values.shape[-1])
         begin, count = self._place(number)
         if self.table is None:
-            return values.narrow(-1, self._start + begin, count)
+            return values.narrow(-1, self.start + begin, count)
         return values.index_select(-1, self.ids(number, device=values.device))
 
     def place(self, weights: Float[Tensor, "*N K"], vocab_size: int, number: int = 0) -> Float[Tensor, "*N V"]:
@@ -169,10 +198,6 @@ class CodeIds:
         return whole.index_copy(-1, self.ids(number, device=weights.device), weights)
 
     @property
-    def _start(self) -> int:
-        return self.first or 0
-
-    @property
     def _begins(self) -> tuple[int, ...]:
         """How many ids stand before each codebook's."""
         return (0,) * len(self.sizes) if self.shared else tuple(accumulate(self.sizes[:-1], initial=0))
@@ -182,16 +207,6 @@ class CodeIds:
         if not 0 <= number < len(self.sizes):
             raise ValueError(f"number is {number}; accepted: 0 to {len(self.sizes) - 1}")
         return self._begins[number], self.sizes[number]
-
-    def _places(self, ids: Tensor) -> Tensor:
-        """Which of all codes an id stands for; negative where none."""
-        ids = ids.long()
-        if self._known is None:
-            places = ids - self._start
-            return places.where(places < self.num_ids, -1)
-        known, order = (tensor.to(ids.device) for tensor in self._known[1:])
-        nearest = torch.searchsorted(known, ids).clamp(max=self.num_ids - 1)
-        return order[nearest].where(known[nearest] == ids, -1)
 
     def _per_number(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes and begins, which broadcast over (*N) or (*N, Q)."""
@@ -213,7 +228,7 @@ class CodeIds:
     def _ranges(self) -> str:
         if self.table is not None:
             return f"the {self.num_ids} ids of the table, from {min(self.table)} to {self.stop - 1}"
-        firsts = [self._start + begin for begin in self._begins]
+        firsts = [self.start + begin for begin in self._begins]
         return f"[{_listed(firsts)}, {_listed([first + size - 1 for first, size in zip(firsts, self.sizes, strict=True)])}]"
 
 

@@ -3,16 +3,20 @@
     begin  height x width (digits)  image  row row_end row row_end ... row [row_end]  closing...
 
 Everything is a pure function of (height, width, offset), where the offset counts the tokens after the head, which ends
-with ``image``.
+with ``image``. Which ids the codes have is said by ``CodeIds``.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from mmblocks.vocabulary.code_ids import CodeIds
+from mmblocks.vocabulary.former_names import former_attribute, takes_former_arguments
 
 ANY_CODE = -1
 """In place of an id: any visual code may stand here."""
@@ -33,6 +37,7 @@ class GridText(NamedTuple):
     place: Int[Tensor, "N 3"]
 
 
+@takes_former_arguments
 @dataclass(frozen=True, kw_only=True)
 class GridFormat:
     """The ids and the order in which a model's vocabulary writes an image.
@@ -48,14 +53,11 @@ class GridFormat:
         closing: what follows the last row; its last id ends the image (``<|image end|>``).
         digits: the ids of "0" ... "9", which write the size.
         times: the id between height and width ("*").
-        first_code: id of visual code 0; code k has ``first_code + k``.
-        num_codes: size of the visual vocabulary.
-        code_ids: the id of each code, where they stand in another order (Chameleon); all within
-            ``first_code ... first_code + num_codes - 1``.
+        codes: the ids of the visual codes, of one codebook.
         fixed_size: (height, width) of every image, where the size is not written.
 
     Raises:
-        ValueError: a size that is neither written nor fixed, or code ids that do not fill their range.
+        ValueError: a size that is neither written nor fixed, or codes of several codebooks.
 
     Examples:
         >>> import torch
@@ -70,15 +72,17 @@ class GridFormat:
 
     begin: int | None
     closing: tuple[int, ...]
-    first_code: int
-    num_codes: int
+    codes: CodeIds
     image: int | None = None
     row_end: int | None = None
     last_row_end: bool = False
     digits: tuple[int, ...] = ()
     times: int | None = None
-    code_ids: tuple[int, ...] | None = None
     fixed_size: tuple[int, int] | None = None
+
+    first_code = former_attribute("first_code", "start")
+    num_codes = former_attribute("num_codes", "num_ids")
+    code_ids = former_attribute("code_ids", "table")
 
     def __post_init__(self) -> None:
         written = self.image is not None and self.times is not None and len(self.digits) == 10
@@ -86,9 +90,8 @@ class GridFormat:
             raise ValueError(f"fixed_size is {self.fixed_size}; accepted: a size, or image, times and ten digits to write it with")
         if self.fixed_size is not None and min(self.fixed_size) < 1:
             raise ValueError(f"fixed_size is {self.fixed_size}; accepted: height and width of at least 1 token")
-        if self.code_ids is not None and sorted(self.code_ids) != list(range(self.first_code, self.first_code + self.num_codes)):
-            accepted = f"each of {self.first_code} to {self.first_code + self.num_codes - 1} once"
-            raise ValueError(f"code_ids holds {len(self.code_ids)} ids; accepted: {accepted}")
+        if len(self.codes.sizes) > 1:
+            raise ValueError(f"codes has {len(self.codes.sizes)} codebooks; accepted: one, whose codes are a token each")
 
     @property
     def structure(self) -> frozenset[int]:
@@ -107,16 +110,13 @@ class GridFormat:
         return [*self._number(height), self.times, *self._number(width)]
 
     def write(self, codes: Int[Tensor, "H W"]) -> GridText:
-        """A grid of codes in [0, num_codes) as ids, from ``begin`` to the end of ``closing``.
+        """A grid of codes as ids, from ``begin`` to the end of ``closing``.
 
         Raises:
             ValueError: if a code is outside the visual vocabulary, the grid is empty, or of another size than a fixed one.
         """
         if codes.ndim != 2 or 0 in codes.shape:
             raise ValueError(f"codes has shape {tuple(codes.shape)}; accepted: (H, W) with H and W at least 1")
-        if codes.min() < 0 or codes.max() >= self.num_codes:
-            found = f"[{int(codes.min())}, {int(codes.max())}]"
-            raise ValueError(f"codes lie in {found}; accepted: [0, {self.num_codes - 1}]")
         height, width = codes.shape
         if self.fixed_size not in (None, (height, width)):
             raise ValueError(f"codes has shape {(height, width)}; accepted: {self.fixed_size}, the only size of this format")
@@ -124,7 +124,7 @@ class GridFormat:
         offset = torch.arange(self.length(height, width))
         body = self.expected(offset, height, width)
         is_code = body == ANY_CODE
-        body[is_code] = self._to_ids(codes.flatten().cpu())
+        body[is_code] = self.codes.to_vocabulary(codes.flatten().cpu())
 
         place = torch.full((len(head) + len(body), 3), -1)
         row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -195,17 +195,6 @@ class GridFormat:
     def _number(self, value: int) -> list[int]:
         return [self.digits[int(digit)] for digit in str(value)]
 
-    def _to_ids(self, codes: Tensor) -> Tensor:
-        return codes + self.first_code if self.code_ids is None else torch.tensor(self.code_ids)[codes]
-
-    def _to_codes(self, ids: Tensor) -> Tensor:
-        places = ids - self.first_code
-        if self.code_ids is None:
-            return places
-        codes = torch.tensor(self.code_ids).argsort()
-        outside = (places < 0) | (places >= self.num_codes)
-        return torch.where(outside, ANY_CODE, codes[places.clamp(0, self.num_codes - 1)])
-
     def _read_image(self, ids: Sequence[int], at: int) -> tuple[Tensor, int]:
         """The grid of the image that begins at ``at``, and the place after its last token."""
         at += self.begin is not None
@@ -222,11 +211,10 @@ class GridFormat:
         expected = self.expected(torch.arange(length), height, width)
         if len(body) < len(expected):
             raise ValueError(f"ids end inside a {height}x{width} image: {len(body)} of {len(expected)} tokens are there")
-        codes = self._to_codes(body[expected == ANY_CODE])
-        misplaced = (expected != ANY_CODE) & (body != expected)
-        if misplaced.any() or codes.min() < 0 or codes.max() >= self.num_codes:
+        codes, is_code = self.codes.places(body), expected == ANY_CODE
+        if not torch.where(is_code, codes >= 0, body == expected).all():
             raise ValueError(f"ids of a {height}x{width} image do not follow the format (row ends, closing, codes)")
-        return codes.reshape(height, width), at + len(expected)
+        return codes[is_code].reshape(height, width), at + len(expected)
 
     def read_size(self, ids: list[int]) -> tuple[int, int]:
         """(height, width) from the ids that spell it.
@@ -241,12 +229,12 @@ class GridFormat:
         return int(height), int(width)
 
 
-def chameleon_format(code_ids: Sequence[int] = tuple(range(4, 8196))) -> GridFormat:
+def chameleon_format(code_ids: CodeIds | Sequence[int] = CodeIds(sizes=(8192,), first=4)) -> GridFormat:  # noqa: B008  frozen
     """Chameleon's format, which Anole and Lumina-mGPT's base share: 1024 codes between two ids, without row ends.
 
     Args:
-        code_ids: the id of each code, in the order of the codes: ``chameleon_code_ids(vocabulary).table``. Without it code k
-            is taken for id 4 + k: enough to say which ids may come, but the tokenizer's codes are in another order.
+        code_ids: ``chameleon_code_ids(vocabulary)``. Without it code k is taken for id 4 + k: enough to say which ids may come,
+            but the tokenizer's codes are in another order. A sequence of the ids is taken too until version 0.3.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon).
 
@@ -257,8 +245,10 @@ def chameleon_format(code_ids: Sequence[int] = tuple(range(4, 8196))) -> GridFor
         >>> len(form.write(torch.zeros(32, 32, dtype=torch.long)).ids)  # 1024 codes between two ids
         1026
     """
-    ids = tuple(code_ids)
-    return GridFormat(begin=8197, closing=(8196,), first_code=min(ids), num_codes=len(ids), code_ids=ids, fixed_size=(32, 32))
+    if not isinstance(code_ids, CodeIds):
+        warnings.warn("code_ids is a CodeIds now; a sequence is no longer taken from version 0.3 on", FutureWarning, stacklevel=2)
+        code_ids = CodeIds(sizes=(len(code_ids),), table=tuple(code_ids))
+    return GridFormat(begin=8197, closing=(8196,), codes=code_ids, fixed_size=(32, 32))
 
 
 def raster_format(height: int, width: int, num_codes: int) -> GridFormat:
@@ -270,20 +260,20 @@ def raster_format(height: int, width: int, num_codes: int) -> GridFormat:
         >>> raster_format(2, 3, 16).write(torch.tensor([[5, 6, 7], [8, 9, 10]])).ids.tolist()
         [5, 6, 7, 8, 9, 10]
     """
-    return GridFormat(begin=None, closing=(), first_code=0, num_codes=num_codes, fixed_size=(height, width))
+    return GridFormat(begin=None, closing=(), codes=CodeIds(sizes=(num_codes,), first=0), fixed_size=(height, width))
 
 
-_EMU3_TEXT = {
-    "begin": 151852,
-    "image": 151851,
-    "row_end": 151846,
-    "digits": tuple(range(15, 25)),
-    "times": 9,
-    "first_code": 151854,
-}
-
-EMU3 = GridFormat(**_EMU3_TEXT, last_row_end=True, closing=(151847, 151853), num_codes=32768)  # type: ignore[arg-type]
+EMU3 = GridFormat(
+    begin=151852,
+    image=151851,
+    row_end=151846,
+    digits=tuple(range(15, 25)),
+    times=9,
+    last_row_end=True,
+    closing=(151847, 151853),
+    codes=CodeIds(sizes=(32768,), first=151854),
+)
 """Emu3's format and ids. Source: baaivision/Emu3."""
 
-EMU35 = GridFormat(**_EMU3_TEXT, last_row_end=False, closing=(151853,), num_codes=131072)  # type: ignore[arg-type]
+EMU35 = replace(EMU3, last_row_end=False, closing=(151853,), codes=replace(EMU3.codes, sizes=(131072,)))
 """Emu3.5's format and ids. Source: baaivision/Emu3.5."""

@@ -13,7 +13,6 @@ from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.preprocessing import (
     Preprocessor,
-    check_normalisation,
     normalisation,
     published_normalisation,
     shortest_edge,
@@ -145,9 +144,3 @@ def test_sides_of_squares():
     for size in ({"height": 7, "width": 8}, {"shortest_edge": 7}, {"height": 7}, 0, "7"):
         with pytest.raises(ValueError, match="accepted: a number, or equal height and width"):
             square({"size": size}, "size")
-
-
-def test_a_block_with_one_normalisation():
-    check_normalisation({"image_mean": [0.5] * 3}, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match="the images' mean is"):
-        check_normalisation({"image_mean": [0.5, 0.5, 0.6]}, (0.5,) * 3, (0.5,) * 3)

@@ -134,6 +134,7 @@ def test_a_folder_of_the_hub_says_all(name, tmp_path) -> None:
     ours.to_upstream(tmp_path / "again")
     written = json.loads((tmp_path / "again" / "open_clip_config.json").read_text())
     assert written == config and not (tmp_path / "again" / "config.json").exists()
+    assert (tmp_path / "again" / "open_clip_model.safetensors").is_file()
     again = OpenClipEncoder.from_pretrained(tmp_path / "again")
     assert again.config == ours.config
     torch.testing.assert_close(again.embed(pixels), ours.embed(pixels))

@@ -10,6 +10,7 @@ from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.grammar import State
 from mmblocks.generation.guidance import classifier_free
 from mmblocks.sequence.segments import Codes, Text
+from mmblocks.vocabulary.code_ids import CodeIds
 from tests.shared.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 
@@ -103,7 +104,7 @@ def test_text_and_images_come_interleaved_and_can_be_read_again() -> None:
 
 def test_each_rows_images_are_in_its_own_grammars_format() -> None:
     """Formats whose codes overlap: an id is another code in each."""
-    shifted = replace(FORMAT, first_code=FORMAT.first_code + 2, num_codes=NUM_CODES - 2)
+    shifted = replace(FORMAT, codes=CodeIds(sizes=(NUM_CODES - 2,), first=FORMAT.codes.start + 2))
     grammars = [
         TextGrammar(256),
         *(GridGrammar(form, size=size, vocab_size=VOCABULARY) for form, size in ((shifted, (1, 2)), (FORMAT, (2, 1)))),
@@ -112,12 +113,12 @@ def test_each_rows_images_are_in_its_own_grammars_format() -> None:
     batch = [[text("say")], *[[text("draw"), text([FORMAT.begin])]] * 2]
     found = [segment for row, segment in model.generate(batch, grammars, Generation(max_tokens=20), tokenizer=TOKENIZER) if row]
     drawn = [segment for segment in found if isinstance(segment, Codes)]
-    assert {(segment.format.first_code, tuple(segment.grid.shape)) for segment in drawn} == {
-        (FORMAT.first_code, (2, 1)),
-        (shifted.first_code, (1, 2)),
+    assert {(segment.format.codes.start, tuple(segment.grid.shape)) for segment in drawn} == {
+        (FORMAT.codes.start, (2, 1)),
+        (shifted.codes.start, (1, 2)),
     }
     for segment in drawn:
-        assert int(segment.grid.min()) >= 0 and int(segment.grid.max()) < segment.format.num_codes
+        assert int(segment.grid.min()) >= 0 and int(segment.grid.max()) < segment.format.codes.num_ids
 
 
 def test_a_grammar_that_writes_images_has_to_read_them() -> None:
@@ -222,7 +223,7 @@ def allowed_ids(grammar: GridGrammar, state) -> set[int]:
 def test_text_never_holds_the_ids_inside_an_image() -> None:
     grammar = GridGrammar(FORMAT, num_images=1, stop=(EOS,))
     structure = {FORMAT.image, FORMAT.row_end, *FORMAT.closing}
-    everything = set(range(FORMAT.first_code))
+    everything = set(range(FORMAT.codes.start))
     assert allowed_ids(grammar, grammar.start()) == everything - structure
     assert allowed_ids(grammar, grammar.start()._replace(num_images=1)) == everything - structure - {FORMAT.begin}
 

@@ -14,6 +14,7 @@ from mmblocks.generation.interleaved import segments_of
 from mmblocks.models.emu3.prompts import fill_template, read_document, spell, token_id, token_name
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar, Emu35PublishedGrammar
 from mmblocks.vocabulary import EMU3, EMU35
+from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.grid_format import chameleon_format, raster_format
 from tests.shared.tiny import EOS, FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
@@ -33,7 +34,7 @@ def test_an_image_takes_the_size_of_the_one_before() -> None:
 
 def test_chameleon_writes_1024_codes_between_two_ids() -> None:
     shuffled = torch.randperm(8192, generator=torch.Generator().manual_seed(0)) + 4
-    form = chameleon_format(shuffled.tolist())
+    form = chameleon_format(CodeIds(sizes=(8192,), table=tuple(shuffled.tolist())))
     grid = torch.randint(0, 8192, (32, 32), generator=torch.Generator().manual_seed(1))
     ids, place = form.write(grid)
     assert (int(ids[0]), int(ids[-1]), len(ids)) == (8197, 8196, 1026)
@@ -51,11 +52,22 @@ def test_chameleon_writes_1024_codes_between_two_ids() -> None:
 
 def test_formats_that_cannot_write_a_size_are_refused() -> None:
     with pytest.raises(ValueError, match="fixed_size is None"):
-        GridFormat(begin=1, closing=(2,), first_code=3, num_codes=4)
+        GridFormat(begin=1, closing=(2,), codes=CodeIds(sizes=(4,), first=3))
     with pytest.raises(ValueError, match="only size of this format"):
         raster_format(2, 2, 5).write(torch.zeros(2, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="code_ids holds 2 ids"):
-        GridFormat(begin=1, closing=(2,), first_code=3, num_codes=2, code_ids=(3, 3), fixed_size=(1, 1))
+    with pytest.raises(ValueError, match="codes has 2 codebooks; accepted: one"):
+        GridFormat(begin=1, closing=(2,), codes=CodeIds(sizes=(4, 4), first=3), fixed_size=(1, 1))
+
+
+def test_codes_among_which_other_ids_stand() -> None:
+    form = GridFormat(begin=6, closing=(2,), codes=CodeIds(sizes=(4,), table=(8, 1, 7, 4)), fixed_size=(1, 4))
+    ids = form.write(torch.tensor([[3, 0, 1, 2]])).ids.tolist()
+    assert ids == [6, 4, 8, 1, 7, 2] and form.read([0, *ids])[1].tolist() == [[3, 0, 1, 2]]
+    grammar = GridGrammar(form, vocab_size=11, stop=(10,))
+    assert grammar.allowed(grammar.start()) == ((0, 1), (3, 4), (5, 7), (9, 11))
+    assert grammar.allowed(grammar.start([6])) == ((1, 2), (4, 5), (7, 9))
+    with pytest.raises(ValueError, match="do not follow the format"):
+        form.read_image([6, 4, 8, 1, 5, 2])
 
 
 def test_emu3s_own_rule_at_width_one_and_two() -> None:

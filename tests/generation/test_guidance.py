@@ -88,7 +88,7 @@ def test_streams_of_images_alone_skip_text() -> None:
 
     image = script[script.index(FORMAT.begin) :]
     rows = [[text("draw: "), text(script)], [text("?"), text(image)]]
-    streams = [model.outputs["lm"].logits(model.hidden(builder([row]))[:, -1], FORMAT.first_code) for row in rows]
+    streams = [model.outputs["lm"].logits(model.hidden(builder([row]))[:, -1], FORMAT.codes.start) for row in rows]
     torch.testing.assert_close(seen[0], guidance.combine(torch.stack(streams), 0))
 
 
@@ -109,7 +109,7 @@ def test_text_and_images_are_sampled_each_in_its_own_way() -> None:
 
 def test_hooks_see_what_the_grammar_allows_and_may_change_it() -> None:
     model = tiny_model().eval()
-    wanted = FORMAT.first_code + 5
+    wanted = FORMAT.codes.start + 5
     allowed = []
 
     def only_five(scores):
@@ -121,4 +121,4 @@ def test_hooks_see_what_the_grammar_allows_and_may_change_it() -> None:
     grammar = GridGrammar(FORMAT, size=(2, 2))
     (found,) = model.generate([[text([FORMAT.begin])]], grammar, Generation(max_tokens=20, hooks=[only_five]))
     assert found.segment.grid.tolist() == [[5, 5], [5, 5]]
-    assert allowed == [FORMAT.num_codes] * 4  # the visual rows of the head alone
+    assert allowed == [FORMAT.codes.num_ids] * 4  # the visual rows of the head alone

@@ -14,6 +14,7 @@ from mmblocks.generation import VectorBlock, VectorGrammar, beam_search
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.heads import RegressionHead
 from mmblocks.models.emu3.published_rules import Emu3PrefixGrammar
+from mmblocks.vocabulary import CodeIds
 from mmblocks.vocabulary.grid_format import EMU3, raster_format
 from tests.shared.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
@@ -62,7 +63,7 @@ VECTORS = VectorBlock(begin=1, end=2, size=(2, 3), head="latents", input="latent
     [
         (GridGrammar(FORMAT, size=(2, 3)), [FORMAT.begin], len(FORMAT.head(2, 3)) - 1 + FORMAT.length(2, 3)),
         (GridGrammar(FORMAT, size=(2, 3)), FORMAT.head(2, 3), FORMAT.length(2, 3)),
-        (GridGrammar(FORMAT, size=(2, 3)), [*FORMAT.head(2, 3), FORMAT.first_code], FORMAT.length(2, 3) - 1),
+        (GridGrammar(FORMAT, size=(2, 3)), [*FORMAT.head(2, 3), FORMAT.codes.start], FORMAT.length(2, 3) - 1),
         (GridGrammar(FORMAT, size=(2, 3)), [97], None),
         (GridGrammar(FORMAT, size=(2, 3), num_images=2), [FORMAT.begin], None),
         (GridGrammar(FORMAT, size=(2, 3), stop=(0,)), [FORMAT.begin], None),
@@ -145,7 +146,7 @@ def test_the_warning_names_the_callers_line() -> None:
 
 
 def test_a_fixed_format_needs_no_numbers_at_all() -> None:
-    form = GridFormat(begin=None, closing=(), first_code=0, num_codes=VOCABULARY, fixed_size=(2, 2))
+    form = GridFormat(begin=None, closing=(), codes=CodeIds(sizes=(VOCABULARY,), first=0), fixed_size=(2, 2))
     ((_, segment),) = tiny_model().eval().generate(PROMPT, GridGrammar(form))
     assert segment.grid.shape == (2, 2)
 

@@ -1,5 +1,7 @@
 """Noised copies leave the model's own objective alone; grids are drawn in as many passes as the sampler has steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -11,6 +13,7 @@ from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTok
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import sequential
+from mmblocks.vocabulary.code_ids import CodeIds
 from tests.shared.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
 
 MASK = TOKENIZER["<eos>"]
@@ -83,7 +86,7 @@ def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
     everything = MaskedTokens(mask_id=MASK, least=1.0)
     noised = with_noised_copies(batch, everything, head="lm")
     hidden = model.hidden(noised).flatten(0, 1)[noised.targets["lm"].places[-6:]]
-    expected = model.outputs["lm"].logits(hidden, FORMAT.first_code, FORMAT.first_code + NUM_CODES)
+    expected = model.outputs["lm"].logits(hidden, FORMAT.codes.start, FORMAT.codes.stop)
     seen = []
 
     class Spy(ConfidenceSampler):
@@ -126,9 +129,13 @@ def test_errors() -> None:
         sample_grids(model, prompt, GridGrammar(FORMAT, size="first"), SAMPLER, mask_id=MASK)
     with pytest.raises(ValueError, match="options set max_tokens, sampling, which sample_grids does not use"):
         sample_grids(model, prompt, grammar, SAMPLER, Generation(max_tokens=6, sampling=GREEDY), mask_id=MASK)
-    bare = GridFormat(begin=None, closing=(), first_code=TOKENIZER.vocab_size, num_codes=NUM_CODES, fixed_size=(2, 3))
+    bare = GridFormat(begin=None, closing=(), codes=FORMAT.codes, fixed_size=(2, 3))
     with pytest.raises(ValueError, match="does not end with"):
         sample_grids(model, prompt, GridGrammar(bare), SAMPLER, mask_id=MASK)
+    shuffled = replace(FORMAT, codes=CodeIds(sizes=(2,), table=(FORMAT.codes.start + 1, FORMAT.codes.start)))
+    opened = build([[text(FORMAT.head(2, 3))]], padding="left")
+    with pytest.raises(ValueError, match="codes have a table"):
+        sample_grids(model, opened, GridGrammar(shuffled, size=(2, 3)), SAMPLER, mask_id=MASK)
     with pytest.raises(ValueError, match="begins a document"):
         with_noised_copies(build([[codes(torch.zeros(2, 3, dtype=torch.long), bare, target="lm")]]), HIDE, head="lm")
 

@@ -15,7 +15,7 @@ from packaging import version
 from safetensors.torch import save
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.files import inside
+from mmblocks.checkpoints.files import untrusted
 from mmblocks.checkpoints.files.safetensors_files import LARGEST_HEADER
 from mmblocks.checkpoints.hub import answers
 from mmblocks.checkpoints.hub import repository as hubs
@@ -430,13 +430,13 @@ def test_link_to_what_repositories_share(tmp_path):
     (tmp_path / "models--sea--crab" / "blobs" / "etag").symlink_to(store / digest)
     (snapshot / "config.json").symlink_to("../../blobs/etag")
     (snapshot / "b.json").symlink_to(store / "notes")
-    assert inside.checked(snapshot, snapshot / "config.json", "") == snapshot / "config.json"
+    assert untrusted.inside(snapshot, snapshot / "config.json", "") == snapshot / "config.json"
     with pytest.raises(ValueError, match="leads out"):
-        inside.checked(snapshot, snapshot / "b.json", "")
+        untrusted.inside(snapshot, snapshot / "b.json", "")
     (tmp_path / "plain").mkdir()
     os.symlink(store / digest, tmp_path / "plain" / "config.json")
     with pytest.raises(ValueError, match="leads out"):
-        inside.checked(tmp_path / "plain", tmp_path / "plain" / "config.json", "")
+        untrusted.inside(tmp_path / "plain", tmp_path / "plain" / "config.json", "")
 
 
 def test_others_are_not_watched(hub, crab):

@@ -10,6 +10,7 @@ from mmblocks.generation.guidance import ClassifierFree, ThreeWay
 from mmblocks.layers.categorical import truncate
 from mmblocks.models.emu3.prompts import EMU35_TASKS, EMU35_UNCONDITIONAL, emu35_template, fill_template, read_document, spell
 from mmblocks.models.emu3.published_rules import Emu35PublishedGrammar, emu35_published_guidance
+from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.grid_format import EMU35, GridFormat
 
 ROW, BEGIN, IMAGE, END, FIRST, VOCABULARY = 30, 31, 32, 33, 34, 60
@@ -22,8 +23,7 @@ FORMAT = GridFormat(
     closing=(END,),
     digits=tuple(range(ZERO, ZERO + 10)),
     times=TIMES,
-    first_code=FIRST,
-    num_codes=VOCABULARY - FIRST,
+    codes=CodeIds(sizes=(VOCABULARY - FIRST,), first=FIRST),
 )
 GRIDS = [torch.tensor([[3, 1, 4, 1]]), torch.tensor([[5, 9], [2, 6], [5, 3]])]
 

@@ -163,7 +163,7 @@ def test_diffusers_reads_what_is_written_of_omnigen(tmp_path) -> None:
     ours = OmniGen(**{**OMNIGEN, "rope_scaling": LONGROPE, "channels": 2, "table_size": 8})
     ours.to_upstream(tmp_path, layout="omnigen-diffusers")
     written = {name: value for name, value in json.loads((tmp_path / "config.json").read_text()).items() if name[0] != "_"}
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     theirs = diffusers.OmniGenTransformer2DModel(**written, pad_token_id=0)
     torch.testing.assert_close(tensors["patch_embedding.pos_embed"], theirs.state_dict()["patch_embedding.pos_embed"])
     theirs.load_state_dict(tensors)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -106,6 +107,9 @@ def test_round_trip(tmp_path: Path, layout: str) -> None:
     again = ConditionalUNet.from_pretrained(tmp_path, layout=layout)
     assert again.config == unet.config
     torch.testing.assert_close(again.state_dict(), unet.state_dict(), rtol=0, atol=0)
+    if layout == "diffusers":
+        theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+        torch.testing.assert_close(theirs.state_dict(), unet.model.state_dict(), rtol=0, atol=0)
 
 
 def test_entries_of_published_configs() -> None:

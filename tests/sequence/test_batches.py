@@ -5,12 +5,13 @@ from mmblocks.sequence.batches import BatchBuilder
 from mmblocks.sequence.masks import Causal, Intervals
 from mmblocks.sequence.segments import NO_ID, codes, image, text, vectors
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, ImageLayout, Modality
+from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.text_tokenizers import ByteTokenizer
 
 FORMAT = GridFormat(
     begin=300, image=301, row_end=302, last_row_end=True, closing=(303,), digits=tuple(range(48, 58)), times=42,
-    first_code=310, num_codes=16,
+    codes=CodeIds(sizes=(16,), first=310),
 )  # fmt: skip
 
 

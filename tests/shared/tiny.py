@@ -4,6 +4,7 @@ import torch
 
 from mmblocks import ByteTokenizer, Decoder, GridFormat, LMHead, MultimodalModel, TextEmbedding
 from mmblocks.embedders import EVE2PatchEmbedding
+from mmblocks.vocabulary import CodeIds
 
 TOKENIZER = ByteTokenizer(specials=("<bos>", "<eos>", "<boi>", "<img>", "<eol>", "<eof>", "<eoi>"))
 NUM_CODES = 12
@@ -15,8 +16,7 @@ FORMAT = GridFormat(
     closing=(TOKENIZER["<eof>"], TOKENIZER["<eoi>"]),
     digits=tuple(b"0123456789"),
     times=ord("*"),
-    first_code=TOKENIZER.vocab_size,
-    num_codes=NUM_CODES,
+    codes=CodeIds(sizes=(NUM_CODES,), first=TOKENIZER.vocab_size),
 )
 VOCABULARY = TOKENIZER.vocab_size + NUM_CODES
 EOS = TOKENIZER["<eos>"]

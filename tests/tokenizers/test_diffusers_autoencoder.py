@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from mmblocks import Block
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.scaled_latents import ScaledLatents
-from mmblocks.tokenizers.diffusers_autoencoder import KINDS, DiffusersAutoencoder
+from mmblocks.tokenizers.diffusers_autoencoder import DiffusersAutoencoder
+from mmblocks.tokenizers.diffusers_kinds import KINDS
 
 LEVELS = {"block_out_channels": [8, 8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2}
 WAN = {"base_dim": 3, "z_dim": 2, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
@@ -139,14 +140,25 @@ def test_saved_in_our_layout_and_back_in_the_published_one(name, tmp_path) -> No
     assert set(written) == set(wanted) and all(torch.equal(written[key], wanted[key]) for key in wanted)
 
 
-def test_diffusers_reads_what_is_written_in_its_layout(tmp_path) -> None:
+@pytest.mark.parametrize(("size", "written"), [("5GB", "diffusion_pytorch_model.safetensors"), ("20KB", "{}.index.json")])
+def test_diffusers_reads_what_is_written_in_its_layout(tmp_path, size, written) -> None:
     vae = tokenizer().eval()
-    layout = vae.layouts[0]
-    save_file(dict(layout.convert(vae.state_dict(), vae.config, to="theirs")), tmp_path / "diffusion_pytorch_model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(layout.published_config(vae.config)))
+    vae.to_upstream(tmp_path, max_shard_size=size)
+    assert (tmp_path / written.format("diffusion_pytorch_model.safetensors")).is_file()
     model = diffusers.AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     pixels = pixels_for("sd")
     assert torch.equal(model.encode(pixels * 2 - 1).latent_dist.mode() * 0.18215, vae.encode(pixels).z.movedim(-1, 1))
+
+
+def test_names_of_weights(tmp_path) -> None:
+    """Weights of one name replace those of the other, and both names are read."""
+    vae = tokenizer().eval()
+    for write, name in 2 * [(vae.save_pretrained, "model"), (vae.to_upstream, "diffusion_pytorch_model")]:
+        write(tmp_path)
+        assert [file.name for file in tmp_path.glob("*.safetensors")] == [f"{name}.safetensors"]
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / "model.safetensors")
+    again = DiffusersAutoencoder.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in vae.state_dict().items())
 
 
 def test_shards_and_pipelines(tmp_path) -> None:
@@ -259,6 +271,22 @@ def test_what_a_continuous_tokenizer_lacks() -> None:
         ({"kind": "AutoencoderKL", "arguments": {"z_dim": 3}}, "unknown 'z_dim'; accepted: in_channels, "),
         ({"kind": "AutoencoderKL", "arguments": {"latents_mean": [0.0] * 4}}, "latents_mean and latents_std together"),
         ({"kind": "AutoencoderKLWan", "arguments": {**WAN}}, "shift holds 16 numbers; accepted: one, or 2"),
+        *(
+            (
+                {"kind": "AutoencoderKL", "arguments": {"scaling_factor": value}},
+                f"scaling_factor is {value!r}; .* number other than 0",
+            )
+            for value in (0.0, 0, float("inf"), "1", True)
+        ),
+        ({"kind": "AutoencoderKL", "arguments": {"shift_factor": "0"}}, "shift_factor is '0'; accepted: a finite number$"),
+        (
+            {"kind": "AutoencoderKLWan", "arguments": {**WAN, "latents_mean": [0, 1], "latents_std": [1, 0]}},
+            r"latents_std is \[1, 0\]; accepted: a list of finite numbers other than 0",
+        ),
+        (
+            {"kind": "AutoencoderKLWan", "arguments": {**WAN, "latents_mean": 0.0, "latents_std": [1, 1]}},
+            r"latents_mean is 0\.0; accepted: a list of finite numbers$",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message) -> None:
@@ -273,3 +301,14 @@ def test_the_bottleneck_alone() -> None:
     torch.testing.assert_close(latents.logvar, torch.tensor([[[2 * 0.6931472, 20 + 2 * 1.3862944]]]))
     with pytest.raises(ValueError, match="features have width 3; accepted: 4"):
         bottleneck(torch.zeros(1, 1, 3))
+    for scale in (0.0, (1.0, 0.0)):
+        with pytest.raises(ValueError, match="numbers other than 0"):
+            ScaledLatents(dim=2, scale=scale)
+
+
+def test_a_scale_of_zero_in_a_file_names_the_entry(tmp_path) -> None:
+    tokenizer().to_upstream(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"scaling_factor": 0.0}))
+    with pytest.raises(ValueError, match=r"scaling_factor is 0\.0; accepted: a finite number other than 0"):
+        DiffusersAutoencoder.from_pretrained(tmp_path)

@@ -38,13 +38,16 @@ def test_where_codes_stand() -> None:
     assert SHARED.to_vocabulary(torch.tensor([2, 4, 1])).tolist() == [12, 14, 11] and SHARED.stop == 15
     assert TABLE.to_vocabulary(torch.tensor([3, 0])).tolist() == [4, 7] and TABLE.stop == 10
     assert TABLES.to_vocabulary(torch.tensor([1, 2])).tolist() == [2, 0]
+    assert (MIXED.ranges, SHARED.ranges) == (((10, 20),), ((10, 15),))
+    assert (TABLE.ranges, TABLES.ranges) == (((2, 3), (4, 5), (7, 8), (9, 10)), ((0, 1), (2, 3), (4, 5), (7, 8), (9, 10)))
+    assert CodeIds(sizes=(4,), table=(6, 5, 9, 7)).ranges == ((5, 8), (9, 10)) and TABLE.start == 2
     assert MIXED.ids(1).tolist() == [13, 14, 15, 16, 17] and TABLES.ids(1).tolist() == [9, 4, 0]
 
 
 def test_the_ids_of_a_grid_format() -> None:
-    grid = torch.randint(EMU3.num_codes, (2, 3))
+    codes = EMU3.codes
+    grid = torch.randint(codes.num_ids, (2, 3))
     text = EMU3.write(grid)
-    codes = CodeIds(sizes=(EMU3.num_codes,), first=EMU3.first_code)
     assert torch.equal(codes.is_code(text.ids), text.place[:, 0] >= 0)
     assert torch.equal(codes.from_vocabulary(text.ids[codes.is_code(text.ids)]), grid.flatten())
 

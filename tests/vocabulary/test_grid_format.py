@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mmblocks.vocabulary.grid_format import ANY_CODE, EMU3, EMU35, FINISHED
+from mmblocks.vocabulary.code_ids import CodeIds
+from mmblocks.vocabulary.grid_format import ANY_CODE, EMU3, EMU35, FINISHED, GridFormat, chameleon_format
 
 FORMATS = {"emu3": EMU3, "emu3.5": EMU35}
 
@@ -9,7 +12,7 @@ FORMATS = {"emu3": EMU3, "emu3.5": EMU35}
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 5), (12, 10), (101, 1)])
 def test_what_is_written_can_be_read(format, size) -> None:
-    codes = torch.randint(format.num_codes, size, generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(format.codes.num_ids, size, generator=torch.Generator().manual_seed(0))
     written = format.write(codes)
     pieces = format.read([7, *written.ids.tolist(), 8, 9])
     assert pieces[0] == [7]
@@ -18,7 +21,7 @@ def test_what_is_written_can_be_read(format, size) -> None:
     body = written.ids[-format.length(*size) :]
     places = written.place[-format.length(*size) :]
     for token, (_, row, column) in zip(body.tolist(), places.tolist(), strict=True):
-        assert row < 0 or token == codes[row, column] + format.first_code
+        assert row < 0 or token == codes[row, column] + format.codes.start
 
 
 def test_expected_is_batched_over_sizes() -> None:
@@ -29,7 +32,7 @@ def test_expected_is_batched_over_sizes() -> None:
 
 def test_a_width_of_one_still_closes_the_image() -> None:
     assert EMU3.write(torch.zeros(2, 1, dtype=torch.long)).ids.tolist()[5:] == [
-        EMU3.first_code, EMU3.row_end, EMU3.first_code, EMU3.row_end, *EMU3.closing,
+        EMU3.codes.start, EMU3.row_end, EMU3.codes.start, EMU3.row_end, *EMU3.closing,
     ]  # fmt: skip
 
 
@@ -60,4 +63,21 @@ def test_an_image_with_a_misplaced_row_end_is_refused() -> None:
 @pytest.mark.parametrize("size", [[], [17], [17, 9], [9, 17], [15, 9, 17], [400, 9, 17]])
 def test_a_size_that_spells_nothing_is_refused(size) -> None:
     with pytest.raises(ValueError, match="do not spell a size"):
-        EMU3.read([EMU3.begin, *size, EMU3.image, EMU3.first_code])
+        EMU3.read([EMU3.begin, *size, EMU3.image, EMU3.codes.start])
+
+
+def test_the_names_that_codes_replaced_still_work() -> None:
+    written = {"begin": 1, "closing": (2,), "fixed_size": (1, 1)}
+    now = GridFormat(**written, codes=CodeIds(sizes=(4,), first=3))
+    with pytest.warns(FutureWarning, match=r"GridFormat's first_code, num_codes, code_ids is codes=CodeIds\(\.\.\.\) now; .* 0\.3"):
+        assert GridFormat(**written, first_code=3, num_codes=4) == now
+    with pytest.warns(FutureWarning):
+        assert replace(now, first_code=9).codes == CodeIds(sizes=(4,), first=9)
+    with pytest.warns(FutureWarning):
+        shuffled = GridFormat(**written, first_code=3, num_codes=4, code_ids=(5, 3, 4, 6))
+    assert shuffled.codes == CodeIds(sizes=(4,), table=(5, 3, 4, 6))
+    for name, value in {"first_code": 3, "num_codes": 4, "code_ids": (5, 3, 4, 6)}.items():
+        with pytest.warns(FutureWarning, match=f"GridFormat's {name} is codes"):
+            assert getattr(shuffled, name) == value
+    with pytest.warns(FutureWarning, match="code_ids is a CodeIds now"):
+        assert chameleon_format([4, 6, 5]) == chameleon_format(CodeIds(sizes=(3,), table=(4, 6, 5)))

@@ -3,7 +3,8 @@
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ _DONTNEED = 4
 """MADV_DONTNEED of Linux."""
 
 _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Entry(NamedTuple):
+    """A tensor in a file: on the meta device, which tells its shape and dtype, and how to read it onto the CPU."""
+
+    meta: Tensor
+    read: Callable[[], Tensor]
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.checkpoints.files.entries import Entry
+from mmblocks.checkpoints.files.mapped import Entry
 
 LARGEST_PICKLE = 16 * 2**20
 """Bytes of the pickle itself, which holds names and shapes; a thousand tensors take about two hundred thousand."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mmblocks.checkpoints.files.entries import Entry
+from mmblocks.checkpoints.files.mapped import Entry
 
 LARGEST_HEADER = 8 * 2**20
 """Bytes; a thousand tensors take about a hundred thousand."""

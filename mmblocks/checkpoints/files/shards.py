@@ -32,8 +32,11 @@ def write(
     read: Callable[[str], Tensor],
     max_shard_size: int | str,
     finished: Callable[[str, int, int], None] | None = None,
+    stem: str = "model",
 ) -> None:
     """Writes ``model.safetensors`` or shards. A file that is there already is taken to be complete, as each appears in one step.
+
+    Where there is no tensor, the file is empty: it says that none is lacking.
 
     Args:
         folder: where to.
@@ -42,14 +45,17 @@ def write(
         max_shard_size: of one file, such as ``"5GB"``.
         finished: called after each file with its name, its number and how many there are; before that the file is read again and
             compared.
+        stem: the name of the file without its ending; that of shards begins so.
 
     Raises:
         ValueError: a size that is none.
     """
     check_size(max_shard_size)
     sizes = {key: torch.empty_like(tensor, device="meta") for key, tensor in meta.items()}
-    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
-    for number, (name, keys) in enumerate(split.filename_to_tensors.items(), start=1):
+    pattern = f"{stem}{{suffix}}.safetensors"
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size, filename_pattern=pattern)
+    files = split.filename_to_tensors or {pattern.format(suffix=""): []}
+    for number, (name, keys) in enumerate(files.items(), start=1):
         if not (folder / name).exists():
             beside = folder / f"{name}.part"
             save_file(_packed({key: read(key) for key in keys}), beside, metadata={"format": "pt"})
@@ -57,10 +63,10 @@ def write(
                 _compare(beside, keys, read)
             os.replace(beside, folder / name)
         if finished is not None:
-            finished(name, number, len(split.filename_to_tensors))
+            finished(name, number, len(files))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _compare(file: Path, keys: list[str], read: Callable[[str], Tensor]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmblocks.checkpoints.files import inside, json_files
-from mmblocks.checkpoints.files.entries import Entry
+from mmblocks.checkpoints.files import untrusted
+from mmblocks.checkpoints.files.mapped import Entry
 from mmblocks.checkpoints.files.pickle_files import open_pickle
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 
@@ -100,7 +100,7 @@ def places(index: Path) -> dict[str, str]:
         ValueError: it is no index, or leads out of its folder.
     """
     try:
-        content = json_files.read(index, unique=True)
+        content = untrusted.read_json(index, unique=True)
         found = content["weight_map"]
     except (ValueError, KeyError, TypeError):
         found = None
@@ -138,7 +138,7 @@ def _open_index(index: Path, unwrap: str | None, needed: Callable[[str], bool]) 
     for name in sorted(set(wanted.values())):
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index} names {name!r}, which is not there")
-        file = inside.checked(index.parent, index.parent / name, f"{index} names {name!r}")
+        file = untrusted.inside(index.parent, index.parent / name, f"{index} names {name!r}")
         files[name] = _open(file, unwrap, _any)
     for key, name in wanted.items():
         if key not in files[name]:
@@ -148,4 +148,4 @@ def _open_index(index: Path, unwrap: str | None, needed: Callable[[str], bool]) 
 
 
 def _inside(folder: Path, file: Path) -> Path:
-    return inside.checked(folder, file, f"{folder} holds {file.name!r}")
+    return untrusted.inside(folder, file, f"{folder} holds {file.name!r}")

@@ -2,45 +2,36 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints.hub import catalogue
+from mmblocks.checkpoints.origin import Place
 from mmblocks.configurable import Configurable
 
-
-class Place(NamedTuple):
-    """What to load, and where from.
-
-    Attributes:
-        cls: the class.
-        layout: the name of the layout, where it is given.
-        path: the folder or file.
-        root: what others may replace as a whole while it is read.
-        source: what the user named, in short.
-        revision: the commit, if it came from the Hub.
-        ignored: entries of a published config that are left out.
-    """
-
-    cls: type[Any]
-    layout: str | None
-    path: Path
-    root: Path
-    source: str
-    revision: str | None
-    ignored: tuple[str, ...] = ()
+B = TypeVar("B", bound=Configurable)
 
 
 def locate(
-    cls: type[Configurable],
+    cls: type[B],
     name: str | Path,
+    *,
     subfolder: str | None,
     revision: str | None,
     layout: str | None,
-    given: Collection[str],
     ignored: tuple[str, ...] = (),
-) -> Place:
+    given: Collection[str] = (),
+) -> Place[B]:
     """The folder or file to load from; what is needed of a repository is downloaded.
+
+    Args:
+        cls: the class, where the catalogue knows no narrower one.
+        name: as the user gave it.
+        subfolder: of the part that is loaded alone.
+        revision: on the Hub.
+        layout: the name of the layout, where it is given.
+        ignored: entries of a published config that are left out.
+        given: names of arguments that are handed in, for which nothing is downloaded.
 
     Raises:
         FileNotFoundError: there is none.
@@ -53,7 +44,8 @@ def locate(
     if folder.exists() or not isinstance(name, str):
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {folder} is a local folder; accepted: None")
-        return _local(cls, folder, subfolder, layout)._replace(ignored=ignored)
+        path = _local(folder, subfolder)
+        return Place(cls, path, folder, path.name or str(path), None, layout, ignored)
 
     from mmblocks.checkpoints.hub import fetching
     from mmblocks.checkpoints.hub import repository as hub
@@ -65,25 +57,21 @@ def locate(
             raise FileNotFoundError(
                 f"no such folder: {folder}; accepted: a folder, organisation/name on the Hub, or a catalogued name"
             )
-        repo, path = found
+        repo, inside = found
     elif entry.id is None:
         raise FileNotFoundError(f"{name} is on no Hub that is known; download it, and name the file: {entry.note or entry.source}")
     else:
-        repo, path = entry.id, entry.path
-        cls, layout, revision = _class(cls, entry), layout or entry.layout, revision or entry.revision
-    path = "/".join(filter(None, (path, subfolder)))
+        repo, inside = entry.id, entry.path
+        known = entry.block_class()
+        cls = known if issubclass(known, cls) else cls
+        layout, revision = layout or entry.layout, revision or entry.revision
+    inside = "/".join(filter(None, (inside, subfolder)))
     repository = hub.find(repo, revision)
-    local = fetching.fetch(cls, repository, path, layout, given, ignored)
-    return Place(cls, layout, local, local, f"{repo}/{path}".rstrip("/"), repository.commit, ignored)
+    path = fetching.fetch(cls, repository, inside, layout, given, ignored)
+    return Place(cls, path, path, f"{repo}/{inside}".rstrip("/"), repository.commit, layout, ignored)
 
 
-def _class(cls: type[Configurable], entry: catalogue.Pretrained) -> type[Any]:
-    """The class of an entry, where a more general one was named."""
-    known = entry.block_class()
-    return known if issubclass(known, cls) else cls
-
-
-def _local(cls: type[Configurable], folder: Path, subfolder: str | None, layout: str | None) -> Place:
+def _local(folder: Path, subfolder: str | None) -> Path:
     path = folder
     if subfolder is not None:
         path = folder / subfolder
@@ -91,4 +79,4 @@ def _local(cls: type[Configurable], folder: Path, subfolder: str | None, layout:
             raise ValueError(f"subfolder is {subfolder!r}, a link; accepted: a folder inside {folder}")
     if not path.exists():
         raise FileNotFoundError(f"no such folder: {path}")
-    return Place(cls, layout, path, folder, path.name or str(path), None)
+    return path

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from huggingface_hub import HfApi, cached_assets_path, constants, errors, hf_hub_download, try_to_load_from_cache
 from torch import Tensor
 
-from mmblocks.checkpoints.files import json_files
+from mmblocks.checkpoints.files import untrusted
 from mmblocks.checkpoints.files.safetensors_files import LARGEST_HEADER, meta_tensor
 from mmblocks.checkpoints.hub import answers, listing
 from mmblocks.checkpoints.hub.listing import Listed
@@ -156,9 +156,9 @@ def _known(repo: str, revision: str, notes: Path) -> Repository | None:
     try:
         commit = revision
         if not answers.COMMIT.fullmatch(revision):
-            commit = listing.checked_commit(json_files.read(notes / f"{quote(revision, safe='')}.ref.json"), repo, revision)
+            commit = listing.checked_commit(untrusted.read_json(notes / f"{quote(revision, safe='')}.ref.json"), repo, revision)
         file = notes / f"{commit}.json"
-        return Repository(repo, commit, listing.from_note(json_files.read(file, unique=True), str(file)))
+        return Repository(repo, commit, listing.from_note(untrusted.read_json(file, unique=True), str(file)))
     except (OSError, ValueError):
         return None
 

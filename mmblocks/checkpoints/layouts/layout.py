@@ -112,6 +112,7 @@ class Layout:
             for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.layouts.harmless`` need not be named again.
         config_file: where ``config`` is read from and ``published_config`` written to, if that is not config.json; config.json is
             other parts' then.
+        weights: the name, without its ending, of the files of tensors that are written. Files of any name are read.
         otherwise: what else loads a checkpoint whose config is refused; it ends the message.
         preprocessor: how preprocessor_config.json beside the weights is read and written, for a Block whose ``preprocess`` follows
             it; see ``checkpoints.layouts.preprocessing``. None: that file is other parts'. Where there is no file, the class's
@@ -138,6 +139,7 @@ class Layout:
     same: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
     config_file: str = "config.json"
+    weights: str = "model"
     otherwise: str = ""
     preprocessor: Preprocessor | None = None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.checkpoints import config
-from mmblocks.checkpoints.files import inside, json_files
+from mmblocks.checkpoints.files import untrusted
 from mmblocks.checkpoints.layouts import patterns
 from mmblocks.checkpoints.layouts.harmless import check_read
 from mmblocks.checkpoints.layouts.published_config import PublishedConfig, only, plain, shown, title
@@ -102,23 +102,13 @@ def _is_own(entry: str) -> bool:
 
 
 def _content(folder: Path) -> dict[str, Any] | None:
-    nested = _object(folder, NESTED) or {}
+    nested = untrusted.read_object(folder, NESTED) or {}
     found = nested.get(_ENTRY)
     if found is None:
-        return _object(folder, FILE)
+        return untrusted.read_object(folder, FILE)
     if not isinstance(found, dict):
         raise ValueError(f"{folder / NESTED}: {_ENTRY} is {shown(found)}; accepted: an object")
     return found
-
-
-def _object(folder: Path, name: str) -> dict[str, Any] | None:
-    file = folder / name
-    if not file.is_file():
-        return None
-    content = json_files.read(inside.checked(folder, file, f"{folder} holds {name!r}"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
-    return content
 
 
 def check_processor(entries: Mapping[str, Any], *accepted: str) -> None:
@@ -163,14 +153,6 @@ def normalisation(
     if not _given(entries, "do_normalize", True):
         means, stds = (0.0,) * 3, (1.0,) * 3
     return {"mean": tuple(value / scale for value in means), "std": tuple(value / scale for value in stds)}
-
-
-def check_normalisation(entries: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], **defaults: Any) -> None:
-    """Refuses another normalisation than that of a Block that has only one; see ``normalisation``."""
-    found = normalisation(entries, **defaults)
-    for name, accepted in (("mean", mean), ("std", std)):
-        if any(abs(one - other) > 1e-6 for one, other in zip(found[name], accepted, strict=True)):
-            raise ValueError(f"the images' {name} is {found[name]}; accepted: {tuple(accepted)}")
 
 
 def published_normalisation(mean: Iterable[float], std: Iterable[float]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Building a Block for a published checkpoint: which of the class's layouts it is, and what its config means."""
 
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,42 +14,42 @@ from mmblocks.checkpoints.building import build
 from mmblocks.checkpoints.files import mapped
 from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
+from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.difference import Difference, Shape
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.origin import Origin, Place
 from mmblocks.configurable import Configurable, parameters
 
 B = TypeVar("B", bound=Configurable)
+
+_log = logging.getLogger(__name__)
 
 DETAILED = 2
 """Layouts of which all that does not fit is shown."""
 
 
-def build_published(
-    cls: type[B],
-    path: Path,
-    published: dict[str, Any],
-    name: str | None,
-    overrides: dict[str, Any],
-    images: Mapping[str, Any] | None = None,
-) -> tuple[B, Layout, list[Job]]:
-    """A Block without values, its layout, and the job that fills all of it from one published checkpoint.
+def build_published(place: Place[B], content: dict[str, Any], overrides: dict[str, Any]) -> tuple[B, list[Job]]:
+    """A Block without values, and the job that fills all of it from one published checkpoint.
 
-    ``images`` holds the entries of preprocessor_config.json, where there are any.
+    ``content`` is that of config.json, where there is one.
     """
+    cls, path = place.cls, place.path
+    published = config.without(content, preprocessing.of_config(place.ignored))
+    images = preprocessing.read(path, place.ignored) if path.is_dir() else None
     config.check_arguments(cls, overrides, "from_pretrained")
-    candidates = _candidates(cls, path, published, name)
-    built = [
-        (layout, stored, instance(cls, layout, config_of(layout, path, published), overrides, images))
-        for layout, stored in candidates
-    ]
+
+    def made(layout: Layout) -> B:
+        return instance(cls, layout, config_of(layout, path, published), overrides, images)
+
+    built = [(layout, stored, made(layout)) for layout, stored in _candidates(place, published, made)]
     if len(built) > 1:  # by their names alone several fit: one may leave some out, or expect other shapes
         built = _exact(cls, path, built)
     layout, stored, block = built[0]
+    block.origin = Origin(place.source, layout.name, place.revision)
+    _log.info("%s comes from %s", cls.__name__, block.origin)
     title = f"{cls.__name__} from {path} in the layout {layout.name!r}"
-    sources = layout.sources(stored, block.config)
-    job = Job(title, tensors.slots(block), sources, stored, layout.unknown(stored))
-    has_more = bool(layout.derived or layout.same)
-    return block, layout, [job._replace(check=_further_check(title, layout, stored, block)) if has_more else job]
+    sources, check = layout.sources(stored, block.config), _further_check(title, layout, stored, block)
+    return block, [Job(title, tensors.slots(block), sources, stored, layout.unknown(stored), check)]
 
 
 def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str, Any]:
@@ -57,8 +59,10 @@ def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str
     return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
 
 
-def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None]:
+def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None] | None:
     """The comparison of what follows from the arguments, or from other tensors; it reads no more than these."""
+    if not (layout.derived or layout.same):
+        return None
 
     def check(forgetting: bool) -> None:
         try:
@@ -77,16 +81,15 @@ def _further_check(title: str, layout: Layout, stored: files.Stored, block: Conf
     return check
 
 
-def _candidates(
-    cls: type[Configurable], path: Path, published: dict[str, Any], name: str | None
-) -> list[tuple[Layout, files.Stored]]:
-    """The layout of that name, or all that know every tensor's name; at least one.
+def _candidates(place: Place[B], published: dict[str, Any], made: Callable[[Layout], B]) -> list[tuple[Layout, files.Stored]]:
+    """The layout that is named, or all that fit; at least one. ``made`` gives the Block that a layout leads to.
 
     Raises:
         ValueError: there is none; the message says for each layout why not.
     """
-    chosen = layouts(cls, str(path), name)
-    if name is not None:
+    cls, path = place.cls, place.path
+    chosen = layouts(cls, str(path), place.layout)
+    if place.layout is not None:
         return [(layout, _open(path, layout)) for layout in chosen]
 
     fitting: list[tuple[Layout, files.Stored]] = []
@@ -98,13 +101,28 @@ def _candidates(
             reasons.append(Reason(layout, str(error), sys.maxsize))
             continue
         content = config_of(layout, path, published)
-        if layout.fits(stored, content):
+        if fits(layout, stored, content, partial(made, layout)):
             fitting.append((layout, stored))
         else:
             reasons.append(Reason.of(layout, {key: tuple(tensor.shape) for key, tensor in stored.meta.items()}, content))
     if not fitting:
         raise ValueError(fits_none(str(path), cls, reasons))
     return fitting
+
+
+def fits(layout: Layout, keys: Collection[str], published: Mapping[str, Any], made: Callable[[], Configurable]) -> bool:
+    """Whether a file with tensors of these names, and its config, are in a layout.
+
+    ``made`` gives the Block that they lead to, without values. It is called where no tensor is the Block's: some have none.
+    """
+    if layout.fits(keys, published):
+        return True
+    if any(layout.to_ours(key) != () for key in keys):
+        return False
+    try:
+        return not tensors.slots(made())
+    except (ValueError, TypeError, ImportError):
+        return False
 
 
 class Reason(NamedTuple):
@@ -176,6 +194,8 @@ def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]
             reasons.append(f"layout {layout.name!r}:\n{difference}")
         else:
             exact.append((layout, stored, block))
+    if not any(tensors.slots(block) or block.config != exact[0][2].config for _, _, block in exact):
+        exact = exact[:1]  # one Block in all of them, and nothing in the file that could tell them apart
     if len(exact) > 1:
         names = ", ".join(layout.name for layout, _, _ in exact)
         raise ValueError(f"{path} fits several layouts of {cls.__name__}: {names}; choose one: from_pretrained(..., layout=...)")

@@ -1,9 +1,13 @@
-"""The config of a published checkpoint, read whole: what a layout has not looked at is found, and refused.
+"""The config of a published checkpoint, read whole: what a layout has not looked at is found, and refused. And the way back.
 
     def llama(config: Mapping[str, Any]) -> dict[str, Any]:
         check_model(config, "llama", "mistral")
         only(config, "hidden_act", "silu", "swish")
-        return {"dim": config["hidden_size"]}
+        return {"dim": config["hidden_size"], **read_own(config, {"bias": False})}
+
+    def published_llama(arguments: Arguments) -> dict[str, Any]:
+        check_arguments(arguments, gated=True)
+        return {"hidden_size": arguments["dim"], "hidden_act": "silu", **written_own(arguments, {"bias": False})}
 
 A reader takes single entries. An entry that it gives to the Block as it is, such as a dict of arguments, counts as read.
 """
@@ -12,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["PublishedConfig", "check_model", "only", "plain", "shown", "stated", "title"]
+from mmblocks.checkpoints.layouts.rules import Arguments
 
 
 class PublishedConfig(Mapping[str, Any]):
@@ -141,6 +145,44 @@ def shown(value: Any) -> str:
     """A value in an error: short, whatever a file holds."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_arguments(arguments: Arguments, **accepted: object) -> None:
+    """Refuses to write a Block that the authors' config has no words for.
+
+    Args:
+        arguments: the Block's.
+        accepted: by name, what alone can be said.
+
+    Raises:
+        ValueError: an argument is something else.
+    """
+    for name, value in accepted.items():
+        given = arguments[name]
+        if (tuple(given) if isinstance(given, list) else given) != value:
+            raise ValueError(
+                f"{name} is {shown(arguments[name])}; accepted in this layout: {value!r}, which its config cannot change"
+            )
+
+
+def read_own(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a published config has no entries for, from entries under their own names, as ``written_own`` adds them.
+
+    Args:
+        config: the config.
+        defaults: by name, what the arguments are where the config has no such entry, as no published file has.
+    """
+    return {name: as_tuples(config.get(name, default)) for name, default in defaults.items()}
+
+
+def written_own(arguments: Arguments, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries for the arguments that are not as the defaults are."""
+    return {name: arguments[name] for name, default in defaults.items() if arguments[name] != default}
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists as Blocks record them."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _letters(name: str) -> str:

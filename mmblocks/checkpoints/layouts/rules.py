@@ -4,7 +4,7 @@ A row names both sides by patterns and says what is done to the tensors in betwe
 several published tensors into one of ours, is another class with ``names`` and ``source``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -146,3 +146,13 @@ def _check_groups(sizes: Sequence[int], num_groups: int) -> None:
 def _check_placeholders(theirs: str, ours: str) -> None:
     if patterns.placeholders(theirs) != patterns.placeholders(ours):
         raise ValueError(f"{theirs!r} and {ours!r} do not have the same placeholders in the same order")
+
+
+def nested(theirs: str, ours: str, table: Iterable[tuple[str, str]]) -> tuple[Rule, ...]:
+    """The rules of a module that sits at ``theirs`` in a published file and at ``ours`` in a Block: pairs of names inside it."""
+    return tuple(Rule(f"{theirs}.{key}", f"{ours}.{name}") for key, name in table)
+
+
+def at(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The same rules where the published names begin with ``prefix``."""
+    return tuple(Rule(prefix + rule.theirs, rule.ours, rule.transform) for rule in rules)

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.files import inside, json_files, write
+from mmblocks.checkpoints.files import folders, untrusted
 from mmblocks.checkpoints.files.safetensors_files import open_safetensors
 from mmblocks.checkpoints.layouts import patterns
 from mmblocks.checkpoints.surgery.graft import Report
@@ -105,7 +105,7 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
     if not _adapted(module):
         raise ValueError(f"{type(module).__name__} has no adapters; attach_lora gives it some")
     state = {_PREFIX + name: tensor.contiguous() for name, tensor in _state(module).items()}
-    with write.replacing(Path(folder)) as temporary:
+    with folders.replacing(Path(folder)) as temporary:
         module.peft_config[_ADAPTER].save_pretrained(str(temporary))  # type: ignore[union-attr, index]
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
 
@@ -159,7 +159,7 @@ def merge_lora(module: nn.Module) -> Report:
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
-    file = inside.checked(folder, folder / WEIGHTS, f"{folder} holds {WEIGHTS!r}")
+    file = untrusted.inside(folder, folder / WEIGHTS, f"{folder} holds {WEIGHTS!r}")
     return {name.removeprefix(_PREFIX): entry.read() for name, entry in open_safetensors(file).items()}
 
 
@@ -170,8 +170,8 @@ def _checked_config(folder: Path, stored: Mapping[str, int]) -> dict[str, Any]:
         folder: that holds it.
         stored: the ranks in the file of weights, by layer.
     """
-    file = inside.checked(folder, folder / CONFIG, f"{folder} holds {CONFIG!r}")
-    content = json_files.read(file, unique=True)
+    file = untrusted.inside(folder, folder / CONFIG, f"{folder} holds {CONFIG!r}")
+    content = untrusted.read_json(file, unique=True)
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         kind = content.get("peft_type") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{folder} holds {kind!r:.200}; accepted: LORA")

@@ -1,1 +1,1 @@
-"""Losses of single rows, entropies and distributions over codes."""
+"""Losses of single rows."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
+from mmblocks.checkpoints.layouts.published_config import check_arguments
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.configurable import parameters
 
 WRAPPERS = "model|module|state_dict|"

@@ -171,7 +171,7 @@ def token_name(token: int) -> str:
     """
     if token < FIRST_SPECIAL:
         raise ValueError(f"token is {token}; accepted: {FIRST_SPECIAL} or more, the ids that are no text")
-    return _NAMES.get(token) or f"<|visual token {token - EMU3.first_code:06d}|>"
+    return _NAMES.get(token) or f"<|visual token {token - EMU3.codes.start:06d}|>"
 
 
 def token_id(name: str) -> int:
@@ -183,9 +183,9 @@ def token_id(name: str) -> int:
     if name in _IDS:
         return _IDS[name]
     found = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
-    if found is None or int(found[1]) >= EMU35.num_codes:
+    if found is None or int(found[1]) >= EMU35.codes.num_ids:
         raise ValueError(f"name is {name!r}; accepted: a special token of Emu3, such as <|image start|> or <|extra_200|>")
-    return EMU3.first_code + int(found[1])
+    return EMU3.codes.start + int(found[1])
 
 
 def spell(segments: Sequence[Segment], format: GridFormat = EMU3) -> str:

@@ -138,6 +138,7 @@ OMNIGEN_LAYOUTS = (
         derived=(_table("patch_embedding.pos_embed"),),
         config=_diffusers,
         published_config=_published_diffusers,
+        weights="diffusion_pytorch_model",
         harmless=_LENGTHS,
     ),
 )

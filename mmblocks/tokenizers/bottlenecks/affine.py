@@ -18,6 +18,9 @@ class AffineBottleneck(Block):
     Args:
         mean, std: of the encoder's features over a data set; 0 and 1 leave them as they are.
 
+    Raises:
+        ValueError: a deviation of 0.
+
     Examples:
         >>> import torch
         >>> from mmblocks.tokenizers.bottlenecks import AffineBottleneck
@@ -31,6 +34,8 @@ class AffineBottleneck(Block):
 
     def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
+        if std == 0:
+            raise ValueError(f"std is {std}; accepted: numbers other than 0")
         self.mean = mean
         self.std = std
 

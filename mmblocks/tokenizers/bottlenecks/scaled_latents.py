@@ -39,6 +39,9 @@ class ScaledLatents(Block):
         gaussian: whether the features are D means and then D logarithms of variances, or D plain values.
         shift, scale: numbers for all channels, or one a channel.
 
+    Raises:
+        ValueError: another number of them than D, or a scale of 0.
+
     Source: latent diffusion (arXiv 2112.10752), section on the scale of latents.
 
     Examples:
@@ -58,6 +61,8 @@ class ScaledLatents(Block):
         for name, value in (("shift", shift), ("scale", scale)):
             if isinstance(value, tuple) and len(value) != dim:
                 raise ValueError(f"{name} holds {len(value)} numbers; accepted: one, or {dim} (one a channel)")
+        if 0 in (scale if isinstance(scale, tuple) else (scale,)):
+            raise ValueError(f"scale is {scale}; accepted: numbers other than 0")
         self.dim = dim
         self.shift = shift
         self.scale = scale

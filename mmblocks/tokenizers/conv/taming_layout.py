@@ -5,7 +5,7 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Rule
 from mmblocks.checkpoints.layouts.published_config import only, shown, title
-from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.rules import Arguments, nested
 
 _RESIDUAL = (
     ("norm1.*", "norm1.*"),
@@ -21,11 +21,6 @@ _ATTENTION = (
     ("v.*", "value.*"),
     ("proj_out.*", "out.*"),
 )
-
-
-def nested(theirs: str, ours: str, table: tuple[tuple[str, str], ...]) -> tuple[Rule, ...]:
-    """The rules of a module that sits at ``theirs`` in a published file and at ``ours`` in a Block."""
-    return tuple(Rule(f"{theirs}.{key}", f"{ours}.{name}") for key, name in table)
 
 
 def residual_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -141,11 +136,6 @@ TRAINING_ENTRIES = (
 
 The two resolutions are read, but not every value of either moves attention to other levels.
 """
-
-
-def at(prefix: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The same rules where the published names begin with ``prefix``."""
-    return tuple(Rule(prefix + rule.theirs, rule.ours, rule.transform) for rule in rules)
 
 
 def averaged(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:

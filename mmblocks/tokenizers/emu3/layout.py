@@ -8,9 +8,9 @@ from PIL import Image as PILImage
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.preprocessing import Preprocessor, check_processor, count, normalisation, published_normalisation
 from mmblocks.checkpoints.layouts.published_config import check_model, only
-from mmblocks.checkpoints.layouts.rules import Arguments
+from mmblocks.checkpoints.layouts.rules import Arguments, at, nested
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
-from mmblocks.tokenizers.conv.taming_layout import at, half_rules, nested
+from mmblocks.tokenizers.conv.taming_layout import half_rules
 
 _SPATIAL_NORM = (("norm_layer.*", "norm.*"), ("conv_y.*", "scale.*"), ("conv_b.*", "shift.*"))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.attention.cross_attention import CrossAttentionLayer
 from mmblocks.support.checks import check_shape
@@ -39,13 +39,13 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {ours: config.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
     side = config.get("img_size", 224) // config.get("patch_size", 14)
     own = {"num_patches": side**2, "mlp_dim": int(arguments["dim"] * config.get("mlp_ratio", MLP_RATIO))}
-    return {**arguments, **own_entries.read(config, own)}
+    return {**arguments, **read_own(config, own)}
 
 
 def _published_config(arguments: Arguments) -> dict[str, Any]:
     """Under the names of the published class, which has no config file."""
     own = {"num_patches": 256, "mlp_dim": int(arguments["dim"] * MLP_RATIO)}
-    return {**{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()}, **own_entries.written(arguments, own)}
+    return {**{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()}, **written_own(arguments, own)}
 
 
 class LaVITDecoder(Block):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.sequence.tokens import PADDING, Latents
@@ -45,7 +45,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **arguments,
         "image_size": tuple(image_size) if isinstance(image_size, list) else (image_size, image_size),
-        **own_entries.read(config, {"mlp_dim": int(arguments["dim"] * config.get("mlp_ratio", MLP_RATIO)), "keep_rate": 1 / 3}),
+        **read_own(config, {"mlp_dim": int(arguments["dim"] * config.get("mlp_ratio", MLP_RATIO)), "keep_rate": 1 / 3}),
     }
 
 
@@ -55,7 +55,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
     return {
         **{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()},
         "img_size": height if height == width else [height, width],
-        **own_entries.written(arguments, {"mlp_dim": int(arguments["dim"] * MLP_RATIO), "keep_rate": 1 / 3}),
+        **written_own(arguments, {"mlp_dim": int(arguments["dim"] * MLP_RATIO), "keep_rate": 1 / 3}),
     }
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.open_magvit2.autoencoder import OpenMAGVIT2Decoder, OpenMAGVIT2Encoder
@@ -32,11 +32,11 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config:
         return {}
     arguments = network(config)
-    return {**arguments, **own_entries.read(config, {"temporal_levels": _halved(arguments["multipliers"])})}
+    return {**arguments, **read_own(config, {"temporal_levels": _halved(arguments["multipliers"])})}
 
 
 def _published_config(arguments: Arguments) -> dict[str, Any]:
-    own = own_entries.written(arguments, {"temporal_levels": _halved(arguments["multipliers"])})
+    own = written_own(arguments, {"temporal_levels": _halved(arguments["multipliers"])})
     return {**published_network(arguments), **own}
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Rule
-from mmblocks.checkpoints.layouts.published_config import only, shown, title
+from mmblocks.checkpoints.layouts.published_config import only, read_own, shown, title, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.tokenizers.titok.maskgit_vqgan import maskgit_half_rules
 from mmblocks.tokenizers.titok.vit import BASE, LARGE, SMALL
@@ -110,7 +109,7 @@ def two_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     _check_kind(config, "TiTok")
     only(_model(config), "quantize_mode", "vq")
-    return _network(config) | _codebook(_model(config)) | own_entries.read(config, _PIXELS)
+    return _network(config) | _codebook(_model(config)) | read_own(config, _PIXELS)
 
 
 def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     _check_kind(config, "FirstStageTiTok")
     only(_model(config), "quantize_mode", "vq")
-    own = own_entries.read(config, {"num_pixel_codes": _PIXELS["num_pixel_codes"]})
+    own = read_own(config, {"num_pixel_codes": _PIXELS["num_pixel_codes"]})
     return _network(config) | _codebook(_model(config)) | own
 
 
@@ -178,7 +177,7 @@ def published_config(arguments: Arguments, kind: str) -> dict[str, Any]:
     return {
         "model": {"vq_model": model},
         "dataset": {"preprocessing": {"crop_size": arguments["image_size"]}},
-        **own_entries.written(arguments, own),
+        **written_own(arguments, own),
     }
 
 

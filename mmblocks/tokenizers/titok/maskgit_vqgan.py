@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.published_config import as_tuples, only
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.support.checks import check_shape
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
@@ -59,7 +58,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """open-muse's config; the file that TiTok's authors pass around has none, and the same sizes."""
     only(config, "_class_name", "MaskGitVQGAN")
     only(config, "num_channels", 3)
-    arguments = {ours: own_entries.as_tuples(config.get(theirs, default)) for ours, (theirs, default) in _ARGUMENTS.items()}
+    arguments = {ours: as_tuples(config.get(theirs, default)) for ours, (theirs, default) in _ARGUMENTS.items()}
     if config.get("quantized_embed_dim", 256) != arguments["code_dim"]:
         raise ValueError(f"quantized_embed_dim is {config.get('quantized_embed_dim', 256)}; accepted: that of z_channels")
     return arguments

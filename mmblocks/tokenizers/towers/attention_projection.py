@@ -15,9 +15,8 @@ from torch.nn.functional import adaptive_avg_pool1d, gelu, linear, scaled_dot_pr
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.published_config import check_arguments, only
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.checkpoints.layouts.way_back import check_arguments
 from mmblocks.tokenizers.towers.unitok_training import UNITOK_TRAINING
 
 _RULES = (

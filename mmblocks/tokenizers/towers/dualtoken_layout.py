@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.published_config import check_model, only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.towers.siglip import siglip_rules, siglip_sizes
 from mmblocks.tokenizers.bottlenecks.residual.rq import RQ_RULES
@@ -48,7 +47,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"vq_pix has {sizes[0]}, vq_sem {sizes[1]}; accepted: equal sizes")
     check_ddconfig(network)
     multipliers = tuple(network["ch_mult"])
-    vision = own_entries.read(config, siglip_sizes(config["pretrained_model"]))
+    vision = read_own(config, siglip_sizes(config["pretrained_model"]))
     only(outer, "hidden_size", vision["dim"])
     only(config, "hidden_size", vision["dim"])
     return {
@@ -109,7 +108,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         **bottlenecks,
         "ddconfig": network,
         "decoder_latent_shape": list(arguments["latent_size"]),
-        **own_entries.written(arguments, siglip_sizes(_TEACHER)),
+        **written_own(arguments, siglip_sizes(_TEACHER)),
     }
     return {"model_type": "rqvaesigliptransformer_model", "hidden_size": arguments["dim"], "rqvaesiglip": inner}
 

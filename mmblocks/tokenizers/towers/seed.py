@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.published_config import only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.attention.qformer import qformer_rules
 from mmblocks.layers.towers.eva import EvaTower
@@ -76,7 +75,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         **arguments,
         "image_size": _pair(config.get("img_size", 224)),
         "head": "qformer" if config.get("use_qformer_image") else "mlp",
-        **own_entries.read(config, own),
+        **read_own(config, own),
     }
 
 
@@ -92,7 +91,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         **{theirs: arguments[ours] for ours, (theirs, _) in _SIZES.items()},
         "img_size": height if height == width else [height, width],
         "use_qformer_image": arguments["head"] == "qformer",
-        **own_entries.written(arguments, own),
+        **written_own(arguments, own),
     }
 
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.checkpoints.layouts.published_config import only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import check_pixels, normalised_for, pixels_of
 from mmblocks.layers.towers.siglip import SiglipLayer, SiglipPooling, SiglipVision, siglip_rules, siglip_sizes
@@ -60,7 +59,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments in TA-Tok's file; without them the defaults are taken."""
     if not config:
         return {}
-    vision = own_entries.read(config, siglip_sizes(config.get("teacher", _TEACHER)))
+    vision = read_own(config, siglip_sizes(config.get("teacher", _TEACHER)))
     only(config["bottleneck"], "name", "bottleneck")
     bottleneck = config["bottleneck"]["args"]
     only(bottleneck["regularizer"], "name", "simvq")
@@ -77,7 +76,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         "state": config.get("select_layer_id", -2),
         "pool_scale": config.get("pool_scale", 1),
         "decoder_layers": config.get("decoder_depth", 3),
-        **own_entries.read(config, _OWN),
+        **read_own(config, _OWN),
     }
 
 
@@ -98,7 +97,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "pool_scale": arguments["pool_scale"],
         "decoder_depth": arguments["decoder_layers"],
         "bottleneck": {"name": "bottleneck", "args": bottleneck},
-        **own_entries.written(arguments, {**siglip_sizes(_TEACHER), **_OWN, "image_size": arguments["image_size"]}),
+        **written_own(arguments, {**siglip_sizes(_TEACHER), **_OWN, "image_size": arguments["image_size"]}),
     }
 
 

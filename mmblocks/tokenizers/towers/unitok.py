@@ -10,9 +10,8 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmblocks.checkpoints.layouts import own_entries
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only, shown
+from mmblocks.checkpoints.layouts.published_config import only, read_own, shown, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import pixels_of, rgb_of, torchvision_square
 from mmblocks.sequence.tokens import Latents
@@ -76,7 +75,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if model not in _SIZES:
         raise ValueError(f"model is {shown(model)}; accepted: {', '.join(_SIZES)}")
     return {
-        **own_entries.read(config, {**_SIZES[model], **_DEPTHS}),
+        **read_own(config, {**_SIZES[model], **_DEPTHS}),
         **unitok_codebooks(config),
         "text_dim": config.get("embed_dim", 768),
         "image_size": config.get("img_size", 256),
@@ -97,7 +96,7 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
         "embed_dim": arguments["text_dim"],
         "img_size": arguments["image_size"],
         **({"le": 0.0} if temperature is None else {"le": 1.0, "e_temp": temperature}),
-        **own_entries.written(arguments, {**_SIZES[model], **_DEPTHS}),
+        **written_own(arguments, {**_SIZES[model], **_DEPTHS}),
     }
 
 

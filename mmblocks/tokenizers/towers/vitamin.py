@@ -12,6 +12,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Rule
+from mmblocks.checkpoints.layouts.rules import nested
 from mmblocks.support.checks import check_shape
 from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from mmblocks.tokenizers.towers.attention_projection import AttentionProjection, GatedGELU
@@ -35,24 +36,20 @@ _LAYER = (
 )
 
 
-def _nested(theirs: str, ours: str, table: tuple[tuple[str, str], ...]) -> tuple[Rule, ...]:
-    return tuple(Rule(f"{theirs}.{key}", f"{ours}.{name}") for key, name in table)
-
-
 VITAMIN_RULES = (
-    *_nested("encoder.patch_embed.backbone.stem", "encoder.stem", (("conv1.*", "0.*"), ("norm1.*", "1.*"), ("conv2.*", "3.*"))),
-    *_nested(
+    *nested("encoder.patch_embed.backbone.stem", "encoder.stem", (("conv1.*", "0.*"), ("norm1.*", "1.*"), ("conv2.*", "3.*"))),
+    *nested(
         "encoder.patch_embed.backbone.stages.{}.{}", "encoder.stages.{}.{}", (("shortcut.expand.*", "shortcut.1.*"), *_BOTTLENECK)
     ),
-    *_nested("encoder.patch_embed.backbone.pool", "encoder.pool", (("norm.*", "0.*"), ("proj.*", "1.*"))),
-    *_nested("encoder.blocks.{}", "encoder.layers.{}", _LAYER),
+    *nested("encoder.patch_embed.backbone.pool", "encoder.pool", (("norm.*", "0.*"), ("proj.*", "1.*"))),
+    *nested("encoder.blocks.{}", "encoder.layers.{}", _LAYER),
     Rule("encoder.norm.*", "encoder.norm.*"),
-    *_nested("decoder.blocks.{}", "decoder.layers.{}", _LAYER),
+    *nested("decoder.blocks.{}", "decoder.layers.{}", _LAYER),
     Rule("decoder.norm.*", "decoder.norm.*"),
     Rule("decoder.up_conv1.conv.*", "decoder.pool.1.*"),
-    *_nested("decoder.up_conv2.{}", "decoder.stages.0.{}", (("shortcut.conv.*", "shortcut.1.*"), *_BOTTLENECK)),
-    *_nested("decoder.up_conv3.{}", "decoder.stages.1.{}", (("shortcut.conv.*", "shortcut.1.*"), *_BOTTLENECK)),
-    *_nested("decoder.up_conv4", "decoder.stem", (("conv1.conv.*", "1.*"), ("norm1.*", "2.*"), ("conv2.*", "4.*"))),
+    *nested("decoder.up_conv2.{}", "decoder.stages.0.{}", (("shortcut.conv.*", "shortcut.1.*"), *_BOTTLENECK)),
+    *nested("decoder.up_conv3.{}", "decoder.stages.1.{}", (("shortcut.conv.*", "shortcut.1.*"), *_BOTTLENECK)),
+    *nested("decoder.up_conv4", "decoder.stem", (("conv1.conv.*", "1.*"), ("norm1.*", "2.*"), ("conv2.*", "4.*"))),
 )
 """UniTok's names of both halves. The positions of its encoder are zeros that do not learn: they are not here."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts.layout import Rule, Split
-from mmblocks.checkpoints.layouts.own_entries import as_tuples
+from mmblocks.checkpoints.layouts.published_config import as_tuples
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.tokenizers.conv.taming_layout import residual_rules
 

@@ -73,9 +73,7 @@ class StaticCache(KVCache):
             ValueError: if ``mask_for`` was not asked for them.
         """
         if self.places_of_new.shape[0] != table.shape[1]:
-            raise ValueError(
-                f"{table.shape[1]} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them"
-            )
+            raise ValueError(f"{table.shape[1]} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them")
         return table if self.alone else self.recent
 
     def update(

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts.language_models import EVE_TRAINING
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.way_back import check_arguments
+from mmblocks.checkpoints.layouts.published_config import check_arguments
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.llama_published import published_llama

@@ -5,8 +5,7 @@ from typing import Any
 
 from mmblocks.checkpoints.layouts.language_models import INTERNVL
 from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
-from mmblocks.checkpoints.layouts.published_config import check_model
-from mmblocks.checkpoints.layouts.way_back import check_arguments
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model
 from mmblocks.trunks.decoder_layouts import attention_rows
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.llama_published import published_llama

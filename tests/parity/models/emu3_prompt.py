@@ -34,6 +34,7 @@ from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.tokens import PADDING, TokenTable
 from mmblocks.tokenizers import IBQ, Emu3VQ
 from mmblocks.vocabulary import EMU3, EMU35
+from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED
 from tests.parity.cases import Case
 
@@ -243,8 +244,7 @@ def tiny_format(case: Case, published: GridFormat) -> GridFormat:
         closing=closing,
         digits=published.digits,
         times=published.times,
-        first_code=first,
-        num_codes=case.config["vocab"] - first,
+        codes=CodeIds(sizes=(case.config["vocab"] - first,), first=first),
     )
 
 

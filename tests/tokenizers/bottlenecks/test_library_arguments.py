@@ -25,14 +25,14 @@ LEVELS: dict[str, Any] = {"levels": [5, 3], "num_quantizers": 2, "dim": 2}
 LAYOUTS: list[tuple[type[Block], int, tuple[str, ...], dict[str, Any]]] = [
     (EMAVectorQuantizer, 0, ("VectorQuantize",), VQ),
     (MultiHeadVectorQuantizer, 0, ("VectorQuantize",), VQ),
-    (ResidualQuantizer, 0, ("GroupedResidualVQ", "ResidualVQ", "VectorQuantize"), RESIDUAL),
-    (ResidualQuantizer, 1, ("ResidualVQ", "VectorQuantize"), RESIDUAL),
+    (ResidualQuantizer, 1, ("GroupedResidualVQ", "ResidualVQ", "VectorQuantize"), RESIDUAL),
+    (ResidualQuantizer, 0, ("ResidualVQ", "VectorQuantize"), RESIDUAL),
     (FiniteScalarQuantizer, 0, ("FSQ",), {"levels": [5, 3]}),
-    (ResidualFiniteScalarQuantizer, 0, ("GroupedResidualFSQ", "ResidualFSQ", "FSQ"), LEVELS),
-    (ResidualFiniteScalarQuantizer, 1, ("ResidualFSQ", "FSQ"), LEVELS),
+    (ResidualFiniteScalarQuantizer, 1, ("GroupedResidualFSQ", "ResidualFSQ", "FSQ"), LEVELS),
+    (ResidualFiniteScalarQuantizer, 0, ("ResidualFSQ", "FSQ"), LEVELS),
     (LookupFreeQuantizer, 0, ("LFQ",), {"dim": 3, "codebook_size": 8}),
-    (ResidualLookupFreeQuantizer, 0, ("GroupedResidualLFQ", "ResidualLFQ", "LFQ"), {**RESIDUAL, "dim": 3}),
-    (ResidualLookupFreeQuantizer, 1, ("ResidualLFQ", "LFQ"), {**RESIDUAL, "dim": 3}),
+    (ResidualLookupFreeQuantizer, 1, ("GroupedResidualLFQ", "ResidualLFQ", "LFQ"), {**RESIDUAL, "dim": 3}),
+    (ResidualLookupFreeQuantizer, 0, ("ResidualLFQ", "LFQ"), {**RESIDUAL, "dim": 3}),
     (SimVQ, 0, ("SimVQ",), VQ),
 ]
 
@@ -101,9 +101,9 @@ def test_arguments_of_tomorrow_are_refused(cls: type[Block], number: int, names:
         (SimVQ, 0, {**RESIDUAL}, "num_quantizers"),
         (FiniteScalarQuantizer, 0, LEVELS, "num_quantizers"),
         (LookupFreeQuantizer, 0, RESIDUAL, "num_quantizers"),
-        (ResidualQuantizer, 1, {**RESIDUAL, "groups": 2}, "groups is 2; accepted: 1"),
-        (ResidualFiniteScalarQuantizer, 1, {**LEVELS, "groups": 2}, "groups is 2; accepted: 1"),
-        (ResidualLookupFreeQuantizer, 1, {**RESIDUAL, "groups": 2}, "groups is 2; accepted: 1"),
+        (ResidualQuantizer, 0, {**RESIDUAL, "groups": 2}, "groups is 2; accepted: 1"),
+        (ResidualFiniteScalarQuantizer, 0, {**LEVELS, "groups": 2}, "groups is 2; accepted: 1"),
+        (ResidualLookupFreeQuantizer, 0, {**RESIDUAL, "groups": 2}, "groups is 2; accepted: 1"),
         (LookupFreeQuantizer, 0, {"dim": 3, "codebook_size": 12}, "codebook_size is 12; accepted: powers of two"),
         (
             LookupFreeQuantizer,
@@ -111,9 +111,9 @@ def test_arguments_of_tomorrow_are_refused(cls: type[Block], number: int, names:
             {"dim": 3, "has_projections": True},
             "has_projections is True; accepted: False",
         ),
-        (ResidualQuantizer, 0, {**RESIDUAL, "orthogonal_reg_weight": 1.0, "commitment_weight": 0.5}, "commitment_weight is 0.5"),
-        (ResidualQuantizer, 0, {**RESIDUAL, "diveq": True}, "diveq is True; accepted: False"),
-        (ResidualQuantizer, 0, {**RESIDUAL, "channel_last": False}, "channel_last is False; accepted: True"),
+        (ResidualQuantizer, 1, {**RESIDUAL, "orthogonal_reg_weight": 1.0, "commitment_weight": 0.5}, "commitment_weight is 0.5"),
+        (ResidualQuantizer, 1, {**RESIDUAL, "diveq": True}, "diveq is True; accepted: False"),
+        (ResidualQuantizer, 1, {**RESIDUAL, "channel_last": False}, "channel_last is False; accepted: True"),
     ],
 )
 def test_configs_of_other_classes_are_refused(cls: type[Block], number: int, config: dict[str, Any], message: str) -> None:
@@ -125,7 +125,7 @@ def test_configs_of_other_classes_are_refused(cls: type[Block], number: int, con
 def test_codebooks_of_different_sizes(grouped: bool) -> None:
     config: dict[str, Any] = {"dim": 8, "codebook_size": (8, 5, 3), **({"groups": 2} if grouped else {})}
     theirs = getattr(library, "GroupedResidualVQ" if grouped else "ResidualVQ")(**config).eval()
-    layout = ResidualQuantizer.layouts[0 if grouped else 1]
+    layout = ResidualQuantizer.layouts[1 if grouped else 0]
     ours = ResidualQuantizer(**layout.arguments({**config, "codebook_size": [8, 5, 3]})).eval()
     ours.load_state_dict(dict(layout.convert(theirs.state_dict(), ours.config)))
     x = torch.randn(2, 30, 8)

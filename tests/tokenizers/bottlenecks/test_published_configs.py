@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import vector_quantize_pytorch  # type: ignore[import-untyped]
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmblocks import Block
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
@@ -43,6 +43,7 @@ CASES: list[tuple[type[Block], str, dict[str, Any]]] = [
         },
     ),
     (FiniteScalarQuantizer, VQ, {"levels": (5, 3), "dim": 4}),
+    (FiniteScalarQuantizer, VQ, {"levels": (5, 3)}),  # without tensors, as some below
     (
         FiniteScalarQuantizer,
         VQ,
@@ -51,6 +52,7 @@ CASES: list[tuple[type[Block], str, dict[str, Any]]] = [
     (IndexBackpropagation, "ibq", {"num_codes": 6, "dim": 4}),
     (IndexBackpropagation, "ibq", {"num_codes": 6, "dim": 4, "entropy_temperature": 0.5}),
     (LookupFreeQuantizer, VQ, {**LFQ, "bits": (3,), "dim": 5}),
+    (LookupFreeQuantizer, VQ, {**LFQ, "bits": (3,), "dim": 3}),
     (
         LookupFreeQuantizer,
         VQ,
@@ -98,6 +100,8 @@ CASES: list[tuple[type[Block], str, dict[str, Any]]] = [
         {"dim": 4, "num_codes": 6, "num_quantizers": 2, "num_groups": 2, "options": {"beam_size": 2}},
     ),
     (ResidualFiniteScalarQuantizer, VQ, {"levels": (5, 3), "num_quantizers": 2, "dim": 4}),
+    (ResidualFiniteScalarQuantizer, VQ, {"levels": (5, 3), "num_quantizers": 2, "dim": 2}),
+    (ResidualFiniteScalarQuantizer, f"{VQ}_grouped", {"levels": (5, 3), "num_quantizers": 2, "dim": 4, "num_groups": 2}),
     (
         ResidualFiniteScalarQuantizer,
         f"{VQ}_grouped",
@@ -114,6 +118,8 @@ CASES: list[tuple[type[Block], str, dict[str, Any]]] = [
         },
     ),
     (ResidualLookupFreeQuantizer, VQ, {"bits": 3, "num_quantizers": 2, "dim": 4}),
+    (ResidualLookupFreeQuantizer, VQ, {"bits": 3, "num_quantizers": 2, "dim": 3}),
+    (ResidualLookupFreeQuantizer, f"{VQ}_grouped", {"bits": 3, "num_quantizers": 2, "dim": 6, "num_groups": 2}),
     (
         ResidualLookupFreeQuantizer,
         f"{VQ}_grouped",
@@ -145,6 +151,24 @@ def test_round_trip(tmp_path: Path, cls: type[Block], layout: str, arguments: di
     assert again.config == bottleneck.config
     torch.testing.assert_close(again.state_dict(), bottleneck.state_dict(), rtol=0, atol=0)
     assert json.loads((tmp_path / "config.json").read_text())
+
+
+def test_the_librarys_file_of_a_bottleneck_without_tensors(tmp_path: Path) -> None:
+    """It holds a table of bits, which follows from the arguments."""
+    official = vector_quantize_pytorch.LFQ(dim=3, codebook_size=8)
+    save_file(official.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"dim": 3, "codebook_size": 8}))
+    assert LookupFreeQuantizer.from_pretrained(tmp_path).config["bits"] == (3,)
+
+    (tmp_path / "config.json").write_text(json.dumps({"dim": 4, "codebook_size": 8}))
+    with pytest.raises(ValueError, match=r"fits no layout of LookupFreeQuantizer(.|\n)*none of its tensors is there"):
+        LookupFreeQuantizer.from_pretrained(tmp_path)
+    save_file({"other": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"fits no layout of FiniteScalarQuantizer(.|\n)*other: \(2,\)"):
+        FiniteScalarQuantizer.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        LookupFreeQuantizer.from_pretrained(tmp_path)
 
 
 def test_every_layout_is_written_back() -> None:

@@ -84,17 +84,17 @@ def _published_grouped_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 RESIDUAL_LAYOUTS = (
     Layout(
-        "vector_quantize_pytorch_grouped",
-        (Rule("rvqs.{}.*", "groups.{}.*"),),
-        config=_grouped_config,
-        published_config=_published_grouped_config,
-        harmless=_HARMLESS,
-    ),
-    Layout(
         "vector_quantize_pytorch",
         tuple(Rule(f"{name}.*", f"groups.0.{name}.*") for name in ("layers", "mlps", "project_in", "project_out")),
         config=_config,
         published_config=_published_config,
+        harmless=_HARMLESS,
+    ),
+    Layout(
+        "vector_quantize_pytorch_grouped",
+        (Rule("rvqs.{}.*", "groups.{}.*"),),
+        config=_grouped_config,
+        published_config=_published_grouped_config,
         harmless=_HARMLESS,
     ),
 )

@@ -214,7 +214,7 @@ def residual_layouts(
     harmless: tuple[str, ...],
     mask: Callable[[Tensor, Published], float] | None = None,
 ) -> tuple[Layout, ...]:
-    """Of vector-quantize-pytorch's grouped class and of the class for one group.
+    """Of vector-quantize-pytorch's class for one group, which goes first where no tensor tells them apart, and of the grouped one.
 
     Args:
         config: reads the arguments of either.
@@ -233,19 +233,19 @@ def residual_layouts(
     ways = ("project_in", "project_out")
     return (
         Layout(
-            "vector_quantize_pytorch_grouped",
-            tuple(Rule(f"rvqs.{{}}.{way}.*", f"groups.{{}}.{way}.*") for way in ways),
-            derived=() if mask is None else (Derived("rvqs.{}.layers.{}.mask", mask),),
-            config=config,
-            published_config=grouped,
-            harmless=(*RESIDUAL, *harmless),
-        ),
-        Layout(
             "vector_quantize_pytorch",
             tuple(Rule(f"{way}.*", f"groups.0.{way}.*") for way in ways),
             derived=() if mask is None else (Derived("layers.{}.mask", mask),),
             config=alone,
             published_config=published_config,
+            harmless=(*RESIDUAL, *harmless),
+        ),
+        Layout(
+            "vector_quantize_pytorch_grouped",
+            tuple(Rule(f"rvqs.{{}}.{way}.*", f"groups.{{}}.{way}.*") for way in ways),
+            derived=() if mask is None else (Derived("rvqs.{}.layers.{}.mask", mask),),
+            config=config,
+            published_config=grouped,
             harmless=(*RESIDUAL, *harmless),
         ),
     )

@@ -1,6 +1,7 @@
-"""Reading JSON that comes from elsewhere: bounded in size, in depth and in memory."""
+"""Files that come from elsewhere: links must not lead out of their folder; JSON is bounded in size, in depth and in memory."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,26 @@ DEEPEST = 64
 """Levels; everything that traverses a value does so recursively."""
 
 
-def read(file: Path, *, unique: bool = False) -> Any:
+def inside(folder: Path, file: Path, what: str) -> Path:
+    """``file`` of ``folder``, unless it is a link that leads elsewhere.
+
+    Raises:
+        ValueError: it leads out; ``what`` says who named it.
+    """
+    root, target = folder.resolve(), file.resolve()
+    # In the Hub's cache every file is a link from <repository>/snapshots/<revision>/ to <repository>/blobs/ ...
+    in_hub_cache = target.parent.name == "blobs" and target.parents[1] / "snapshots" in root.parents
+    # ... or, where repositories share what they have in common, on to <cache>/blobs/<two digits>/.
+    store = target.parents[1] if len(target.parents) > 2 else target.parent
+    if store.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name) and target.parent.name == target.name[:2]:
+        repository = next((place for place in root.parents if place.parent == store.parent), root)
+        in_hub_cache = repository.name.startswith("models--") and repository / "snapshots" in root.parents
+    if target.parent != root and not in_hub_cache:
+        raise ValueError(f"{what}, a link that leads out of the folder, to {target}")
+    return file
+
+
+def read_json(file: Path, *, unique: bool = False) -> Any:
     """The content of a file.
 
     Args:
@@ -36,6 +56,21 @@ def read(file: Path, *, unique: bool = False) -> Any:
     if _deeper_than(value, DEEPEST):
         raise ValueError(f"{file} is nested more than {DEEPEST} levels deep")
     return value
+
+
+def read_object(folder: Path, name: str, *, unique: bool = False) -> dict[str, Any] | None:
+    """The JSON object in a file of a folder; None where there is no such file.
+
+    Raises:
+        ValueError: it is no JSON object, or a link that leads out of the folder.
+    """
+    file = folder / name
+    if not file.is_file():
+        return None
+    content = read_json(inside(folder, file, f"{folder} holds {name!r}"), unique=unique)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmblocks import Decoder
 from mmblocks.block import Block
-from mmblocks.checkpoints import annotations
+from mmblocks.checkpoints.building import check_types
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 
 T = TypeVar("T")
@@ -118,18 +118,18 @@ RIGHT = [
 @pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
 def test_what_is_not_as_annotated_is_refused(name, value, accepted) -> None:
     with pytest.raises(ValueError, match=rf"config\.json of Typed: {name} is .*; accepted: ({accepted})$"):
-        annotations.check(Typed, {name: value}, "config.json")
+        check_types(Typed, {name: value}, "config.json")
 
 
 @pytest.mark.parametrize(("name", "value", "message"), INSIDE)
 def test_the_place_inside_is_named(name, value, message) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(f"config.json of Typed: {message}") + "$"):
-        annotations.check(Typed, {name: value}, "config.json")
+        check_types(Typed, {name: value}, "config.json")
 
 
 @pytest.mark.parametrize(("name", "value"), RIGHT)
 def test_what_is_as_annotated_or_not_annotated_passes(name, value) -> None:
-    annotations.check(Typed, {name: value}, "config.json")
+    check_types(Typed, {name: value}, "config.json")
 
 
 def test_annotations_that_cannot_be_evaluated_and_loose_defaults_pass() -> None:
@@ -144,10 +144,10 @@ def test_annotations_that_cannot_be_evaluated_and_loose_defaults_pass() -> None:
         ) -> None:
             super().__init__()
 
-    annotations.check(Strange, {"size": "a", "optional": None, "many": [1], "count": 2}, "config.json")
+    check_types(Strange, {"size": "a", "optional": None, "many": [1], "count": 2}, "config.json")
     with pytest.raises(ValueError, match=r"of Strange: count is '2'; accepted: int"):  # which its neighbours do not switch off
-        annotations.check(Strange, {"size": "a", "count": "2"}, "config.json")
-    annotations.check(Typed, {"maybe": None}, "config.json")
+        check_types(Strange, {"size": "a", "count": "2"}, "config.json")
+    check_types(Typed, {"maybe": None}, "config.json")
 
 
 class Loose(Block):
@@ -156,9 +156,9 @@ class Loose(Block):
 
 
 def test_a_default_that_its_annotation_denies_passes() -> None:
-    annotations.check(Loose, {"size": None}, "config.json")
+    check_types(Loose, {"size": None}, "config.json")
     with pytest.raises(ValueError, match="size is 'a'"):
-        annotations.check(Loose, {"size": "a"}, "config.json")
+        check_types(Loose, {"size": "a"}, "config.json")
 
 
 @pytest.mark.parametrize(

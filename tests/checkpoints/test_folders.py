@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.checkpoints.files import leftovers, write
+from mmblocks.checkpoints.files import folders, leftovers
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -92,13 +92,13 @@ def test_kill_at_any_step_leaves_the_old_or_the_new(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux alone")
 def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path):
-    script = "import os, sys; from pathlib import Path; from mmblocks.checkpoints.files import write\n"
-    script += "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('half'); os.kill(os.getpid(), 9)"
+    script = "import os, sys; from pathlib import Path; from mmblocks.checkpoints.files import folders\n"
+    script += "with folders.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('half'); os.kill(os.getpid(), 9)"
     for target in (tmp_path / "model", tmp_path / "model.old"):
         subprocess.run([sys.executable, "-c", script, str(target)], cwd=REPOSITORY)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 4  # a folder and a lock for each
-    with write.replacing(tmp_path / "model") as folder:
+    with folders.replacing(tmp_path / "model") as folder:
         fill(folder, a="new")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*(name for name in left if "old" in name), "model"])
 
@@ -106,17 +106,17 @@ def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path):
 def test_a_running_save_is_left_alone(tmp_path):
     """In this process, which holds two locks, and in another."""
     target = tmp_path / "model"
-    script = "import sys; from pathlib import Path; from mmblocks.checkpoints.files import write\n"
+    script = "import sys; from pathlib import Path; from mmblocks.checkpoints.files import folders\n"
     script += (
-        "with write.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('other'); print('ready', flush=True)"
+        "with folders.replacing(Path(sys.argv[1])) as folder:\n    (folder / 'a').write_text('other'); print('ready', flush=True)"
     )
     script += "; input()"
     command = [sys.executable, "-c", script, str(target)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as other:
         assert other.stdout.readline() == "ready\n"
-        with write.replacing(target) as first:
+        with folders.replacing(target) as first:
             fill(first, a="first")
-            with write.replacing(target) as second:
+            with folders.replacing(target) as second:
                 fill(second, a="second")
             assert (first / "a").read_text() == "first" and (target / "a").read_text() == "second"
         assert (target / "a").read_text() == "first"
@@ -137,7 +137,7 @@ def test_leftovers_without_a_lock(tmp_path):
         (tmp_path / name).mkdir()
         fill(tmp_path / name, a="")
     (tmp_path / f".model.saving-{gone.pid}-89abcdef").symlink_to(tmp_path / kept[2])
-    with write.replacing(tmp_path / "model"):
+    with folders.replacing(tmp_path / "model"):
         assert (tmp_path / names[1]).exists()  # perhaps all that there is, until something new is in place
     left = {path.name for path in tmp_path.iterdir() if not path.is_symlink()}
     assert left == {*kept, "model"}
@@ -155,7 +155,7 @@ def test_file_system_without_locks(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with write.replacing(tmp_path / "model") as folder:
+    with folders.replacing(tmp_path / "model") as folder:
         fill(folder, a="new")
         assert sorted(tmp_path.iterdir()) == sorted([folder, left])
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", left])
@@ -186,7 +186,7 @@ def fill(folder: Path, **files: str) -> None:
 
 def test_failure_leaves_no_trace(tmp_path):
     target = tmp_path / "model"
-    with pytest.raises(FileNotFoundError), write.replacing(target) as folder:
+    with pytest.raises(FileNotFoundError), folders.replacing(target) as folder:
         fill(folder, **{"a": "new", "missing/b": "new"})
     assert list(tmp_path.iterdir()) == []
 
@@ -195,8 +195,8 @@ def test_failure_keeps_the_old(tmp_path, monkeypatch):
     target = tmp_path / "model"
     target.mkdir()
     fill(target, a="old")
-    monkeypatch.setattr(write, "exchange", lambda first, second: os.rename(first, target / "missing" / "b"))
-    with pytest.raises(FileNotFoundError), write.replacing(target) as folder:
+    monkeypatch.setattr(folders, "exchange", lambda first, second: os.rename(first, target / "missing" / "b"))
+    with pytest.raises(FileNotFoundError), folders.replacing(target) as folder:
         fill(folder, a="new")
     assert [path.read_text() for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
@@ -205,11 +205,11 @@ def test_failure_keeps_the_old(tmp_path, monkeypatch):
 @pytest.mark.parametrize("one_step", [True, False])
 def test_exchange(tmp_path, monkeypatch, one_step):
     if not one_step:
-        monkeypatch.setattr(write, "_exchange_in_one_step", lambda first, second: False)
+        monkeypatch.setattr(folders, "_exchange_in_one_step", lambda first, second: False)
     target = tmp_path / "model"
     target.mkdir()
     fill(target, a="old", notes="kept")
-    with write.replacing(target) as folder:
+    with folders.replacing(target) as folder:
         assert folder.name.startswith(f".model.saving-{os.getpid()}-")
         fill(folder, a="new")
     assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "notes": "kept"}
@@ -227,9 +227,9 @@ def test_rename_that_fails_half_way_is_undone(tmp_path, monkeypatch):
             raise OSError("no space")
         rename(first, second)
 
-    monkeypatch.setattr(write, "_exchange_in_one_step", lambda first, second: False)
+    monkeypatch.setattr(folders, "_exchange_in_one_step", lambda first, second: False)
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(OSError, match="no space"), write.replacing(target) as folder:
+    with pytest.raises(OSError, match="no space"), folders.replacing(target) as folder:
         fill(folder, a="new")
     assert (target / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
@@ -245,7 +245,7 @@ def test_files_of_others_survive_and_ours_do_not(tmp_path):
     fill(target / "part", **{"config.json": "{}", "model.safetensors": "", "notes.txt": "mine"})
     fill(target / "onnx" / "deep", **{"config.json": "mine", "model.safetensors": "mine"})
     (target / "link").symlink_to("onnx")
-    with write.replacing(target) as folder:
+    with folders.replacing(target) as folder:
         fill(folder, **{"config.json": "new", "tokenizer.json": "new"})
     found = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*") if path.is_file()}
     assert found == {
@@ -264,7 +264,7 @@ def test_broken_config_does_not_stand_in_the_way(tmp_path, text):
     target = tmp_path / "model"
     target.mkdir()
     fill(target, **{"config.json": text, "a": "mine"})
-    with write.replacing(target) as folder:
+    with folders.replacing(target) as folder:
         fill(folder, **{"config.json": "new"})
     assert sorted(path.read_text() for path in target.iterdir()) == ["mine", "new"]
 
@@ -277,7 +277,7 @@ def test_files_are_copied_where_links_are_impossible(tmp_path, monkeypatch):
     target = tmp_path / "model"
     target.mkdir()
     fill(target, a="mine")
-    with write.replacing(target):
+    with folders.replacing(target):
         pass
     assert (target / "a").read_text() == "mine"
 
@@ -285,7 +285,7 @@ def test_files_are_copied_where_links_are_impossible(tmp_path, monkeypatch):
 def test_link_to_a_folder_stays_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "model").symlink_to("disk")
-    with write.replacing(tmp_path / "model") as folder:
+    with folders.replacing(tmp_path / "model") as folder:
         fill(folder, a="new")
     assert (tmp_path / "model").is_symlink()
     assert (tmp_path / "disk" / "a").read_text() == "new"
@@ -293,16 +293,16 @@ def test_link_to_a_folder_stays_a_link(tmp_path):
 
 def test_file_is_no_target(tmp_path):
     (tmp_path / "model").write_text("a file")
-    with pytest.raises(NotADirectoryError, match="it is not a folder"), write.replacing(tmp_path / "model"):
+    with pytest.raises(NotADirectoryError, match="it is not a folder"), folders.replacing(tmp_path / "model"):
         pass
 
 
 def test_folder_gets_the_usual_permissions(tmp_path):
     (tmp_path / "usual").mkdir()
-    with write.replacing(tmp_path / "model"):
+    with folders.replacing(tmp_path / "model"):
         pass
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "usual").stat().st_mode
     os.chmod(tmp_path / "model", 0o750)
-    with write.replacing(tmp_path / "model"):
+    with folders.replacing(tmp_path / "model"):
         pass
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750

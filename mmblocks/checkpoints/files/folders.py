@@ -1,4 +1,4 @@
-"""Replacing a folder in one step, so that a reader sees the old content or the new, and a crash loses neither.
+"""Folders that are replaced in one step: a reader sees the old content or the new, and a crash loses neither.
 
 Everything is written to a folder beside the target, called ``.<target>.saving-<process>-<random>``, which then takes the target's
 place. A process that is killed leaves such a folder behind, which the next save to the same target removes; see ``leftovers``.
@@ -10,15 +10,21 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints.files import leftovers
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-"""The weights that a Block writes."""
+T = TypeVar("T")
+
+MOST_ATTEMPTS = 50
+"""To read a folder that others replace meanwhile."""
+
+_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model|open_clip_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""The weights that a Block writes, under its own names or published ones (``Layout.weights``)."""
 
 _CURRENT_FOLDER = -100
 """AT_FDCWD of fcntl.h: paths are as usual."""
@@ -46,6 +52,36 @@ def replacing(target: Path) -> Iterator[Path]:
         yield temporary
         put(temporary, target)  # by now ``temporary`` is the old content, if there was any
     leftovers.remove(target)
+
+
+def consistently(path: Path, read: Callable[[], T]) -> T:
+    """``read()``, again if another process replaced ``path`` before it was done: all it gives is the old version, or the new.
+
+    What ``read`` opens stays readable: files are mapped, and a folder that is replaced goes on existing for those who have it open.
+
+    Raises:
+        OSError: the folder is replaced faster than it can be read; or what ``read`` raises on a folder that stayed the same.
+    """
+    if os.name == "nt":
+        return read()  # Windows cannot open a folder, and does not let one that is in use be replaced
+    for _ in range(MOST_ATTEMPTS):
+        descriptor = None
+        try:
+            # While it is open, no other folder can have its number.
+            descriptor = os.open(path, os.O_RDONLY)
+            result = read()
+        except (OSError, ValueError):
+            if descriptor is not None and _is(path, descriptor):
+                raise
+            if descriptor is None and not path.exists():
+                raise
+        else:
+            if _is(path, descriptor):
+                return result
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+    raise OSError(f"{path} is replaced by others faster than it can be read")
 
 
 def put(folder: Path, target: Path, stale: re.Pattern[str] | None = None) -> None:
@@ -145,3 +181,10 @@ def _sync_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
