@@ -25,7 +25,7 @@ from mmblocks.checkpoints.layouts import patterns
 from mmblocks.checkpoints.layouts.difference import Difference, Shape, compare
 from mmblocks.checkpoints.layouts.harmless import check_read
 from mmblocks.checkpoints.layouts.preprocessing import Preprocessor
-from mmblocks.checkpoints.layouts.published_config import PublishedConfig, plain
+from mmblocks.checkpoints.layouts.published_config import OtherModelError, PublishedConfig, plain
 from mmblocks.checkpoints.layouts.rules import Arguments, Rule, Side, Source, Split
 from mmblocks.checkpoints.tensors import slots
 from mmblocks.configurable import Configurable
@@ -188,7 +188,7 @@ class Layout:
             arguments: dict[str, Any] = {} if self.config is None else plain(self.config(tracked))
             check_read(tracked, self.harmless, f"the layout {self.name!r}")
         except ValueError as error:
-            if not self.otherwise:
+            if not self.otherwise or isinstance(error, OtherModelError):
                 raise
             raise ValueError(f"{error}. {self.otherwise}") from error
         return arguments

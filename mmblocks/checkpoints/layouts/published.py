@@ -17,6 +17,7 @@ from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.layouts import preprocessing
 from mmblocks.checkpoints.layouts.difference import Difference, Shape
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.published_config import OtherModelError
 from mmblocks.checkpoints.origin import Origin, Place
 from mmblocks.configurable import Configurable, parameters
 
@@ -132,35 +133,56 @@ class Reason(NamedTuple):
         layout: the layout.
         why: in words, of one line or more.
         num_unknown: how many names of the file it does not know; none is nearest.
+        other: that the config names another model, if it does.
     """
 
     layout: Layout
     why: str
     num_unknown: int
+    other: OtherModelError | None = None
 
     @classmethod
     def of(cls, layout: Layout, shapes: Mapping[str, Shape | str], published: Mapping[str, Any]) -> "Reason":
         """For tensors of these names and shapes, and a config, that do not fit."""
+        other = None
+        try:
+            layout.arguments(published)
+        except OtherModelError as error:
+            other = error
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError):
+            pass  # told below, unless there is something plainer to say
         unknown = {key: shapes[key] for key in layout.unknown(shapes)}
         if unknown:
-            return cls(layout, str(Difference({}, unknown, {})), len(unknown))
+            return cls(layout, str(Difference({}, unknown, {})), len(unknown), other)
         if not any(layout.to_ours(key) for key in shapes):
             return cls(layout, "none of its tensors is there", sys.maxsize)
         try:
             layout.arguments(published)
         except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            return cls(layout, f"its config does not fit: {kind}{error}", 0)
+            return cls(layout, f"its config does not fit: {kind}{error}", 0, other)
         return cls(layout, "it fits", 0)
 
 
 def fits_none(where: str, cls: type[Configurable], reasons: Sequence[Reason]) -> str:
-    """That no layout fits: the two with the fewest unknown names in full, the others in a line."""
-    ordered = sorted(reasons, key=lambda reason: reason.num_unknown)
-    full = [f"layout {layout.name!r}: {why}" for layout, why, _ in ordered[:DETAILED]]
-    short = [f"layout {layout.name!r}: {why.splitlines()[0].rstrip(':')}" for layout, why, _ in ordered[DETAILED:]]
+    """That no layout fits: the two with the fewest unknown names in full, the others in a line; many of other models in one."""
     names = ", ".join(reason.layout.name for reason in reasons)
-    return "\n".join([f"{where} fits no layout of {cls.__name__} ({names})", *full, *short])
+    others = [reason for reason in reasons if reason.other is not None]
+    last = [] if len(others) <= DETAILED else [_of_other_models(others)]
+    ordered = sorted((reason for reason in reasons if not last or reason.other is None), key=lambda reason: reason.num_unknown)
+    full = [f"layout {reason.layout.name!r}: {reason.why}" for reason in ordered[:DETAILED]]
+    short = [f"layout {reason.layout.name!r}: {reason.why.splitlines()[0].rstrip(':')}" for reason in ordered[DETAILED:]]
+    return "\n".join([f"{where} fits no layout of {cls.__name__} ({names})", *full, *short, *last])
+
+
+def _of_other_models(reasons: Sequence[Reason]) -> str:
+    """What layouts say to a config that names the model of none of them."""
+    errors = [reason.other for reason in reasons if reason.other is not None]
+    accepted = sorted({model for error in errors for model in error.accepted})
+    otherwise = [reason.layout.otherwise for reason in reasons if reason.layout.otherwise][:1]
+    return ". ".join(
+        [f"{len(errors)} layouts: its config does not fit: {errors[0].found}; accepted: {', '.join(accepted)}", *otherwise]
+    )
 
 
 def layouts(cls: type[Configurable], where: str, name: str | None) -> tuple[Layout, ...]:

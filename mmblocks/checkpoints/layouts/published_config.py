@@ -110,6 +110,19 @@ def only(config: Mapping[str, Any], key: str, *accepted: Any) -> None:
     raise ValueError(f"{title(config, key)} is {shown(value)}; accepted: {', '.join(map(repr, accepted))}")
 
 
+class OtherModelError(ValueError):
+    """A config of another model than a layout's.
+
+    Args:
+        found: what the config says, in words.
+        accepted: the models that it may name.
+    """
+
+    def __init__(self, found: str, accepted: tuple[str, ...]) -> None:
+        super().__init__(f"{found}; accepted: {', '.join(accepted)}")
+        self.found, self.accepted = found, accepted
+
+
 def check_model(config: Mapping[str, Any], *accepted: str) -> None:
     """Refuses the config of another model, by its ``model_type`` and by the class that ``architectures`` names.
 
@@ -123,7 +136,7 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
     """
     kind = config.get("model_type")
     if kind is not None and _letters(str(kind)) not in map(_letters, accepted):
-        raise ValueError(f"{title(config, 'model_type')} is {shown(kind)}; accepted: {', '.join(accepted)}")
+        raise OtherModelError(f"{title(config, 'model_type')} is {shown(kind)}", accepted)
     names = "|".join(re.escape(_letters(name)) for name in accepted)
     architectures = config.get("architectures")
     if architectures is not None and (not isinstance(architectures, list | tuple) or not architectures):
