@@ -8,19 +8,20 @@ Shapes: B batch, L new tokens, T all tokens a query may see, H query heads, D wi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Protocol, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmblocks.layers.attention.attend import Hook, Observed, Prepared, changed
+from mmblocks.roles import Cache, Trunk
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
 
 
 @dataclass(frozen=True)
 class TrunkHooks:
-    """Functions that a forward pass shows its inner values to, by the number of the layer.
+    """Functions that a forward pass shows its inner values to, by the index of the layer.
 
         maps = []
         trunk(embeds, table, cache, hooks=TrunkHooks(attention={3: maps.append}, hidden={2: lambda x: x + direction}))
@@ -47,25 +48,22 @@ class TrunkHooks:
         """Refuses layers that are not there.
 
         Raises:
-            ValueError: with the numbers that are accepted.
+            ValueError: with the layers that are accepted.
         """
-        for name, last in (
-            ("hidden", num_layers),
-            ("attention", num_layers - 1),
-            ("heads", num_layers - 1),
-            ("routers", num_layers - 1),
-        ):
-            strange = [number for number in getattr(self, name) if not 0 <= number <= last]
+        inside = {"attention": self.attention, "heads": self.heads, "routers": self.routers}
+        for name, hooks in {"hidden": self.hidden, **inside}.items():
+            last = num_layers - (name in inside)
+            strange = [layer for layer in hooks if not 0 <= layer <= last]
             if strange:
                 raise ValueError(f"hooks.{name} has {strange}; accepted: 0 to {last}, as the trunk has {num_layers} layers")
 
-    def state(self, number: int, x: Tensor) -> Tensor:
-        """The state that layer ``number`` reads, when its hook has seen it."""
-        return changed(self.hidden.get(number), x)
+    def state(self, layer: int, x: Tensor) -> Tensor:
+        """The state that layer ``layer`` reads, when its hook has seen it."""
+        return changed(self.hidden.get(layer), x)
 
-    def observed(self, number: int, mask: Prepared) -> Prepared:
-        """The mask that layer ``number`` is given: it carries the hooks to where attention is computed."""
-        weights, heads = self.attention.get(number), self.heads.get(number)
+    def observed(self, layer: int, mask: Prepared) -> Prepared:
+        """The mask that layer ``layer`` is given: it carries the hooks to where attention is computed."""
+        weights, heads = self.attention.get(layer), self.heads.get(layer)
         return mask if weights is None and heads is None else Observed(mask, weights, heads)
 
     def observe(self, layer: int) -> bool:
@@ -73,8 +71,33 @@ class TrunkHooks:
         return layer in self.attention or layer in self.heads
 
 
+class Observable(Protocol):
+    """A trunk whose calls take ``hooks``: every ``Decoder``, and ``TransformersTrunk``."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        ...
+
+    def __call__(
+        self,
+        embeds: Float[Tensor, "B L D"],
+        table: TokenTable,
+        *,
+        mask: Mask | MaskRule | None = None,
+        hooks: TrunkHooks | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """Hidden states."""
+        ...
+
+
 def hidden_states(
-    trunk: Any, embeds: Float[Tensor, "B L D"], table: TokenTable, layers: Sequence[int], **options: Any
+    trunk: Observable,
+    embeds: Float[Tensor, "B L D"],
+    table: TokenTable,
+    layers: Sequence[int],
+    *,
+    mask: Mask | MaskRule | None = None,
 ) -> list[Float[Tensor, "B L D"]]:
     """The states after so many layers each: 0 for the embeddings, the number of layers for after the final norm.
 
@@ -85,7 +108,7 @@ def hidden_states(
         embeds: the tokens, and
         table: their metadata.
         layers: which states.
-        options: further arguments of the call, such as ``mask``.
+        mask: as for the trunk.
 
     Raises:
         ValueError: states that are not there.
@@ -95,7 +118,7 @@ def hidden_states(
     def keep(layer: int) -> Hook:
         return lambda x: found.update({layer: x})
 
-    output = trunk(embeds, table, hooks=TrunkHooks(hidden={layer: keep(layer) for layer in layers}), **options)
+    output = trunk(embeds, table, mask=mask, hooks=TrunkHooks(hidden={layer: keep(layer) for layer in layers}))
     return [output if layer == trunk.num_layers else found[layer] for layer in layers]
 
 
@@ -114,9 +137,9 @@ class HookedTrunk(nn.Module):
         TypeError: a trunk that takes none, as ``MAR`` and ``VAR``.
     """
 
-    def __init__(self, trunk: Any, hooks: TrunkHooks) -> None:
+    def __init__(self, trunk: nn.Module, hooks: TrunkHooks) -> None:
         super().__init__()
-        parameters = signature(getattr(trunk, "forward", trunk)).parameters
+        parameters = signature(trunk.forward).parameters
         if "hooks" not in parameters and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
             raise TypeError(f"trunk is a {type(trunk).__name__}, which takes no hooks; accepted: a trunk whose forward has hooks=")
         self.trunk = trunk
@@ -126,14 +149,15 @@ class HookedTrunk(nn.Module):
         self,
         embeds: Float[Tensor, "B L D"],
         table: TokenTable,
-        cache: Any = None,
+        cache: Cache | None = None,
         *,
         mask: Mask | MaskRule | None = None,
-        **options: Any,
+        **options: object,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states; see the trunk's own."""
-        return self.trunk(embeds, table, cache, mask=mask, hooks=self.hooks, **options)
+        found: Tensor = self.trunk(embeds, table, cache, mask=mask, hooks=self.hooks, **options)
+        return found
 
-    def new_cache(self, batch: int, capacity: int) -> Any:
+    def new_cache(self, batch: int, capacity: int) -> Cache:
         """The trunk's."""
-        return self.trunk.new_cache(batch, capacity)
+        return cast(Trunk, self.trunk).new_cache(batch, capacity)

@@ -4,7 +4,6 @@ Shapes: B batch, L tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -58,7 +57,7 @@ def experts_of(parts: Iterable[Description]) -> tuple[str, ...]:
     return next(iter(several or named), ())
 
 
-def _named(value: Any) -> Iterator[tuple[str, ...]]:
+def _named(value: object) -> Iterator[tuple[str, ...]]:
     """The names of experts in a description, however deep."""
     if isinstance(value, Description):
         for name, entry in value.entries().items():

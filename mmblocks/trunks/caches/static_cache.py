@@ -4,13 +4,14 @@ Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of
 """
 
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.ops.cuda_graphs import Recording, new_pool
+from mmblocks.roles import Trunk
 from mmblocks.sequence.masks import Dense, Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
@@ -97,7 +98,7 @@ class StaticCache(KVCache):
             return super().places(length)
         return self.places_of_new, torch.arange(self.capacity, device=self.places_of_new.device), self.slots
 
-    def run(self, trunk: Any, embeds: Tensor, table: TokenTable, mask: Mask | MaskRule | None) -> Tensor:
+    def run(self, trunk: Trunk, embeds: Tensor, table: TokenTable, mask: Mask | MaskRule | None) -> Tensor:
         """The trunk's states of tokens that ``mask_for`` was asked for: by calling it, or by replaying its step.
 
         Raises:
@@ -113,7 +114,7 @@ class StaticCache(KVCache):
             self._step = Recording(partial(self._called, trunk), inputs, new_pool())
         return self._step(inputs)
 
-    def _called(self, trunk: Any, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
+    def _called(self, trunk: Trunk, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
         """A step as a function of tensors alone, beside the cache's own, which stay where they are."""
         self.places_of_new = places
         return trunk(embeds, TokenTable(*table), self, mask=Dense(visible))
@@ -126,7 +127,7 @@ class StaticCache(KVCache):
         return chosen
 
 
-def _check_recordable(trunk: Any) -> None:
+def _check_recordable(trunk: Trunk) -> None:
     """Refuses a trunk whose step asks the device for values, copies to it, or calls functions that a replay would not."""
     if not getattr(trunk, "static_step", False):  # a trunk of one's own need not know the attribute
         accepted = "one whose static_step is True, as of a Decoder without experts, sections of angles and longrope"

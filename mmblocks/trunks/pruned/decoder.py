@@ -5,7 +5,7 @@ Shapes: B rows, L new tokens, M of them that are left, S tokens a stage has read
 
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -179,15 +179,15 @@ class PrunedDecoder(Block):
         candidates = prunable(row.table)
         if not counts.any():
             return row
-        layer = self.trunk.layers[stage.first]
+        layer = cast(DecoderLayer, self.trunk.layers[stage.first])  # as _is_plain found
         importance = self._importance(row, layer, mask if callable(mask) else visible, context)
         most = (counts.double() * stage.share).long()
         return row.at(*_packed(keep_most(importance, candidates, most) & ~row.table.is_padding, row.table))
 
     @torch.no_grad()
-    def _importance(self, row: Row, layer: Any, rule: MaskRule, context: ForwardContext) -> Float[Tensor, "B M"]:
+    def _importance(self, row: Row, layer: DecoderLayer, rule: MaskRule, context: ForwardContext) -> Float[Tensor, "B M"]:
         """The attention of the layer to come that ends at each token, from the queries that count."""
-        attention = layer.attention
+        attention = cast(SelfAttention, layer.attention)
         normed = row._replace(x=layer.attention_norm(row.x))
         index, real = chosen(self._queries(row.table))
         asking = normed.at(index, real)

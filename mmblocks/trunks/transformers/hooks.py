@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
@@ -19,6 +19,9 @@ from torch.nn.functional import dropout as drop
 from mmblocks.layers.attention.attend import Observed, attend, changed
 from mmblocks.sequence.masks import Dense
 from mmblocks.trunks.hooks import TrunkHooks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = "mmblocks"
 """The name of our attention among those of transformers."""
@@ -55,7 +58,7 @@ def register() -> None:
 
 
 @contextmanager
-def watched(model: Any, hooks: TrunkHooks) -> Iterator[None]:
+def watched(model: "PreTrainedModel", hooks: TrunkHooks) -> Iterator[None]:
     """While open, a forward pass of the model calls the hooks.
 
     Other passes of the same model, in other threads, do not notice.
@@ -91,7 +94,7 @@ def watched(model: Any, hooks: TrunkHooks) -> Iterator[None]:
         )
 
 
-def _layers(model: Any) -> nn.ModuleList:
+def _layers(model: "PreTrainedModel") -> nn.ModuleList:
     count = model.config.num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -120,14 +123,14 @@ def _after(call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], ou
 
 def _attention(
     plain: Callable[..., tuple[Tensor, Tensor | None]],
-    module: Any,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **options: Any,
+    **options: object,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' own attention; ours for a layer that a hook looks at. Gives (B, L, H, V)."""
     call = _CALL.get()

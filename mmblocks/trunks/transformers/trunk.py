@@ -6,7 +6,7 @@ Shapes: B batch, L new tokens, D width.
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,9 @@ from mmblocks.trunks.families.names import NOT_THE_TRUNK
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.transformers.hooks import ATTENTION, register, watched
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 class TransformersCache(KVCache):
     """A transformers cache beside the table of the tokens it holds; it belongs to one generation.
@@ -35,12 +38,12 @@ class TransformersCache(KVCache):
         capacity: tokens a row can hold. Memory is taken as they come.
     """
 
-    def __init__(self, model: Any, *, batch: int, capacity: int) -> None:
+    def __init__(self, model: "PreTrainedModel", *, batch: int, capacity: int) -> None:
         from transformers import DynamicCache
 
         super().__init__(layers=(), batch=batch, capacity=capacity, device=model.device)
         self.language_model = model.config
-        self.past: Any = DynamicCache(config=model.config)
+        self.past: Any = DynamicCache(config=model.config)  # whose layers' classes change from version to version
 
     @property
     def num_bytes(self) -> int:
@@ -137,7 +140,7 @@ class TransformersTrunk(Block):
         self.model = _without_embedding(_build(language_model))
 
     @classmethod
-    def around(cls, model: Any, *, positions: PositionScheme | None = None) -> "TransformersTrunk":
+    def around(cls, model: "PreTrainedModel", *, positions: PositionScheme | None = None) -> "TransformersTrunk":
         """A trunk of a transformers model, with or without its head. The weights are shared, and its embedding stays its own."""
         base = getattr(model, model.base_model_prefix, model)
         described = json.loads(base.config.to_json_string(use_diff=True))
@@ -228,7 +231,7 @@ class TransformersTrunk(Block):
         return self.train(base.training)
 
 
-def _build(config: Mapping[str, Any]) -> Any:
+def _build(config: Mapping[str, Any]) -> "PreTrainedModel":
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
@@ -248,7 +251,7 @@ def _build(config: Mapping[str, Any]) -> Any:
     return model
 
 
-def _has_window(described: Any) -> bool:
+def _has_window(described: "PretrainedConfig") -> bool:
     """Whether a layer sees less than rows can hold. Models without ``layer_types`` have a window in every layer, or in none."""
     kinds = getattr(described, "layer_types", None)
     if kinds:
@@ -257,7 +260,7 @@ def _has_window(described: Any) -> bool:
     return window is not None and window < getattr(described, "max_position_embeddings", window)
 
 
-def _without_embedding(model: Any) -> Any:
+def _without_embedding(model: "PreTrainedModel") -> "PreTrainedModel":
     """The embedding of ids is another part; what is embedded is handed in."""
     model.set_input_embeddings(nn.Identity())
     return model
