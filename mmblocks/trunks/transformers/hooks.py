@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
@@ -21,10 +21,13 @@ from mmblocks.sequence.masks import Dense
 from mmblocks.trunks.hooks import TrunkHooks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 ATTENTION = "mmblocks"
 """The name of our attention among those of transformers."""
+
+PreTrained = Any
+"""A ``PreTrainedModel``: what it has differs from model to model, and its type says nothing of it."""
 
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
 """What some models hand to their attention and ours does not know."""
@@ -58,7 +61,7 @@ def register() -> None:
 
 
 @contextmanager
-def watched(model: "PreTrainedModel", hooks: TrunkHooks) -> Iterator[None]:
+def watched(model: PreTrained, hooks: TrunkHooks) -> Iterator[None]:
     """While open, a forward pass of the model calls the hooks.
 
     Other passes of the same model, in other threads, do not notice.
@@ -94,7 +97,7 @@ def watched(model: "PreTrainedModel", hooks: TrunkHooks) -> Iterator[None]:
         )
 
 
-def _layers(model: "PreTrainedModel") -> nn.ModuleList:
+def _layers(model: PreTrained) -> nn.ModuleList:
     count = model.config.num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

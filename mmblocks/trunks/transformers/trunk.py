@@ -6,7 +6,7 @@ Shapes: B batch, L new tokens, D width.
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -23,10 +23,10 @@ from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.derived_tables import frequencies_differ
 from mmblocks.trunks.families.names import NOT_THE_TRUNK
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.transformers.hooks import ATTENTION, register, watched
+from mmblocks.trunks.transformers.hooks import ATTENTION, PreTrained, register, watched
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+Described = Any
+"""A ``PretrainedConfig``: its entries differ from model to model."""
 
 
 class TransformersCache(KVCache):
@@ -38,7 +38,7 @@ class TransformersCache(KVCache):
         capacity: tokens a row can hold. Memory is taken as they come.
     """
 
-    def __init__(self, model: "PreTrainedModel", *, batch: int, capacity: int) -> None:
+    def __init__(self, model: PreTrained, *, batch: int, capacity: int) -> None:
         from transformers import DynamicCache
 
         super().__init__(layers=(), batch=batch, capacity=capacity, device=model.device)
@@ -140,7 +140,7 @@ class TransformersTrunk(Block):
         self.model = _without_embedding(_build(language_model))
 
     @classmethod
-    def around(cls, model: "PreTrainedModel", *, positions: PositionScheme | None = None) -> "TransformersTrunk":
+    def around(cls, model: PreTrained, *, positions: PositionScheme | None = None) -> "TransformersTrunk":
         """A trunk of a transformers model, with or without its head. The weights are shared, and its embedding stays its own."""
         base = getattr(model, model.base_model_prefix, model)
         described = json.loads(base.config.to_json_string(use_diff=True))
@@ -231,7 +231,7 @@ class TransformersTrunk(Block):
         return self.train(base.training)
 
 
-def _build(config: Mapping[str, Any]) -> "PreTrainedModel":
+def _build(config: Mapping[str, Any]) -> PreTrained:
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
@@ -251,7 +251,7 @@ def _build(config: Mapping[str, Any]) -> "PreTrainedModel":
     return model
 
 
-def _has_window(described: "PretrainedConfig") -> bool:
+def _has_window(described: Described) -> bool:
     """Whether a layer sees less than rows can hold. Models without ``layer_types`` have a window in every layer, or in none."""
     kinds = getattr(described, "layer_types", None)
     if kinds:
@@ -260,7 +260,7 @@ def _has_window(described: "PretrainedConfig") -> bool:
     return window is not None and window < getattr(described, "max_position_embeddings", window)
 
 
-def _without_embedding(model: "PreTrainedModel") -> "PreTrainedModel":
+def _without_embedding(model: PreTrained) -> PreTrained:
     """The embedding of ids is another part; what is embedded is handed in."""
     model.set_input_embeddings(nn.Identity())
     return model
