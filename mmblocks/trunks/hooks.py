@@ -8,7 +8,7 @@ Shapes: B batch, L new tokens, T all tokens a query may see, H query heads, D wi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ class TrunkHooks:
         return layer in self.attention or layer in self.heads
 
 
+@runtime_checkable
 class Observable(Protocol):
     """A trunk whose calls take ``hooks``: every ``Decoder``, and ``TransformersTrunk``."""
 

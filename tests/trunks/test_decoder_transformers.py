@@ -166,9 +166,3 @@ def test_qwen2_vl_counts_on_three_axes() -> None:
     cache = ours.new_cache(1, 10)
     steps = [ours(embeds[:, a:b], table.slice(a, b), cache) for a, b in ((0, 8), (8, 9), (9, 10))]
     torch.testing.assert_close(torch.cat(steps, 1), theirs_hidden, atol=1e-5, rtol=1e-4)
-
-
-def test_a_sliding_window_is_refused(tmp_path) -> None:
-    theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES, rope_parameters=ROPE))
-    with pytest.raises(ValueError, match="sliding_window is 8"):
-        published(tmp_path, Decoder, theirs, sliding_window=8, use_sliding_window=True)

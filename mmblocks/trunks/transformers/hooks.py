@@ -20,9 +20,6 @@ from mmblocks.layers.attention.attend import Observed, attend, changed
 from mmblocks.sequence.masks import Dense
 from mmblocks.trunks.hooks import TrunkHooks
 
-if TYPE_CHECKING:
-    pass
-
 ATTENTION = "mmblocks"
 """The name of our attention among those of transformers."""
 

@@ -142,7 +142,7 @@ class TransformersTrunk(Block):
     @classmethod
     def around(cls, model: PreTrained, *, positions: PositionScheme | None = None) -> "TransformersTrunk":
         """A trunk of a transformers model, with or without its head. The weights are shared, and its embedding stays its own."""
-        base = getattr(model, model.base_model_prefix, model)
+        base: PreTrained = getattr(model, model.base_model_prefix, model)  # the model itself where it has no head
         described = json.loads(base.config.to_json_string(use_diff=True))
         with torch.device("meta"):
             trunk = cls(**_described({"model_type": base.config.model_type, **described}), positions=positions)
