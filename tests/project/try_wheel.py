@@ -1,6 +1,6 @@
 """The wheel as its users get it: installed out of the repository's sight, it runs the README's code and the commands.
 
-    python -m tests.project.try_wheel dist/mmblocks-0.1.0-py3-none-any.whl
+    python -m tests.project.try_wheel dist/mmblocks-0.2.0-py3-none-any.whl
 
 Libraries come from the environment that runs this; nothing is downloaded.
 """
