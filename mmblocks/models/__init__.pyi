@@ -11,6 +11,7 @@ from mmblocks.models.mar.model import MAR as MAR
 from mmblocks.models.neo import NEO as NEO
 from mmblocks.models.omnigen.model import OmniGen as OmniGen
 from mmblocks.models.omnigen.trunk import Phi3Decoder as Phi3Decoder
+from mmblocks.models.omnigen.trunk import Phi3Rotary as Phi3Rotary
 from mmblocks.models.omnigen.trunk import VelocityHead as VelocityHead
 from mmblocks.models.orthus import Orthus as Orthus
 from mmblocks.models.var.model import VARImageModel as VARImageModel

@@ -14,7 +14,9 @@ from mmblocks.trunks.hooks import TrunkHooks as TrunkHooks
 from mmblocks.trunks.hooks import hidden_states as hidden_states
 from mmblocks.trunks.layer import Layer as Layer
 from mmblocks.trunks.llama import llama_layer as llama_layer
+from mmblocks.trunks.llamagen import GridRotary as GridRotary
 from mmblocks.trunks.llamagen import LlamaGenTrunk as LlamaGenTrunk
+from mmblocks.trunks.neo.trunk import NEOAttention as NEOAttention
 from mmblocks.trunks.neo.trunk import NEOTrunk as NEOTrunk
 from mmblocks.trunks.parts.attention import Attention as Attention
 from mmblocks.trunks.parts.cross_attention import GatedCrossAttentionLayer as GatedCrossAttentionLayer

@@ -144,4 +144,4 @@ class ForwardContext:
         """Hands router probabilities to their hooks, when all layers have run: one may run twice for gradients."""
         for layer, hook in self.hooks.routers.items():
             if layer in self.routers:
-                hook(self.routers[layer])
+                hook(self.routers.pop(layer))

@@ -7,7 +7,7 @@ from mmblocks import GREEDY, Block, Decoder, Generation, TextGrammar, text
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.sequence.tokens import Modality, TokenTable
-from mmblocks.trunks import GatedCrossAttentionDecoder, RoutedDecoder
+from mmblocks.trunks import GatedCrossAttentionDecoder, MoEDecoder, RoutedDecoder
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.parts.cross_attention import images_before
@@ -146,3 +146,13 @@ def test_what_does_not_fit_is_refused() -> None:
         trunk_of(every=5)
     with pytest.raises(TypeError, match="trunk is a GatedCrossAttentionDecoder; accepted: a Decoder"):
         GatedCrossAttentionDecoder(trunk=trunk, context_dim=6)
+
+
+def test_each_routers_hook_is_called_once() -> None:
+    shown: list[int] = []
+    trunk = GatedCrossAttentionDecoder(
+        trunk=MoEDecoder(dim=WIDTH, num_layers=2, num_heads=2, mlp_dim=16, num_experts=2), context_dim=CONTEXT, every=1
+    )
+    hooks = TrunkHooks(routers={0: lambda p: shown.append(0), 1: lambda p: shown.append(1)})
+    trunk(torch.randn(1, 4, WIDTH), row("titt"), images=torch.randn(1, 1, 5, CONTEXT), hooks=hooks)
+    assert shown == [0, 1]
