@@ -162,7 +162,7 @@ def comparison(name: str, device: str) -> Comparison:
         room = cache_bytes(
             num_layers=config["num_layers"],
             num_heads=config["num_kv_heads"],
-            head_dim=model.trunk.head_dim,
+            head_dim=model.trunk.layers[0].memory.head_dim,
             batch=2,
             capacity=capacity(device),
             dtype=dtype,

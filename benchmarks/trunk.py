@@ -16,7 +16,6 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from benchmarks.measure import Comparison, Step, check, main
 from mmblocks.layers.attention.attend import attend, interval_block_mask, interval_spans
-from mmblocks.ops.routed_linear import group_rows
 from mmblocks.sequence.masks import Causal, Dense, Intervals, densify, intervals
 from mmblocks.sequence.positions import RotaryTable, rotary_table, rotate_half_split
 from mmblocks.sequence.tokens import NO_SPAN, Modality, TokenTable
@@ -42,26 +41,25 @@ def routed(scale: float, device: str) -> Comparison:
         x, upstream = torch.randn(1, tokens, width, device=device).requires_grad_(), torch.randn(1, tokens, width, device=device)
         vision = torch.zeros(1, tokens, dtype=torch.long, device=device)
         vision[:, tokens // 4 : tokens // 4 + tokens // 2] = 1
-        return trunk.layers[0], x, upstream, vision
+        return trunk, x, upstream, vision
 
     def ours() -> Tensor:
-        layer, x, upstream, vision = parts()
-        groups = group_rows(vision.flatten(), 2)
-        made = layer(groups.sort(x[0]), rotary, Causal(), groups, None, 0)
-        out = groups.restore(made)[None]
+        trunk, x, upstream, vision = parts()
+        context = trunk.context(x, TokenTable.text(1, tokens, device=device)._replace(modality=vision), mask=Causal())
+        out = context.in_order(trunk.run(context.as_rows(x), context))
         out.backward(upstream)
         return out
 
     def plain() -> Tensor:
-        layer, x, upstream, vision = parts()
-        out = computed_twice(layer, x, vision[..., None].float(), rotary)
+        trunk, x, upstream, vision = parts()
+        out = computed_twice(trunk.layers[0], x, vision[..., None].float(), rotary)
         out.backward(upstream)
         return out
 
     def cleared(step: Step) -> Step:
         def run() -> Any:
-            layer, x, *_ = parts()
-            layer.zero_grad()
+            trunk, x, *_ = parts()
+            trunk.zero_grad()
             x.grad = None
             return step()
 
@@ -71,8 +69,8 @@ def routed(scale: float, device: str) -> Comparison:
         found = []
         for step in (ours, plain):
             out = cleared(step)().detach()
-            layer, x, *_ = parts()
-            found.append([out, x.grad, *(parameter.grad for parameter in layer.parameters())])
+            trunk, x, *_ = parts()
+            found.append([out, x.grad, *(parameter.grad for parameter in trunk.layers.parameters())])
         worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
         check(worst < 1e-4, f"relative difference {worst}")
         return f"output and all gradients differ by at most {worst:.1e} of their norm"
