@@ -36,7 +36,14 @@ def routed(scale: float, device: str) -> Comparison:
     def parts() -> tuple[Any, Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
         trunk = RoutedDecoder(
-            dim=width, num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=128, mlp_dim=inner, qkv_bias=True
+            dim=width,
+            num_layers=1,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=128,
+            mlp_dim=inner,
+            qkv_bias=True,
+            rope_theta=1e6,
         ).to(device)
         x, upstream = torch.randn(1, tokens, width, device=device).requires_grad_(), torch.randn(1, tokens, width, device=device)
         vision = torch.zeros(1, tokens, dtype=torch.long, device=device)
