@@ -57,6 +57,16 @@ class ChameleonTrunk(Decoder):
         llama: the arguments of ``llama_layer``.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.trunks import ChameleonTrunk
+        >>> trunk = ChameleonTrunk(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> tuple(trunk.layers[0].attention.query_norm.weight.shape)  # a scale for every channel of every head
+        (4, 8)
+        >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5)).shape)
+        (1, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (

@@ -43,6 +43,17 @@ class ForwardContext:
         images: (B, M, Q, C) what cross-attention reads, or None.
         routers: probabilities of the routers, (B, L, E), by layer, as far as layers have run.
         angles: rotary angles of the new tokens, by what they were computed for.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> trunk, embeds = Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48), torch.randn(1, 5, 32)
+        >>> context = trunk.context(embeds, TokenTable.text(1, 5))
+        >>> context.lengths
+        (5, 5)
+        >>> halfway = trunk.run(embeds, context, [(0, trunk.layers[0])])
+        >>> tuple(halfway.shape)
+        (1, 5, 32)
     """
 
     def __init__(

@@ -37,6 +37,18 @@ class GatedCrossAttentionDecoder(Block):
         ValueError: no layer that ``every`` divides.
 
     Source: Flamingo (arXiv 2204.14198), placed as in mlfoundations/open_flamingo.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.sequence import Modality
+        >>> from mmblocks.trunks import GatedCrossAttentionDecoder
+        >>> plain = Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48)
+        >>> trunk = GatedCrossAttentionDecoder(trunk=plain, context_dim=24, every=2)
+        >>> table, embeds = TokenTable.text(1, 5), torch.randn(1, 5, 32)
+        >>> table.modality[:, 0] = Modality.VISION  # the token that stands for the image
+        >>> torch.equal(trunk(embeds, table, images=torch.randn(1, 1, 7, 24)), plain(embeds, table))  # gates begin closed
+        True
     """
 
     def __init__(

@@ -37,6 +37,15 @@ class TrunkHooks:
         heads: (B, H, L, V), what each head of layer n found, before the output projection.
         routers: (B, L, E), float32, the probabilities that layer n's router gives its experts; shown when all layers have run. They
             cannot be changed.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import TrunkHooks
+        >>> trunk, maps = Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48), []
+        >>> hidden = trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5), hooks=TrunkHooks(attention={1: maps.append}))
+        >>> tuple(maps[0].shape), torch.allclose(maps[0].sum(-1), torch.ones(1, 4, 5))
+        ((1, 4, 5, 5), True)
     """
 
     hidden: Mapping[int, Hook] = field(default_factory=dict)
@@ -113,6 +122,16 @@ def hidden_states(
 
     Raises:
         ValueError: states that are not there.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import hidden_states
+        >>> trunk = Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48)
+        >>> embeds, table = torch.randn(1, 5, 32), TokenTable.text(1, 5)
+        >>> first, last = hidden_states(trunk, embeds, table, [0, 2])
+        >>> torch.equal(first, embeds), torch.equal(last, trunk(embeds, table))
+        (True, True)
     """
     found: dict[int, Tensor] = {}
 
@@ -136,6 +155,16 @@ class HookedTrunk(nn.Module):
 
     Raises:
         TypeError: a trunk that takes none, as ``MAR`` and ``VAR``.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import HookedTrunk, TrunkHooks
+        >>> trunk = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> steered = HookedTrunk(trunk, TrunkHooks(hidden={0: lambda x: x + 1}))
+        >>> embeds, table = torch.randn(1, 5, 32), TokenTable.text(1, 5)
+        >>> torch.equal(steered(embeds, table), trunk(embeds + 1, table))
+        True
     """
 
     def __init__(self, trunk: nn.Module, hooks: TrunkHooks) -> None:

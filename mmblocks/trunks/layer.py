@@ -26,6 +26,19 @@ class Layer(Part):
         norm_place: "before" mixer and feed-forward part (Llama), "after" them (Chameleon 34B, OLMo 2), or "both" (Gemma 2).
         parallel: whether both read the same input, under one norm, and are added together (Cohere, Phi).
         residual_scale: what both are multiplied by before they are added (Granite, MiniCPM).
+
+    Examples:
+        >>> from mmblocks import Decoder
+        >>> from mmblocks.trunks import MLP, Attention, Layer, Norm
+        >>> layer = Layer(
+        ...     mixer=Attention(num_heads=4, qkv_bias=True, output_bias=True),
+        ...     feed_forward=MLP(hidden_dim=64),
+        ...     norm=Norm(kind="layer", bias=True),
+        ...     parallel=True,
+        ... )
+        >>> trunk = Decoder(dim=32, num_layers=1, layers=layer)
+        >>> trunk.layers[0].mlp_norm is None  # parallel parts share one norm
+        True
     """
 
     mixer: Part

@@ -21,6 +21,11 @@ class GridRotary(Rotary):
 
     Args:
         theta: base of the frequencies.
+
+    Examples:
+        >>> from mmblocks.trunks import Attention, GridRotary
+        >>> Attention(num_heads=4, rotary=GridRotary(theta=500.0)).rotary.neighbours
+        True
     """
 
     neighbours: bool = True
@@ -56,6 +61,17 @@ class LlamaGenTrunk(Decoder):
 
     Source: LlamaGen (arXiv 2406.06525; FoundationVision/LlamaGen), whose own cache has room for ``num_heads`` heads, and so fails
         with fewer key/value heads.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.trunks import LlamaGenTrunk
+        >>> trunk = LlamaGenTrunk(dim=32, num_layers=1, num_heads=4, mlp_dim=48).eval()
+        >>> table = TokenTable.text(1, 5)
+        >>> table.span[:, 1:] = 0  # a condition, then an image of 2 x 2 codes
+        >>> table.grid[:, 1:, 1:] = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> tuple(trunk(torch.randn(1, 5, 32), table).shape)
+        (1, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ()

@@ -18,10 +18,7 @@ from mmblocks.public import all_names, find
 from tests.conftest import REPOSITORY
 
 OPTIONAL = {"accelerate", "peft", "rich", "tokenizers", "transformers", "triton", "typer"}
-WITHOUT_EXAMPLES = ("trunks",)
-"""Packages of which not every public class and function has an example in its docstring yet."""
-
-PUBLIC = {name: find(name) for name, module in all_names().items() if module.split(".")[1] not in WITHOUT_EXAMPLES}
+PUBLIC = {name: find(name) for name in all_names()}
 DESCRIBED = [name for name, found in PUBLIC.items() if isinstance(found, type | FunctionType)]
 """Classes and functions; the other public names are values and types."""
 

@@ -27,6 +27,12 @@ class Phi3Rotary(Rotary):
     they have where prompt and image are read together.
 
     Args: those of ``Rotary``.
+
+    Examples:
+        >>> from mmblocks.models import Phi3Rotary
+        >>> scaling = {"type": "longrope", "factor": 2.0, "max_position": 8, "short_factor": (1.0,), "long_factor": (2.0,)}
+        >>> Phi3Rotary(scaling=scaling).static_step  # which factors count follows from lengths
+        False
     """
 
     def table(self, context: ForwardContext, head_dim: int) -> RotaryTable:

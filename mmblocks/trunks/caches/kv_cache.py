@@ -33,7 +33,13 @@ def cache_bytes(
     dtype: torch.dtype = torch.float32,
     value_dim: int | None = None,
 ) -> int:
-    """Memory that the keys and values of a cache take, in bytes, told beforehand. Guidance multiplies ``batch`` by its streams."""
+    """Memory that the keys and values of a cache take, in bytes, told beforehand. Guidance multiplies ``batch`` by its streams.
+
+    Examples:
+        >>> from mmblocks.trunks import cache_bytes
+        >>> cache_bytes(num_layers=32, num_heads=8, head_dim=128, batch=1, capacity=4096) // 2**20  # MiB, in float32
+        1024
+    """
     widths = head_dim + (head_dim if value_dim is None else value_dim)
     return num_layers * num_heads * widths * batch * capacity * dtype.itemsize
 
@@ -45,6 +51,12 @@ class Memory(NamedTuple):
         num_heads, head_dim: K and D of the keys of each token; 0 heads for a layer that keeps none.
         value_dim: V, where it is not D.
         state: shape of what is remembered whatever the number of tokens, in float32, such as that of a recurrence; None for none.
+
+    Examples:
+        >>> from mmblocks.trunks import KVCache, Memory
+        >>> cache = KVCache(layers=[Memory(num_heads=2, head_dim=8), Memory(state=(32,))], batch=1, capacity=16)
+        >>> tuple(cache.keys[0].shape), tuple(cache.states[1].shape)
+        ((1, 2, 16, 8), (1, 32))
     """
 
     num_heads: int = 0
@@ -66,6 +78,15 @@ class KVCache:
     Attributes:
         states: by layer, (B, *state); zeros where nothing has been read, and None for a layer without.
         images: by layer, what cross-attention keeps of the images it has read.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> trunk = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> cache, table, embeds = trunk.new_cache(1, 5), TokenTable.text(1, 5), torch.randn(1, 5, 32)
+        >>> steps = [trunk(embeds[:, i : i + 1], table.slice(i, i + 1), cache) for i in range(5)]
+        >>> torch.allclose(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5)
+        True
     """
 
     def __init__(

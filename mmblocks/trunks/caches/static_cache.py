@@ -36,6 +36,19 @@ class StaticCache(KVCache):
 
     Raises:
         ValueError: a cache that is in use, or CUDA graphs on another device.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import StaticCache
+        >>> trunk = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> cache, table, embeds = StaticCache(trunk.new_cache(1, 8)), TokenTable.text(1, 5), torch.randn(1, 5, 32)
+        >>> steps = []
+        >>> for i in range(5):
+        ...     one = table.slice(i, i + 1)
+        ...     steps.append(trunk(embeds[:, i : i + 1], one, cache, mask=cache.mask_for(one)))
+        >>> torch.allclose(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5)
+        True
     """
 
     def __init__(self, empty: KVCache, *, cuda_graphs: bool = False) -> None:

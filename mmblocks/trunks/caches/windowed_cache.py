@@ -29,6 +29,18 @@ class WindowedCache(KVCache):
         ValueError: no room for a window.
 
     Source: StreamingLLM (arXiv 2309.17453), but for its positions, which count inside the cache.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import WindowedCache
+        >>> trunk = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> cache = WindowedCache(trunk.new_cache(1, 4), sinks=1)
+        >>> for _ in range(9):
+        ...     one = TokenTable.text(1, 1)
+        ...     hidden = trunk(torch.randn(1, 1, 32), one, cache, mask=cache.mask_for(one))
+        >>> cache.length, cache.held
+        (9, 4)
     """
 
     def __init__(self, empty: KVCache, *, sinks: int = 4) -> None:

@@ -58,6 +58,14 @@ class NEOAttention(Part):
         bias: whether all projections have biases.
         norm_eps: epsilon of the norms of queries and keys.
         theta, theta_place: bases of the rotary frequencies of the step, and of row and column.
+
+    Examples:
+        >>> from mmblocks import Decoder
+        >>> from mmblocks.trunks import GatedMLP, Layer, NEOAttention
+        >>> mixer = NEOAttention(num_heads=4, num_kv_heads=2, head_dim=8)
+        >>> trunk = Decoder(dim=32, num_layers=1, layers=Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=48)))
+        >>> trunk.new_cache(1, 5).keys[0].shape[-1]  # keys carry step, row and column
+        16
     """
 
     num_heads: int
@@ -142,6 +150,14 @@ class NEOTrunk(Decoder):
         ValueError: for sizes that do not go together.
 
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.trunks import NEOTrunk
+        >>> trunk = NEOTrunk(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, num_prebuffer_layers=1)
+        >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5)).shape)
+        (1, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = NEO_LAYOUTS

@@ -37,6 +37,17 @@ class Attention(Part):
         linear: the four projections.
 
     Source: Transformer (arXiv 1706.03762), GQA (arXiv 2305.13245).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import Attention, GatedMLP, Layer
+        >>> local = Layer(mixer=Attention(num_heads=4, num_kv_heads=2, window=2), feed_forward=GatedMLP(hidden_dim=48))
+        >>> trunk, table = Decoder(dim=32, num_layers=1, layers=local), TokenTable.text(1, 5)
+        >>> embeds = torch.randn(1, 5, 32)
+        >>> changed = trunk(embeds.index_fill(1, torch.tensor([0]), 0.0), table) != trunk(embeds, table)
+        >>> changed.any(-1).tolist()  # the first token is read by itself and by the next
+        [[True, True, False, False, False]]
     """
 
     num_heads: int

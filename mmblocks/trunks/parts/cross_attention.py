@@ -28,6 +28,15 @@ class GatedCrossAttentionLayer(Part):
         mlp_dim: width of the feed-forward part; None for four times ``dim``.
 
     Source: Flamingo (arXiv 2204.14198).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import GatedCrossAttentionLayer, llama_layer
+        >>> kinds = {"text": llama_layer(num_heads=4, mlp_dim=48), "images": GatedCrossAttentionLayer(context_dim=24)}
+        >>> trunk = Decoder(dim=32, num_layers=3, layers=kinds, layer_types=("text", "images", "text"))
+        >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5), images=torch.randn(1, 2, 7, 24)).shape)
+        (1, 5, 32)
     """
 
     context_dim: int

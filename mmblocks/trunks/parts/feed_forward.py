@@ -22,6 +22,12 @@ class GatedMLP(Part):
         linear: the maps.
 
     Source: GLU variants (arXiv 2002.05202), as in Llama.
+
+    Examples:
+        >>> from mmblocks.trunks import GatedMLP, Site
+        >>> geglu = GatedMLP(hidden_dim=48, activation="gelu_tanh").build(Site(dim=32))
+        >>> sum(parameter.numel() for parameter in geglu.parameters()) == 3 * 32 * 48
+        True
     """
 
     hidden_dim: int
@@ -46,6 +52,12 @@ class MLP(Part):
         activation: between the maps; a name of ``layers.activations``.
         bias: biases on both maps.
         linear: the maps.
+
+    Examples:
+        >>> from mmblocks.trunks import MLP, Site
+        >>> mlp = MLP(hidden_dim=48, bias=False).build(Site(dim=32))
+        >>> sum(parameter.numel() for parameter in mlp.parameters()) == 2 * 32 * 48
+        True
     """
 
     hidden_dim: int

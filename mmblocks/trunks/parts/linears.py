@@ -24,6 +24,15 @@ class Linear(Description):
 
     Args:
         experts: names of experts with weights of their own; one name, or that of every expert of the trunk. Empty: a plain map.
+
+    Examples:
+        >>> from mmblocks.trunks import Attention, Linear
+        >>> by_modality = Attention(num_heads=4, linear=Linear(experts=("text", "vision")))
+        >>> by_modality.linear.build("query", 32, 32)
+        RoutedLinear(
+          (text): Linear(in_features=32, out_features=32, bias=False)
+          (vision): Linear(in_features=32, out_features=32, bias=False)
+        )
     """
 
     experts: tuple[str, ...] = ()
@@ -47,6 +56,11 @@ class LowRank(Linear):
         maps: which maps have them.
 
     Source: InternLM-XComposer2 (arXiv 2401.16420).
+
+    Examples:
+        >>> from mmblocks.trunks import LowRank
+        >>> LowRank(rank=4, alpha=8.0, maps=("query", "value")).build("key", 32, 32)  # no addition to this one
+        Linear(in_features=32, out_features=32, bias=False)
     """
 
     names: tuple[str, ...] = ("text", "vision")
@@ -81,6 +95,11 @@ class GatedLowRank(Linear):
         maps: which maps have them.
 
     Source: TextHarmony (arXiv 2407.16364). The gate is a softmax for each token, from what the map reads.
+
+    Examples:
+        >>> from mmblocks.trunks import GatedLowRank
+        >>> GatedLowRank(num_experts=2, rank=4).build("query", 32, 32).gate  # a share for each addition, token by token
+        Linear(in_features=32, out_features=2, bias=True)
     """
 
     num_experts: int = 2

@@ -29,6 +29,17 @@ class MixtureOfExperts(Part):
             (Qwen2-MoE); None for none.
 
     Source: Mixtral (arXiv 2401.04088), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import Attention, Layer, MixtureOfExperts, TrunkHooks
+        >>> mixture = MixtureOfExperts(hidden_dim=16, num_experts=4, experts_per_token=2)
+        >>> trunk = Decoder(dim=32, num_layers=1, layers=Layer(mixer=Attention(num_heads=4), feed_forward=mixture))
+        >>> routers = []
+        >>> hidden = trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5), hooks=TrunkHooks(routers={0: routers.append}))
+        >>> tuple(routers[0].shape)
+        (1, 5, 4)
     """
 
     hidden_dim: int
@@ -100,6 +111,12 @@ def load_balance(
         probabilities: the router's.
         experts_per_token: K.
         real: False for padding, which is left out.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.trunks import load_balance
+        >>> load_balance(torch.tensor([[[0.7, 0.1, 0.1, 0.1]]]).repeat(1, 8, 1), experts_per_token=1)  # all to one expert
+        tensor(2.8000)
     """
     num_experts = probabilities.shape[-1]
     counts = torch.ones_like(probabilities[..., :1]) if real is None else real[..., None].to(probabilities.dtype)

@@ -26,6 +26,13 @@ class Norm(Description):
         bias: whether there is a shift for each channel; of "layer" alone.
         one_plus: whether the scale is 1 + weight, with the product in float32 (Gemma); of "rms" alone.
         experts: names of experts with weights of their own; one name, or that of every expert of the trunk. Of "rms" alone.
+
+    Examples:
+        >>> from mmblocks.trunks import Norm
+        >>> Norm(eps=1e-6).build(8)
+        RMSNorm((8,), eps=1e-06, elementwise_affine=True)
+        >>> Norm(kind="layer").build(8).bias is None, Norm(kind="layer", bias=True).build(8).bias is None
+        (True, False)
     """
 
     kind: Literal["rms", "layer"] = "rms"

@@ -22,6 +22,11 @@ class Site(NamedTuple):
         layer: index of its layer.
         num_layers: of the trunk.
         dropout: on what a layer adds, while training.
+
+    Examples:
+        >>> from mmblocks.trunks import GatedMLP, Site
+        >>> GatedMLP(hidden_dim=48).build(Site(dim=32)).down
+        Linear(in_features=48, out_features=32, bias=False)
     """
 
     dim: int
@@ -48,6 +53,25 @@ class Part(Description):
     - ``memory``, a ``Memory``: what it remembers of a row between calls. With a cache, ``context.cache.update(layer, key, value)``
       adds keys and values, ``context.cache.states[layer]`` is its state, and ``context.cache.keep_state`` replaces that;
     - ``static_step``, True if a step of one token neither reads values on the host nor copies any to the device.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import GatedMLP, Layer, Part
+        >>> class Shift(Part):
+        ...     amount: int = 1
+        ...     def build(self, site):
+        ...         return ShiftModule(self.amount)
+        >>> class ShiftModule(nn.Module):
+        ...     def __init__(self, amount):
+        ...         super().__init__()
+        ...         self.amount = amount
+        ...     def forward(self, x, context, layer):
+        ...         return nn.functional.pad(x, (0, 0, self.amount, 0))[:, : x.shape[1]]
+        >>> trunk = Decoder(dim=32, num_layers=1, layers=Layer(mixer=Shift(), feed_forward=GatedMLP(hidden_dim=48)))
+        >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5)).shape)
+        (1, 5, 32)
     """
 
     def build(self, site: Site) -> nn.Module:

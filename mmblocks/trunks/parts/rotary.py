@@ -39,6 +39,13 @@ class Rotary(Description):
         neighbours: whether channels (2i, 2i + 1) are turned together, and not (i, i + E/2) (Cohere, Helium, Ernie 4.5).
 
     Source: RoFormer (arXiv 2104.09864).
+
+    Examples:
+        >>> from mmblocks.trunks import Rotary
+        >>> Rotary(theta=1e6, scaling={"type": "linear", "factor": 2.0}).turned(128)
+        128
+        >>> Rotary(share=0.25, neighbours=True).turned(128)
+        32
     """
 
     theta: float = 10000.0

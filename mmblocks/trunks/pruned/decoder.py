@@ -68,6 +68,18 @@ class PrunedDecoder(Block):
         ValueError: layers that do not rise or are not there, shares that do not fall, or another ``importance``.
 
     Source: VScan (arXiv 2505.22654), VisionDrop (arXiv 2506.22283; Ruixxxx/VisionDrop), FastV (arXiv 2403.06764).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.sequence import Modality
+        >>> from mmblocks.trunks import PrunedDecoder
+        >>> trunk = PrunedDecoder(trunk=Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48), pruning=((1, 0.25),))
+        >>> table, kept = TokenTable.text(1, 10), []
+        >>> table.modality[:, 1:9], table.span[:, 1:9] = Modality.VISION, 0  # 8 visual tokens, of which the second layer reads a quarter
+        >>> hidden = trunk(torch.randn(1, 10, 32), table, kept=kept)
+        >>> kept[0].shape[1]
+        4
     """
 
     def __init__(

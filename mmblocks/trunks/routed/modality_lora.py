@@ -53,6 +53,16 @@ class ModalityLoRADecoder(Decoder):
         ValueError: for sizes that do not go together, unknown experts or maps.
 
     Source: InternLM-XComposer2 (arXiv 2401.16420), which has rank and alpha 256 on all maps.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import ModalityLoRADecoder
+        >>> plain = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> trunk = ModalityLoRADecoder.from_decoder(plain, rank=4, alpha=8.0)  # adds nothing until it has learned
+        >>> embeds, table = torch.randn(1, 5, 32), TokenTable.text(1, 5)
+        >>> torch.equal(trunk(embeds, table), plain(embeds, table))
+        True
     """
 
     layouts = ()
@@ -118,6 +128,16 @@ class SlideLoRADecoder(Decoder):
         ValueError: for sizes that do not go together, or unknown maps.
 
     Source: TextHarmony (arXiv 2407.16364). The gate is a softmax for each token, from what the map reads.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, TokenTable
+        >>> from mmblocks.trunks import SlideLoRADecoder
+        >>> plain = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48)
+        >>> trunk = SlideLoRADecoder.from_decoder(plain, num_experts=2, rank=4, maps=("query", "value"))
+        >>> embeds, table = torch.randn(1, 5, 32), TokenTable.text(1, 5)
+        >>> torch.allclose(trunk(embeds, table), plain(embeds, table))
+        True
     """
 
     layouts = ()

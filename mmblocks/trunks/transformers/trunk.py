@@ -121,6 +121,16 @@ class TransformersTrunk(Block):
             would widen it.
 
     Source: huggingface/transformers.
+
+    Examples:
+        >>> import torch
+        >>> import transformers
+        >>> from mmblocks import TokenTable
+        >>> from mmblocks.trunks import TransformersTrunk
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+        >>> trunk = TransformersTrunk(language_model={"model_type": "nemotron", "num_key_value_heads": 2, "vocab_size": 10, **sizes})
+        >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5)).shape)
+        (1, 5, 32)
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
