@@ -4,6 +4,7 @@ The budgets of the ops, which decide how many rows are worked on at once, are ma
 """
 
 import pkgutil
+from functools import partial
 from importlib import import_module
 from math import prod
 from typing import Any
@@ -182,7 +183,7 @@ def test_contrastive_losses_never_hold_all_similarities(loss: Any) -> None:
     assert largest.numbers < MANY * MANY // 4
 
 
-@pytest.mark.parametrize("function", [linear_cross_entropy, linear_log_prob])
+@pytest.mark.parametrize("function", [linear_cross_entropy, linear_log_prob, partial(linear_cross_entropy, scale=0.5, softcap=3.0)])
 def test_the_op_holds_no_more_than_its_budget(function: Any) -> None:
     hidden, weight = torch.randn(ROWS, DIM), torch.randn(MANY, DIM)
     with LargestTensor() as largest:

@@ -149,7 +149,7 @@ def embedding_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    """Likewise for a head, which is the embedding's own tensor if ``tied``; with ``scale``, ``softcap`` and ``bias`` where it has them.
+    """Likewise for a head, which is the embedding's own tensor if ``tied``; it may have a ``scale``, ``softcap`` and ``bias``.
 
     Raises:
         ValueError: another model, or one whose head is tied where it must not be, or the other way round.

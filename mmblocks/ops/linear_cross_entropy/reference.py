@@ -134,7 +134,7 @@ class _Rows:
         return losses + z_loss * (self.largest + self.log_sum).square() if z_loss else losses
 
     def pull(self, factor: Tensor) -> Tensor:
-        """(R, V), the gradient of the losses times their factors to the products of states and weight; it takes their memory over."""
+        """(R, V), the gradient of the losses times their factors to logits before scale and cap; it takes their memory over."""
         smoothing, z_loss = self.options.label_smoothing, self.options.z_loss
         scale = factor / self.sum
         if z_loss:
