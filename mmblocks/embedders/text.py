@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, embedding_config, language_model
+from mmblocks.checkpoints.layouts.language_models import NO_EMBEDDING, WRAPPER, embedding_config, language_model
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.support.checks import check_range
 
@@ -19,7 +19,7 @@ def _inner_config(config: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
     return embedding_config(language_model(config, wrapper))
 
 
-_INNER = (*(f"llm_config.{name}" for name in OTHER_PARTS), *WRAPPER)
+_INNER = (*(f"llm_config.{name}" for name in NO_EMBEDDING), *WRAPPER)
 
 
 class TextEmbedding(Block):
@@ -29,6 +29,8 @@ class TextEmbedding(Block):
         vocab_size: number of ids.
         dim: width.
         init_std: standard deviation of the initial vectors.
+        scale: what the vectors are multiplied by, rounded to their dtype first (Gemma, MiniCPM). Another part's vectors, such as
+            those of an image, are not multiplied; where they are too, that is the ``embed_scale`` of ``Decoder``.
 
     Examples:
         >>> import torch
@@ -44,12 +46,12 @@ class TextEmbedding(Block):
             (Rule("model.embed_tokens.weight", "weight"),),
             ignored=(
                 "model.layers.*",
-                "model.norm.weight",
-                "lm_head.weight",
+                *("model.norm.*", "model.final_layernorm.*"),  # the second is Phi's
+                *("lm_head.weight", "lm_head.bias"),
                 *(f"model.{part}.*" for part in ("vision_tower", "mm_projector", "vision_clip", "vision_tower_compressor")),  # EVE
             ),
             config=embedding_config,
-            harmless=OTHER_PARTS,
+            harmless=NO_EMBEDDING,
         ),
         Layout(
             "neo",
@@ -67,9 +69,9 @@ class TextEmbedding(Block):
         ),
     )
 
-    def __init__(self, *, vocab_size: int, dim: int, init_std: float = 0.02) -> None:
+    def __init__(self, *, vocab_size: int, dim: int, init_std: float = 0.02, scale: float = 1.0) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.vocab_size, self.scale = vocab_size, scale
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         nn.init.normal_(self.weight, std=init_std)
 
@@ -80,4 +82,7 @@ class TextEmbedding(Block):
             ValueError: if an id is out of range. Checked on CPU; on a GPU the look-up itself stops the program.
         """
         check_range("ids", ids, self.vocab_size)
-        return embedding(ids, self.weight)
+        vectors = embedding(ids, self.weight)
+        if self.scale == 1:
+            return vectors
+        return vectors * torch.full((), self.scale, dtype=vectors.dtype, device=vectors.device)

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.language_models import OTHER_PARTS, WRAPPER, head_config, language_model
+from mmblocks.checkpoints.layouts.language_models import NO_HEAD, WRAPPER, head_config, language_model
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.layers.categorical import GREEDY, Sampling, sample_ids
@@ -21,6 +21,7 @@ from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
 from mmblocks.support.checks import check_range
 
 _HEAD = "lm_head.weight"
+_BIAS = Rule("lm_head.bias", "bias")
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -41,11 +42,11 @@ def _layout(name: str, theirs: str, *, wrapper: str = "", within: str = "", tied
 
     return Layout(
         name,
-        (Rule(f"{within}{theirs}", "weight"),),
+        (Rule(f"{within}{theirs}", "weight"), *(() if within else (_BIAS,))),
         ignored=(f"{within}model.*", *(("vision_model.*", "mlp1.*") if within else ()), *((f"{within}{tied}",) if tied else ())),
         config=config,
         same=((f"{within}{theirs}", f"{within}{tied}"),) if tied else (),
-        harmless=tuple(f"llm_config.{name}" for name in OTHER_PARTS) + WRAPPER if wrapper else OTHER_PARTS,
+        harmless=tuple(f"llm_config.{name}" for name in NO_HEAD) + WRAPPER if wrapper else NO_HEAD,
     )
 
 
@@ -56,6 +57,12 @@ class LMHead(Block):
         dim: width of the hidden states.
         vocab_size: number of ids.
         init_std: standard deviation of the initial weights.
+        scale: what the logits are multiplied by (Cohere, Granite, MiniCPM).
+        softcap: c where c * tanh(logits / c) takes their place, after the scale (Gemma 2); None for none.
+        bias: whether each id has an offset, which is added before both (Phi).
+
+    Raises:
+        ValueError: a scale or a cap that is not above 0.
 
     Examples:
         >>> import torch
@@ -76,10 +83,23 @@ class LMHead(Block):
         _layout("mono-internvl", "output.weight", wrapper="internvl_chat", within="language_model."),
     )
 
-    def __init__(self, *, dim: int, vocab_size: int, init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        vocab_size: int,
+        init_std: float = 0.02,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        for name, value in (("scale", scale), ("softcap", softcap)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; accepted: above 0")
+        self.vocab_size, self.scale, self.softcap = vocab_size, scale, softcap
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
         nn.init.normal_(self.weight, std=init_std)
 
     def logits(self, hidden: Float[Tensor, "*N D"], start: int = 0, stop: int | None = None) -> Float[Tensor, "*N V"]:
@@ -87,7 +107,10 @@ class LMHead(Block):
 
         Where only visual ids can come next, their rows of the weight alone are read.
         """
-        return linear(hidden, self.rows[start:stop]).float()
+        logits = linear(hidden, self.rows[start:stop], None if self.bias is None else self.bias[start:stop]).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
     @property
     def rows(self) -> Float[Tensor, "V D"]:
@@ -109,7 +132,7 @@ class LMHead(Block):
         """
         check_rows(hidden, target, weight)
         check_range("target", target, self.vocab_size)
-        return vocabulary_losses(hidden, self.rows, target, weight=weight)
+        return vocabulary_losses(hidden, self.rows, target, self.bias, weight, scale=self.scale, softcap=self.softcap)
 
     def sample(
         self,

@@ -3,6 +3,8 @@
 Shapes: N rows, D width, V vocabulary, K ids that are predicted at once.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,10 +12,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.checkpoints.layouts.language_models import head_config
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.heads.language import LMHead
 from mmblocks.layers.categorical import GREEDY, Sampling
 from mmblocks.layers.losses.row_losses import check_shape, weighted
+
+
+def _with_a_table(layout: Layout) -> Layout:
+    """The layout of a head that is the embedding's tensor, for one that holds the embedding."""
+
+    def config(published: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = head_config(published, tied=True)
+        return {name: arguments[name] for name in ("scale", "softcap") if name in arguments}
+
+    return replace(layout, rules=(Rule("model.embed_tokens.weight", "table.weight"),), config=config)
 
 
 class TiedLMHead(LMHead):
@@ -21,6 +34,11 @@ class TiedLMHead(LMHead):
 
     Args:
         table: a Block whose ``weight`` is (V, D), such as the ``TextEmbedding`` that the model reads ids with.
+        scale: as for ``LMHead``; the table's own scale is for reading ids alone.
+        softcap: likewise.
+
+    Published: language models whose head is their embedding, with the part that was read from them:
+    ``from_pretrained(folder, table=...)``.
 
     Examples:
         >>> import torch
@@ -33,15 +51,15 @@ class TiedLMHead(LMHead):
         True
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = ()
+    layouts: ClassVar[tuple[Layout, ...]] = tuple(_with_a_table(one) for one in LMHead.layouts if one.name == "llama-tied")
 
     table: nn.Module
 
-    def __init__(self, *, table: Block) -> None:
+    def __init__(self, *, table: Block, scale: float = 1.0, softcap: float | None = None) -> None:
         vocab_size, dim = table.get_parameter("weight").shape
         # No values of its own: its weight is the table's.
         with torch.device("meta"):
-            super().__init__(dim=dim, vocab_size=vocab_size)
+            super().__init__(dim=dim, vocab_size=vocab_size, scale=scale, softcap=softcap)
         del self.weight
         self.table = table
 

@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from mmblocks import GREEDY, LMHead, Sampling
 
@@ -16,6 +19,68 @@ def test_loss_is_cross_entropy_per_row() -> None:
     torch.testing.assert_close(head().loss(hidden, target), wanted)
     weight = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0])
     torch.testing.assert_close(head().loss(hidden, target, weight), wanted * weight)
+
+
+SHAPED: list[dict[str, Any]] = [{"scale": 0.25}, {"softcap": 1.5}, {"bias": True}, {"scale": 2.0, "softcap": 0.7, "bias": True}]
+
+
+def shaped(**options: Any) -> LMHead:
+    torch.manual_seed(0)
+    made = LMHead(dim=8, vocab_size=11, init_std=1.0, **options)
+    if made.bias is not None:
+        torch.nn.init.normal_(made.bias)
+    return made
+
+
+def losses_written_out(one: LMHead, hidden: Tensor, target: Tensor) -> Tensor:
+    return -one.logits(hidden).log_softmax(-1)[torch.arange(len(target)), target]
+
+
+def test_logits_are_scaled_and_then_capped() -> None:
+    hidden, one = torch.randn(5, 8), shaped(scale=2.0, softcap=0.7, bias=True)
+    plain = 2 * (hidden @ one.weight.T + one.bias)
+    torch.testing.assert_close(one.logits(hidden), 0.7 * (plain / 0.7).tanh())
+    torch.testing.assert_close(one.logits(hidden, 4, 9), one.logits(hidden)[:, 4:9])
+    assert torch.equal(shaped(scale=2.0, softcap=30.0, bias=True).sample(hidden), plain.argmax(-1))
+    torch.testing.assert_close(shaped(scale=0.25).logits(hidden), hidden @ shaped().weight.T / 4)
+
+
+@pytest.mark.parametrize("options", SHAPED)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradients_of_shaped_logits(options, weighted) -> None:
+    hidden, target = torch.randn(5, 8, requires_grad=True), torch.tensor([0, 10, 3, 3, 7])
+    one, weight = shaped(**options), torch.rand(5)
+    found, wanted = one.loss(hidden, target, weight if weighted else None), losses_written_out(one, hidden, target)
+    wanted = wanted * weight if weighted else wanted
+    torch.testing.assert_close(found, wanted)
+    inputs = (hidden, *one.parameters())
+    later = torch.arange(5.0)
+    for mine, plain in zip(*(torch.autograd.grad(loss.dot(later), inputs) for loss in (found, wanted)), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+@pytest.mark.parametrize("options", SHAPED)
+def test_losses_in_half_precision_are_those_of_its_logits(options) -> None:
+    one, hidden, target = shaped(**options).bfloat16(), torch.randn(5, 8).bfloat16(), torch.tensor([0, 10, 3, 3, 7])
+    torch.testing.assert_close(one.loss(hidden, target), losses_written_out(one, hidden, target))
+    with torch.autocast("cpu", torch.bfloat16):
+        one = shaped(**options)
+        loss, wanted = one.loss(hidden.float(), target), losses_written_out(one, hidden.float(), target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wanted)
+
+
+@pytest.mark.parametrize("options", SHAPED)
+def test_what_shapes_logits_is_saved(options, tmp_path) -> None:
+    one, hidden = shaped(**options), torch.randn(2, 8)
+    one.save_pretrained(tmp_path)
+    assert torch.equal(LMHead.from_pretrained(tmp_path).logits(hidden), one.logits(hidden))
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 0.0), ("scale", -1.0), ("softcap", 0.0), ("softcap", float("nan"))])
+def test_factors_that_are_not_above_0_are_refused(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}; accepted: above 0"):
+        LMHead(dim=8, vocab_size=11, **{name: value})
 
 
 def test_loss_of_no_rows_is_empty() -> None:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmblocks import GREEDY, LMHead
-from mmblocks.heads import ModalityLMHead, MultiTokenHead
+from mmblocks import GREEDY, LMHead, TextEmbedding
+from mmblocks.heads import ModalityLMHead, MultiTokenHead, TiedLMHead
 from mmblocks.heads.vocabularies import extend_vocabulary, train_rows_only
 
 
@@ -14,6 +14,19 @@ def test_an_extended_vocabulary_keeps_the_old_rows() -> None:
     assert not torch.equal(longer[7], longer[8])
     with pytest.raises(ValueError, match="num_new is 0"):
         extend_vocabulary(weight, 0)
+
+
+def test_a_tied_head_shapes_its_logits_as_one_with_weights_of_its_own() -> None:
+    torch.manual_seed(0)
+    table = TextEmbedding(vocab_size=9, dim=4, init_std=1.0, scale=3.0)
+    factors = {"scale": 0.5, "softcap": 0.8}
+    tied, own = TiedLMHead(table=table, **factors), LMHead(dim=4, vocab_size=9, **factors)
+    own.weight.data = table.weight.data
+    hidden, target = torch.randn(3, 4), torch.tensor([1, 6, 8])
+    assert torch.equal(tied.logits(hidden), own.logits(hidden))
+    for head in (tied, own):
+        head.loss(hidden, target).sum().backward()
+    assert torch.equal(table.weight.grad, own.weight.grad)
 
 
 def test_only_the_visual_rows_learn() -> None:

@@ -97,6 +97,8 @@ def test_a_kernel_that_cannot_take_the_inputs_says_why() -> None:
     x, codes = torch.zeros(2, 4), torch.zeros(3, 4)
     target = torch.zeros(2, dtype=torch.long)
     assert ops.which("linear_cross_entropy", x.double(), codes.double()).reason.startswith("it takes float32, bfloat16 and float16")
+    capped = {"scale": 0.5, "softcap": 3.0}
+    assert ops.which("linear_cross_entropy", x, codes, **capped).reason.startswith("it takes logits as they are")
     assert ops.which("nearest_code", x[:0], codes).reason.startswith("0 vectors")
     assert ops.which("group_norm_silu", torch.zeros(1, 2, 3), 2).reason == "x has 3 axes; it takes maps and clips"
     with pytest.raises(RuntimeError, match="linear_cross_entropy cannot run: a gradient is needed; it has none"):

@@ -21,9 +21,13 @@ def inputs(size: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> tu
     return hidden, weight, bias, torch.randint(vocab, (num_rows,), generator=generator)
 
 
-def written_out(hidden, weight, target, bias, *, row_weight=None, reduction="mean", z_loss=0.0, label_smoothing=0.0):
+def written_out(
+    hidden, weight, target, bias, *, row_weight=None, reduction="mean", z_loss=0.0, label_smoothing=0.0, scale=1.0, softcap=None
+):
     """In float64."""
-    logits = hidden.double() @ weight.double().T + bias.double()
+    logits = (hidden.double() @ weight.double().T + bias.double()) * scale
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     losses = cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
     counts = (target != -100).double() * (1 if row_weight is None else row_weight)
     losses = (losses + z_loss * logits.logsumexp(1).square()) * counts
@@ -32,7 +36,18 @@ def written_out(hidden, weight, target, bias, *, row_weight=None, reduction="mea
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"row_weight": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"z_loss": 0.1},
+        {"label_smoothing": 0.2},
+        {"row_weight": True},
+        {"scale": 0.3},
+        {"softcap": 1.5},
+        {"scale": 2.5, "softcap": 0.8, "z_loss": 0.1, "label_smoothing": 0.2},
+    ],
+)
 @pytest.mark.parametrize("rows_a_chunk", [1, 3, 1000])
 def test_values_and_gradients_are_those_of_the_logits(size, reduction, options, rows_a_chunk) -> None:
     hidden, weight, bias, target = inputs(size)
@@ -54,12 +69,13 @@ def test_values_and_gradients_are_those_of_the_logits(size, reduction, options, 
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [{}, {"scale": 1.7, "softcap": 0.9}])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_gradients_by_differences(reduction) -> None:
+def test_gradients_by_differences(reduction, shape) -> None:
     hidden, weight, bias, target = inputs((4, 3, 5), torch.float64)
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return linear_cross_entropy(hidden, weight, target, bias, reduction=reduction, z_loss=0.1, chunk_bytes=2 * 4 * 5)
+        return linear_cross_entropy(hidden, weight, target, bias, reduction=reduction, z_loss=0.1, chunk_bytes=2 * 4 * 5, **shape)
 
     torch.autograd.gradcheck(loss, (hidden, weight, bias))
 
@@ -81,6 +97,15 @@ def test_rows_that_are_all_left_out_give_nothing(reduction) -> None:
     assert not loss.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss.sum(), (hidden, weight, bias)))
     assert linear_cross_entropy(hidden[:0], weight, target[:0], reduction=reduction).sum() == 0
+
+
+def test_logits_far_above_the_cap_count_as_the_cap() -> None:
+    hidden, weight, target = torch.full((2, 4), 1e4, requires_grad=True), torch.eye(6, 4).mul(1e4), torch.tensor([0, 5])
+    loss = linear_cross_entropy(hidden, weight, target, reduction="none", softcap=30.0)
+    capped = torch.tensor([30.0] * 4 + [0.0] * 2)
+    torch.testing.assert_close(loss, cross_entropy(capped.expand(2, -1), target, reduction="none"))
+    (gradient,) = torch.autograd.grad(loss.sum(), hidden)
+    assert not gradient.any()
 
 
 def test_extreme_logits_stay_finite() -> None:
@@ -200,6 +225,8 @@ def test_log_probabilities() -> None:
         ({"row_weight": torch.zeros(3)}, "row_weight has shape"),
         ({"vocab_range": (3, 9)}, "vocab_range is"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"softcap": 0.0}, "softcap is 0.0; accepted: above 0, or None"),
+        ({"softcap": float("nan")}, "softcap is nan"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message) -> None:
@@ -215,11 +242,12 @@ def test_an_unknown_reduction_is_named() -> None:
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("shape", [{}, {"scale": 0.3, "softcap": 2.0}])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiled_in_one_graph(reduction) -> None:
+def test_compiled_in_one_graph(reduction, shape) -> None:
     hidden, weight, bias, target = inputs((9, 4, 12))
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
-    losses = [loss(hidden, weight, target, bias, reduction=reduction).sum() for loss in (compiled, linear_cross_entropy)]
+    losses = [loss(hidden, weight, target, bias, reduction=reduction, **shape).sum() for loss in (compiled, linear_cross_entropy)]
     torch.testing.assert_close(*losses)
     for one, other in zip(*(torch.autograd.grad(loss, (hidden, weight, bias)) for loss in losses), strict=True):
         torch.testing.assert_close(one, other)

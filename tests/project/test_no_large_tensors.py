@@ -4,6 +4,7 @@ The budgets of the ops, which decide how many rows are worked on at once, are ma
 """
 
 import pkgutil
+from functools import partial
 from importlib import import_module
 from math import prod
 from typing import Any
@@ -182,12 +183,16 @@ def test_contrastive_losses_never_hold_all_similarities(loss: Any) -> None:
     assert largest.numbers < MANY * MANY // 4
 
 
-@pytest.mark.parametrize("function", [linear_cross_entropy, linear_log_prob])
-def test_the_op_holds_no_more_than_its_budget(function: Any) -> None:
+@pytest.mark.parametrize(
+    ("function", "rows"),
+    [(linear_cross_entropy, 16), (linear_log_prob, 16), (partial(linear_cross_entropy, scale=0.5, softcap=3.0), 8)],
+)
+def test_the_op_holds_no_more_than_its_budget(function: Any, rows: int) -> None:
+    """With a cap that is half as many rows: their logits, and the cap's slopes."""
     hidden, weight = torch.randn(ROWS, DIM), torch.randn(MANY, DIM)
     with LargestTensor() as largest:
         function(hidden, weight, torch.randint(MANY, (ROWS,)))
-    assert largest.numbers <= 16 * MANY
+    assert largest.numbers <= rows * MANY
 
 
 def test_the_measure_sees_logits_that_are_written_out() -> None:

@@ -1,10 +1,10 @@
 """Whole language models that an embedding or a head is read from: which ones, and what their configs say about other parts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmblocks.checkpoints.layouts.harmless import LANGUAGE_MODEL
-from mmblocks.checkpoints.layouts.published_config import check_model, only
+from mmblocks.checkpoints.layouts.published_config import check_model, only, stated
 
 EVE_TRAINING = (
     *("tune_mm_mlp_adapter", "tune_VE", "tune_LLM", "tune_MOE", "freeze_backbone", "freeze_mm_mlp_adapter", "init_moe"),
@@ -33,8 +33,54 @@ PLAIN_MODELS = (
     "chameleon_xllmx",
     "internlm2",
     "internlm2ve",
+    "ministral",
+    "smollm3",
+    "helium",
+    "ernie4_5",
+    "seed_oss",
+    "arcee",
+    "glm",
+    "glm4",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "exaone4",
+    "stablelm",
+    "starcoder2",
+    "qwen2_moe",
+    "qwen3_moe",
 )
 """Models that look ids up as they are, and whose logits are one product: nothing is scaled, shifted or capped."""
+
+Factor = Callable[[Mapping[str, Any]], Any]
+
+EMBEDDING_SCALES: dict[str, Factor] = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), lambda config: config["hidden_size"] ** 0.5),
+    "minicpm": lambda config: stated(config, "scale_emb", 1),
+}
+"""What vectors of ids are multiplied by. Granite's factor is not here: it is the trunk's, and multiplies images too."""
+
+LOGIT_SCALES: dict[str, Factor] = {
+    "granite": lambda config: 1 / stated(config, "logits_scaling", 1.0),
+    **dict.fromkeys(("cohere", "cohere2"), lambda config: stated(config, "logit_scale", 0.0625)),
+    "minicpm": lambda config: stated(config, "dim_model_base", 1) / config["hidden_size"],
+}
+"""What logits are multiplied by."""
+
+SOFTCAPS: dict[str, Factor] = {
+    "gemma2": lambda config: config.get("final_logit_softcapping", 30.0),  # null, which says something, is none
+    "gemma3_text": lambda config: config.get("final_logit_softcapping"),
+}
+"""What caps logits softly."""
+
+BIASED = ("phi",)
+"""Models whose head adds an offset to each id."""
+
+OTHER_MODELS = tuple(dict.fromkeys((*EMBEDDING_SCALES, *LOGIT_SCALES, *SOFTCAPS, *BIASED)))
+"""Models that are not plain: a config has to name them."""
+
+TIED = ("gemma", "gemma2", "gemma3_text", "smollm3", "ernie4_5", "cohere", "cohere2", "starcoder2", "minicpm")
+"""Models whose head is the embedding's tensor where their config does not say."""
 
 OTHER_PARTS = (
     *LANGUAGE_MODEL,
@@ -49,8 +95,22 @@ OTHER_PARTS = (
     *("mm_*", "add_moe", "moe_part", "init_moe", "patch_stride", "dense_stride", "conv_stride"),  # EVE
     *EVE_TRAINING,
     *("patch_stride_clip", "image_size_clip", "max_size", "vision_tower_clip"),
+    *("attn_logit_softcapping", "query_pre_attn_scalar", "hidden_activation", "use_bidirectional_attention"),  # Gemma
+    *("cache_implementation", "rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"),
+    *("attention_multiplier", "residual_multiplier", "embedding_multiplier"),  # Granite
+    "scale_depth",  # MiniCPM
+    *("no_rope_layers", "no_rope_layer_interval", "attention_out_bias", "clip_qkv"),  # SmolLM3, Seed-OSS, OLMo
+    *("layer_norm_eps", "norm_epsilon", "use_bias", "use_qkv_bias", "use_qk_norm", "use_parallel_residual"),  # with LayerNorm
+    *("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),  # Qwen's mixtures
+    *("decoder_sparse_step", "mlp_only_layers", "qkv_bias"),
 )
 """Entries of these models' configs that say nothing about the embedding or the head."""
+
+NO_EMBEDDING = (*OTHER_PARTS, "logits_scaling", "logit_scale", "dim_model_base", "final_logit_softcapping")
+"""Entries that say nothing about the embedding."""
+
+NO_HEAD = (*OTHER_PARTS, "scale_emb")
+"""Entries that say nothing about the head."""
 
 INTERNVL = (
     *("vision_config.*", "hidden_size", "tie_word_embeddings", "use_backbone_lora", "use_llm_lora"),
@@ -77,23 +137,48 @@ def language_model(config: Mapping[str, Any], *wrappers: str) -> Mapping[str, An
 
 
 def embedding_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A language model's config as ``vocab_size`` and ``dim``.
+    """A language model's config as ``vocab_size``, ``dim`` and, where it has one, ``scale``.
 
     Raises:
-        ValueError: another model, such as one that scales its embeddings.
+        ValueError: another model, or factors of another one.
     """
-    check_model(config, *PLAIN_MODELS)
-    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
+    kind = _model(config)
+    if kind != "granite":
+        only(config, "embedding_multiplier", 1)
+    return {**_sizes(config), **_factors(config, kind, scale=EMBEDDING_SCALES)}
 
 
 def head_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    """Likewise for a head, which is the embedding's own tensor if ``tied``.
+    """Likewise for a head, which is the embedding's own tensor if ``tied``; it may have a ``scale``, ``softcap`` and ``bias``.
 
     Raises:
         ValueError: another model, or one whose head is tied where it must not be, or the other way round.
     """
+    kind = _model(config)
     only(config, "tie_word_embeddings", tied)
     only(config, "lm_head_bias", False)
-    if tied and config.get("tie_word_embeddings") is None:
-        raise ValueError("the config has no tie_word_embeddings; accepted: True")
-    return embedding_config(config)
+    if config.get("tie_word_embeddings") is None and tied != (kind in TIED):
+        raise ValueError(f"the config has no tie_word_embeddings; accepted: {tied}")
+    bias = {"bias": True} if kind in BIASED else {}
+    return {**_sizes(config), **_factors(config, kind, scale=LOGIT_SCALES, softcap=SOFTCAPS), **bias}
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    """The language model that a config names, or "".
+
+    Raises:
+        ValueError: one that is not known, or a class of another one than ``model_type`` names.
+    """
+    kind = str(stated(config, "model_type", "")).lower()
+    check_model(config, *PLAIN_MODELS, *OTHER_MODELS)
+    check_model(config, *((kind,) if kind in OTHER_MODELS else PLAIN_MODELS))
+    return kind
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"vocab_size": config["vocab_size"], "dim": config["hidden_size"]}
+
+
+def _factors(config: Mapping[str, Any], kind: str, **tables: Mapping[str, Factor]) -> dict[str, Any]:
+    """The arguments that a table has an entry for."""
+    return {name: table[kind](config) for name, table in tables.items() if kind in table}

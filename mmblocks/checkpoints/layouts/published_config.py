@@ -129,7 +129,7 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
     Args:
         config: the config. One that names no model is taken.
         accepted: values of ``model_type``, in which case and punctuation do not count. A class fits that is called like one of
-            them, as ``LlamaForCausalLM`` is for "llama".
+            them, as ``LlamaForCausalLM`` is for "llama", and ``Gemma3ForCausalLM`` for "gemma3_text".
 
     Raises:
         ValueError: it is another model's.
@@ -137,7 +137,7 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
     kind = config.get("model_type")
     if kind is not None and _letters(str(kind)) not in map(_letters, accepted):
         raise OtherModelError(f"{title(config, 'model_type')} is {shown(kind)}", accepted)
-    names = "|".join(re.escape(_letters(name)) for name in accepted)
+    names = "|".join(re.escape(_letters(part)) for name in accepted for part in (name, name.removesuffix("_text")))
     architectures = config.get("architectures")
     if architectures is not None and (not isinstance(architectures, list | tuple) or not architectures):
         raise ValueError(f"{title(config, 'architectures')} is {shown(architectures)}; accepted: a list of classes, or none at all")

@@ -17,6 +17,9 @@ def vocabulary_losses(
     target: Int[Tensor, " N"],
     bias: Float[Tensor, " V"] | None = None,
     weight: Float[Tensor, " N"] | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, " N"]:
     """Cross entropy of each row times its weight, in float32; a few rows' logits are held at a time, never all.
 
@@ -26,6 +29,8 @@ def vocabulary_losses(
         target: the right ids.
         bias: added to the logits.
         weight: factor per row.
+        scale: what the logits are multiplied by.
+        softcap: c where c * tanh(logits / c) takes their place, after the scale; None for none.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -34,5 +39,5 @@ def vocabulary_losses(
     # With the weights at hand the op can make gradients at once; none flows to them there.
     learned = weight is not None and weight.requires_grad
     inside = None if learned or weight is None else weight.float()
-    losses = linear_cross_entropy(hidden, rows, target, bias, row_weight=inside, reduction="none")
+    losses = linear_cross_entropy(hidden, rows, target, bias, row_weight=inside, reduction="none", scale=scale, softcap=softcap)
     return weighted(losses, weight if learned else None)

@@ -33,6 +33,8 @@ def linear_cross_entropy(
     vocab_range: tuple[int, int] | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     chunk_bytes: int | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
@@ -50,6 +52,8 @@ def linear_cross_entropy(
         vocab_range: (first, stop): only these ids take part. A smaller matrix product, and another normaliser.
         z_loss: factor of the squared log of the normaliser, added to each row's loss (PaLM).
         label_smoothing: share of the target that is spread over all ids.
+        scale: what the logits are multiplied by, in float32.
+        softcap: c where c * tanh(logits / c) takes their place, after the scale (Gemma 2).
         chunk_bytes: memory for logits; 64 MiB on a CPU and 1 GiB elsewhere if None.
         impl: "eager", "triton" (for evaluation), or "auto"; see ``mmblocks.ops.which``.
 
@@ -64,6 +68,8 @@ def linear_cross_entropy(
     """
     first, stop = vocab_range or (0, len(weight))
     _check(hidden, weight, target, bias, row_weight, reduction, label_smoothing)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap}; accepted: above 0, or None")
     if not 0 <= first < stop <= len(weight):
         raise ValueError(f"vocab_range is {vocab_range}; accepted: 0 <= first < stop <= {len(weight)}")
     counts = target != ignore_index
@@ -79,14 +85,15 @@ def linear_cross_entropy(
         total = factor.sum()
         factor = factor / torch.where(total == 0, torch.ones_like(total), total)
     with torch.autocast(hidden.device.type, enabled=False):
-        if chosen("linear_cross_entropy", impl, hidden, weight, bias, label_smoothing=label_smoothing):
+        shape: dict[str, Any] = {"label_smoothing": label_smoothing, "scale": scale, "softcap": softcap}
+        if chosen("linear_cross_entropy", impl, hidden, weight, bias, **shape):
             from mmblocks.ops.linear_cross_entropy.triton import linear_cross_entropy_triton
 
             losses, normaliser = linear_cross_entropy_triton(hidden, weight, target, bias)
             losses = (losses + z_loss * normaliser.square() if z_loss else losses) * factor
         else:
-            ahead = _ahead(hidden, reduction)
-            options = Options(rows_a_chunk(hidden, stop - first, chunk_bytes), label_smoothing, z_loss, ahead)
+            held = (stop - first) * (1 if softcap is None else 2)  # the slopes of the cap, beside the logits
+            options = Options(rows_a_chunk(hidden, held, chunk_bytes), z_loss=z_loss, ahead=_ahead(hidden, reduction), **shape)
             losses, _ = linear_cross_entropy_reference(hidden, weight, bias, target, factor, options)
         return losses if reduction == "none" else losses.sum()
 
@@ -121,13 +128,23 @@ def linear_log_prob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor
 
 
 @kernel_of("linear_cross_entropy")
-def _why_not(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, label_smoothing: float = 0.0) -> str:
+def _why_not(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> str:
     if place := why_not_on(hidden, weight):
         return place
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (hidden, weight, bias)):
         return "a gradient is needed; it has none"
     if hidden.dtype == torch.float64 or not len(hidden) or label_smoothing:
         return "it takes float32, bfloat16 and float16, at least one row, and no label smoothing"
+    if scale != 1 or softcap is not None:
+        return "it takes logits as they are: no scale, and no soft cap"
     return ""
 
 

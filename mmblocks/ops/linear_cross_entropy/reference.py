@@ -29,6 +29,8 @@ class Options(NamedTuple):
     z_loss: float = 0.0
     ahead: Ahead = "no"
     choices: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 def linear_cross_entropy_reference(
@@ -104,6 +106,13 @@ class _Rows:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Options) -> None:
         logits = logits_of(hidden, weight, bias)
+        if options.scale != 1:
+            logits.mul_(options.scale)
+        self.slope: Tensor | None = None
+        if options.softcap is not None:
+            bent = logits.div_(options.softcap).tanh_()
+            self.slope = torch.addcmul(bent.new_ones(()), bent, bent, value=-1)
+            logits.mul_(options.softcap)
         self.choices: Tensor | None = None
         if options.choices:
             self.largest, self.choices = logits.max(dim=1)
@@ -125,7 +134,7 @@ class _Rows:
         return losses + z_loss * (self.largest + self.log_sum).square() if z_loss else losses
 
     def pull(self, factor: Tensor) -> Tensor:
-        """(R, V), the gradient of the losses times their factors to the logits, whose memory it takes over."""
+        """(R, V), the gradient of the losses times their factors to logits before scale and cap; it takes their memory over."""
         smoothing, z_loss = self.options.label_smoothing, self.options.z_loss
         scale = factor / self.sum
         if z_loss:
@@ -133,4 +142,7 @@ class _Rows:
         pull = self.weights.mul_(scale[:, None])
         if smoothing:
             pull -= (smoothing / pull.shape[1] * factor)[:, None]
-        return pull.scatter_add_(1, self.target[:, None], ((smoothing - 1) * factor)[:, None])
+        pull.scatter_add_(1, self.target[:, None], ((smoothing - 1) * factor)[:, None])
+        if self.slope is not None:
+            pull.mul_(self.slope)
+        return pull if self.options.scale == 1 else pull.mul_(self.options.scale)

@@ -51,6 +51,7 @@ def gemma_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def gemma2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 2's config as ``Decoder`` arguments."""
     check_named(config, "gemma2")
+    only(config, "sliding_window_size", config.get("sliding_window", 4096))  # said twice in the first files
     rotary = rotary_of(config)
     return _windowed(config, types_of(config, every=2), {FULL: rotary, SLIDING: rotary}, softcap=_softcap(config, 50.0))
 

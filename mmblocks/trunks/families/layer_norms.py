@@ -25,15 +25,31 @@ PHI_RULES = (
 )
 
 
+_AS_PUBLISHED = {
+    "use_parallel_block": True,
+    "use_gated_activation": True,
+    "rotary_pct": 1.0,
+    "position_embedding_type": "rope_gptj",
+    "order_of_interleaved_layers": "local_attn_first",
+}
+"""What Command R7B's file says besides, in words of its training code."""
+
+
 def cohere_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Cohere's Command R as ``Decoder`` arguments; Command R7B has windows, and no rotation in layers without one."""
     check_named(config, "cohere", "cohere2")
     second = config["model_type"] == "cohere2"
+    for name, value in _AS_PUBLISHED.items():
+        only(config, name, value)
     bias = stated(config, "attention_bias", False)
     norm = Norm(kind="layer", eps=config["layer_norm_eps"])
     heads = norm if not second and stated(config, "use_qk_norm", False) else None
     rotary = rotary_of(config, theta=10000.0 if second else 500000.0, neighbours=True)
-    types = types_of(config, every=stated(config, "sliding_window_pattern", 4)) if second else (FULL,) * config["num_hidden_layers"]
+    types = (
+        types_of(config, every=stated(config, "sliding_window_pattern", stated(config, "layer_switch", 4)))
+        if second
+        else (FULL,) * config["num_hidden_layers"]
+    )
     window = config.get("sliding_window", 4096) if second else None
     mlp = _gated(config)
     layers = {
@@ -60,6 +76,7 @@ def stablelm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """StableLM 2's config as ``Decoder`` arguments; a quarter of each head is turned."""
     check_named(config, "stablelm")
     only(config, "qk_layernorm", False)
+    only(config, "rotary_scaling_factor", 1.0)
     attention = attention_of(config, qkv_bias=stated(config, "use_qkv_bias", False), rotary=rotary_of(config, share=0.25))
     parallel = stated(config, "use_parallel_residual", False)
     norm = Norm(kind="layer", eps=config["layer_norm_eps"], bias=True)
@@ -85,6 +102,8 @@ def phi_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def starcoder2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """StarCoder 2's config as ``Decoder`` arguments."""
     check_named(config, "starcoder2")
+    only(config, "norm_type", "layer_norm")
+    only(config, "mlp_type", "default")
     bias = stated(config, "use_bias", True)
     attention = attention_of(config, qkv_bias=bias, output_bias=bias, rotary=rotary_of(config), window=config.get("sliding_window"))
     activation = published_activation(config, "hidden_act", "gelu_pytorch_tanh")

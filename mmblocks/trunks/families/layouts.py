@@ -41,7 +41,12 @@ FAMILY_LAYOUTS = (
     _layout("glm", llama_like.GLM4_RULES, llama_like.glm_config),
     _layout("olmo2", llama_like.OLMO2_RULES, llama_like.olmo2_config),
     _layout("exaone4", llama_like.OLMO2_RULES, llama_like.exaone4_config),
-    _layout("cohere", layer_norms.COHERE_RULES, layer_norms.cohere_config),
+    _layout(
+        "cohere",
+        layer_norms.COHERE_RULES,
+        layer_norms.cohere_config,
+        *("use_embedding_sharing", "use_parallel_embedding", "model_max_length", "cache_implementation", "_sliding_window_pattern"),
+    ),
     _layout("stablelm", layer_norms.STABLELM_RULES, layer_norms.stablelm_config),
     _layout("phi", layer_norms.PHI_RULES, layer_norms.phi_config),
     _layout("starcoder2", layer_norms.STARCODER2_RULES, layer_norms.starcoder2_config),

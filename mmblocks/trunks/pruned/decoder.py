@@ -76,7 +76,7 @@ class PrunedDecoder(Block):
         >>> from mmblocks.trunks import PrunedDecoder
         >>> trunk = PrunedDecoder(trunk=Decoder(dim=32, num_layers=2, num_heads=4, mlp_dim=48), pruning=((1, 0.25),))
         >>> table, kept = TokenTable.text(1, 10), []
-        >>> table.modality[:, 1:9], table.span[:, 1:9] = Modality.VISION, 0  # 8 visual tokens, of which the second layer reads a quarter
+        >>> table.modality[:, 1:9], table.span[:, 1:9] = Modality.VISION, 0  # layer 1 reads a quarter of these 8
         >>> hidden = trunk(torch.randn(1, 10, 32), table, kept=kept)
         >>> kept[0].shape[1]
         4

@@ -127,8 +127,9 @@ class TransformersTrunk(Block):
         >>> import transformers
         >>> from mmblocks import TokenTable
         >>> from mmblocks.trunks import TransformersTrunk
-        >>> sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-        >>> trunk = TransformersTrunk(language_model={"model_type": "nemotron", "num_key_value_heads": 2, "vocab_size": 10, **sizes})
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 10}
+        >>> heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        >>> trunk = TransformersTrunk(language_model={"model_type": "nemotron", **sizes, **heads})
         >>> tuple(trunk(torch.randn(1, 5, 32), TokenTable.text(1, 5)).shape)
         (1, 5, 32)
     """
