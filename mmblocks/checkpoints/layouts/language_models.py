@@ -103,6 +103,9 @@ OTHER_PARTS = (
     *("layer_norm_eps", "norm_epsilon", "use_bias", "use_qkv_bias", "use_qk_norm", "use_parallel_residual"),  # with LayerNorm
     *("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),  # Qwen's mixtures
     *("decoder_sparse_step", "mlp_only_layers", "qkv_bias"),
+    *("sliding_window_size", "rotary_scaling_factor", "norm_type", "mlp_type"),  # Gemma 2, StableLM, StarCoder 2
+    *("use_parallel_block", "use_gated_activation", "rotary_pct", "position_embedding_type", "layer_switch"),  # Command R7B
+    *("order_of_interleaved_layers", "use_embedding_sharing", "use_parallel_embedding", "model_max_length"),
 )
 """Entries of these models' configs that say nothing about the embedding or the head."""
 
