@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "Causal": "masks",
         "Intervals": "masks",
         "visible": "masks",
+        "document_begins": "masks",
         "PositionScheme": "positions",
         "sequential": "positions",
         "mrope": "positions",

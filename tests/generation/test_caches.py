@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from mmblocks import GREEDY, Decoder, Generation, GridGrammar, TextGrammar, TokenTable, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.ops import cuda_graphs
-from mmblocks.trunks import ChameleonTrunk, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
+from mmblocks.trunks import Attention, ChameleonTrunk, GatedMLP, Layer, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
 from mmblocks.trunks.caches import static_cache
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache
@@ -112,6 +112,11 @@ def test_a_compiled_step_is_compiled_once() -> None:
     assert len(graphs) == 2
 
 
+def windowed(*, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Decoder:
+    mixer = Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, window=4, softcap=5.0)
+    return Decoder(dim=dim, num_layers=num_layers, layers=Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=mlp_dim)))
+
+
 TRUNKS = {
     "decoder": (Decoder, {"qk_norm": True}),
     "dynamic": (Decoder, {"rope_scaling": {"type": "dynamic", "factor": 2.0, "max_position": 4}}),
@@ -119,6 +124,7 @@ TRUNKS = {
     "chameleon": (ChameleonTrunk, {}),
     "neo": (NEOTrunk, {}),
     "llamagen": (LlamaGenTrunk, {}),
+    "windows": (windowed, {}),
 }
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
 
