@@ -227,6 +227,8 @@ class Decoder(Block):
 
 def _checked_types(kinds: Mapping[str, Part], types: Sequence[str] | None, num_layers: int) -> tuple[str, ...]:
     """The kind of each layer."""
+    if not kinds:
+        raise ValueError("layers is {}; accepted: a layer, or one or more kinds of layers by name")
     if types is None and len(kinds) == 1:
         types = tuple(kinds) * num_layers
     if types is None or len(types) != num_layers or not set(types) <= set(kinds):

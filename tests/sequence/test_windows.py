@@ -1,4 +1,4 @@
-"""Windows of attention: every form of mask against the sentence, pair by pair, and steps under every cache against the full pass."""
+"""Windows of attention: every form of mask against the sentence, pair by pair, and steps under every cache against a full pass."""
 
 import re
 from collections.abc import Callable
