@@ -2,11 +2,11 @@
 
 from mmblocks.sequence.batches import Batch as Batch
 from mmblocks.sequence.batches import BatchBuilder as BatchBuilder
+from mmblocks.sequence.documents import document_begins as document_begins
 from mmblocks.sequence.masks import Causal as Causal
 from mmblocks.sequence.masks import Dense as Dense
 from mmblocks.sequence.masks import Intervals as Intervals
 from mmblocks.sequence.masks import MaskRule as MaskRule
-from mmblocks.sequence.masks import document_begins as document_begins
 from mmblocks.sequence.masks import visible as visible
 from mmblocks.sequence.positions import PositionScheme as PositionScheme
 from mmblocks.sequence.positions import mrope as mrope

@@ -270,20 +270,6 @@ def changes(column: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     return torch.cat([first, column[:, 1:] != column[:, :-1]], dim=1)
 
 
-def last_real(table: TokenTable) -> Int[Tensor, "B L"]:
-    """The place of each token, and for padding that of the last token before it; -1 where there is none."""
-    index = torch.arange(table.shape[1], device=table.document.device).expand_as(table.document)
-    return torch.where(table.is_padding, -1, index).cummax(dim=1).values
-
-
-def document_begins(table: TokenTable) -> Bool[Tensor, "B L"]:
-    """True at the first token of each document, whatever padding stands inside."""
-    first = torch.arange(table.shape[1], device=table.document.device) == 0
-    before = torch.where(first, -1, last_real(table).roll(1, dims=1))
-    other = table.document != table.document.gather(1, before.clamp(min=0))
-    return ~table.is_padding & ((before < 0) | other)
-
-
 def _equal(queries: Int[Tensor, "B Lq"], keys: Int[Tensor, "B Lk"]) -> Bool[Tensor, "B Lq Lk"]:
     return queries[:, :, None] == keys[:, None, :]
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from mmblocks.sequence.masks import changes, document_begins, last_real
+from mmblocks.sequence.documents import document_begins, last_real
+from mmblocks.sequence.masks import changes
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
 PositionScheme = Callable[[TokenTable], Tensor]

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention, ReadableImages
-from mmblocks.sequence.masks import changes, document_begins, last_real
+from mmblocks.sequence.documents import document_begins, last_real
+from mmblocks.sequence.masks import changes
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.support.checks import is_readable
 from mmblocks.trunks.context import ForwardContext
