@@ -60,7 +60,6 @@ class Configurable(nn.Module):
     layouts: ClassVar[tuple[Any, ...]] = ()
     shorthand: ClassVar[Callable[..., Any] | None] = None
     shorthand_of: ClassVar[str] = ""
-    __signature__: ClassVar[inspect.Signature]
     origin: Any = None
 
     _built: tuple[type["Configurable"], dict[str, Any]]
@@ -69,8 +68,6 @@ class Configurable(nn.Module):
     def __init_subclass__(cls, *, has_name: bool = True, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         _check_constructor(cls)
-        if cls.shorthand is not None:  # so that help and editors show its arguments
-            cls.__signature__ = inspect.Signature(list(parameters(cls).values()))
         if has_name:
             register(cls)
 

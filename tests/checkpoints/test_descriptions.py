@@ -170,7 +170,7 @@ def test_nesting_without_end_is_refused(tmp_path, depth) -> None:
     content = json.loads((folder / "config.json").read_text())
     content["shape"] = "HERE"
     (folder / "config.json").write_text(json.dumps(content).replace('"HERE"', deep))
-    with pytest.raises(ValueError, match="nested more than|recursion"):
+    with pytest.raises(ValueError, match=r"nested more than|recursion"):
         Block.from_pretrained(folder)
 
 

@@ -122,7 +122,7 @@ def in_steps(trunk: Decoder, embeds: torch.Tensor, table: TokenTable, cache: KVC
     steps = []
     for start, stop in pairwise(cuts):
         part = table.slice(start, stop)
-        steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.see(part)))
+        steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part)))
     return torch.cat(steps, dim=1)
 
 

@@ -130,7 +130,7 @@ def test_cached_steps_equal_the_full_pass(options, make) -> None:
         cache, steps = make(trunk.new_cache(3, 30, **images)), []
         for start, stop in pairwise(cuts_between_images(table, 1 + 2 * seed)):
             part = table.slice(start, stop)
-            steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.see(part)))
+            steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part)))
         torch.testing.assert_close(torch.cat(steps, dim=1)[real], full[real], **CLOSE)
 
 

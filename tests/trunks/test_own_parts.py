@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import GREEDY, Block, Decoder, TextGrammar, TokenTable, text
+from mmblocks import GREEDY, Block, Decoder, Generation, TextGrammar, TokenTable, text
 from mmblocks.sequence import document_begins
 from mmblocks.trunks import Attention, GatedMLP, Layer, Linear, MixtureOfExperts, Norm, Part
 from mmblocks.trunks.caches.kv_cache import Memory
@@ -151,7 +151,7 @@ def test_cached_steps_equal_the_full_pass(options, kind: str) -> None:
         steps = []
         for start, stop in pairwise(cuts_between_images(table, every)):
             part = table.slice(start, stop)
-            steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.see(part)))
+            steps.append(trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part)))
         torch.testing.assert_close(torch.cat(steps, dim=1)[real], full[real], atol=1e-5, rtol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_rows_of_a_cache_have_states_of_their_own(make) -> None:
 
     def step(cache, rows, first: int, last: int) -> torch.Tensor:
         part = table.slice(first, last)
-        return trunk(embeds[rows, first:last], part, cache, mask=cache.see(part))
+        return trunk(embeds[rows, first:last], part, cache, mask=cache.mask_for(part))
 
     step(cache, [0, 1, 2], 0, 5)
     chosen = cache.rows(index)
@@ -211,7 +211,9 @@ def test_a_model_writes_with_it(make) -> None:
     prompts = [TOKENIZER.encode("what is it? "), TOKENIZER.encode("a")]
     cache = None if make is None else make(model.trunk.new_cache(2, 30))
     samples = [[text(prompt)] for prompt in prompts]
-    for row, written in model.generate(samples, TextGrammar(VOCABULARY), max_tokens=8, sampling=GREEDY, cache=cache):
+    for row, written in model.generate(
+        samples, TextGrammar(VOCABULARY), options=Generation(max_tokens=8, sampling=GREEDY), cache=cache
+    ):
         read = list(prompts[row])
         for next_id in written.content:
             hidden = model.trunk(model.inputs["text"](torch.tensor([read])), TokenTable.text(1, len(read)))
@@ -241,7 +243,7 @@ def test_its_step_is_recorded_only_where_it_says_that_it_can_be(monkeypatch) -> 
     with pytest.raises(
         TypeError, match="a Decoder, whose steps cannot be recorded as CUDA graphs; accepted: one whose static_step"
     ):
-        cache.run(trunk, torch.randn(1, 2, WIDTH), table, cache.see(table))
+        cache.run(trunk, torch.randn(1, 2, WIDTH), table, cache.mask_for(table))
     monkeypatch.setattr(AverageModule, "static_step", True, raising=False)
     monkeypatch.setattr(SquaresModule, "static_step", True, raising=False)
     assert trunk_of().static_step and trunk_of(**KINDS["mixed"]).static_step
