@@ -224,6 +224,14 @@ def test_a_model_writes_with_it(make) -> None:
     assert prompts == [None, None]
 
 
+def test_no_token_is_taken_out_of_a_state() -> None:
+    trunk = trunk_of(**KINDS["mixed"])
+    cache = trunk.new_cache(1, 4)
+    trunk(torch.randn(1, 3, WIDTH), TokenTable.text(1, 3), cache)
+    with pytest.raises(ValueError, match=r"layers \[0, 2\] keep a state, out of which no token can be taken"):
+        cache.forget(1)
+
+
 def test_files_name_the_class_and_its_fields(tmp_path) -> None:
     trunk, table = trunk_of(**KINDS["mixed"]), TokenTable.text(2, 5)
     trunk.save_pretrained(tmp_path)
