@@ -4,7 +4,7 @@ This is the floor under ``checkpoints``, which save and load such modules; ``Blo
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -31,6 +31,15 @@ ABOUT_FILES = ("from_pretrained", "save_pretrained", "to_upstream", "push_to_hub
 """Methods of every Block that read or write files; a file must not choose to call them."""
 
 
+class _Signature:
+    """What ``help`` and editors show of a class: the arguments by name, and not ``**``. Instances are called otherwise."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        return inspect.Signature(list(parameters(owner).values()))
+
+
 class Configurable(nn.Module):
     """A module whose keyword-only constructor arguments are JSON values, others of its kind, or lists and dicts of these.
 
@@ -47,10 +56,10 @@ class Configurable(nn.Module):
         TypeError: positional or unknown arguments; or, when a class is defined, a constructor that takes anything but keywords.
     """
 
+    __signature__: ClassVar[Any] = _Signature()
     layouts: ClassVar[tuple[Any, ...]] = ()
     shorthand: ClassVar[Callable[..., Any] | None] = None
     shorthand_of: ClassVar[str] = ""
-    __signature__: ClassVar[inspect.Signature]
     origin: Any = None
 
     _built: tuple[type["Configurable"], dict[str, Any]]
@@ -59,8 +68,6 @@ class Configurable(nn.Module):
     def __init_subclass__(cls, *, has_name: bool = True, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         _check_constructor(cls)
-        if cls.shorthand is not None:  # so that help and editors show its arguments
-            cls.__signature__ = inspect.Signature(list(parameters(cls).values()))
         if has_name:
             register(cls)
 
@@ -69,16 +76,10 @@ class Configurable(nn.Module):
         if args:
             names = ", ".join(f"{name}=..." for name in parameters(cls))
             raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
-        known, short = parameters(cls), shorthand_names(cls)
-        strange = [name for name in arguments if name not in known]
-        if strange and short:  # of any other class Python says so itself
-            raise TypeError(f"{cls.__name__} has no argument {strange[0]!r}; accepted: {', '.join(known)}")
-        replaced = short if arguments.get(cls.shorthand_of) is not None else {cls.shorthand_of}
-        both = [name for name in arguments if name in replaced and name != cls.shorthand_of]
-        if both:
-            raise TypeError(
-                f"{cls.__name__} is given {cls.shorthand_of} and {both[0]!r}; accepted: {cls.shorthand_of} or {sorted(short)}"
-            )
+        known = parameters(cls)
+        if arguments and _takes_shorthand(cls):  # copies are made without any; of other classes Python says so itself
+            _check_names(cls, arguments)
+        replaced = replaced_names(cls, arguments) or {cls.shorthand_of}
         self = super().__new__(cls)
         defaults = {name: p.default for name, p in known.items() if p.default is not p.empty}
         recorded = {name: _recorded(value) for name, value in (defaults | arguments).items() if name not in replaced}
@@ -111,12 +112,21 @@ class Configurable(nn.Module):
 
 def parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """The constructor's arguments by name; those of the ``shorthand`` in the place of its ``**``."""
-    own = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-    shorthand = getattr(cls, "shorthand", None)  # descriptions have none
-    if shorthand is None or not own or list(own.values())[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+    own = _own_parameters(cls)
+    if not _takes_shorthand(cls):
         return own
     own.popitem()
-    return own | {name: each for name, each in inspect.signature(shorthand).parameters.items() if name not in own}
+    return own | {name: each for name, each in inspect.signature(cls.shorthand).parameters.items() if name not in own}
+
+
+def _own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+
+
+def _takes_shorthand(cls: type[Any]) -> bool:
+    """Whether the constructor ends with a ``**`` that a shorthand stands for; descriptions have none."""
+    own = list(_own_parameters(cls).values())
+    return getattr(cls, "shorthand", None) is not None and bool(own) and own[-1].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def shorthand_names(cls: type[Any]) -> frozenset[str]:
@@ -127,11 +137,32 @@ def shorthand_names(cls: type[Any]) -> frozenset[str]:
     return frozenset(inspect.signature(shorthand).parameters)
 
 
-def required(cls: type[Any], given: Collection[str]) -> list[str]:
+def replaced_names(cls: type[Any], given: Mapping[str, Any]) -> frozenset[str]:
+    """The arguments of the shorthand where ``given`` has the one that stands for them all; none otherwise."""
+    return shorthand_names(cls) if given.get(getattr(cls, "shorthand_of", "")) is not None else frozenset()
+
+
+def _check_names(cls: type[Configurable], given: Mapping[str, Any]) -> None:
+    """Refuses arguments that a class with a shorthand does not take, or not together, and what is lacking."""
+    known, whole = parameters(cls), cls.shorthand_of
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise TypeError(f"{cls.__name__} has no argument {name!r}{hint} accepted: {', '.join(known)}")
+    both = [name for name in given if name in replaced_names(cls, given)]
+    if both:
+        raise TypeError(f"{cls.__name__} is given {whole} and {', '.join(both)}; accepted: {whole}, or the others without it")
+    lacking = [name for name in required(cls, given) if name not in given]
+    if lacking:
+        instead = f", or {whole!r}" if set(lacking) & shorthand_names(cls) else ""
+        raise TypeError(f"{cls.__name__} lacks {', '.join(map(repr, lacking))}; accepted: these{instead}")
+
+
+def required(cls: type[Any], given: Mapping[str, Any]) -> list[str]:
     """The arguments without which the constructor cannot be called, when these are given."""
-    known = parameters(cls)
-    optional = shorthand_names(cls) if getattr(cls, "shorthand_of", "") in given else frozenset()
-    return [name for name, each in known.items() if each.default is each.empty and name not in optional]
+    optional = replaced_names(cls, given)
+    return [name for name, each in parameters(cls).items() if each.default is each.empty and name not in optional]
 
 
 def parts(value: Any) -> Iterator[Configurable]:
@@ -232,19 +263,23 @@ class Description:
 
         Decay(rate=0.5)      # in config.json: {"_kind": "my_module.Decay", "rate": 0.5}
 
-    Lists are kept as tuples. ``check`` is called when all fields are set.
+    Lists are kept as tuples, dicts as copies. ``check`` is called when all fields are set.
+
+    Raises:
+        TypeError: when a subclass is defined, a field whose name begins with an underscore, as those of config.json do.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         dataclass(frozen=True, kw_only=True)(cls)
+        for name in parameters(cls):
+            if name.startswith("_"):
+                raise TypeError(f"{cls.__name__} has the field {name!r}; accepted: names that begin with a letter")
         register(cls)
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+        for name, value in self.entries().items():
+            object.__setattr__(self, name, _recorded(value))
         self.check()
 
     def check(self) -> None:

@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "Causal": "masks",
         "Intervals": "masks",
         "visible": "masks",
+        "document_begins": "documents",
         "PositionScheme": "positions",
         "sequential": "positions",
         "mrope": "positions",

@@ -110,9 +110,8 @@ def check_arguments(cls: type[Any], names: Iterable[str], origin: str) -> None:
             raise ValueError(f"{origin} of {cls.__name__}: unknown argument {name!r}{hint} accepted: {listed}")
 
 
-def check_complete(cls: type[Any], names: Iterable[str], origin: str) -> None:
-    """Refuses a set of names that lacks a required argument, with a ``ValueError`` that names it."""
-    given = set(names)
+def check_complete(cls: type[Any], given: Mapping[str, Any], origin: str) -> None:
+    """Refuses arguments that lack a required one, with a ``ValueError`` that names it."""
     lacking = [name for name in required(cls, given) if name not in given]
     if lacking:
         raise ValueError(f"{origin} of {cls.__name__}: missing argument {', '.join(map(repr, lacking))}")
@@ -135,6 +134,7 @@ def encode(block: Configurable) -> tuple[dict[str, Any], dict[str, Configurable]
                 blocks[path] = value
             return {BLOCK: places[id(value)]}
         if isinstance(value, Description):
+            _check_fields(block, value, path)
             return {KIND: name_of(type(value)), **{name: encoded(item, f"{path}/{name}") for name, item in value.entries().items()}}
         if isinstance(value, dict):
             _check_keys(block, value, path)
@@ -212,6 +212,14 @@ def part_folder(folder: Path, name: str) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{folder / FILE} names the part {name!r}, but there is no folder {path}")
     return path
+
+
+def _check_fields(block: Configurable, value: Description, path: str) -> None:
+    """A description is built many times; a Block in it would be one for all of them, and in no place of its own."""
+    held = next(parts(value.entries()), None)
+    if held is not None:
+        what = f"{type(block).__name__} cannot be saved: argument {path!r}, a {type(value).__name__}, holds a {type(held).__name__}"
+        raise TypeError(f"{what}; accepted in a description: JSON values, and descriptions")
 
 
 def _check_keys(block: Configurable, value: Mapping[Any, Any], path: str) -> None:

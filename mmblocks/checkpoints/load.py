@@ -23,7 +23,7 @@ from mmblocks.checkpoints.layouts.published import build_published
 from mmblocks.checkpoints.layouts.rules import unchanged
 from mmblocks.checkpoints.origin import Place
 from mmblocks.checkpoints.placement import OneDevice, Placement, Where
-from mmblocks.configurable import Configurable, find, parts
+from mmblocks.configurable import Configurable, find, parts, replaced_names
 
 B = TypeVar("B", bound=Configurable)
 
@@ -91,6 +91,7 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     written = config.arguments(content)
     config.check_arguments(cls, written, title)
     config.check_arguments(cls, overrides, "from_pretrained")
+    written = {name: value for name, value in written.items() if name not in replaced_names(cls, overrides)}
     config.check_complete(cls, {**written, **overrides}, title)
 
     def part(name: str) -> Configurable:

@@ -168,7 +168,7 @@ def sample_grids(
             embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
             new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
         hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
-        cache.length -= block.shape[1]  # the grid is another one in each pass
+        cache.forget(block.shape[1])  # the grid is another one in each pass
         logits = id_head.logits(hidden, form.codes.start, form.codes.stop)
         streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
         return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits

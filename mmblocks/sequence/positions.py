@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from mmblocks.sequence.documents import document_begins, last_real
 from mmblocks.sequence.masks import changes
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
@@ -34,7 +35,7 @@ def sequential(table: TokenTable) -> Int[Tensor, "B L"]:
     """
     real = ~table.is_padding
     count = real.long().cumsum(dim=1) - 1
-    first = torch.where(_document_begins(table), count, 0).cummax(dim=1).values
+    first = torch.where(document_begins(table), count, 0).cummax(dim=1).values
     return torch.where(real, count - first, 0)
 
 
@@ -43,25 +44,11 @@ def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
 
     Padding in the midst of a document takes no position.
     """
-    begins = _document_begins(table)
-    order = table.order.gather(1, _last_real(table).clamp(min=0))  # padding counts as what stands before it
+    begins = document_begins(table)
+    order = table.order.gather(1, last_real(table).clamp(min=0))  # padding counts as what stands before it
     steps = (changes(order) | begins).long().cumsum(dim=1)
     first = torch.where(begins, steps, 0).cummax(dim=1).values
     return torch.where(table.is_padding, 0, steps - first)
-
-
-def _last_real(table: TokenTable) -> Int[Tensor, "B L"]:
-    """The place of each token, and for padding that of the last token before it; -1 where there is none."""
-    index = torch.arange(table.shape[1], device=table.document.device).expand_as(table.document)
-    return torch.where(table.is_padding, -1, index).cummax(dim=1).values
-
-
-def _document_begins(table: TokenTable) -> Bool[Tensor, "B L"]:
-    """True at the first token of each document, whatever padding stands inside."""
-    first = torch.arange(table.shape[1], device=table.document.device) == 0
-    before = torch.where(first, -1, _last_real(table).roll(1, dims=1))
-    other = table.document != table.document.gather(1, before.clamp(min=0))
-    return ~table.is_padding & ((before < 0) | other)
 
 
 def grid_2d(table: TokenTable) -> Int[Tensor, "B L 2"]:
@@ -89,8 +76,8 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
         [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3, 3, 3]]
     """
     vision = table.span != NO_SPAN
-    document_begins = _document_begins(table)
-    begins = changes(table.span) | document_begins | ~vision
+    opens = document_begins(table)
+    begins = changes(table.span) | opens | ~vision
     run = begins.long().cumsum(dim=1)
     # The largest number inside the run so far; runs are told apart by a step that no grid reaches.
     far = 1 << 24
@@ -99,7 +86,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     run_ends[:, -1] = True
     advance = torch.where(run_ends, torch.where(vision, extent, (~table.is_padding).long()), 0)
     before = advance.cumsum(dim=1) - advance
-    start = torch.where(document_begins, before, 0).cummax(dim=1).values
+    start = torch.where(opens, before, 0).cummax(dim=1).values
     positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
     return torch.where(table.is_padding[..., None], 0, positions)
 
@@ -115,13 +102,13 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
     if not 0 < increment <= 1:
         raise ValueError(f"increment is {increment}; accepted: 0 < increment <= 1")
     vision = table.span != NO_SPAN
-    document_begins = _document_begins(table)
+    opens = document_begins(table)
     index = torch.arange(table.span.shape[1], device=table.span.device).expand_as(table.span)
 
     # Inside a run of visual tokens: how many steps so far. The token a document begins with has made none.
-    run_begins = changes(vision.long()) | document_begins
+    run_begins = changes(vision.long()) | opens
     run_first = torch.where(run_begins, index, 0).cummax(dim=1).values
-    so_far = torch.where(vision, index - run_first + 1 - document_begins.long().gather(1, run_first), 0)
+    so_far = torch.where(vision, index - run_first + 1 - opens.long().gather(1, run_first), 0)
     advance = so_far * increment
 
     # Whole steps: one per text token, and a finished run's length rounded up.
@@ -131,13 +118,13 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
     whole = (~vision & ~table.is_padding).to(advance.dtype).cumsum(dim=1) + rounded_up.cumsum(dim=1) - rounded_up
 
     positions = whole + advance
-    first = _at_document_start(positions, document_begins)
+    first = _at_document_start(positions, opens)
     return torch.where(table.is_padding, 0.0, positions - first).float()
 
 
-def _at_document_start(values: Float[Tensor, "B L"], document_begins: Tensor) -> Float[Tensor, "B L"]:
-    index = torch.arange(values.shape[1], device=values.device).expand_as(document_begins)
-    first = torch.where(document_begins, index, 0).cummax(dim=1).values
+def _at_document_start(values: Float[Tensor, "B L"], opens: Tensor) -> Float[Tensor, "B L"]:
+    index = torch.arange(values.shape[1], device=values.device).expand_as(opens)
+    first = torch.where(opens, index, 0).cummax(dim=1).values
     return values.gather(1, first)
 
 

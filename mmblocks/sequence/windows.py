@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask
+from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, changes
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
 
@@ -19,7 +19,7 @@ def within_window(
     key_places: Int[Tensor, " Lk"],
     keys: TokenTable,
 ) -> Mask:
-    """The mask, of which each query keeps the ``window`` tokens of its row up to itself, and its own image.
+    """The mask, of which each query keeps the ``window`` tokens of its row up to itself, or those since its own image began.
 
     ``window`` is 3, with text of one document; an image that attends within itself stays whole:
 
@@ -42,24 +42,27 @@ def within_window(
 
     Source: Longformer (arXiv 2004.05150), Mistral (arXiv 2310.06825); images as in Gemma 3 (arXiv 2503.19786).
     """
+    first = torch.minimum(query_places - window + 1, _image_begins(queries, query_places, keys, key_places))
     if isinstance(mask, Dense):
-        far = query_places[:, None] - key_places >= window
-        span = queries.span[:, :, None]
-        same_image = (span != NO_SPAN) & (span == keys.span[:, None]) & (queries.document[:, :, None] == keys.document[:, None])
-        return Dense(mask.visible & (~far | same_image))
+        return Dense(mask.visible & (key_places >= first[..., None]))
     if isinstance(mask, Causal):
         end = (query_places + 1).expand(queries.shape)
         mask = Intervals(torch.zeros_like(end), end)
-    first = torch.minimum(query_places - window + 1, _image_begins(keys)[:, -len(query_places) :])
     return Intervals(torch.maximum(mask.start, first), mask.end)
 
 
-def _image_begins(table: TokenTable) -> Int[Tensor, "B Lk"]:
-    """Where the image of each token begins in its row; the token's own place for text."""
-    place = torch.arange(table.shape[1], device=table.span.device).expand_as(table.span)
-    before = [column.roll(1, dims=1) for column in (table.span, table.document)]
-    begins = (table.span != before[0]) | (table.document != before[1]) | (table.span == NO_SPAN) | (place == 0)
-    return torch.where(begins, place, 0).cummax(dim=1).values
+def _image_begins(
+    queries: TokenTable, query_places: Int[Tensor, " Lq"], keys: TokenTable, key_places: Int[Tensor, " Lk"]
+) -> Int[Tensor, "B Lq"]:
+    """Where the image of each query begins in its row, as far as there are keys of it; the query's own place for text."""
+    document = torch.cat([queries.document, keys.document], dim=1)
+    span = torch.cat([queries.span, keys.span], dim=1)
+    place = torch.cat([query_places, key_places]).expand_as(span)
+    image, order = (document * (span.amax() + 2) + span + 1).sort(dim=1)  # one integer for each image of each document
+    run = changes(image).long().cumsum(dim=1) - 1
+    first = torch.zeros_like(place).scatter_reduce(1, run, place.gather(1, order), "amin", include_self=False)
+    begins = torch.empty_like(first).scatter(1, order, first.gather(1, run))
+    return torch.where(span == NO_SPAN, place, begins)[:, : len(query_places)]
 
 
 def in_reading_order(num_queries: int, num_keys: int, device: torch.device) -> tuple[Int[Tensor, " Lq"], Int[Tensor, " Lk"]]:

@@ -11,7 +11,7 @@ from torch.nn.functional import dropout
 
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.parts.norms import Norm
-from mmblocks.trunks.parts.part import Part, Site, TrunkPart, has_static_step, memory_of, prepare
+from mmblocks.trunks.parts.part import Part, Site, TrunkPart, check_part, has_static_step, memory_of, prepare
 
 NormPlace = Literal["before", "after", "both"]
 
@@ -49,7 +49,9 @@ class Layer(Part):
     residual_scale: float = 1.0
 
     def check(self) -> None:
-        """Refuses places of norms that do not go together."""
+        """Refuses what is no part, and places of norms that do not go together."""
+        check_part("mixer", self.mixer)
+        check_part("feed_forward", self.feed_forward)
         if self.norm_place not in ("before", "after", "both"):
             raise ValueError(f"norm_place is {self.norm_place!r}; accepted: 'before', 'after', 'both'")
         if self.parallel and self.norm_place != "before":

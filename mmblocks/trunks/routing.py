@@ -50,7 +50,7 @@ def experts_of(parts: Iterable[Description]) -> tuple[str, ...]:
     Raises:
         ValueError: parts whose experts differ, as each token goes to one in the whole trunk.
     """
-    named = {names for part in parts for names in _named(part)}
+    named = {names for part in parts for names in _named(part) if names}
     several = {names for names in named if len(names) > 1}
     if len(several) > 1 or any(not set(names) <= set(*several) for names in named if several):
         raise ValueError(f"experts of parts are {sorted(named)}; accepted: the same in all parts, or one of them")
@@ -58,15 +58,15 @@ def experts_of(parts: Iterable[Description]) -> tuple[str, ...]:
 
 
 def _named(value: object) -> Iterator[tuple[str, ...]]:
-    """The names of experts in a description, however deep."""
+    """The names of experts in a description, however deep. A part of one's own may call something else so, such as a number."""
     if isinstance(value, Description):
         for name, entry in value.entries().items():
-            if name in ("experts", "names") and entry:
-                yield tuple(entry)
+            if name in ("experts", "names") and isinstance(entry, tuple) and all(isinstance(one, str) for one in entry):
+                yield entry
             else:
                 yield from _named(entry)
-    elif isinstance(value, Mapping):
-        for entry in value.values():
+    elif isinstance(value, Mapping | tuple):
+        for entry in value.values() if isinstance(value, Mapping) else value:
             yield from _named(entry)
 
 

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from mmblocks import GREEDY, Decoder, Generation, GridGrammar, TextGrammar, TokenTable, text
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.ops import cuda_graphs
-from mmblocks.trunks import ChameleonTrunk, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
+from mmblocks.trunks import Attention, ChameleonTrunk, GatedMLP, Layer, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
 from mmblocks.trunks.caches import static_cache
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache
@@ -69,6 +69,30 @@ def test_reading_tokens_without_their_mask_is_refused() -> None:
             trunk(torch.randn(1, 2, 16), TokenTable.text(1, 2), make(trunk.new_cache(1, 8)))
 
 
+@pytest.mark.parametrize("make", [lambda cache: cache, StaticCache])
+def test_what_is_taken_back_was_never_read(make) -> None:
+    torch.manual_seed(0)
+    trunk = Decoder(dim=16, num_layers=2, num_heads=2, mlp_dim=24).eval()
+    embeds, table = torch.randn(1, 9, 16), TokenTable.text(1, 9)
+    cache = make(trunk.new_cache(1, 9))
+
+    def read(start: int, stop: int) -> torch.Tensor:
+        part = table.slice(start, stop)
+        return trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part))
+
+    read(0, 4)
+    first = read(4, 7)
+    cache.forget(3)
+    assert cache.length == 4
+    torch.testing.assert_close(read(4, 7), first)
+    cache.forget(2)
+    torch.testing.assert_close(read(5, 9), trunk(embeds, table)[:, 5:])
+    with pytest.raises(ValueError, match="count is 10; accepted: 0 to 9, the tokens read"):
+        cache.forget(10)
+    with pytest.raises(ValueError, match="a WindowedCache takes no tokens back"):
+        WindowedCache(trunk.new_cache(1, 9)).forget(1)
+
+
 def test_memory_is_told_beforehand() -> None:
     trunk = Decoder(dim=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_dim=24).bfloat16()
     sizes = {"num_layers": 3, "num_heads": 2, "head_dim": 8, "batch": 5, "capacity": 7, "dtype": torch.bfloat16}
@@ -112,6 +136,11 @@ def test_a_compiled_step_is_compiled_once() -> None:
     assert len(graphs) == 2
 
 
+def windowed(*, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Decoder:
+    mixer = Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, window=4, softcap=5.0)
+    return Decoder(dim=dim, num_layers=num_layers, layers=Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=mlp_dim)))
+
+
 TRUNKS = {
     "decoder": (Decoder, {"qk_norm": True}),
     "dynamic": (Decoder, {"rope_scaling": {"type": "dynamic", "factor": 2.0, "max_position": 4}}),
@@ -119,6 +148,7 @@ TRUNKS = {
     "chameleon": (ChameleonTrunk, {}),
     "neo": (NEOTrunk, {}),
     "llamagen": (LlamaGenTrunk, {}),
+    "windows": (windowed, {}),
 }
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
 

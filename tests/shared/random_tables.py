@@ -18,6 +18,14 @@ def random_table(generator: torch.Generator, *, batch: int = 3, length: int = 40
     return table
 
 
+def cuts_between_images(table: TokenTable, every: int) -> list[int]:
+    """Where a row may be cut, about every so many tokens: an image that attends within itself has to come in one piece."""
+    order, document = table.order, table.document
+    inside = ((order[:, 1:] == order[:, :-1]) & (document[:, 1:] == document[:, :-1])).any(dim=0).tolist()
+    allowed = [place + 1 for place, within in enumerate(inside) if not within and place % every == 0]
+    return [0, *allowed, table.shape[1]]
+
+
 def _write_document(table: TokenTable, row: int, column: int, document: int, generator: torch.Generator, noisy: bool) -> int:
     order = 0
     for span in range(_draw(1, 5, generator)):

@@ -47,6 +47,16 @@ def test_which_image_is_the_last_one() -> None:
     assert images_before(row("iit", "t", "i")).tolist() == [[1, 1, 1, 0, 2]]
 
 
+def test_padding_inside_a_document_hides_no_image() -> None:
+    """As of a row that reads nothing while others of its batch write an image."""
+    whole, real = row("tiit", "tit"), torch.tensor([1, 3, 4, 6, 8, 10, 11])
+    table = TokenTable.padding(1, 13)
+    for column, given in zip(table, whole, strict=True):
+        column[:, real] = given
+    assert images_before(table)[:, real].tolist() == images_before(whole).tolist() == [[0, 1, 1, 1, 0, 2, 2]]
+    assert images_before(table).sum() == images_before(whole).sum()
+
+
 @pytest.mark.parametrize("cls", [Decoder, RoutedDecoder])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_shut_gates_change_no_bit(cls, every) -> None:

@@ -68,6 +68,18 @@ def test_around_shares_weights_and_leaves_the_model_as_it_was(llama) -> None:
     assert trunk.model.layers is llama.model.layers
 
 
+def test_what_is_taken_back_was_never_read(folder) -> None:
+    """As grids of codes that are sampled in parallel are read anew in each pass."""
+    trunk = TransformersTrunk.from_pretrained(folder)
+    embeds, table = torch.randn(2, 9, 32), TokenTable.text(2, 9)
+    cache = trunk.new_cache(2, 9)
+    trunk(embeds[:, :4], table.slice(0, 4), cache)
+    for start, stop in ((4, 7), (5, 9)):
+        cache.forget(cache.length - start)
+        found = trunk(embeds[:, start:stop], table.slice(start, stop), cache)
+        torch.testing.assert_close(found, trunk(embeds, table)[:, start:stop], atol=1e-5, rtol=1e-4)
+
+
 def test_cached_equals_full(folder) -> None:
     trunk = TransformersTrunk.from_pretrained(folder)
     embeds, table = torch.randn(2, 9, 32), TokenTable.text(2, 9)

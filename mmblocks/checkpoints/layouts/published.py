@@ -19,7 +19,7 @@ from mmblocks.checkpoints.layouts.difference import Difference, Shape
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.published_config import OtherModelError
 from mmblocks.checkpoints.origin import Origin, Place
-from mmblocks.configurable import Configurable, parameters
+from mmblocks.configurable import Configurable, parameters, replaced_names
 
 B = TypeVar("B", bound=Configurable)
 
@@ -244,7 +244,8 @@ def instance(
             arguments = layout.arguments(published)
             if layout.preprocessor is not None and images is not None:
                 arguments |= layout.preprocessor.read(images, {**_defaults(cls), **arguments, **overrides})
-            arguments |= overrides
+            replaced = replaced_names(cls, overrides)
+            arguments = {name: value for name, value in arguments.items() if name not in replaced} | overrides
     except KeyError as error:
         raise ValueError(f"{origin} of {cls.__name__}: the published config lacks {error}") from error
     except (TypeError, AttributeError, IndexError, ArithmeticError) as error:

@@ -260,7 +260,7 @@ class ACDiT(Block):
         condition = self._condition(t, labels, len(noised), 1)
         predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
         if cache is not None:
-            cache.length -= self.blocks.size  # the noised block is read anew in each step, and never kept
+            cache.forget(self.blocks.size)  # the noised block is read anew in each step, and never kept
         return predicted
 
     def _run(

@@ -253,7 +253,7 @@ class OmniGen(Block):
             hidden = self.trunk(torch.cat([branch.embeds, embeds], dim=1), join(branch.table, new), mask=mask)
         else:
             hidden = self.trunk(embeds, new, branch.cache, mask=mask, total_length=branch.cache.capacity)
-            branch.cache.length -= new.shape[1]  # the time and the image are other ones in each step
+            branch.cache.forget(new.shape[1])  # the time and the image are other ones in each step
         hidden = hidden[:, -new.shape[1] + 1 :]
         states = [row[: self._num_tokens(x)] for row, x in zip(hidden, latents, strict=True)]
         return [self.head(row, time, (x.shape[1], x.shape[2])).to(x.dtype) for row, time, x in zip(states, t, latents, strict=True)]

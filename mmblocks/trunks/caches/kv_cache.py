@@ -181,6 +181,19 @@ class KVCache:
         """Puts a layer's new state in the place of the old one."""
         self.states[layer] = state
 
+    def forget(self, count: int) -> None:
+        """Takes back the newest tokens, as if they had not been read: for what is read anew in each pass.
+
+        Raises:
+            ValueError: more tokens than were read, or a layer that keeps a state, out of which no token can be taken.
+        """
+        if not 0 <= count <= self.length:
+            raise ValueError(f"count is {count}; accepted: 0 to {self.length}, the tokens read")
+        kept = [layer for layer, state in enumerate(self.states) if state is not None]
+        if kept:
+            raise ValueError(f"layers {kept} keep a state, out of which no token can be taken; accepted: layers of attention alone")
+        self.length -= count
+
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each of the newest ``length`` is, and each key that ``update`` gives back; and the keys' table."""
         return *in_reading_order(length, self.length, self.slots.document.device), self.table

@@ -105,6 +105,14 @@ class StaticCache(KVCache):
             raise ValueError(f"layer is {layer}, which has no state; accepted: a layer whose memory has one")
         kept.copy_(state)
 
+    def forget(self, count: int) -> None:
+        """Takes back the newest tokens; see ``KVCache.forget``."""
+        super().forget(count)
+        padding = TokenTable.padding(self.batch, count, self.slots.document.device)
+        self.slots.write(self.length, padding)
+        for column, added in zip(self.recent, padding, strict=True):
+            column.copy_(torch.cat([added, column[:, : self.capacity - count]], dim=1))
+
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each new one is, and each key; and the keys' table."""
         if self.alone:

@@ -115,6 +115,16 @@ class WindowedCache(KVCache):
         keys[:, :, places], values[:, :, places] = key[:, :, kept], value[:, :, kept]
         return (keys[:, :, : self.held], values[:, :, : self.held]) if new == 1 else seen
 
+    def forget(self, count: int) -> None:
+        """Refused: what older tokens had to make room for cannot be taken back.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a WindowedCache takes no tokens back, as older ones made room for them; accepted: a KVCache or a StaticCache"
+        )
+
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each of the newest ``length`` is, and each key; and the keys' table."""
         before = self.length - length

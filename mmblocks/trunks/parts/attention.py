@@ -29,7 +29,7 @@ class Attention(Part):
         qkv_bias, output_bias: biases on q, k and v (Qwen2), and on the output.
         qk_norm: a norm on q and k before the rotation (Qwen3, Emu3.5), or None.
         qk_norm_over: what that norm spans: "head", each head with one set of weights; "each_head", each head with weights of its
-            own (Chameleon, Cohere); "all_heads", all heads as one vector (OLMo 2).
+            own (Chameleon, Cohere), the same for all experts; "all_heads", all heads as one vector (OLMo 2).
         rotary: how queries and keys are turned; None for not at all.
         window: tokens that attention reaches back, the token itself included; None for all (Mistral). Images stay whole.
         scale: of the scores; ``E ** -0.5`` if None.
@@ -64,13 +64,20 @@ class Attention(Part):
     linear: Linear = Linear()
 
     def check(self) -> None:
-        """Refuses heads that cannot be grouped, and windows and caps that are not positive."""
-        if self.num_heads < 1 or self.num_heads % self.kv_heads:
+        """Refuses heads that cannot be grouped, windows and caps that are not positive, and norms that heads cannot have."""
+        if min(self.num_heads, self.kv_heads) < 1 or self.num_heads % self.kv_heads:
             raise ValueError(f"num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim is {self.head_dim}; accepted: 1 or more, or None")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}; accepted: 1 or more, or None")
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap is {self.softcap}; accepted: above 0, or None")
+        if self.qk_norm_over not in ("head", "each_head", "all_heads"):
+            raise ValueError(f"qk_norm_over is {self.qk_norm_over!r}; accepted: 'head', 'each_head', 'all_heads'")
+        norm = self.qk_norm
+        if self.qk_norm_over == "each_head" and norm is not None and (norm.experts or norm.one_plus or not norm.weight):
+            raise ValueError(f"qk_norm has {norm}; accepted with 'each_head': weight=True, without one_plus and experts")
 
     @property
     def kv_heads(self) -> int:

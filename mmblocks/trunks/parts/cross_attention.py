@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention, ReadableImages
+from mmblocks.sequence.documents import document_begins, last_real
 from mmblocks.sequence.masks import changes
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.support.checks import is_readable
@@ -106,11 +107,12 @@ def images_before(table: TokenTable) -> Int[Tensor, "B T"]:
 
     An image is a span of visual tokens, such as a single ``<image>`` token.
     """
-    visual = table.modality == Modality.VISION.value
-    document_begins = changes(table.document)
-    begins = visual & (document_begins | changes(table.span) | changes(visual.long()))
+    last = last_real(table).clamp(min=0)  # padding counts as what stands before it
+    visual = (table.modality == Modality.VISION.value).gather(1, last)
+    document = document_begins(table)
+    begins = visual & (document | changes(table.span.gather(1, last)) | changes(visual.long()))
     count = begins.long().cumsum(dim=1)
-    earlier = torch.where(document_begins, count - begins.long(), 0).cummax(dim=1).values
+    earlier = torch.where(document, count - begins.long(), 0).cummax(dim=1).values
     return torch.where((count > earlier) & ~table.is_padding, count, 0)
 
 

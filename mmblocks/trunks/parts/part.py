@@ -76,7 +76,7 @@ class Part(Description):
 
     def build(self, site: Site) -> nn.Module:
         """The module, with weights of its own."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} says not how it is built; accepted: a Part with build(self, site)")
 
 
 @runtime_checkable
@@ -86,6 +86,17 @@ class PartModule(Protocol):
     def __call__(self, x: Float[Tensor, "B L D"], context: ForwardContext, layer: int) -> Float[Tensor, "B L D"]:
         """What is added to ``x``."""
         ...
+
+
+def check_part(name: str, value: object) -> None:
+    """Refuses what is no part, such as the class of one, or a module.
+
+    Raises:
+        TypeError: says what it is.
+    """
+    if not isinstance(value, Part):
+        found = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} is {found}; accepted: a Part, such as Attention(num_heads=8)")
 
 
 def prepare(module: nn.Module, context: ForwardContext) -> None:

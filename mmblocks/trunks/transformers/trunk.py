@@ -51,6 +51,12 @@ class TransformersCache(KVCache):
         held = [tensor for layer in self.past.layers for tensor in (layer.keys, layer.values) if tensor is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
+    def forget(self, count: int) -> None:
+        """Takes back the newest tokens; see ``KVCache.forget``."""
+        super().forget(count)
+        if count:
+            self.past.crop(-count)
+
     def rows(self, index: Int[Tensor, " R"]) -> Self:
         """A cache of the chosen rows, as copies."""
         from transformers import DynamicCache
