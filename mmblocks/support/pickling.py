@@ -75,7 +75,7 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
     @property
     def __name__(self) -> str:
-        return _name(self.__wrapped__).rpartition(".")[2]
+        return qualified_name(self.__wrapped__).rpartition(".")[2]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As the callable."""
@@ -140,8 +140,9 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _name(call: Any) -> str:
-    return getattr(call, "__qualname__", type(call).__qualname__)
+def qualified_name(call: object) -> str:
+    """The name of a function in its module; of another object its class's."""
+    return getattr(call, "__qualname__", type(call).__qualname__)  # a partial has none
 
 
 def _pickled(call: Any) -> bytes:
@@ -149,7 +150,7 @@ def _pickled(call: Any) -> bytes:
     try:
         _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(call)
     except (pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RecursionError is one
-        raise TypeError(f"{_name(call)} cannot go to another process: {error}; accepted: what pickle can write") from error
+        raise TypeError(f"{qualified_name(call)} cannot go to another process: {error}; accepted: what pickle can write") from error
     return file.getvalue()
 
 
