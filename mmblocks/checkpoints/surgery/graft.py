@@ -139,7 +139,7 @@ def insert_layers(
     *,
     silent: bool = False,
     layers: str = "layers",
-    **changes: Any,  # of any argument
+    **changes: Any,  # for any argument of the trunk
 ) -> tuple[B, Report]:
     """A trunk with ``count`` more layers before layer ``at``.
 
