@@ -31,7 +31,7 @@ MOST_ENTRIES = 20_000
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
-_CALLABLE: Any = Callable
+_CALLABLE: object = Callable
 """For comparisons; to a type checker it is no type."""
 
 _MODULES = re.compile(r"(?<![\w'.])(?:\w+\.)+(?=\w)")
@@ -69,7 +69,7 @@ def build(cls: type[B], arguments: dict[str, Any], origin: str, given: Collectio
 def _limited(title: str) -> AbstractContextManager[Any]:
     count = 0
 
-    def note(*entry: Any) -> None:
+    def note(*entry: object) -> None:
         nonlocal count
         count += 1
         if count > MOST_ENTRIES:
@@ -121,7 +121,7 @@ def check_types(cls: type[Any], arguments: Mapping[str, Any], origin: str) -> No
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
     """The constructor's annotations and its shorthand's, but for those that cannot be evaluated here, which say nothing."""
-    shorthand = getattr(cls, "shorthand", None)
+    shorthand = cls.shorthand if issubclass(cls, Configurable) else None
     shared = {} if shorthand is None else get_type_hints(shorthand)
     try:
         return shared | get_type_hints(cls.__init__)
@@ -151,7 +151,7 @@ def _items(value: object) -> Iterable[tuple[object, object]]:
     return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
-def _misfit(value: object, annotation: Any, path: str) -> _Misfit | None:
+def _misfit(value: object, annotation: object, path: str) -> _Misfit | None:
     """The first part of a value that does not fit."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -173,10 +173,10 @@ def _misfit(value: object, annotation: Any, path: str) -> _Misfit | None:
     return next(_inside(value, plain, inner, annotation, path), None)
 
 
-def _inside(value: object, plain: type, inner: tuple[Any, ...], annotation: Any, path: str) -> Iterator[_Misfit]:
+def _inside(value: object, plain: type, inner: tuple[Any, ...], annotation: object, path: str) -> Iterator[_Misfit]:
     """What of the entries of a list or dict does not fit."""
     if plain is tuple and inner and inner[-1] is not Ellipsis and isinstance(value, list | tuple):
-        kinds: Iterable[Any] = inner
+        kinds: Iterable[object] = inner
         if len(value) != len(inner):
             yield _Misfit(path, value, _named(annotation))
             return
@@ -211,7 +211,7 @@ def _is_a(value: object, kind: type) -> bool:
     return callable(value) if kind is _CALLABLE else True
 
 
-def _named(annotation: Any) -> str:
+def _named(annotation: object) -> str:
     if annotation is NoneType:
         return "None"
     return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else _MODULES.sub("", str(annotation))

@@ -19,6 +19,7 @@ from torch import nn
 from mmblocks.checkpoints import building
 from mmblocks.checkpoints.files import untrusted
 from mmblocks.configurable import Configurable, Description, find, name_of, parameters, parts, required
+from mmblocks.support.pickling import qualified_name
 
 FILE = "config.json"
 CLASS = "_class_name"
@@ -74,7 +75,7 @@ def without(content: Mapping[str, Any], entries: Iterable[str]) -> dict[str, Any
     return left
 
 
-def _path(content: Any, entry: str) -> tuple[str, ...]:
+def _path(content: object, entry: str) -> tuple[str, ...]:
     """The names that lead to an entry, each of which may have dots of its own; none where there is no such entry."""
     if not isinstance(content, dict):
         return ()
@@ -127,7 +128,7 @@ def encode(block: Configurable) -> tuple[dict[str, Any], dict[str, Configurable]
     places: dict[int, str] = {}
     blocks: dict[str, Configurable] = {}
 
-    def encoded(value: Any, path: str) -> Any:
+    def encoded(value: object, path: str) -> Any:
         if isinstance(value, Configurable):
             if id(value) not in places:
                 places[id(value)] = path
@@ -144,13 +145,13 @@ def encode(block: Configurable) -> tuple[dict[str, Any], dict[str, Configurable]
         if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
             return value
         if callable(value) and not isinstance(value, nn.Module) and "/" not in path:
-            return {CODE: f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"}
+            return {CODE: f"{value.__module__}.{qualified_name(value)}"}
         raise TypeError(_refusal(block, value, path))
 
     return {name: encoded(value, name) for name, value in block.config.items()}, blocks
 
 
-def decode(value: Any, load: Callable[[str], Configurable]) -> Any:
+def decode(value: object, load: Callable[[str], Configurable]) -> Any:
     """An argument as the constructor takes it; ``load`` gives the Block in a subfolder.
 
     Raises:
@@ -182,7 +183,7 @@ def _described(value: Mapping[str, Any], load: Callable[[str], Configurable]) ->
 def places(content: Mapping[str, Any]) -> dict[str, str]:
     """Where a config names Blocks: the path of the argument, such as ``"layers/0"``, -> the subfolder; empty if it is not ours."""
 
-    def found(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    def found(value: object, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and BLOCK in value:
             yield path, checked_subfolder(value[BLOCK])
         elif isinstance(value, dict | list):
@@ -197,7 +198,7 @@ def subfolders(content: Mapping[str, Any]) -> list[str]:
     return list(places(content).values())
 
 
-def checked_subfolder(name: Any, what: str = f"{FILE}: {BLOCK!r}") -> str:
+def checked_subfolder(name: object, what: str = f"{FILE}: {BLOCK!r}") -> str:
     """A relative path that leads down, or ``ValueError``: a config is data from elsewhere."""
     if not isinstance(name, str) or not re.fullmatch(r"[^/\\:]+(/[^/\\:]+)*", name) or {".", ".."} & set(name.split("/")):
         raise ValueError(f"{what} is {name!r}; accepted: the path of a subfolder")
@@ -233,7 +234,7 @@ def _check_keys(block: Configurable, value: Mapping[Any, Any], path: str) -> Non
             raise ValueError(f"{type(block).__name__}: argument {path!r} has the key {key!r}, which cannot name a folder")
 
 
-def _refusal(block: Configurable, value: Any, path: str) -> str:
+def _refusal(block: Configurable, value: object, path: str) -> str:
     what = f"{type(block).__name__} cannot be saved: argument {path!r} is a {type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, nn.Module):
         return f"{what}, and no Block; wrap it in a Block whose arguments say how to build it"

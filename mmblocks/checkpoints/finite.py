@@ -80,4 +80,5 @@ def _candidates(block: Configurable, given: set[int], was_read: bool, codebooks:
 def _has_codes(part: nn.Module) -> bool:
     """Whether it is a bottleneck, or anything else that looks codes up, and not a whole tokenizer."""
     kind = type(part)
+    # Of the class: an object's own codebook_sizes may be computed.
     return hasattr(kind, "lookup") and hasattr(kind, "codebook_sizes") and not hasattr(kind, "decode")

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -26,7 +26,17 @@ LARGEST_NUMBER = 2**20
 
 _CALLS = "golden"
 _TENSOR, _RECORD = "_tensor", "_record"
-_RECORDS = {record.__name__: record for record in (tokens.Latents, tokens.TokenTable, tokens.VisionTokens)}
+_KINDS = (tokens.Latents, tokens.TokenTable, tokens.VisionTokens)
+_RECORDS = {record.__name__: record for record in _KINDS}
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class _Named(Protocol):
+    """A tuple with names."""
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class Golden(NamedTuple):
@@ -135,10 +145,12 @@ def compare_golden(block: Configurable, file: str | Path) -> Golden:
 
 def _method(block: Configurable, name: str) -> Callable[..., Any]:
     """A method of the part itself. A file must not choose ``push_to_hub``, or what every module has."""
-    ours = name == "forward" or (not name.startswith("_") and name not in ABOUT_FILES and not hasattr(Configurable, name))
-    if not ours or not callable(getattr(type(block), name, None)):
+    if name == "forward":
+        return block
+    ours = not name.startswith("_") and name not in ABOUT_FILES and not hasattr(Configurable, name)  # named by the file
+    if not ours or not callable(getattr(type(block), name, None)):  # of the class: a property is not computed
         raise ValueError(f"{type(block).__name__} has no method {name!r} for golden numbers; accepted: public methods of its own")
-    return block if name == "forward" else getattr(block, name)
+    return getattr(block, name)  # named by the file
 
 
 def _compared(found: Tensor, expected: Tensor, atol: float, rtol: float) -> tuple[float, str]:
@@ -154,25 +166,25 @@ def _compared(found: Tensor, expected: Tensor, atol: float, rtol: float) -> tupl
     return largest, "" if close else f"differs by up to {largest:.3g}"
 
 
-def _encoded(value: Any, path: str, found: dict[str, Tensor]) -> Any:
+def _encoded(value: object, path: str, found: dict[str, Tensor]) -> Any:
     """An argument as JSON; its tensors go to ``found``."""
     if isinstance(value, Tensor):
         found[path] = value
         return {_TENSOR: path}
     if value is None or type(value) in (bool, int, float):
         return _checked_number(value)
-    if type(value) in _RECORDS.values():
+    if isinstance(value, _KINDS) and type(value) in _KINDS:
         return {_RECORD: type(value).__name__, **_encoded(value._asdict(), path, found)}
     if isinstance(value, Mapping):
         return {str(key): _encoded(item, f"{path}.{key}", found) for key, item in value.items()}
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return [_encoded(item, f"{path}.{number}", found) for number, item in enumerate(value)]
     raise TypeError(
         f"{path} is a {type(value).__name__}; accepted: tensors, numbers, {', '.join(_RECORDS)}, lists and dicts of them"
     )
 
 
-def _decoded(value: Any, stored: Mapping[str, Tensor]) -> Any:
+def _decoded(value: object, stored: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict) and _TENSOR in value:
         if value[_TENSOR] not in stored:
             raise ValueError(f"there is no tensor {value[_TENSOR]!r}")
@@ -188,9 +200,9 @@ def _decoded(value: Any, stored: Mapping[str, Tensor]) -> Any:
     return _checked_number(value)
 
 
-def _checked_number(value: float | None) -> float | None:
+def _checked_number(value: T) -> T:
     """A number may be how often a method does something: a file must not make it run without end."""
-    if type(value) is int and abs(value) > LARGEST_NUMBER:
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
         raise ValueError(f"the number {value} is too large; accepted: integers of at most {LARGEST_NUMBER}")
     return value
 
@@ -210,11 +222,11 @@ def _described(file: Path) -> tuple[float, float, dict[str, dict[str, Any]]]:
     return atol, rtol, calls
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+def _leaves(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in what a method gives."""
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, Mapping) or hasattr(value, "_asdict"):
+    elif isinstance(value, Mapping | _Named):
         for key, item in (value if isinstance(value, Mapping) else value._asdict()).items():
             yield from _leaves(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):

@@ -24,6 +24,7 @@ from mmblocks.checkpoints.layouts.rules import unchanged
 from mmblocks.checkpoints.origin import Place
 from mmblocks.checkpoints.placement import OneDevice, Placement, Where
 from mmblocks.configurable import Configurable, find, parts, replaced_names
+from mmblocks.support.buffers import ResetsBuffers
 
 B = TypeVar("B", bound=Configurable)
 
@@ -109,7 +110,7 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     return block
 
 
-def _check_code(cls: type[Configurable], name: str, value: Any, folder: Path, subfolder: str) -> None:
+def _check_code(cls: type[Configurable], name: str, value: object, folder: Path, subfolder: str) -> None:
     """A function is not stored, so that it has to be handed in."""
     if not isinstance(value, dict) or config.CODE not in value:
         return
@@ -165,9 +166,9 @@ def _create_buffers(block: Configurable, overrides: dict[str, Any], placement: O
             f"{type(block).__name__} asks for {size} bytes of buffers that are in no checkpoint; accepted: {LARGEST_BUFFERS}"
         )
     for path, module in modules.items():
-        device, reset = placement.computing(path), getattr(module, "reset_buffers", None)
-        if reset is not None:
-            reset(device)
+        device = placement.computing(path)
+        if isinstance(module, ResetsBuffers):
+            module.reset_buffers(device)
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers[name]
             if buffer is not None and not buffer.is_meta:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,13 @@ class Folder(NamedTuple):
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     read: Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class _Sharded(Protocol):
+    """A ``DTensor``, whose module takes long to import."""
+
+    def full_tensor(self) -> Tensor: ...
 
 
 class Values(Mapping[str, Tensor]):
@@ -108,7 +115,7 @@ def _check_values(block: Configurable, own: dict[str, Tensor]) -> None:
             )
         if tensor.is_meta:
             raise ValueError(f"{type(block).__name__} cannot be saved: {key} is on the meta device and has no values")
-        if hasattr(tensor, "full_tensor"):
+        if isinstance(tensor, _Sharded):
             raise ValueError(f"{type(block).__name__} cannot be saved: {key} is sharded over processes; gather it first")
 
 

@@ -54,7 +54,7 @@ def shared(block: Configurable) -> dict[str, str]:
     }
 
 
-def ids(value: Any) -> set[int]:
+def ids(value: object) -> set[int]:
     """The ids of all tensors of the Blocks inside an argument."""
     return {id(slot.tensor) for part in parts(value) for slot in slots(part).values()}
 

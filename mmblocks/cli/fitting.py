@@ -145,7 +145,7 @@ def choose(path: Path, name: str | None) -> type[Block]:
     """
     if name is not None:
         module = public.home(name)
-        known: Any = None if module is None else getattr(import_module(module), name)
+        known = None if module is None else _found(module, name)
         if not isinstance(known, type) or not issubclass(known, Block):
             raise ValueError(f"block is {name!r}; accepted: the name of a Block of mmblocks")
         return known
@@ -193,8 +193,12 @@ def _remote_file(repository: hub.Repository, path: str) -> dict[str, Tensor]:
     return repository.headers(path)
 
 
+def _found(module: str, name: str) -> object:
+    return getattr(import_module(module), name)  # a public name
+
+
 def _classes() -> Iterator[type[Block]]:
     for name, module in public.all_names().items():
-        found = getattr(import_module(module), name)
+        found = _found(module, name)
         if isinstance(found, type) and issubclass(found, Block) and found.layouts:
             yield found

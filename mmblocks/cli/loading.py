@@ -86,7 +86,7 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     Raises:
         ValueError: it is none.
     """
-    found = None if name is None else getattr(torch, name, None)
+    found = None if name is None else getattr(torch, name, None)  # named by the user
     if name is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"--dtype is {name!r}; accepted: such as float32, float16, bfloat16")
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,9 +12,15 @@ from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.layers.images.pixels import rgb_of
+from mmblocks.roles import Preprocessing, Tokenizer
 
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError, EOFError)
 """What Pillow raises for files that are no images, or broken ones."""
+
+
+@runtime_checkable
+class ImageTokenizer(Tokenizer, Preprocessing, Protocol):
+    """A tokenizer of image files."""
 
 
 @contextmanager
@@ -29,7 +35,7 @@ def readable(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def opened(file: Any, name: str, size: int | None) -> Image.Image:
+def opened(file: Path | BinaryIO, name: str, size: int | None) -> Image.Image:
     """An image in RGB, scaled and cropped to a square if asked for.
 
     Raises:
@@ -64,13 +70,13 @@ def check_places(file: Path, target: Path) -> None:
         raise ValueError(f"{target} has the ending {target.suffix!r}; accepted: that of an image, such as .png")
 
 
-def check_tokenizer(block: Block) -> Any:
+def check_tokenizer(block: Block) -> ImageTokenizer:
     """The Block, if it has what a tokenizer has.
 
     Raises:
         TypeError: it has not.
     """
-    if not all(hasattr(block, name) for name in ("encode", "decode", "preprocess")):
+    if not isinstance(block, ImageTokenizer):
         raise TypeError(f"{type(block).__name__} is no tokenizer: it lacks encode, decode or preprocess")
     return block
 

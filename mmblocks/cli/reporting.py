@@ -50,7 +50,7 @@ def check_target(target: Path, force: bool) -> None:
         raise FileExistsError(f"{target} exists; --force replaces it")
 
 
-def show(value: Any, as_json: bool, *tables: Table) -> None:
+def show(value: object, as_json: bool, *tables: Table) -> None:
     """The result: JSON, or tables and text."""
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

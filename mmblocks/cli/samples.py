@@ -153,7 +153,7 @@ def _moves(file: _File) -> bool:
         return False
     try:
         with Image.open(file.read()) as image:
-            return bool(getattr(image, "is_animated", False))
+            return bool(getattr(image, "is_animated", False))  # formats of one image have none
     except pictures.UNREADABLE:  # is reported when its turn comes
         return False
 

@@ -128,7 +128,7 @@ def _write(file: Path, tokens: dict[str, Tensor], mark: str) -> None:
 
 
 @torch.no_grad()
-def _tokens(tokenizer: Any, sample: Sample, size: int | None, device: torch.device) -> Tensor:
+def _tokens(tokenizer: pictures.ImageTokenizer, sample: Sample, size: int | None, device: torch.device) -> Tensor:
     images = sample.images(size)
     try:
         frames = [tokenizer.preprocess(image) for image in images]

@@ -259,9 +259,9 @@ def _built(name: str, image_size: tuple[int, int] | None, force_quick_gelu: bool
 
 def _sizes(model: Any, layer: int) -> tuple[int, int, int]:  # three classes of a library that has no types
     """How many layers there are, and the width and pixels a side of the places of one of them."""
-    if hasattr(model, "trunk"):
+    if entry_of(model, "trunk") is not None:
         sizes = [(int(stage["num_chs"]), int(stage["reduction"])) for stage in model.trunk.feature_info]
-    elif hasattr(model, "transformer"):
+    elif entry_of(model, "transformer") is not None:
         patch, _ = _pair(model.patch_size)
         sizes = [(model.transformer.width, patch)] * len(model.transformer.resblocks)
     else:  # a ResNet

@@ -4,7 +4,7 @@ Shapes: K codes of width C, D width of the embeddings, V rows of a vocabulary's 
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -90,8 +90,6 @@ class SoftCodeEmbedding(Block):
         ),
     )
 
-    table: Any
-
     def __init__(
         self, *, num_codes: int, code_dim: int, dim: int | None = None, table: Block | None = None, first: int = 0
     ) -> None:
@@ -102,16 +100,15 @@ class SoftCodeEmbedding(Block):
         self.codes = nn.Parameter(torch.empty(num_codes, code_dim).normal_())
         self.table = table
         self.own = None if dim is None else nn.Parameter(torch.empty(num_codes, dim).normal_(std=0.02))
-        if table is not None and len(self.table.weight) < first + num_codes:
-            raise ValueError(f"table has {len(self.table.weight)} rows; accepted: at least {first + num_codes}")
+        if table is not None and len(_weight(table)) < first + num_codes:
+            raise ValueError(f"table has {len(_weight(table))} rows; accepted: at least {first + num_codes}")
 
     @property
     def embeddings(self) -> Float[Tensor, "K D"]:
         """The embedding of each code."""
         if self.own is not None:
             return self.own
-        rows: Tensor = self.table.weight[self.first : self.first + len(self.codes)]
-        return rows
+        return _weight(cast("Block", self.table))[self.first : self.first + len(self.codes)]
 
     def forward(self, latents: Float[Tensor, "*N C"]) -> Float[Tensor, "*N D"]:
         """Latents to embeddings."""
@@ -127,3 +124,8 @@ class SoftCodeEmbedding(Block):
         # long latents its rounding moves the weights by more than the rest of the arithmetic does.
         distances = latents.square().sum(dim=-1, keepdim=True) + codes.square().sum(dim=-1) - 2 * (latents @ codes.T)
         return (-distances).softmax(dim=-1)
+
+
+def _weight(table: Block) -> Tensor:
+    """(V, D)."""
+    return cast("Tensor", table.weight)

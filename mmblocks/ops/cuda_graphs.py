@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +31,9 @@ per image."""
 
 WARM_UPS = 2
 """Calls before the recording, in which libraries find their memory and choose their kernels."""
+
+Pool = tuple[int, int]
+"""What torch calls memory that graphs share by."""
 
 log = logging.getLogger(__name__)
 _asked: list[bool] = [os.environ.get(ENVIRONMENT) == "1"]
@@ -89,7 +92,7 @@ class Recording:
         pool: memory that several recordings share, since only one of them runs at a time.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Pool) -> None:
         self.buffers = [torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value) for value in inputs]
         self.replay, self.output = capture(partial(function, *self.buffers), inputs[0].device, pool)
 
@@ -101,7 +104,7 @@ class Recording:
         return self.output.clone()
 
 
-def capture(function: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
+def capture(function: Callable[[], Tensor], device: torch.device, pool: Pool) -> tuple[Callable[[], None], Tensor]:
     """A way to launch again what the function launches, and the tensor that each launch writes."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
@@ -111,12 +114,12 @@ def capture(function: Callable[[], Tensor], device: torch.device, pool: Any) -> 
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]  # torch's own type has no public name
             output = function()
     return graph.replay, output
 
 
-def new_pool() -> Any:
+def new_pool() -> Pool:
     """Memory for the recordings of one module."""
     return torch.cuda.graph_pool_handle()
 
@@ -126,7 +129,7 @@ class _Recordings:
 
     def __init__(self, places: tuple[int, ...]) -> None:
         self.places = places
-        self.pool: Any = None
+        self.pool: Pool | None = None
         self.found: OrderedDict[Hashable, Recording] = OrderedDict()
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -60,7 +60,7 @@ def using(impl: Impl) -> Iterator[None]:
         _forced.pop()
 
 
-def which(op: str, *args: Any, impl: Impl = "auto", **kwargs: Any) -> Choice:
+def which(op: str, *args: object, impl: Impl = "auto", **kwargs: object) -> Choice:
     """What a call of an op with these arguments would run.
 
     Raises:
@@ -86,7 +86,7 @@ def which(op: str, *args: Any, impl: Impl = "auto", **kwargs: Any) -> Choice:
     return Choice("triton", "the faster one, by the records")
 
 
-def chosen(op: str, impl: Impl, *args: Any, **kwargs: Any) -> bool:
+def chosen(op: str, impl: Impl, *args: object, **kwargs: object) -> bool:
     """Whether the kernel is to run; says once, at debug level, why it is not."""
     choice = which(op, *args, impl=impl, **kwargs)
     if not torch.compiler.is_compiling() and (op, choice.reason) not in _said:

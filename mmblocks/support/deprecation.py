@@ -17,9 +17,9 @@ def former_method(old: str, new: str) -> Callable[..., Any]:
     walk = former_method("walk", "sample")
     """
 
-    def call(self: object, *args: Any, **keywords: Any) -> Any:
+    def call(self: object, *args: object, **keywords: object) -> Any:
         warnings.warn(f"{type(self).__name__}.{old} is {new} now; {_LAST}", FutureWarning, stacklevel=2)
-        return getattr(self, new)(*args, **keywords)
+        return getattr(self, new)(*args, **keywords)  # of whatever class holds it
 
     call.__name__, call.__doc__ = old, f"Former name of ``{new}``."
     return call

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
+T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 
 KEPT_BYTES = 1024
@@ -75,7 +76,7 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
     @property
     def __name__(self) -> str:
-        return _name(self.__wrapped__).rpartition(".")[2]
+        return qualified_name(self.__wrapped__).rpartition(".")[2]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As the callable."""
@@ -89,7 +90,7 @@ class weightless(Generic[P, R]):  # noqa: N801  read as a decorator, like proper
 
     def __get__(self, instance: object, owner: type) -> Any:
         """Binds it as a function of a class is bound."""
-        function: Any = self.__wrapped__
+        function: Any = self.__wrapped__  # a function, or whatever else has __get__
         if instance is None:
             return function
         if torch.compiler.is_compiling():  # a graph is not pickled, and not every release of torch traces the lines below
@@ -115,12 +116,12 @@ class _Absent(Tensor):
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, is_parameter: bool) -> "_Absent":
-        self: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, requires_grad=requires_grad, device=torch.device("cpu"))
+        self = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, requires_grad=requires_grad, device=torch.device("cpu"))
         self._is_param = is_parameter  # what isinstance(..., nn.Parameter) looks at
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:
+    def __torch_dispatch__(cls, function: object, *_: object) -> Any:
         raise ValueError(f"{function} reads a weight, and weights do not go to other processes; accepted: shape, dtype and device")
 
     def __repr__(self) -> str:  # type: ignore[override]  # as object has it
@@ -130,7 +131,7 @@ class _Absent(Tensor):
 class _Pickler(pickle.Pickler):
     """Writes modules without hooks and wrappers, and weights without values."""
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: object) -> Any:
         if isinstance(value, nn.Module):
             return _module(value)
         if isinstance(value, Tensor):
@@ -140,16 +141,17 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _name(call: Any) -> str:
-    return getattr(call, "__qualname__", type(call).__qualname__)
+def qualified_name(call: object) -> str:
+    """The name of a function in its module; of another object its class's."""
+    return getattr(call, "__qualname__", type(call).__qualname__)  # a partial has none
 
 
-def _pickled(call: Any) -> bytes:
+def _pickled(call: object) -> bytes:
     file = BytesIO()
     try:
         _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(call)
     except (pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RecursionError is one
-        raise TypeError(f"{_name(call)} cannot go to another process: {error}; accepted: what pickle can write") from error
+        raise TypeError(f"{qualified_name(call)} cannot go to another process: {error}; accepted: what pickle can write") from error
     return file.getvalue()
 
 
@@ -167,7 +169,7 @@ def _module(module: nn.Module) -> Any:
     cls = _importable(type(module))
     if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:
         return NotImplemented
-    state: Any = cls.__getstate__(module)
+    state = cls.__getstate__(module)
     if not isinstance(state, dict):
         return NotImplemented
     kept = {name: value for name, value in state.items() if name not in _OWN | _WRAPPERS and not _replaces_method(name, value)}
@@ -182,13 +184,13 @@ def _bare(cls: type[nn.Module]) -> nn.Module:
     return module
 
 
-def _itself(value: Any) -> Any:
+def _itself(value: T) -> T:
     return value
 
 
 def _replaces_method(name: str, value: object) -> bool:
     """Whether an attribute covers a method of all modules: wrappers of ``forward``, ``to`` and the like."""
-    return callable(value) and callable(getattr(nn.Module, name, None))
+    return callable(value) and callable(getattr(nn.Module, name, None))  # whichever attribute it is
 
 
 def _importable(cls: type[nn.Module]) -> type[nn.Module]:

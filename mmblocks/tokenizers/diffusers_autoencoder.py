@@ -154,7 +154,7 @@ class _Half(nn.Module):
     The whole is not registered: each tensor has one name, and freezing one side leaves the other alone.
     """
 
-    def __init__(self, model: Any, layers: nn.Module, project: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module, layers: nn.Module, project: nn.Module | None) -> None:
         super().__init__()
         self.layers = layers
         self.project = project
@@ -169,8 +169,8 @@ class _Half(nn.Module):
 class DiffusersEncoder(_Half):
     """Pixels in [-1, 1] to the means and log variances of latents, or to latents where there is no variance; unscaled."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model, model.encoder, getattr(model, "quant_conv", None))
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, model.get_submodule("encoder"), model._modules.get("quant_conv"))
 
     def forward(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid C"]:
         """(B, *grid, 2 D), or (B, *grid, D).
@@ -187,8 +187,8 @@ class DiffusersEncoder(_Half):
 class DiffusersDecoder(_Half):
     """Scaled latents of width ``dim`` to pixels in [-1, 1]."""
 
-    def __init__(self, model: Any, dim: int, shift: PerChannel, scale: PerChannel) -> None:
-        super().__init__(model, model.decoder, getattr(model, "post_quant_conv", None))
+    def __init__(self, model: nn.Module, dim: int, shift: PerChannel, scale: PerChannel) -> None:
+        super().__init__(model, model.get_submodule("decoder"), model._modules.get("post_quant_conv"))
         self.dim = dim
         self.shift = shift
         self.scale = scale
@@ -211,14 +211,14 @@ def _class(kind: str) -> Any:
         raise ValueError(f"kind is {kind!r}; accepted: {', '.join(KINDS)}")
     import diffusers
 
-    return getattr(diffusers, kind)
+    return getattr(diffusers, kind)  # a name of KINDS
 
 
-def _parameters(cls: Any) -> list[str]:
+def _parameters(cls: type[Any]) -> list[str]:
     return list(inspect.signature(cls.__init__).parameters)[1:]
 
 
-def _as_lists(value: Any) -> Any:
+def _as_lists(value: object) -> Any:
     """As JSON gives it, which is what diffusers' constructors are used to."""
     if isinstance(value, Mapping):
         return {key: _as_lists(item) for key, item in value.items()}

@@ -100,7 +100,7 @@ def affine(config: Config) -> tuple[PerChannel, PerChannel]:
     return tuple(mean), tuple(factor / value for value in std)
 
 
-def _check_numbers(name: str, value: Any, *, many: bool = False, without_zero: bool = False) -> None:
+def _check_numbers(name: str, value: object, *, many: bool = False, without_zero: bool = False) -> None:
     """Refuses an entry that is not one finite number, or not ``many`` of them."""
     numbers = value if many and isinstance(value, list | tuple) else (None,) if many else (value,)
     if not all(type(one) in (int, float) and math.isfinite(one) and (one or not without_zero) for one in numbers):

@@ -206,7 +206,7 @@ class Emu2Latents(TowerTokenizer):
         """
         return self.pool(super().features(pixels), num_tokens=num_tokens)
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, num_tokens: int | None = None, **draws: Any) -> Latents:
+    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, num_tokens: int | None = None, **draws: object) -> Latents:
         """``features`` as latents, with the same arguments and errors. Without draws, since nothing is drawn."""
         return self.bottleneck(self.features(pixels, num_tokens=num_tokens), **draws)
 

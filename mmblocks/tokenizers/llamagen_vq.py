@@ -3,7 +3,7 @@
 Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from jaxtyping import Float, Integer
 from PIL import Image as PILImage
@@ -33,7 +33,7 @@ class PlainSearchQuantizer(VectorQuantizer):
             ValueError: if a value is not finite.
         """
         latents = super().forward(features)
-        ids: Any = latents.ids
+        ids = cast("Tensor", latents.ids)
         return latents._replace(z=features + (normalize(self.rows(ids), dim=-1) - features).detach())
 
     def lookup(self, ids: Integer[Tensor, "*N"]) -> Float[Tensor, "*N D"]:

@@ -3,7 +3,8 @@
 Shapes: B images, H and W pixels (T frames), a grid of tokens, D width of a token.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 from jaxtyping import Float, Integer
 from PIL import Image as PILImage
@@ -69,8 +70,7 @@ class VisualTokenizer(Block):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """How many codes there are for each of the Q numbers of a token; () for a continuous tokenizer."""
-        sizes: Any = getattr(self.bottleneck, "codebook_sizes", ())
-        return tuple(sizes)
+        return tuple(getattr(self.bottleneck, "codebook_sizes", ()))  # a continuous one has none
 
     def features(self, pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "B *grid D"]:
         """What the bottleneck is given.
@@ -83,6 +83,7 @@ class VisualTokenizer(Block):
         self.check_size(*pixels.shape[2:])
         return self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std))
 
+    # Any: subclasses have keywords of their own.
     def encode(self, pixels: Float[Tensor, "B 3 *size"], **draws: Any) -> Latents:
         """Pixels in [0, 1] to codes or latents; while training, with the bottleneck's losses.
 
@@ -138,8 +139,7 @@ class VisualTokenizer(Block):
             TypeError: ids that are no integers.
             ValueError: ids that do not exist.
         """
-        look_up: Any = self.bottleneck.lookup
-        return look_up(ids)
+        return cast("Callable[[Tensor], Tensor]", self.bottleneck.lookup)(ids)
 
     def check_size(self, *size: int) -> None:
         """Refuses a size, in pixels (and frames), that is no positive multiple of ``downsampling``, or not ``only_size``.

@@ -3,7 +3,7 @@
 Shapes: B pairs of this process, G pairs of all processes, E width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,15 @@ class ContrastiveLoss(NamedTuple):
     loss: Float[Tensor, ""]
     image_to_text: Float[Tensor, ""]
     text_to_image: Float[Tensor, ""]
+
+
+class ClipOptions(TypedDict, total=False):
+    """Keywords of ``clip_loss``."""
+
+    label_smoothing: float
+    local: bool
+    gather_gradients: bool
+    group: dist.ProcessGroup | None
 
 
 def clip_loss(
@@ -123,11 +132,13 @@ class _Gathered(torch.autograd.Function):
     """
 
     @staticmethod
+    # ctx is torch's, and takes any attribute.
     def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group, ctx.num_rows = group, len(own)
         return torch.cat(_of_each(own, group))
 
     @staticmethod
+    # As above.
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)

@@ -7,7 +7,7 @@ Shapes: B pairs, E width of the embeddings, D of SimSiam's projections, V views,
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from mmblocks.ops.nearest_code import nearest_code
-from mmblocks.training.contrastive import clip_loss, gathered, num_processes
+from mmblocks.training.contrastive import ClipOptions, clip_loss, gathered, num_processes
 
 
 def self_supervision_loss(
@@ -45,7 +45,10 @@ def self_supervision_loss(
 
 
 def multi_view_loss(
-    images: Sequence[Float[Tensor, "B E"]], texts: Sequence[Float[Tensor, "B E"]], scale: Float[Tensor, ""], **options: Any
+    images: Sequence[Float[Tensor, "B E"]],
+    texts: Sequence[Float[Tensor, "B E"]],
+    scale: Float[Tensor, ""],
+    **options: Unpack[ClipOptions],
 ) -> Float[Tensor, ""]:
     """The mean of CLIP's loss over all pairs of a view of the image and a view of the text, but for that of the two first.
 
@@ -114,7 +117,11 @@ class TextMemory(nn.Module):
 
 
 def nearest_neighbour_loss(
-    image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], scale: Float[Tensor, ""], memory: TextMemory, **options: Any
+    image: Float[Tensor, "B E"],
+    text: Float[Tensor, "B E"],
+    scale: Float[Tensor, ""],
+    memory: TextMemory,
+    **options: Unpack[ClipOptions],
 ) -> Float[Tensor, ""]:
     """CLIP's loss of the images and, in place of each text, the most similar one that was seen before.
 

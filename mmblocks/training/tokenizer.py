@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -172,7 +172,7 @@ class TokenizerTrainer:
         return history
 
     @torch.no_grad()
-    def evaluate(self, pixels: Tensor | Iterable[Tensor], **options: Any) -> dict[str, float]:
+    def evaluate(self, pixels: Tensor | Iterable[Tensor], **options: object) -> dict[str, float]:
         """How well images are rebuilt, in evaluation mode and full precision; nothing is learned, no later draw changes.
 
         From codes, always: before k-means has laid the codebook they mean nothing.

@@ -5,7 +5,7 @@ Shapes: N features of width D, K codes.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,16 @@ from mmblocks.training.tokenizer_recipe import TokenizerRecipe
 
 FEATURES_PER_CODE = 8
 """How many features k-means waits for."""
+
+
+@runtime_checkable
+class _Fitted(Protocol):
+    def fit(self, features: Tensor, *, generator: Generator | None = None) -> None: ...
+
+
+@runtime_checkable
+class _Revived(Protocol):
+    def replace_unused(self, features: Tensor, used: Tensor, generator: Generator | None = None) -> int: ...
 
 
 class CodebookCare:
@@ -43,15 +53,18 @@ class CodebookCare:
 
     def __init__(self, tokenizer: VisualTokenizer, recipe: TokenizerRecipe, device: torch.device, generator: Generator) -> None:
         self.tokenizer = tokenizer
-        self.bottleneck: Any = tokenizer.bottleneck
+        self.bottleneck = tokenizer.bottleneck
         self.recipe = recipe
         self.generator = generator
         self.is_laid = recipe.kmeans_at is None
         self.waiting: list[Tensor] = []
         self.usage = CodeUsage(tokenizer.codebook_sizes, device, window=recipe.revive_every or 100)
-        for option, method in (("kmeans_at", "fit"), ("revive_every", "replace_unused")):
-            able = hasattr(self.bottleneck, method) and len(tokenizer.codebook_sizes) == 1 and self.usage.counts
-            if getattr(recipe, option) is not None and not able:
+        for option, value, method, role in (
+            ("kmeans_at", recipe.kmeans_at, "fit", _Fitted),
+            ("revive_every", recipe.revive_every, "replace_unused", _Revived),
+        ):
+            able = isinstance(self.bottleneck, role) and len(tokenizer.codebook_sizes) == 1 and self.usage.counts
+            if value is not None and not able:
                 kind = type(self.bottleneck).__name__
                 raise TypeError(f"{option} is set, but {kind} is no bottleneck with one codebook and {method}(...); accepted: None")
 
@@ -64,7 +77,8 @@ class CodebookCare:
         if not self.is_laid:
             features = _full_precision(self.tokenizer.features(pixels))
             check_finite(features=features)
-            # The decoder shall see what it will see later: codes of length one have features of length one.
+            # The decoder shall see what it will see later: codes of length one have features of length one. Not every bottleneck
+            # has such a setting.
             unit = getattr(self.bottleneck, "metric", None) == "cosine" or getattr(self.bottleneck, "unit", False)
             z = normalize(features, dim=-1) if unit else features
             return Latents(z=z), features.detach().flatten(0, -2)
@@ -85,9 +99,12 @@ class CodebookCare:
             return 0
         until = self.recipe.revive_until
         revives = self.recipe.revive_every is not None and (until is None or step < until)
-        revived = self.bottleneck.replace_unused(features, self.usage.counts[0][0], self.generator) if revives else 0
+        revived = self._revived(features) if revives else 0
         self.usage.roll()
         return revived
+
+    def _revived(self, features: Tensor) -> int:
+        return cast("_Revived", self.bottleneck).replace_unused(features, self.usage.counts[0][0], self.generator)
 
     def _collect(self, features: Tensor, step: int) -> None:
         """Keeps the features of a few batches, where one holds too few, and lays the codebook."""
@@ -95,7 +112,7 @@ class CodebookCare:
             return
         self.waiting.append(features)
         if sum(map(len, self.waiting)) >= FEATURES_PER_CODE * self.tokenizer.codebook_sizes[0]:
-            self.bottleneck.fit(torch.cat(self.waiting), generator=self.generator)
+            cast("_Fitted", self.bottleneck).fit(torch.cat(self.waiting), generator=self.generator)
             self.waiting, self.is_laid = [], True
 
 
@@ -115,7 +132,7 @@ def _guarded(bottleneck: nn.Module) -> Iterator[list[Tensor]]:
             stack.enter_context(torch.autocast(features.device.type, enabled=False))
             return (features, *inputs[1:])
 
-        def after(*_: Any) -> None:
+        def after(*_: object) -> None:
             stack.close()
 
         hooks = bottleneck.register_forward_pre_hook(before), bottleneck.register_forward_hook(after)

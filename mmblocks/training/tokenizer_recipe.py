@@ -68,7 +68,7 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         check_types(vars(self))
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = vars(self)[field.name]
             least = 1 if field.name in ("decay_steps", "revive_every") else 0
             if isinstance(value, int | float) and not (value >= least and math.isfinite(value)):
                 raise ValueError(f"{field.name} is {value}; accepted: at least {least}")
@@ -96,7 +96,7 @@ def check_types(values: Mapping[str, Any]) -> None:
             raise TypeError(f"{field.name} is {values[field.name]!r:.200}; accepted: {kind}")
 
 
-def _fits(value: object, kind: Any) -> bool:
+def _fits(value: object, kind: object) -> bool:
     """Whether a value is of the type of a field; a number without a fraction is an integer, a bool is no number."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
@@ -110,4 +110,4 @@ def _fits(value: object, kind: Any) -> bool:
     if kind in (int, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (kind is float or not isinstance(value, float) or not value % 1)
-    return isinstance(value, kind)
+    return isinstance(kind, type) and isinstance(value, kind)

@@ -9,7 +9,7 @@ with ``image``. Which ids the codes have is said by ``CodeIds``.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from jaxtyping import Int
@@ -186,7 +186,13 @@ class GridFormat:
             raise ValueError(f"ids hold {len(ids) - end} tokens after the image; accepted: one whole image")
         return grid
 
-    def _rows_end(self, height: Any, width: Any) -> Any:
+    @overload
+    def _rows_end(self, height: int, width: int) -> int: ...
+
+    @overload
+    def _rows_end(self, height: int | Tensor, width: int | Tensor) -> int | Tensor: ...
+
+    def _rows_end(self, height: int | Tensor, width: int | Tensor) -> int | Tensor:
         """The offset after the last row; of numbers or of tensors."""
         if self.row_end is None:
             return height * width

@@ -271,7 +271,7 @@ def _change_by_later(decoder: Mapping[str, object] | None) -> Literal["nothing",
     return found
 
 
-def _steps(decoder: Any) -> list[dict[str, Any]]:
+def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     if decoder is None:
         return []
     return [step for part in decoder["decoders"] for step in _steps(part)] if decoder["type"] == "Sequence" else [decoder]

@@ -13,6 +13,8 @@ from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
 from mmblocks.ops import cuda_graphs
 from mmblocks.ops.cuda_graphs import repeated, replaying, which
 
+POOL = (0, 1)
+
 
 class Captured:
     """In place of CUDA: what was captured runs again on the same buffers, and writes to the same output."""
@@ -22,7 +24,7 @@ class Captured:
 
     def __call__(self, function, device, pool):
         self.captures += 1
-        assert pool == "one pool"
+        assert pool == POOL
         output = function()
 
         def replay() -> None:
@@ -36,7 +38,7 @@ class Captured:
 def graphs(monkeypatch) -> Captured:
     found = Captured()
     monkeypatch.setattr(cuda_graphs, "capture", found)
-    monkeypatch.setattr(cuda_graphs, "new_pool", lambda: "one pool")
+    monkeypatch.setattr(cuda_graphs, "new_pool", lambda: POOL)
     monkeypatch.setattr(cuda_graphs, "_why_not_on", lambda inputs: "")
     return found
 

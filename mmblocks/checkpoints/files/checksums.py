@@ -103,5 +103,5 @@ def check(
         raise ValueError(f"{title}: the checksum of the tensors does not match: {advice}")
 
 
-def _of_json(value: Any) -> str:
+def _of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,6 @@
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def open_pickle(file: Path, unwrap: str | None) -> dict[str, Entry]:
     return {key: _entry(where, key, tensor) for key, tensor in content.items()}
 
 
-def _under(content: Any, keys: str) -> Any:
+def _under(content: object, keys: str) -> object:
     """What lies under keys with dots between them; None where nothing does."""
     for key in keys.split(".") if keys else ():
         content = content.get(key) if isinstance(content, dict) else None
@@ -69,7 +68,7 @@ def _check_archive(file: Path) -> None:
         raise ValueError(f"{file} cannot be read as plain tensors: its entries overlap")
 
 
-def _entry(where: str, key: Any, tensor: Any) -> Entry:
+def _entry(where: str, key: object, tensor: object) -> Entry:
     if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
         raise ValueError(f"{where}: entry {key!r} is a {type(tensor).__name__}; expected names and dense tensors alone")
     if tensor.is_meta:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from huggingface_hub import errors, get_session
@@ -63,6 +63,14 @@ class _Stream(Protocol):
     def __iter__(self) -> Iterator[bytes]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class _Client(Protocol):
+    event_hooks: dict[str, list[Callable[..., Any]]]
+
+
+C = TypeVar("C", bound=_Client)
 
 
 @dataclass
@@ -132,14 +140,14 @@ class _Watched:
         factory: makes them without.
     """
 
-    factory: Callable[[], Any]
+    factory: Callable[[], _Client]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> _Client:
         return _hook(self.factory())
 
 
-def _hook(client: Any) -> Any:
-    """The client, of httpx or of what has followed it."""
+def _hook(client: C) -> C:
+    """The client, with the hooks."""
     hooks = client.event_hooks
     if _check not in hooks["response"]:
         client.event_hooks = {"request": [*hooks["request"], _ask_plainly], "response": [*hooks["response"], _check]}

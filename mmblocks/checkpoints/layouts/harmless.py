@@ -1,7 +1,6 @@
 """Entries of published configs that change no numbers of any part, in whatever config they stand."""
 
 from collections.abc import Collection
-from typing import Any
 
 from mmblocks.checkpoints.layouts.patterns import match
 from mmblocks.checkpoints.layouts.published_config import PublishedConfig, shown
@@ -115,7 +114,7 @@ _AS_USUAL = {"add_cross_attention": False, "is_decoder": False, "is_encoder_deco
 """What every config of transformers used to say, and what says nothing as long as it says this."""
 
 
-def is_harmless(key: str, value: Any, patterns: Collection[str]) -> bool:
+def is_harmless(key: str, value: object, patterns: Collection[str]) -> bool:
     """Whether an entry changes no numbers.
 
     Args:

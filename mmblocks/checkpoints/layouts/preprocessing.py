@@ -207,7 +207,7 @@ def _side(entries: Mapping[str, Any], key: str, default: int | None, names: set[
     return int(sides[0])
 
 
-def _given(entries: Mapping[str, Any], key: str, default: Any) -> Any:
+def _given(entries: Mapping[str, Any], key: str, default: object) -> Any:
     value = entries.get(key)
     return default if value is None else value
 

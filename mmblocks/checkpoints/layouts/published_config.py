@@ -14,7 +14,7 @@ A reader takes single entries. An entry that it gives to the Block as it is, suc
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from mmblocks.checkpoints.layouts.rules import Arguments
 
@@ -77,7 +77,7 @@ class PublishedConfig(Mapping[str, Any]):
         return inner
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value with plain dicts in place of configs, all of which counts as read."""
     if isinstance(value, PublishedConfig):
         return value.whole()
@@ -93,7 +93,7 @@ def title(config: Mapping[str, Any], key: str) -> str:
     return config.title(key) if isinstance(config, PublishedConfig) else key
 
 
-def only(config: Mapping[str, Any], key: str, *accepted: Any) -> None:
+def only(config: Mapping[str, Any], key: str, *accepted: object) -> None:
     """Refuses an entry that says what the Block does not do.
 
     Args:
@@ -148,13 +148,13 @@ def check_model(config: Mapping[str, Any], *accepted: str) -> None:
             )
 
 
-def stated(config: Mapping[str, Any], key: str, default: Any) -> Any:
+def stated(config: Mapping[str, Any], key: str, default: object) -> Any:
     """An entry, or ``default`` where it is missing or None, which says nothing. 0 and the like say something."""
     value = config.get(key)
     return default if value is None else value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in an error: short, whatever a file holds."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -193,7 +193,7 @@ def written_own(arguments: Arguments, defaults: Mapping[str, Any]) -> dict[str, 
     return {name: arguments[name] for name, default in defaults.items() if arguments[name] != default}
 
 
-def as_tuples(value: Any) -> Any:
+def as_tuples(value: object) -> Any:
     """Lists as Blocks record them."""
     return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
@@ -202,11 +202,11 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
-def _has_configs(value: Any) -> bool:
+def _has_configs(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, path: str) -> Iterator[tuple[str, Any]]:
     """The values that are neither dicts nor lists of dicts, by their names with dots."""
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -103,7 +103,7 @@ def graft(target: nn.Module, source: nn.Module, origins: Origins | None = None, 
     return Report(copied, cloned, grown, new, tuple(old for old in theirs if not uses[old]), (ours, theirs))
 
 
-def rebuild(block: B, *, origins: Origins | None = None, grow: Rows | None = None, **changes: Any) -> tuple[B, Report]:
+def rebuild(block: B, *, origins: Origins | None = None, grow: Rows | None = None, **changes: object) -> tuple[B, Report]:
     """A Block built with some arguments changed, and filled from the one given.
 
     Cloning weights for a modality, extending a vocabulary and inserting layers are all of this kind: the arguments say what
@@ -133,7 +133,13 @@ def extend_vocabulary(block: B, vocab_size: int, *, rows: Rows = "mean") -> tupl
 
 
 def insert_layers(
-    trunk: B, at: int, count: int, *, silent: bool = False, layers: str = "layers", **changes: Any
+    trunk: B,
+    at: int,
+    count: int,
+    *,
+    silent: bool = False,
+    layers: str = "layers",
+    **changes: Any,  # for any argument of the trunk
 ) -> tuple[B, Report]:
     """A trunk with ``count`` more layers before layer ``at``.
 
@@ -187,13 +193,13 @@ def replace(module: nn.Module, name: str, new: nn.Module) -> Report:
     )
 
 
-def add_part(model: Configurable, role: Literal["inputs", "outputs"], name: str, part: Any) -> Report:
+def add_part(model: Configurable, role: Literal["inputs", "outputs"], name: str, part: object) -> Report:
     """Gives a ``MultimodalModel`` one more embedder or head, in place; everything else stays the same object.
 
     Raises:
         ValueError: a name that is taken, or that the model cannot use.
     """
-    parts = getattr(model, role)
+    parts = getattr(model, role)  # compose.Parts, which is above this package
     if name in parts:
         raise ValueError(f"name is {name!r}; {role} has it already: {list(parts)}")
     kept = dict(model.state_dict(keep_vars=True))
@@ -220,7 +226,7 @@ def untie(module: nn.Module, name: str) -> Report:
 
 
 @torch.no_grad()
-def check_unchanged(before: Callable[..., Tensor], after: Callable[..., Tensor], *inputs: Any, **options: Any) -> None:
+def check_unchanged(before: Callable[..., Tensor], after: Callable[..., Tensor], *inputs: object, **options: object) -> None:
     """Compares what two models make of the same inputs, bit for bit: the path that a surgery must not have touched.
 
     Raises:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -52,8 +52,15 @@ _BASE = ".base_layer."
 """Where peft keeps the layer itself."""
 
 
+@runtime_checkable
+class _Config(Protocol):
+    """``peft.LoraConfig``."""
+
+    modules_to_save: Sequence[str] | None
+
+
 def attach_lora(
-    module: nn.Module, layers: Sequence[str], *, rank: int, alpha: float | None = None, dropout: float = 0.0, **options: Any
+    module: nn.Module, layers: Sequence[str], *, rank: int, alpha: float | None = None, dropout: float = 0.0, **options: object
 ) -> Report:
     """Puts adapters on linear layers, in place, and freezes all else. The outputs stay what they are until the adapters learn.
 
@@ -210,7 +217,7 @@ def _check_plain(module: nn.Module) -> None:
         raise ValueError(f"{type(module).__name__} has adapters already; accepted: one set at a time, so merge_lora first")
 
 
-def _inject(module: nn.Module, config: Any) -> Report:
+def _inject(module: nn.Module, config: _Config) -> Report:
     if config.modules_to_save:
         raise ValueError(f"modules_to_save is {config.modules_to_save}; accepted: none; freeze chooses what else trains")
     before = dict(module.state_dict(keep_vars=True))
@@ -227,8 +234,7 @@ def _take_away(module: nn.Module, *, merge: bool) -> list[str]:
         if merge and not layer.merged:
             layer.merge(safe_merge=True)
         module.set_submodule(name, layer.get_base_layer())
-    if hasattr(module, "peft_config"):
-        del module.peft_config
+    vars(module).pop("peft_config", None)
     return list(adapted)
 
 

@@ -44,7 +44,7 @@ class Spans(NamedTuple):
 class Blocks(NamedTuple):
     """A mask as flex_attention's block mask."""
 
-    block_mask: Any
+    block_mask: Any  # a BlockMask, which is imported on CUDA alone
 
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -60,7 +60,7 @@ class Observed(NamedTuple):
         heads: is shown what each head found, (B, H, Lq, V), or None.
     """
 
-    mask: Any
+    mask: "Prepared"
     weights: Hook | None = None
     heads: Hook | None = None
 

@@ -28,6 +28,7 @@ Predict = Callable[[Tensor, int], Tensor]
 class TokenSampler(Protocol):
     """What a denoising head asks of a sampler."""
 
+    # Any: a path of the kind that the sampler is for.
     def times(self, path: Any) -> Tensor:
         """(S,): what the network is told in each step, in the order of the steps."""
         ...
@@ -36,7 +37,7 @@ class TokenSampler(Protocol):
         self,
         predict: Predict,
         x: Float[Tensor, "*N C"],
-        path: Any,
+        path: Any,  # as above
         *,
         temperature: float = 1.0,
         step_noise: Float[Tensor, "S *N C"] | None = None,
@@ -130,6 +131,20 @@ class AncestralSampler(Block):
         return mean + temperature * float(torch.tensor(0.5 * small).exp()) * noise, found
 
 
+@runtime_checkable
+class _Scaled(Protocol):
+    """A scheduler that begins with noise of its own size."""
+
+    init_noise_sigma: float | Tensor
+
+
+@runtime_checkable
+class _Scaling(Protocol):
+    """A scheduler that scales what the network reads."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+
+
 class DiffusersSampler(Block):
     """Any scheduler of diffusers that asks the network once a step.
 
@@ -164,7 +179,7 @@ class DiffusersSampler(Block):
         options = {name: value for name, value in config.items() if name in known}
         return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps)
 
-    def times(self, path: Any) -> Tensor:
+    def times(self, path: object) -> Tensor:
         """What the scheduler calls timesteps."""
         timesteps: Tensor = self._prepared().timesteps
         return timesteps.cpu()
@@ -174,7 +189,7 @@ class DiffusersSampler(Block):
         self,
         predict: Predict,
         x: Float[Tensor, "*N C"],
-        path: Any,
+        path: object,
         *,
         temperature: float = 1.0,
         step_noise: Float[Tensor, "S *N C"] | None = None,
@@ -191,9 +206,9 @@ class DiffusersSampler(Block):
         scheduler = self._prepared()
         takes_generator = generator is not None and "generator" in scheduler.step.__annotations__
         keywords = {"generator": generator} if takes_generator else {}
-        x = x * (temperature * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1.0))
+        x = x * (temperature * float(scheduler.init_noise_sigma if isinstance(scheduler, _Scaled) else 1.0))
         for step, time in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
+            scaled = scheduler.scale_model_input(x, time) if isinstance(scheduler, _Scaling) else x
             x = scheduler.step(predict(scaled, step).float(), time, x, return_dict=False, **keywords)[0]
             if trajectory is not None:
                 trajectory.append(x)
@@ -211,6 +226,7 @@ def _scheduler(name: str) -> Any:
     """The class of that name. Nothing else of diffusers can be asked for."""
     import diffusers  # here, since importing it takes a while
 
+    # The name may come from a file, and be any.
     cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if cls is None:
         raise ValueError(f"scheduler is {name!r}; accepted: the name of a scheduler of diffusers")

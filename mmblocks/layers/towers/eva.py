@@ -19,6 +19,7 @@ from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.layers.activations import ActivationLayer
 from mmblocks.layers.images.pixels import check_some
 from mmblocks.layers.towers.eva_layouts import tower_layouts
+from mmblocks.support.buffers import ResetsBuffers
 from mmblocks.support.checks import check_range
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -237,16 +238,15 @@ class EvaTower(Block):
         check_range("keep", keep, rows * columns)
 
 
-def rebuilt(block: AnyBlock, tensors: Mapping[str, Tensor], **changes: Any) -> AnyBlock:
+def rebuilt(block: AnyBlock, tensors: Mapping[str, Tensor], **changes: object) -> AnyBlock:
     """A Block of the same class with some arguments changed, which takes these tensors for its own, not copies of them."""
     with torch.device("meta"):
         new = type(block)(**{**block.config, **changes})
     new.load_state_dict(tensors, assign=True)
     device = next(iter(tensors.values())).device
     for module in new.modules():
-        reset = getattr(module, "reset_buffers", None)
-        if reset is not None:
-            reset(device)
+        if isinstance(module, ResetsBuffers):
+            module.reset_buffers(device)
     return new.train(block.training)
 
 
@@ -278,10 +278,11 @@ def eva_norm(norm: Literal["layer", "rms"], eps: float) -> Callable[[int], nn.Mo
     return partial(kind, eps=eps)
 
 
-def _timm_eva(*, norm: Literal["layer", "rms"], norm_eps: float, **sizes: Any) -> Any:
+def _timm_eva(*, norm: Literal["layer", "rms"], norm_eps: float, **sizes: object) -> Any:
     from timm.models.eva import Eva
 
-    return Eva(
+    build: Callable[..., nn.Module] = Eva
+    return build(
         **sizes,
         norm_layer=eva_norm(norm, norm_eps),
         # Apart, query, key and value need no buffer of zeros for the key's bias, and are called the same in all towers.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
 from mmblocks.checkpoints.layouts.published_config import check_arguments
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.configurable import parameters
+from mmblocks.configurable import Configurable, parameters
 
 WRAPPERS = "model|module|state_dict|"
 """Under which of these keys, or none, a ``.pt`` file holds its tensors."""
@@ -152,14 +152,14 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def complete_tower(tower: Any) -> dict[str, Any]:
+def complete_tower(tower: Configurable | Arguments) -> dict[str, Any]:
     """All arguments of an ``EvaTower``, from the Block or from some of its arguments."""
     from mmblocks.layers.towers.eva import EvaTower  # here, since it imports this module
 
     if isinstance(tower, EvaTower):
         return tower.config
     defaults = {name: parameter.default for name, parameter in parameters(EvaTower).items()}
-    return {**defaults, **tower}
+    return {**defaults, **cast("Arguments", tower)}
 
 
 def rope_tables(theirs: str, *path: str) -> tuple[Derived, ...]:
@@ -177,7 +177,7 @@ def rope_tables(theirs: str, *path: str) -> tuple[Derived, ...]:
 
 
 def _table_difference(table: Tensor, arguments: Arguments, *, kind: str, path: tuple[str, ...]) -> float:
-    tower: Any = arguments
+    tower: Configurable | Arguments = arguments
     for name in path:
         tower = tower[name] if isinstance(tower, Mapping) else tower.config[name]
     angles = _angles(complete_tower(tower))

@@ -29,7 +29,7 @@ def fitting_grid(height: int, width: int, stride: int, fixed: tuple[int, int] | 
 
 def entry_of(owner: object, name: str) -> Any:
     """What another library's model or config has under a name; None where it has nothing so called: models of a library differ."""
-    return getattr(owner, name, None)
+    return getattr(owner, name, None)  # see above
 
 
 def fill_buffers(model: nn.Module, build: Callable[[], nn.Module], device: torch.device) -> None:
@@ -42,5 +42,5 @@ def fill_buffers(model: nn.Module, build: Callable[[], nn.Module], device: torch
     for name, module in places:
         values = other.get_submodule(name)
         for buffer in module._non_persistent_buffers_set:
-            value = getattr(values, buffer)
+            value = values._buffers[buffer]
             module._buffers[buffer] = None if value is None else value.to(device)

@@ -3,6 +3,7 @@
 Shapes: B images, L tokens, D width.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,8 +30,10 @@ def vit_blocks(dim: int, num_layers: int, num_heads: int, *, eps: float = 1e-6, 
     if dim % num_heads:
         raise ValueError(f"dim is {dim}, num_heads {num_heads}; accepted: heads that divide the width")
 
-    def fused_swiglu(hidden_features: int, **options: Any) -> nn.Module:
-        return GluMlp(hidden_features=2 * swiglu_width(hidden_features), gate_last=False, **options)
+    glu: Callable[..., nn.Module] = GluMlp
+
+    def fused_swiglu(hidden_features: int, **options: object) -> nn.Module:
+        return glu(hidden_features=2 * swiglu_width(hidden_features), gate_last=False, **options)
 
     options: dict[str, Any] = {
         "norm_layer": partial(nn.LayerNorm, eps=eps),

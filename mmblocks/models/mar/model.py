@@ -173,7 +173,7 @@ class MAR(Block):
         mask: Bool[Tensor, "B L"] | None = None,
         drop: Bool[Tensor, " B"] | None = None,
         generator: Generator | None = None,
-        **options: Any,  # of the head's own loss
+        **options: object,  # of the head's own loss
     ) -> Float[Tensor, "B L"]:
         """The head's loss at the masked tokens, zero elsewhere.
 
@@ -208,7 +208,7 @@ class MAR(Block):
         orders: Int[Tensor, "B L"] | None = None,
         step_options: Sequence[Mapping[str, Tensor]] | None = None,
         generator: Generator | None = None,
-        **options: Any,  # of the head's own sample
+        **options: object,  # of the head's own sample
     ) -> Float[Tensor, "B L C"]:
         """Tokens, more of them from step to step.
 

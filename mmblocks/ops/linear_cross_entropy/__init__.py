@@ -1,6 +1,6 @@
 """Cross entropy of a linear map's logits, which are never all held."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -122,7 +122,21 @@ def linear_cross_entropy_and_choices(
         return LossAndChoices(losses.sum(), choices)
 
 
-def linear_log_prob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+class _LogProbOptions(TypedDict, total=False):
+    """Those of ``linear_cross_entropy``, but for the reduction."""
+
+    row_weight: Tensor | None
+    ignore_index: int
+    vocab_range: tuple[int, int] | None
+    z_loss: float
+    label_smoothing: float
+    chunk_bytes: int | None
+    impl: Impl
+
+
+def linear_log_prob(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **options: Unpack[_LogProbOptions]
+) -> Tensor:
     """(N,) log probability of each row's target, without its logits; the options are those of ``linear_cross_entropy``."""
     return -linear_cross_entropy(hidden, weight, target, bias, reduction="none", **options)
 

@@ -56,6 +56,7 @@ class _Losses(Function):
     """The loss of each row times its factor, and its likeliest id."""
 
     @staticmethod
+    # ctx is torch's, and takes any attribute.
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, factor: Tensor, options: Options
     ) -> tuple[Tensor, Tensor]:
@@ -81,6 +82,7 @@ class _Losses(Function):
 
     @staticmethod
     @once_differentiable
+    # As above.
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight, of_bias, hidden, weight, bias, target, factor = ctx.saved_tensors
         wants, options = ctx.needs_input_grad[:3], ctx.options

@@ -32,6 +32,7 @@ def linear_sigmoid_loss_reference(hidden: Tensor, weight: Tensor, target: Tensor
 
 class _SigmoidLoss(Function):
     @staticmethod
+    # ctx is torch's, and takes any attribute.
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk_rows: int) -> Tensor:
         gradients = LinearGradients(hidden, weight, bias, ctx.needs_input_grad)
         loss = bias.new_zeros(())
@@ -51,5 +52,6 @@ class _SigmoidLoss(Function):
 
     @staticmethod
     @once_differentiable
+    # As above.
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return *multiplied(ctx.saved_tensors, gradient), None, None

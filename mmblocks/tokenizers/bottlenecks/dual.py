@@ -4,7 +4,7 @@ Shapes: B images, D width of both slices, Q codes of both.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -13,6 +13,19 @@ from torch import Tensor
 from mmblocks.block import Block
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.codebooks.codebook import check, check_in_all, wrong_width
+
+
+class _Part(Protocol):
+    """What is needed of either bottleneck."""
+
+    dim: int
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]: ...
+
+    def __call__(self, features: Tensor, **draws: object) -> Latents: ...
+
+    def lookup(self, ids: Tensor) -> Tensor: ...
 
 
 class DualBottleneck(Block):
@@ -39,13 +52,10 @@ class DualBottleneck(Block):
         True
     """
 
-    pixel: Any
-    semantic: Any
-
     def __init__(self, *, pixel: Block, semantic: Block) -> None:
         super().__init__()
-        self.pixel = pixel
-        self.semantic = semantic
+        self.pixel = cast("_Part", pixel)
+        self.semantic = cast("_Part", semantic)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -57,7 +67,7 @@ class DualBottleneck(Block):
         """Widths of the two slices."""
         return self.pixel.dim, self.semantic.dim
 
-    def forward(self, features: Float[Tensor, "B *grid D"], **draws: Any) -> Latents:
+    def forward(self, features: Float[Tensor, "B *grid D"], **draws: object) -> Latents:
         """Quantises both slices of the last axis; ids are (B, *grid, Q).
 
         Args:
@@ -68,13 +78,14 @@ class DualBottleneck(Block):
             ValueError: features of another width, a value that is not finite (while parts learn, of any process), or what the
                 bottlenecks refuse.
         """
+        # Most parts say nothing of it.
         together = self.training and any(getattr(part, "learns_together", False) for part in self.modules())
         (check_in_all if together else check)(features, wrong_width(features, sum(self.dims)))  # before either part learns
         pixel_features, semantic_features = features.split(self.dims, dim=-1)
         pixel, semantic = self.pixel(pixel_features, **draws), self.semantic(semantic_features, **draws)
         return Latents(
             z=torch.cat([pixel.z, semantic.z], dim=-1),
-            ids=torch.cat([pixel.ids, semantic.ids], dim=-1),
+            ids=torch.cat([cast("Tensor", pixel.ids), cast("Tensor", semantic.ids)], dim=-1),
             loss=_named("pixel", pixel.loss) | _named("semantic", semantic.loss) if self.training else None,
         )
 

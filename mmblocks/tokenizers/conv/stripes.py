@@ -3,17 +3,24 @@
 Maps are those of one image, (1, C, H, W).
 """
 
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmblocks.tokenizers.conv.blocks import Downsample, Middle, ResidualBlock, Upsample
+from mmblocks.tokenizers.conv.blocks import Downsample, Level, Middle, ResidualBlock, Upsample
 from mmblocks.tokenizers.conv.row_maps import ConvolvedMap, DoubledMap, HalvedMap, HeldMap, KnownNorm, ResidualMap, RowMap
 
 STRIPES = 128
 """A stripe takes this part of the budget."""
+
+
+@runtime_checkable
+class _Budgeted(Protocol):
+    """A ``ConvEncoder`` or a ``ConvDecoder``."""
+
+    memory_budget: int | None
 
 
 def set_memory_budget(model: nn.Module, num_bytes: int | None) -> None:
@@ -41,7 +48,7 @@ def set_memory_budget(model: nn.Module, num_bytes: int | None) -> None:
     """
     if num_bytes is not None and num_bytes <= 0:
         raise ValueError(f"num_bytes is {num_bytes}; accepted: a positive number, or None")
-    parts: list[Any] = [part for part in model.modules() if hasattr(part, "memory_budget")]
+    parts = [part for part in model.modules() if isinstance(part, _Budgeted)]
     if not parts:
         raise ValueError(f"{type(model).__name__} holds no ConvEncoder and no ConvDecoder: these keep a memory budget")
     for part in parts:
@@ -81,9 +88,9 @@ class Stripes:
 
     def level(self, x: RowMap, level: nn.Module) -> RowMap:
         """See ``Level``."""
-        parts: Any = level
+        parts = cast("Level", level)
         for number, block in enumerate(parts.blocks):
-            x = self.residual(x, block)
+            x = self.residual(x, cast("ResidualBlock", block))
             if len(parts.attentions):
                 x = self.attention(x, parts.attentions[number])
         return x if parts.resample is None else self.resample(x, parts.resample)

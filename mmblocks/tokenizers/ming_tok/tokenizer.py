@@ -195,8 +195,7 @@ class MingTok(VisualTokenizer):
         Args:
             latents: what ``encode`` gave, or its ``z`` alone; or the first latents of an image, in a row (B, N, D).
         """
-        semantic: Any = self.decoder.semantic
-        return semantic(latents.z if isinstance(latents, Latents) else latents)
+        return self.decoder.get_submodule("semantic")(latents.z if isinstance(latents, Latents) else latents)
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:

@@ -3,7 +3,7 @@
 Shapes: B images, H and W pixels, h and w tokens, C width of SigLIP 2, D2 width of the codes of both kinds side by side.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -211,7 +211,7 @@ class DualToken(VisualTokenizer):
         latent_size: tuple[int, int] = (24, 24),
     ) -> None:
         pixel, semantic = (
-            _bottleneck(kind, num_codes=num_codes, dim=code_dim, depth=depth, shared=True, decay=decay, restart_unused=restarts)
+            _bottleneck(kind)(num_codes=num_codes, dim=code_dim, depth=depth, shared=True, decay=decay, restart_unused=restarts)
             for kind, decay, restarts in zip(bottleneck_types, decays, restart_unused, strict=True)
         )
         super().__init__(
@@ -260,7 +260,7 @@ class DualToken(VisualTokenizer):
         return pixels_of(torchvision_square(rgb_of(image), self.image_size, PILImage.Resampling.BICUBIC))
 
 
-def _bottleneck(kind: str, **options: Any) -> RQBottleneck:
+def _bottleneck(kind: str) -> type[RQBottleneck]:
     if kind not in _BOTTLENECKS:
         raise ValueError(f"bottleneck_types hold {kind!r}; accepted: {', '.join(_BOTTLENECKS)}")
-    return _BOTTLENECKS[kind](**options)
+    return _BOTTLENECKS[kind]

@@ -6,7 +6,7 @@ embedding.
 
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -126,8 +126,16 @@ class SEEDDecoder(Block):
         if head == "mlp":
             self.head = _NarrowingHead(num_queries, dim, embed_dim)
         elif head == "qformer":
-            reader = {"dim": dim, "context_dim": dim, "num_layers": reader_layers, "num_heads": reader_heads}
-            self.head = _ReadingHead(embed_dim, mlp_dim=reader_mlp_dim, cross_attention_every=cross_attention_every, **reader)
+            reader = QFormer(
+                num_queries=1,
+                dim=dim,
+                context_dim=dim,
+                num_layers=reader_layers,
+                num_heads=reader_heads,
+                mlp_dim=reader_mlp_dim,
+                cross_attention_every=cross_attention_every,
+            )
+            self.head = _ReadingHead(reader, dim, embed_dim)
         else:
             raise ValueError(f"head is {head!r}; accepted: 'mlp', 'qformer'")
 
@@ -159,7 +167,7 @@ class _Transformer(nn.Module):
         # here, since timm takes seconds to import
         from timm.models.vision_transformer import Block as Layer
 
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        norm = cast("type[nn.Module]", partial(nn.LayerNorm, eps=1e-6))  # which timm takes too
         self.positions = nn.Parameter(torch.zeros(1, num_tokens, dim))
         self.layers = nn.ModuleList(Layer(dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(num_layers))
 
@@ -183,10 +191,10 @@ class _NarrowingHead(nn.Module):
 
 
 class _ReadingHead(nn.Module):
-    def __init__(self, embed_dim: int, **reader: Any) -> None:
+    def __init__(self, reader: QFormer, dim: int, embed_dim: int) -> None:
         super().__init__()
-        self.qformer = QFormer(num_queries=1, **reader)
-        self.out = nn.Linear(reader["dim"], embed_dim)
+        self.qformer = reader
+        self.out = nn.Linear(dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.qformer(x)[:, 0])

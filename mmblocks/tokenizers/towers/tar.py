@@ -289,7 +289,7 @@ class TATok(VisualTokenizer):
         self.check_size(*pixels.shape[2:])
         return self.encoder(normalised_for(self.encoder, pixels, self.mean, self.std), pool_scale)
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, pool_scale: int | None = None, **draws: Any) -> Latents:
+    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, pool_scale: int | None = None, **draws: object) -> Latents:
         """Pixels in [0, 1] to codes; ``features`` beside them are those before they were quantised.
 
         Args:

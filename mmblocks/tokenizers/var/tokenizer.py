@@ -170,7 +170,7 @@ class VARVQ(VisualTokenizer):
 
     # Unlike its base, it must be told how long the scales' sequences are, where they are not its own.
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, scales: Sequence[Scale] | None = None, **draws: Any) -> Latents:
+    def encode(self, pixels: Float[Tensor, "B 3 H W"], *, scales: Sequence[Scale] | None = None, **draws: object) -> Latents:
         """Pixels in [0, 1] to codes (B, L); while training, with the bottleneck's losses.
 
         Args:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +20,7 @@ def without_autocast(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
-        module: Any = args[0]
+        module = cast("nn.Module", args[0])
         device = next((value.device.type for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)), None)
         if device is None or not torch.is_autocast_enabled(device):
             return method(*args, **kwargs)
@@ -36,5 +36,5 @@ def without_autocast(method: Callable[P, R]) -> Callable[P, R]:
     return outside
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: object, dtype: torch.dtype) -> object:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,7 +1,8 @@
 """The running averages that some codebooks learn from: kept in float32, and never mixed with what is not finite."""
 
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Bool
@@ -22,13 +23,13 @@ class RunningAverages(nn.Module):
     def reset_buffers(self, device: torch.device) -> None:
         """The averages in float32, whatever dtype the module was loaded in."""
         for name in self.averages:
-            setattr(self, name, getattr(self, name).to(device, torch.float32))
+            setattr(self, name, self.get_buffer(name).to(device, torch.float32))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = {name: getattr(self, name) for name in self.averages}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: self.get_buffer(name) for name in self.averages}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in before.items():
-            now = getattr(self, name)
+            now = self.get_buffer(name)
             if now.dtype != tensor.dtype:
                 setattr(self, name, now.to(tensor.dtype) if tensor.is_meta else tensor.to(now.device))
         return self

@@ -5,7 +5,7 @@ Shapes: B images, D width of a feature, G groups, Q quantizers a group, K codes,
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -32,6 +32,34 @@ from mmblocks.tokenizers.bottlenecks.residual.layout import RESIDUAL_LAYOUTS
 
 PIECE = 256
 """Tokens at once where each has codes of its own (implicit codebooks), or several candidates (beam search)."""
+
+
+class _Codebook(Protocol):
+    embed: Tensor
+
+    def transform_input(self, x: Tensor) -> Tensor: ...
+
+
+class _Layer(Protocol):
+    codebook: Tensor
+    _codebook: _Codebook
+
+
+@runtime_checkable
+class _Group(Protocol):
+    """What is used of ``ResidualVQ``, whose library has no types."""
+
+    implicit_neural_codebook: bool
+    eval_beam_size: int | None
+    layers: Sequence[_Layer]
+
+    def __call__(self, x: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor: ...
+
+    def project_in(self, x: Tensor) -> Tensor: ...
+
+    def project_out(self, x: Tensor) -> Tensor: ...
 
 
 class ResidualQuantizer(Block):
@@ -165,7 +193,7 @@ class ResidualQuantizer(Block):
             check_range("ids", used[..., number :: len(self.sizes)] if len(each) > 1 else used, size)
         numbers = rearrange(ids, "b ... (g q) -> g (b ...) 1 q", g=len(self.groups))
         vectors = [
-            torch.cat([cast("Any", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])
+            torch.cat([cast("_Group", group).get_output_from_indices(piece) for piece in mine.split(PIECE)])
             for group, mine in zip(self.groups, numbers, strict=True)
         ]
         return torch.cat(vectors, dim=-1).view(*ids.shape[:-1], self.dim)
@@ -191,22 +219,22 @@ class ResidualQuantizer(Block):
         z, ids, losses = zip(*results, strict=True)
         return _joined(features, z, ids, {"commitment": torch.stack(losses).mean()})
 
-    def _pairs(self, features: Tensor) -> list[tuple[Any, Tensor]]:
+    def _pairs(self, features: Tensor) -> list[tuple[_Group, Tensor]]:
         """Each group with its entries of the features, (B, N, D / G), in the dtype of its codes."""
         pieces = features.reshape(len(features), math.prod(features.shape[1:-1]), features.shape[-1]).chunk(
             len(self.groups), dim=-1
         )
-        dtype = cast("Any", self.groups[0]).layers[0]._codebook.embed.dtype
-        return [(group, piece.to(dtype)) for group, piece in zip(self.groups, pieces, strict=True)]
+        dtype = cast("_Group", self.groups[0]).layers[0]._codebook.embed.dtype
+        return [(cast("_Group", group), piece.to(dtype)) for group, piece in zip(self.groups, pieces, strict=True)]
 
-    def _quantise(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantise(self, group: _Group, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if group.implicit_neural_codebook or (group.eval_beam_size or 1) > 1:
             flat = tokens.flatten(0, 1)[:, None]
             pieces, numbers, _ = zip(*(group(piece) for piece in flat.split(PIECE)), strict=True)
             return torch.cat(pieces).view(tokens.shape), torch.cat(numbers).view(*tokens.shape[:2], self.num_quantizers)
         return self._nearest(group, tokens)
 
-    def _nearest(self, group: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _nearest(self, group: _Group, tokens: Tensor) -> tuple[Tensor, Tensor]:
         left = group.project_in(tokens).flatten(0, 1).float()
         total, ids = torch.zeros_like(left), []
         metric: Metric = "dot" if self.metric == "cosine" else "l2"
