@@ -11,7 +11,7 @@ from torch.nn.functional import dropout
 
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.parts.norms import Norm
-from mmblocks.trunks.parts.part import Part, Site, TrunkPart, check_part, has_static_step, memory_of, prepare
+from mmblocks.trunks.parts.part import Part, Site, TrunkPart, check_part, has_static_step, memory_of, prepare, reads_rows
 
 NormPlace = Literal["before", "after", "both"]
 
@@ -86,7 +86,7 @@ class DecoderLayer(TrunkPart):
         self.attention_post_norm = parts.norm.build(site.dim) if both else None
         self.mlp_post_norm = parts.norm.build(site.dim) if both else None
         self.dropout = site.dropout
-        self._sorted = [getattr(part, "reads_rows", False) for part in (self.attention, self.mlp)]
+        self._sorted = [reads_rows(self.attention), reads_rows(self.mlp)]
         self.static_step = has_static_step(self.attention) and has_static_step(self.mlp)
         self.memory = memory_of(self.attention)
 

@@ -85,15 +85,23 @@ def linear_cross_entropy(
         total = factor.sum()
         factor = factor / torch.where(total == 0, torch.ones_like(total), total)
     with torch.autocast(hidden.device.type, enabled=False):
-        shape: dict[str, Any] = {"label_smoothing": label_smoothing, "scale": scale, "softcap": softcap}
-        if chosen("linear_cross_entropy", impl, hidden, weight, bias, **shape):
+        if chosen(
+            "linear_cross_entropy", impl, hidden, weight, bias, label_smoothing=label_smoothing, scale=scale, softcap=softcap
+        ):
             from mmblocks.ops.linear_cross_entropy.triton import linear_cross_entropy_triton
 
             losses, normaliser = linear_cross_entropy_triton(hidden, weight, target, bias)
             losses = (losses + z_loss * normaliser.square() if z_loss else losses) * factor
         else:
             held = (stop - first) * (1 if softcap is None else 2)  # the slopes of the cap, beside the logits
-            options = Options(rows_a_chunk(hidden, held, chunk_bytes), z_loss=z_loss, ahead=_ahead(hidden, reduction), **shape)
+            options = Options(
+                rows_a_chunk(hidden, held, chunk_bytes),
+                label_smoothing,
+                z_loss=z_loss,
+                ahead=_ahead(hidden, reduction),
+                scale=scale,
+                softcap=softcap,
+            )
             losses, _ = linear_cross_entropy_reference(hidden, weight, bias, target, factor, options)
         return losses if reduction == "none" else losses.sum()
 

@@ -4,7 +4,7 @@ Shapes: B batch, L new tokens, D width.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mmblocks.configurable import Description
 from mmblocks.trunks.caches.kv_cache import Memory
 from mmblocks.trunks.context import ForwardContext
+
+T = TypeVar("T")
 
 
 class Site(NamedTuple):
@@ -101,20 +103,30 @@ def check_part(name: str, value: object) -> None:
 
 def prepare(module: nn.Module, context: ForwardContext) -> None:
     """Calls a part's ``prepare`` where it has one."""
-    found: Callable[[ForwardContext], None] | None = getattr(module, "prepare", None)
+    found: Callable[[ForwardContext], None] | None = said(module, "prepare", None)
     if found is not None:
         found(context)
 
 
 def memory_of(module: nn.Module) -> Memory:
     """What a part remembers of a row; nothing where it does not say."""
-    found: Memory = getattr(module, "memory", Memory())
-    return found
+    return said(module, "memory", Memory())
 
 
 def has_static_step(module: nn.Module) -> bool:
     """Whether a part says that its step can be recorded."""
-    return bool(getattr(module, "static_step", False))
+    return said(module, "static_step", False)
+
+
+def reads_rows(module: nn.Module) -> bool:
+    """Whether a part says that it takes tokens as rows sorted by expert."""
+    return said(module, "reads_rows", False)
+
+
+def said(module: nn.Module, name: str, otherwise: T) -> T:
+    """What a part says of itself; one of one's own need not say anything."""
+    found: T = getattr(module, name, otherwise)  # see above
+    return found
 
 
 class TrunkPart(nn.Module):

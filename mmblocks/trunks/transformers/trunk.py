@@ -100,12 +100,12 @@ def _frequencies_differ(table: Tensor, arguments: Arguments) -> float:
     """How far angles in a file are from those that transformers computes."""
     from transformers import AutoConfig
 
-    described = AutoConfig.for_model(**arguments["language_model"])
-    rope = described.rope_parameters if hasattr(described, "rope_parameters") else {}
+    described = AutoConfig.for_model(**arguments["language_model"]).to_dict()
+    rope = described.get("rope_parameters", {})
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
         raise ValueError(f"it cannot be compared for rope_parameters {rope}; accepted: rotary angles that are not scaled")
     share = rope.get("partial_rotary_factor") or 1.0
-    head_dim = getattr(described, "head_dim", None) or described.hidden_size // described.num_attention_heads
+    head_dim = described.get("head_dim") or described["hidden_size"] // described["num_attention_heads"]
     return frequencies_differ(table, {"head_dim": int(head_dim * share), "rope_theta": rope["rope_theta"]})
 
 
@@ -270,11 +270,12 @@ def _build(config: Mapping[str, Any]) -> PreTrained:
 
 def _has_window(described: Described) -> bool:
     """Whether a layer sees less than rows can hold. Models without ``layer_types`` have a window in every layer, or in none."""
-    kinds = getattr(described, "layer_types", None)
+    entries = described.to_dict()
+    kinds = entries.get("layer_types")
     if kinds:
         return any(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
-    window = getattr(described, "sliding_window", None)
-    return window is not None and window < getattr(described, "max_position_embeddings", window)
+    window = entries.get("sliding_window")
+    return window is not None and window < entries.get("max_position_embeddings", window)
 
 
 def _without_embedding(model: PreTrained) -> PreTrained:
