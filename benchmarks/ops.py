@@ -304,7 +304,7 @@ def graphs(rows: int, width: int, num_blocks: int, dtype: torch.dtype, device: s
     def exact(net: Any, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         return sample(False, copy.deepcopy(net).to(x.dtype), x, times, condition)
 
-    ways = {"ours, replayed": partial(sample, True), "launched": partial(walk, False)}
+    ways = {"ours, replayed": partial(sample, True), "launched": partial(sample, False)}
     title = f"100 steps of a denoising MLP, {rows} rows, {num_blocks} x {width}, {str(dtype).removeprefix('torch.')}"
     return compare(title, inputs, ways, exact=exact, dtype=dtype)
 
