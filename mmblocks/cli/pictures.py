@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def readable(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def opened(file: Path | BinaryIO, name: str, size: int | None) -> Image.Image:
+def opened(file: Path | BytesIO, name: str, size: int | None) -> Image.Image:
     """An image in RGB, scaled and cropped to a square if asked for.
 
     Raises:

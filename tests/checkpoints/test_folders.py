@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -202,10 +203,10 @@ def test_failure_keeps_the_old(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("one_step", [True, False])
-def test_exchange(tmp_path, monkeypatch, one_step):
-    if not one_step:
-        monkeypatch.setattr(folders, "_exchange_in_one_step", lambda first, second: False)
+@pytest.mark.parametrize("library", ["own", "old"])
+def test_exchange(tmp_path, monkeypatch, library):
+    if library == "old":  # it has no renameat2
+        monkeypatch.setattr(folders.ctypes, "CDLL", lambda *_, **__: SimpleNamespace())
     target = tmp_path / "model"
     target.mkdir()
     fill(target, a="old", notes="kept")

@@ -478,3 +478,17 @@ def test_layout_of_an_own_folder(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"layout is 'llama', but .* was written by save_pretrained"):
         Block.from_pretrained(tmp_path, layout="llama")
+
+
+class Sharded(torch.Tensor):
+    """As ``fully_shard`` leaves weights."""
+
+    def full_tensor(self):
+        return torch.zeros(4, 4)
+
+
+def test_sharded_weights_are_not_saved(tmp_path):
+    projector = Projector(dim=4)
+    projector.linear.weight = nn.Parameter(torch.zeros(4, 4).as_subclass(Sharded))
+    with pytest.raises(ValueError, match=r"linear\.weight is sharded over processes"):
+        projector.save_pretrained(tmp_path / "model")

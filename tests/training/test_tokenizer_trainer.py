@@ -11,6 +11,7 @@ from mmblocks import Block
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers import ConvVQ
 from mmblocks.tokenizers.bottlenecks.ema import EMAVectorQuantizer
+from mmblocks.tokenizers.bottlenecks.finite_scalar import FiniteScalarQuantizer
 from mmblocks.tokenizers.bottlenecks.gaussian import DiagonalGaussian
 from mmblocks.tokenizers.bottlenecks.lookup_free import LookupFreeQuantizer
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
@@ -279,6 +280,9 @@ def test_dead_codes_are_replaced() -> None:
 def test_a_bottleneck_that_cannot_be_laid() -> None:
     with pytest.raises(TypeError, match=r"kmeans_at is set, but Noisy is no bottleneck with one codebook and fit"):
         trainer(tokenizer=tokenizer(Noisy()), recipe={"kmeans_at": 1})
+    fixed = FiniteScalarQuantizer(levels=(3, 3, 3, 3))  # one codebook, which nothing moves
+    with pytest.raises(TypeError, match=r"revive_every is set, but FiniteScalarQuantizer is no .* replace_unused"):
+        trainer(tokenizer=tokenizer(fixed), recipe={"revive_every": 1})
 
 
 def test_a_continuous_tokenizer_and_its_options() -> None:
