@@ -206,7 +206,7 @@ def test_an_epsilon_and_an_activation_change_the_numbers() -> None:
         ("vision_config.v_bias", False),
         ("vision_config.num_channels", 4),
         ("vision_config.use_rope", True),
-        ("vision_config.hidden_act", "relu2"),
+        ("vision_config.hidden_act", "xielu"),
         ("text_config.q_bias", False),
         ("text_config.post_layernorm", True),
         ("text_config.use_rms_norm", True),
