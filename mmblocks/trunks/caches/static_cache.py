@@ -132,7 +132,10 @@ class StaticCache(KVCache):
             return trunk(embeds, table, self, mask=mask)
         inputs = (embeds, mask.visible, self.places_of_new, *table)
         if self._step is None:
+            states = [(state, state.clone()) for state in self.states if state is not None]
             self._step = Recording(partial(self._called, trunk), inputs, new_pool())
+            for state, before in states:  # keys and values are written again, but recording has moved states on
+                state.copy_(before)
         return self._step(inputs)
 
     def _called(self, trunk: Trunk, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
@@ -151,5 +154,5 @@ class StaticCache(KVCache):
 def _check_recordable(trunk: Trunk) -> None:
     """Refuses a trunk whose step asks the device for values, copies to it, or calls functions that a replay would not."""
     if not getattr(trunk, "static_step", False):  # a trunk of one's own need not know the attribute
-        accepted = "one whose static_step is True, as of a Decoder without experts, sections of angles and longrope"
+        accepted = "one whose static_step is True, as of a Decoder whose parts all say so, without experts"
         raise TypeError(f"trunk is a {type(trunk).__name__}, whose steps cannot be recorded as CUDA graphs; accepted: {accepted}")
