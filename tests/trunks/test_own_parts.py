@@ -182,6 +182,17 @@ def test_no_token_is_taken_out_of_a_state() -> None:
         cache.forget(1)
 
 
+@pytest.mark.parametrize("make", [lambda cache: cache, StaticCache])
+def test_a_state_keeps_its_shape_and_dtype(make) -> None:
+    cache = make(trunk_of(**KINDS["mixed"]).new_cache(2, 4))
+    cache.keep_state(0, torch.ones(2, WIDTH, dtype=torch.bfloat16))
+    assert torch.equal(cache.states[0], torch.ones(2, WIDTH)) and cache.states[0].dtype == torch.float32
+    with pytest.raises(ValueError, match=r"the state of layer 0 has shape \(1, 16\); accepted: \(2, 16\)"):
+        cache.keep_state(0, torch.ones(1, WIDTH))
+    with pytest.raises(ValueError, match=r"the state of layer 1 has shape \(2, 16\); accepted: none, as its memory has no state"):
+        cache.keep_state(1, torch.ones(2, WIDTH))
+
+
 def test_files_name_the_class_and_its_fields(tmp_path) -> None:
     trunk, table = trunk_of(**KINDS["mixed"]), TokenTable.text(2, 5)
     trunk.save_pretrained(tmp_path)

@@ -100,10 +100,7 @@ class StaticCache(KVCache):
 
     def keep_state(self, layer: int, state: Float[Tensor, "B *state"]) -> None:
         """Writes a layer's new state over the old one."""
-        kept = self.states[layer]
-        if kept is None:
-            raise ValueError(f"layer is {layer}, which has no state; accepted: a layer whose memory has one")
-        kept.copy_(state)
+        self._state(layer, state).copy_(state)
 
     def forget(self, count: int) -> None:
         """Takes back the newest tokens; see ``KVCache.forget``."""
