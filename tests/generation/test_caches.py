@@ -14,6 +14,7 @@ from mmblocks.trunks.caches import static_cache
 from mmblocks.trunks.caches.kv_cache import cache_bytes
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.caches.windowed_cache import WindowedCache
+from tests.shared.own_parts import Average
 from tests.shared.tiny import FORMAT, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 PROMPTS = [[text("what is it? ")], [text("a")]]
@@ -141,6 +142,13 @@ def windowed(*, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, ml
     return Decoder(dim=dim, num_layers=num_layers, layers=Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=mlp_dim)))
 
 
+def recurrent(*, dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Decoder:
+    """A mixer of one's own beside attention."""
+    mixers = {"own": Average(), "usual": Attention(num_heads=num_heads, num_kv_heads=num_kv_heads)}
+    layers = {name: Layer(mixer=mixer, feed_forward=GatedMLP(hidden_dim=mlp_dim)) for name, mixer in mixers.items()}
+    return Decoder(dim=dim, num_layers=num_layers, layers=layers, layer_types=("own", "usual"))
+
+
 TRUNKS = {
     "decoder": (Decoder, {"qk_norm": True}),
     "dynamic": (Decoder, {"rope_scaling": {"type": "dynamic", "factor": 2.0, "max_position": 4}}),
@@ -149,6 +157,7 @@ TRUNKS = {
     "neo": (NEOTrunk, {}),
     "llamagen": (LlamaGenTrunk, {}),
     "windows": (windowed, {}),
+    "a recurrence": (recurrent, {}),
 }
 SIZES = {"dim": WIDTH, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 48}
 

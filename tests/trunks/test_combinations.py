@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks import Block, Decoder, TokenTable
+from mmblocks.sequence.masks import Causal
 from mmblocks.sequence.positions import mrope
 from mmblocks.sequence.tokens import Modality
 from mmblocks.trunks import (
     MLP,
     Attention,
+    ForwardContext,
     GatedCrossAttentionDecoder,
     GatedCrossAttentionLayer,
     GatedLowRank,
@@ -25,6 +28,7 @@ from mmblocks.trunks import (
     MixtureOfExperts,
     Norm,
     Rotary,
+    Site,
     llama_layer,
 )
 from mmblocks.trunks.caches.static_cache import StaticCache
@@ -313,6 +317,42 @@ def test_where_norms_stand(place: str) -> None:
         x = embeds + 0.5 * second(attention(first(embeds)))
         wanted = x + 0.5 * fourth(mlp(third(x)))
     torch.testing.assert_close(trunk(embeds, table), trunk.norm(wanted))
+
+
+@pytest.mark.parametrize("over", ["head", "each_head", "all_heads"])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_what_the_norms_of_queries_and_keys_span(over: str, kind: Any) -> None:
+    """Attention by its formula."""
+    mixer = Attention(**HEADS, qk_norm=Norm(kind=kind), qk_norm_over=over, rotary=None)
+    made = filled(mixer.build(Site(WIDTH)))
+    embeds, table = torch.randn(2, 7, WIDTH), TokenTable.text(2, 7)
+    context = ForwardContext(table, table, Causal())
+    made.prepare(context)
+    assert made.query_norm.weight.shape == {"head": (8,), "each_head": (4, 8), "all_heads": (32,)}[over]
+
+    def normed(project: nn.Module, norm: nn.Module) -> Tensor:
+        heads = project(embeds).unflatten(-1, (-1, 8))
+        axes = (-2, -1) if over == "all_heads" else (-1,)
+        centred = heads - heads.mean(axes, keepdim=True) if kind == "layer" else heads
+        scaled = centred / (centred.square().mean(axes, keepdim=True) + 1e-5).sqrt()
+        return (scaled * (norm.weight if over != "all_heads" else norm.weight.view(-1, 8))).transpose(1, 2)
+
+    key, value = normed(made.key, made.key_norm), made.value(embeds).unflatten(-1, (-1, 8)).transpose(1, 2)
+    found = scaled_dot_product_attention(normed(made.query, made.query_norm), key, value, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(made(embeds, context, 0), made.output(found.transpose(1, 2).flatten(2)), **CLOSE)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("name", ["routed attention, mixture, head norms", "low rank, norms over all heads", "window, routed"])
+def test_compiled_it_is_one_graph_and_the_same(name: str) -> None:
+    torch.compiler.reset()
+    trunk, (embeds, table, _) = trunk_of(WITH_EXPERTS[name]), inputs(1)
+    found: list[list[Tensor]] = []
+    for function in (torch.compile(trunk, fullgraph=True, backend="aot_eager"), trunk):
+        hidden = function(embeds, table)
+        found.append([hidden, *torch.autograd.grad(hidden[~table.is_padding].square().sum(), list(trunk.parameters()))])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_a_position_scheme_serves_sections_beside_plain_angles() -> None:

@@ -5,66 +5,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
 from mmblocks import GREEDY, Block, Decoder, Generation, TextGrammar, TokenTable, text
-from mmblocks.sequence import document_begins
-from mmblocks.trunks import Attention, GatedMLP, Layer, Linear, MixtureOfExperts, Norm, Part
-from mmblocks.trunks.caches.kv_cache import Memory
+from mmblocks.trunks import Attention, GatedMLP, Layer, Linear, MixtureOfExperts, Norm
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.caches.windowed_cache import WindowedCache
+from tests.shared.own_parts import Average, AverageModule, Squares, SquaresModule
 from tests.shared.random_tables import cuts_between_images, random_table
 from tests.shared.tiny import TOKENIZER, VOCABULARY, tiny_model
 
 WIDTH = 16
-
-
-class Average(Part):
-    """A gated moving average over the tokens of a document so far."""
-
-    rate: float = 0.5
-
-    def build(self, site):
-        return AverageModule(site.dim, self.rate)
-
-
-class AverageModule(nn.Module):
-    def __init__(self, dim: int, rate: float) -> None:
-        super().__init__()
-        self.gate, self.value, self.output = (nn.Linear(dim, dim) for _ in range(3))
-        self.rate = nn.Parameter(torch.full((dim,), rate))
-        self.memory = Memory(state=(dim,))
-
-    def forward(self, x, context, layer):
-        begins = document_begins(context.keys)[:, -x.shape[1] :, None]
-        padding, values = context.table.is_padding[..., None], self.value(x).float()
-        average = torch.zeros_like(values[:, 0]) if context.cache is None else context.cache.states[layer]
-        averages = []
-        for token in range(x.shape[1]):
-            before = average.masked_fill(begins[:, token], 0)
-            average = torch.where(padding[:, token], average, before + self.rate * (values[:, token] - before))
-            averages.append(average)
-        if context.cache is not None:
-            context.cache.keep_state(layer, average)
-        return self.output(self.gate(x).sigmoid() * torch.stack(averages, dim=1).to(x.dtype))
-
-
-class Squares(Part):
-    """A feed-forward part: ``down(relu(up(x)) ** 2)``."""
-
-    hidden_dim: int
-
-    def build(self, site):
-        return SquaresModule(site.dim, self.hidden_dim)
-
-
-class SquaresModule(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
-
-    def forward(self, x, context, layer):
-        return self.down(self.up(x).relu().square())
 
 
 OWN = Layer(mixer=Average(), feed_forward=Squares(hidden_dim=24))
@@ -232,27 +182,35 @@ def test_no_token_is_taken_out_of_a_state() -> None:
         cache.forget(1)
 
 
+@pytest.mark.parametrize("make", [lambda cache: cache, StaticCache])
+def test_a_state_keeps_its_shape_and_dtype(make) -> None:
+    cache = make(trunk_of(**KINDS["mixed"]).new_cache(2, 4))
+    cache.keep_state(0, torch.ones(2, WIDTH, dtype=torch.bfloat16))
+    assert torch.equal(cache.states[0], torch.ones(2, WIDTH)) and cache.states[0].dtype == torch.float32
+    with pytest.raises(ValueError, match=r"the state of layer 0 has shape \(1, 16\); accepted: \(2, 16\)"):
+        cache.keep_state(0, torch.ones(1, WIDTH))
+    with pytest.raises(ValueError, match=r"the state of layer 1 has shape \(2, 16\); accepted: none, as its memory has no state"):
+        cache.keep_state(1, torch.ones(2, WIDTH))
+
+
 def test_files_name_the_class_and_its_fields(tmp_path) -> None:
     trunk, table = trunk_of(**KINDS["mixed"]), TokenTable.text(2, 5)
     trunk.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["layers"]["own"]["mixer"] == {"_kind": f"{__name__}.Average", "rate": 0.5}
-    assert config["layers"]["own"]["feed_forward"] == {"_kind": f"{__name__}.Squares", "hidden_dim": 24}
+    assert config["layers"]["own"]["mixer"] == {"_kind": "tests.shared.own_parts.Average", "rate": 0.5}
+    assert config["layers"]["own"]["feed_forward"] == {"_kind": "tests.shared.own_parts.Squares", "hidden_dim": 24}
     again, embeds = Block.from_pretrained(tmp_path), torch.randn(2, 5, WIDTH)
     assert again.config == trunk.config
     assert torch.equal(again(embeds, table), trunk(embeds, table))
 
 
-def test_its_step_is_recorded_only_where_it_says_that_it_can_be(monkeypatch) -> None:
+def test_its_step_is_recorded_only_where_all_parts_say_that_it_can_be(monkeypatch) -> None:
     trunk, table = trunk_of(), TokenTable.text(1, 2)
     cache = StaticCache(trunk.new_cache(1, 4))
     cache.cuda_graphs = True
     assert not trunk.static_step
-    with pytest.raises(
-        TypeError, match="a Decoder, whose steps cannot be recorded as CUDA graphs; accepted: one whose static_step"
-    ):
+    with pytest.raises(TypeError, match=r"a Decoder, whose steps cannot be recorded .* of a Decoder whose parts all say so"):
         cache.run(trunk, torch.randn(1, 2, WIDTH), table, cache.mask_for(table))
-    monkeypatch.setattr(AverageModule, "static_step", True, raising=False)
     monkeypatch.setattr(SquaresModule, "static_step", True, raising=False)
     assert trunk_of().static_step and trunk_of(**KINDS["mixed"]).static_step
 

@@ -178,8 +178,20 @@ class KVCache:
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
     def keep_state(self, layer: int, state: Float[Tensor, "B *state"]) -> None:
-        """Puts a layer's new state in the place of the old one."""
-        self.states[layer] = state
+        """Puts a layer's new state in the place of the old one.
+
+        Raises:
+            ValueError: a layer without a state, or one of another shape.
+        """
+        self.states[layer] = state.to(self._state(layer, state).dtype)
+
+    def _state(self, layer: int, new: Tensor) -> Tensor:
+        """The state that a new one takes the place of."""
+        kept = self.states[layer]
+        if kept is None or kept.shape != new.shape:
+            accepted = "none, as its memory has no state" if kept is None else tuple(kept.shape)
+            raise ValueError(f"the state of layer {layer} has shape {tuple(new.shape)}; accepted: {accepted}")
+        return kept
 
     def forget(self, count: int) -> None:
         """Takes back the newest tokens, as if they had not been read: for what is read anew in each pass.

@@ -100,10 +100,7 @@ class StaticCache(KVCache):
 
     def keep_state(self, layer: int, state: Float[Tensor, "B *state"]) -> None:
         """Writes a layer's new state over the old one."""
-        kept = self.states[layer]
-        if kept is None:
-            raise ValueError(f"layer is {layer}, which has no state; accepted: a layer whose memory has one")
-        kept.copy_(state)
+        self._state(layer, state).copy_(state)
 
     def forget(self, count: int) -> None:
         """Takes back the newest tokens; see ``KVCache.forget``."""
@@ -132,7 +129,10 @@ class StaticCache(KVCache):
             return trunk(embeds, table, self, mask=mask)
         inputs = (embeds, mask.visible, self.places_of_new, *table)
         if self._step is None:
+            states = [(state, state.clone()) for state in self.states if state is not None]
             self._step = Recording(partial(self._called, trunk), inputs, new_pool())
+            for state, before in states:  # keys and values are written again, but recording has moved states on
+                state.copy_(before)
         return self._step(inputs)
 
     def _called(self, trunk: Trunk, embeds: Tensor, visible: Tensor, places: Tensor, *table: Tensor) -> Tensor:
@@ -151,5 +151,5 @@ class StaticCache(KVCache):
 def _check_recordable(trunk: Trunk) -> None:
     """Refuses a trunk whose step asks the device for values, copies to it, or calls functions that a replay would not."""
     if not getattr(trunk, "static_step", False):  # a trunk of one's own need not know the attribute
-        accepted = "one whose static_step is True, as of a Decoder without experts, sections of angles and longrope"
+        accepted = "one whose static_step is True, as of a Decoder whose parts all say so, without experts"
         raise TypeError(f"trunk is a {type(trunk).__name__}, whose steps cannot be recorded as CUDA graphs; accepted: {accepted}")

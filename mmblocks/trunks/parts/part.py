@@ -54,7 +54,10 @@ class Part(Description):
     - ``prepare(context)``, called once per pass before any layer, for what several layers ``share``;
     - ``memory``, a ``Memory``: what it remembers of a row between calls. With a cache, ``context.cache.update(layer, key, value)``
       adds keys and values, ``context.cache.states[layer]`` is its state, and ``context.cache.keep_state`` replaces that;
+      ``sequence.document_begins(context.keys)`` says where a recurrence begins anew, and padding should leave its state alone;
     - ``static_step``, True if a step of one token neither reads values on the host nor copies any to the device.
+
+    Fields called ``experts`` and ``names`` that hold strings name experts of the trunk, as those of ``Linear`` do.
 
     Examples:
         >>> import torch
