@@ -1,7 +1,8 @@
 """Folders that an earlier version saved: they load, compute what they did then, and are saved and loaded again.
 
-Those in ``saved`` come from the code of 21 November 2026: "without_checksums" from the first that saved folders, the others from
-the first that had all these trunks. Modules have moved since then.
+Those in ``saved`` that ``saved_models`` names come from the code of 21 November 2026: "without_checksums" from the first that saved
+folders, the others from the first that had all these trunks. Modules have moved since then. Those that ``saved_wholes`` names come
+from the last code whose constructors had all arguments in one list.
 """
 
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from mmblocks import Block
-from tests.shared.saved_models import SAVED, read
+from tests.shared import saved_models, saved_wholes
+from tests.shared.saved_models import read
 
+SAVED = {**saved_models.SAVED, **saved_wholes.WHOLES}
 FOLDER = Path(__file__).parent / "saved"
 
 
