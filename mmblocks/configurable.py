@@ -38,8 +38,9 @@ class Configurable(nn.Module):
 
     Attributes:
         layouts: the published checkpoints that the class can read.
-        shorthand: a function of keywords: what the ``**`` at the end of the constructor's signature stands for, so that arguments
-            that several classes share are written once.
+        shorthand: a function of keywords, or a class: what the ``**`` at the end of the constructor's signature stands for, so that
+            arguments that several classes share are written once. ``functools.partial`` gives it other defaults, which the
+            constructor has to use too; ``together`` makes one of several.
         shorthand_of: the argument that may be given in place of all those of the shorthand, where there is one.
         origin: the published checkpoint that the module was loaded from; None if there is none.
 
@@ -71,7 +72,7 @@ class Configurable(nn.Module):
             raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({names})")
         known, short = parameters(cls), shorthand_names(cls)
         strange = [name for name in arguments if name not in known]
-        if strange and short:  # of any other class Python says so itself
+        if strange and cls.shorthand is not None:  # of any other class Python says so itself
             raise TypeError(f"{cls.__name__} has no argument {strange[0]!r}; accepted: {', '.join(known)}")
         replaced = short if arguments.get(cls.shorthand_of) is not None else {cls.shorthand_of}
         both = [name for name in arguments if name in replaced and name != cls.shorthand_of]
@@ -117,6 +118,30 @@ def parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
         return own
     own.popitem()
     return own | {name: each for name, each in inspect.signature(shorthand).parameters.items() if name not in own}
+
+
+def together(*shorthands: Callable[..., Any]) -> Callable[..., tuple[dict[str, Any], ...]]:
+    """One shorthand of several: called with arguments of any of them, it gives those of each, defaults included.
+
+        class Captioner(Block):
+            shorthand = staticmethod(together(llama_layer, partial(PatchSizes, patch_size=14)))
+
+            def __init__(self, *, dim: int, **arguments: Unpack[CaptionerArguments]) -> None:
+                llama, patches = together(llama_layer, partial(PatchSizes, patch_size=14))(**arguments)
+
+    Raises:
+        TypeError: two of them have an argument of the same name; or, when it is called, an argument of none.
+    """
+    owned = [inspect.signature(each, eval_str=True).parameters for each in shorthands]
+    whole = inspect.Signature([each for names in owned for each in names.values()])
+
+    def every(**given: Any) -> tuple[dict[str, Any], ...]:
+        bound = whole.bind(**given)
+        bound.apply_defaults()
+        return tuple({name: bound.arguments[name] for name in names} for names in owned)
+
+    every.__signature__ = whole  # type: ignore[attr-defined]  # read by inspect
+    return every
 
 
 def shorthand_names(cls: type[Any]) -> frozenset[str]:
