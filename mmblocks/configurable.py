@@ -130,7 +130,8 @@ def together(*shorthands: Callable[..., Any]) -> Callable[..., tuple[dict[str, A
                 llama, patches = together(llama_layer, partial(PatchSizes, patch_size=14))(**arguments)
 
     Raises:
-        TypeError: two of them have an argument of the same name; or, when it is called, an argument of none.
+        ValueError: two of them have an argument of the same name.
+        TypeError: when it is called, an argument of none.
     """
     owned = [inspect.signature(each, eval_str=True).parameters for each in shorthands]
     whole = inspect.Signature([each for names in owned for each in names.values()])
