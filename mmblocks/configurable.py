@@ -47,8 +47,9 @@ class Configurable(nn.Module):
 
     Attributes:
         layouts: the published checkpoints that the class can read.
-        shorthand: a function of keywords: what the ``**`` at the end of the constructor's signature stands for, so that arguments
-            that several classes share are written once.
+        shorthand: a function of keywords, or a class: what the ``**`` at the end of the constructor's signature stands for, so that
+            arguments that several classes share are written once. ``functools.partial`` gives it other defaults, which the
+            constructor has to use too; ``together`` makes one of several.
         shorthand_of: the argument that may be given in place of all those of the shorthand, where there is one.
         origin: the published checkpoint that the module was loaded from; None if there is none.
 
@@ -127,6 +128,31 @@ def _takes_shorthand(cls: type[Any]) -> bool:
     """Whether the constructor ends with a ``**`` that a shorthand stands for; descriptions have none."""
     own = list(_own_parameters(cls).values())
     return getattr(cls, "shorthand", None) is not None and bool(own) and own[-1].kind is inspect.Parameter.VAR_KEYWORD
+
+
+def together(*shorthands: Callable[..., Any]) -> Callable[..., tuple[dict[str, Any], ...]]:
+    """One shorthand of several: called with arguments of any of them, it gives those of each, defaults included.
+
+        class Captioner(Block):
+            shorthand = staticmethod(together(llama_layer, partial(PatchSizes, patch_size=14)))
+
+            def __init__(self, *, dim: int, **arguments: Unpack[CaptionerArguments]) -> None:
+                llama, patches = together(llama_layer, partial(PatchSizes, patch_size=14))(**arguments)
+
+    Raises:
+        ValueError: two of them have an argument of the same name.
+        TypeError: when it is called, an argument of none.
+    """
+    owned = [inspect.signature(each, eval_str=True).parameters for each in shorthands]
+    whole = inspect.Signature([each for names in owned for each in names.values()])
+
+    def every(**given: Any) -> tuple[dict[str, Any], ...]:
+        bound = whole.bind(**given)
+        bound.apply_defaults()
+        return tuple({name: bound.arguments[name] for name in names} for names in owned)
+
+    every.__signature__ = whole  # type: ignore[attr-defined]  # read by inspect
+    return every
 
 
 def shorthand_names(cls: type[Any]) -> frozenset[str]:

@@ -5,6 +5,7 @@ constructor that is handed a string for a number fails wherever it comes to use 
 settle passes: none, ``Any``, type variables, classes other than those named here.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
@@ -122,7 +123,8 @@ def check_types(cls: type[Any], arguments: Mapping[str, Any], origin: str) -> No
 def _hints(cls: type[Any]) -> dict[str, Any]:
     """The constructor's annotations and its shorthand's, but for those that cannot be evaluated here, which say nothing."""
     shorthand = cls.shorthand if issubclass(cls, Configurable) else None
-    shared = {} if shorthand is None else get_type_hints(shorthand)
+    short = {} if shorthand is None else inspect.signature(shorthand, eval_str=True).parameters
+    shared = {name: each.annotation for name, each in short.items() if each.annotation is not each.empty}
     try:
         return shared | get_type_hints(cls.__init__)
     except Exception:  # whatever evaluating an annotation may raise

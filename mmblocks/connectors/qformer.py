@@ -4,7 +4,7 @@ Shapes: B images, L tokens of an image, Q queries, C width of the features, D of
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.connectors.grids import Grid, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import published_activation, transformers_name
-from mmblocks.layers.attention.qformer import QFormer, qformer_rules
+from mmblocks.layers.attention.qformer import QFormer, QFormerArguments, QFormerSizes, qformer_rules
 
 _TEXT_HALF = (
     *("Qformer.cls.*", "Qformer.bert.embeddings.word_embeddings.*", "Qformer.bert.embeddings.position_embeddings.*"),
@@ -137,11 +137,10 @@ class QFormerConnector(Block):
     Args:
         dim: D; None for no linear layer, so that tokens are ``hidden_dim`` wide.
         in_dim: C.
-        num_queries: Q.
-        hidden_dim, num_layers, num_heads, mlp_dim, cross_attention_every: of the Q-Former; see ``QFormer``.
-        causal: let a query see only those before it, as in SEED.
-        activation, norm_eps: of the Q-Former; see ``QFormer``.
+        hidden_dim: width of the Q-Former.
         input_norm_eps: of a layer norm of the features; None for no norm.
+        activation, norm_eps: of the Q-Former; see ``QFormer``.
+        sizes: the arguments of ``QFormerSizes``.
 
     The defaults are those of BLIP-2. Files of LAVIS have no config, since it builds one in code: ``from_pretrained(..., dim=2560)``
     for OPT-2.7B, 4096 for OPT-6.7B, 2048 for Flan-T5-XL, 4096 for Flan-T5-XXL.
@@ -179,38 +178,24 @@ class QFormerConnector(Block):
         ),
     )
 
+    shorthand = QFormerSizes
+
     def __init__(
         self,
         *,
         dim: int | None,
         in_dim: int = 1408,
-        num_queries: int = 32,
         hidden_dim: int = 768,
-        num_layers: int = 12,
-        num_heads: int = 12,
-        mlp_dim: int = 3072,
-        cross_attention_every: int = 2,
-        causal: bool = False,
         input_norm_eps: float | None = 1e-5,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
+        **sizes: Unpack[QFormerArguments],
     ) -> None:
         super().__init__()
         self.in_dim = in_dim
-        self.num_queries = num_queries
+        self.num_queries = QFormerSizes(**sizes).num_queries
         self.input_norm = None if input_norm_eps is None else nn.LayerNorm(in_dim, eps=input_norm_eps)
-        self.qformer = QFormer(
-            num_queries=num_queries,
-            dim=hidden_dim,
-            context_dim=in_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            cross_attention_every=cross_attention_every,
-            causal=causal,
-            activation=activation,
-            norm_eps=norm_eps,
-        )
+        self.qformer = QFormer(dim=hidden_dim, context_dim=in_dim, activation=activation, norm_eps=norm_eps, **sizes)
         self.projection = None if dim is None else nn.Linear(hidden_dim, dim)
 
     def forward(self, features: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B Q D"]:

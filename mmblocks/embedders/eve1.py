@@ -5,7 +5,8 @@ window, E width inside, D width of the trunk.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from einops import rearrange
@@ -30,6 +31,50 @@ _DUMMY_CELLS = 16
 """Patches a side that are read of a canvas that shows nothing, at most: what text-only rows carry in published training."""
 
 
+class EVE1ImageArguments(TypedDict, total=False):
+    """The arguments of ``EVE1Images``, for the signatures of classes that pass them on."""
+
+    patch_size: int
+    merge_size: int
+    projector_layers: int
+    image_size: int
+    teacher_image_size: int
+    teacher_patch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVE1Images:
+    """How EVEv1 reads images: the arguments that ``EVE1PatchEmbedding`` and ``EVE1`` share.
+
+    Attributes:
+        patch_size: pixels a side of a patch.
+        merge_size: patches a side of a window.
+        projector_layers: linear layers of the projector, with GELUs between them.
+        image_size: pixels of the longer side after ``preprocess``: 672, or 1344 in EVE-7B-HD.
+        teacher_image_size, teacher_patch_size: of the encoder whose cells the shorter side is rounded up to.
+        mean, std: what pixels are normalised with; the mean is the colour around an image on its canvas, too.
+
+    Raises:
+        ValueError: an ``image_size`` that is no multiple of the teacher's.
+    """
+
+    patch_size: int = 14
+    merge_size: int = 2
+    projector_layers: int = 2
+    image_size: int = 672
+    teacher_image_size: int = 336
+    teacher_patch_size: int = 14
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.teacher_image_size or self.image_size <= 0:
+            accepted = f"multiples of teacher_image_size, {self.teacher_image_size}"
+            raise ValueError(f"image_size is {self.image_size}; accepted: {accepted}")
+
+
 class EVE1PatchEmbedding(Block):
     """Patches of which each window becomes one token, and a class token that has read them all; then a projector.
 
@@ -39,13 +84,8 @@ class EVE1PatchEmbedding(Block):
     Args:
         dim: D.
         hidden_dim: E.
-        patch_size: pixels a side of a patch.
-        merge_size: patches a side of a window.
         num_heads: heads of both attentions. Scores are scaled by the whole width, not a head's.
-        projector_layers: linear layers of the projector, with GELUs between them.
-        image_size: pixels of the longer side after ``preprocess``: 672, or 1344 in EVE-7B-HD.
-        teacher_image_size, teacher_patch_size: of the encoder whose cells the shorter side is rounded up to.
-        mean, std: what pixels are normalised with; the mean is the colour around an image on its canvas, too.
+        images: the arguments of ``EVE1Images``.
 
     Raises:
         ValueError: heads that do not divide the width, or an ``image_size`` that is no multiple of the teacher's.
@@ -64,45 +104,32 @@ class EVE1PatchEmbedding(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = EVE1_LAYOUTS
+    shorthand = EVE1Images
 
     def __init__(
         self,
         *,
         dim: int,
         hidden_dim: int = 1024,
-        patch_size: int = 14,
-        merge_size: int = 2,
         num_heads: int = 8,
-        projector_layers: int = 2,
-        image_size: int = 672,
-        teacher_image_size: int = 336,
-        teacher_patch_size: int = 14,
-        mean: tuple[float, ...] = CLIP_MEAN,
-        std: tuple[float, ...] = CLIP_STD,
+        **images: Unpack[EVE1ImageArguments],
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
             raise ValueError(f"hidden_dim is {hidden_dim}, num_heads {num_heads}; accepted: heads that divide the width")
-        if image_size % teacher_image_size or image_size <= 0:
-            raise ValueError(f"image_size is {image_size}; accepted: multiples of teacher_image_size, {teacher_image_size}")
-        self.dim = dim
-        self.mean = mean
-        self.std = std
-        self.patch_size = patch_size
-        self.merge_size = merge_size
-        self.token_size = patch_size * merge_size
-        self.canvas = {
-            "side": teacher_image_size,
-            "cell": teacher_patch_size,
-            "scale": image_size // teacher_image_size,
-        }
-        self.patch = nn.Conv2d(3, hidden_dim, patch_size, patch_size, bias=False)
+        own = EVE1Images(**images)
+        self.dim, self.mean, self.std = dim, own.mean, own.std
+        self.patch_size, self.merge_size = own.patch_size, own.merge_size
+        self.token_size = own.patch_size * own.merge_size
+        scale = own.image_size // own.teacher_image_size
+        self.canvas = {"side": own.teacher_image_size, "cell": own.teacher_patch_size, "scale": scale}
+        self.patch = nn.Conv2d(3, hidden_dim, own.patch_size, own.patch_size, bias=False)
         self.local_attention = _WindowAttention(hidden_dim, num_heads)
         self.global_attention = _ClassAttention(hidden_dim, num_heads)
         self.class_token = nn.Parameter(torch.empty(hidden_dim).normal_())
         self.split_token = nn.Parameter(torch.empty(hidden_dim).normal_())
         self.projector = nn.Sequential(nn.Linear(hidden_dim, dim))
-        for _ in range(projector_layers - 1):
+        for _ in range(own.projector_layers - 1):
             self.projector.extend([nn.GELU(), nn.Linear(dim, dim)])
 
     def forward(self, images: Images, masks: Sequence[Mask] | None = None) -> VisionTokens:

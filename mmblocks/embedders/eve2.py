@@ -5,7 +5,8 @@ Shapes: H and W pixels, h and w tokens, N tokens of all images, D width of the t
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from einops import rearrange
@@ -61,6 +62,34 @@ def _published_config(arguments: Arguments) -> dict[str, Any]:
     }
 
 
+class EVE2ImageArguments(TypedDict, total=False):
+    """The arguments of ``EVE2Images``, for the signatures of classes that pass them on."""
+
+    patch_size: int
+    merge_size: int
+    max_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVE2Images:
+    """How EVEv2 reads images: the arguments that ``EVE2PatchEmbedding`` and ``EVE2`` share.
+
+    Attributes:
+        patch_size: pixels a side of the first convolution's patches.
+        merge_size: patches a side that the second convolution merges into a token.
+        max_size: square root of the area, in pixels, to which ``preprocess`` brings an image (800 or 1600 in EVEv2).
+        mean, std: what pixels are normalised with.
+    """
+
+    patch_size: int = 16
+    merge_size: int = 2
+    max_size: int = 1600
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+
 class EVE2PatchEmbedding(Block):
     """Convolution, GELU, convolution; a class token opens each image and a split token closes each row.
 
@@ -69,10 +98,7 @@ class EVE2PatchEmbedding(Block):
     Args:
         dim: width of the trunk.
         hidden_dim: width between the two convolutions.
-        patch_size: pixels a side of the first convolution's patches.
-        merge_size: patches a side that the second convolution merges into a token.
-        max_size: square root of the area, in pixels, to which ``preprocess`` brings an image (800 or 1600 in EVEv2).
-        mean, std: what pixels are normalised with.
+        images: the arguments of ``EVE2Images``.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
 
@@ -101,26 +127,22 @@ class EVE2PatchEmbedding(Block):
             preprocessor=eve_preprocessor(_PRESET_ENTRIES),
         ),
     )
+    shorthand = EVE2Images
 
     def __init__(
         self,
         *,
         dim: int,
         hidden_dim: int = 1024,
-        patch_size: int = 16,
-        merge_size: int = 2,
-        max_size: int = 1600,
-        mean: tuple[float, ...] = CLIP_MEAN,
-        std: tuple[float, ...] = CLIP_STD,
+        **images: Unpack[EVE2ImageArguments],
     ) -> None:
         super().__init__()
-        self.mean = mean
-        self.std = std
-        self.dim = dim
-        self.max_size = max_size
-        self.token_size = patch_size * merge_size
-        self.patch = nn.Conv2d(3, hidden_dim, patch_size, patch_size)
-        self.merge = nn.Conv2d(hidden_dim, dim, merge_size, merge_size)
+        own = EVE2Images(**images)
+        self.dim, self.mean, self.std = dim, own.mean, own.std
+        self.max_size = own.max_size
+        self.token_size = own.patch_size * own.merge_size
+        self.patch = nn.Conv2d(3, hidden_dim, own.patch_size, own.patch_size)
+        self.merge = nn.Conv2d(hidden_dim, dim, own.merge_size, own.merge_size)
         self.class_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
         self.split_token = nn.Parameter(torch.empty(dim).normal_(std=dim**-0.5))
 

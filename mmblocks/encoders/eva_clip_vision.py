@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.encoders.eva_clip_layouts import vision_layouts
 from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD, check_pixels, normalised_for, pixels_of, rgb_of, torchvision_square
-from mmblocks.layers.towers.eva import EvaTower, eva_norm, rebuilt
+from mmblocks.layers.towers.eva import EvaTower, rebuilt
 from mmblocks.support.deprecation import former_method
 from mmblocks.support.pickling import weightless
 
@@ -81,7 +81,7 @@ class EVACLIPVision(Block):
         self.feature_norm = feature_norm
         self.mean = mean
         self.std = std
-        norm = eva_norm(self.tower.config["norm"], self.tower.config["norm_eps"])
+        norm = self.tower.layer.norm_of
         self.norm = norm(self.dim) if pooling == "class" else nn.Identity()
         self.pool_norm = norm(self.dim) if pooling == "mean" else nn.Identity()
         self.head = None if embed_dim is None else _small_linear(self.dim, embed_dim, head_bias)

@@ -1,7 +1,8 @@
 """EVEv1 and EVEv2: language models that read pixels without an encoder, as they were published."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -12,18 +13,19 @@ from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import check_arguments, only
 from mmblocks.checkpoints.layouts.rules import Split
 from mmblocks.compose import ModelOutput, MultimodalModel
-from mmblocks.embedders.eve1 import EVE1PatchEmbedding
+from mmblocks.configurable import together
+from mmblocks.embedders.eve1 import EVE1ImageArguments, EVE1Images, EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
-from mmblocks.embedders.eve2 import EVE2PatchEmbedding
+from mmblocks.embedders.eve2 import EVE2ImageArguments, EVE2Images, EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.layers.images.pixels import CLIP_MEAN, CLIP_STD
 from mmblocks.roles import Embedder
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
 from mmblocks.trunks.hooks import hidden_states
+from mmblocks.trunks.llama import LlamaArguments, llama_layer
 from mmblocks.trunks.llama_config import llama_config
 from mmblocks.trunks.llama_published import published_llama
 from mmblocks.trunks.routed.eve2_layout import EVE2_RULES, EVE_HARMLESS, eve2_config, published_eve2
@@ -66,14 +68,31 @@ def _published_vision(arguments: Mapping[str, Any], embedding: type[Block]) -> d
     return {} if written is None else written({**arguments, **renamed})
 
 
+_PLAIN: dict[str, Any] = {"qk_norm": False, "rope_sections": None, "rope_dtype": None}
+"""What every published EVE has."""
+
+
 def _published_eve1(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    check_arguments(arguments, vision_heads=8)
+    check_arguments(arguments, vision_heads=8, qkv_bias=False, **_PLAIN)
     trunk = published_llama(arguments, model_type="eve", architecture="EVELlamaForCausalLM")
     return {**_published_vision(arguments, EVE1PatchEmbedding), **trunk, "requires_cliploss": False}
 
 
 def _published_eve2(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    check_arguments(arguments, qkv_bias=True, **_PLAIN)
     return {**_published_vision(arguments, EVE2PatchEmbedding), **published_eve2(arguments)}
+
+
+class EVE1Arguments(LlamaArguments, EVE1ImageArguments, total=False):
+    """Those of the layers and of how images are read."""
+
+
+class EVE2Arguments(LlamaArguments, EVE2ImageArguments, total=False):
+    """Likewise."""
+
+
+_EVE1 = together(llama_layer, EVE1Images)
+_EVE2 = together(partial(llama_layer, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True), EVE2Images)
 
 
 class EVE1(MultimodalModel):
@@ -83,10 +102,10 @@ class EVE1(MultimodalModel):
 
     Args:
         vocab_size: number of ids.
-        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling: of the ``Decoder``.
-        vision_dim, vision_heads, patch_size, merge_size, projector_layers, image_size, teacher_image_size, teacher_patch_size,
-            mean, std: of the ``EVE1PatchEmbedding``, where the first two are ``hidden_dim`` and ``num_heads``. The sizes in pixels
-            of a published folder come from the names of its towers in config.json.
+        dim, num_layers: of the ``Decoder``.
+        vision_dim, vision_heads: ``hidden_dim`` and ``num_heads`` of the ``EVE1PatchEmbedding``.
+        arguments: those of ``llama_layer``, and of ``EVE1Images``. The sizes in pixels of a published folder come from the names of
+            its towers in config.json.
 
     Source: EVEv1 (arXiv 2406.11832; baaivision/EVE).
 
@@ -119,6 +138,7 @@ class EVE1(MultimodalModel):
             harmless=(*EVE1PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
         ),
     )
+    shorthand = staticmethod(_EVE1)
 
     def __init__(
         self,
@@ -126,48 +146,13 @@ class EVE1(MultimodalModel):
         vocab_size: int,
         dim: int,
         num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
         vision_dim: int = 1024,
         vision_heads: int = 8,
-        patch_size: int = 14,
-        merge_size: int = 2,
-        projector_layers: int = 2,
-        image_size: int = 672,
-        teacher_image_size: int = 336,
-        teacher_patch_size: int = 14,
-        mean: tuple[float, ...] = CLIP_MEAN,
-        std: tuple[float, ...] = CLIP_STD,
+        **arguments: Unpack[EVE1Arguments],
     ) -> None:
-        vision = EVE1PatchEmbedding(
-            dim=dim,
-            hidden_dim=vision_dim,
-            patch_size=patch_size,
-            merge_size=merge_size,
-            num_heads=vision_heads,
-            projector_layers=projector_layers,
-            image_size=image_size,
-            teacher_image_size=teacher_image_size,
-            teacher_patch_size=teacher_patch_size,
-            mean=mean,
-            std=std,
-        )
-        trunk = Decoder(
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            norm_eps=norm_eps,
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-        )
+        llama, images = _EVE1(**arguments)
+        vision = EVE1PatchEmbedding(dim=dim, hidden_dim=vision_dim, num_heads=vision_heads, **images)
+        trunk = Decoder(dim=dim, num_layers=num_layers, **llama)
         super().__init__(
             inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision},
             trunk=trunk,
@@ -218,10 +203,11 @@ class EVE2(MultimodalModel):
 
     Args:
         vocab_size: number of ids.
-        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, routed, route: of the
-            ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while decoding.
-        vision_dim, patch_size, merge_size, max_size, mean, std: of the ``EVE2PatchEmbedding``, where the first is ``hidden_dim``.
-            Published files do not tell the merge stride: EVE-7B-HD-v2.0 has the default.
+        dim, num_layers, routed, route: of the ``RoutedDecoder``. ``route=text_when_alone`` is what the published code does while
+            decoding.
+        vision_dim: ``hidden_dim`` of the ``EVE2PatchEmbedding``.
+        arguments: those of ``llama_layer``, with Qwen2's defaults, and of ``EVE2Images``. Published files do not tell the merge
+            stride: EVE-7B-HD-v2.0 has the default.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE).
 
@@ -247,6 +233,7 @@ class EVE2(MultimodalModel):
             harmless=(*EVE2PatchEmbedding.layouts[0].harmless, *EVE_HARMLESS),
         ),
     )
+    shorthand = staticmethod(_EVE2)
 
     def __init__(
         self,
@@ -254,39 +241,14 @@ class EVE2(MultimodalModel):
         vocab_size: int,
         dim: int,
         num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        norm_eps: float = 1e-6,
-        rope_theta: float = 1e6,
-        rope_scaling: dict[str, Any] | None = None,
         routed: Sequence[str] = PARTS,
         route: RouteRule | None = None,
         vision_dim: int = 1024,
-        patch_size: int = 16,
-        merge_size: int = 2,
-        max_size: int = 1600,
-        mean: tuple[float, ...] = CLIP_MEAN,
-        std: tuple[float, ...] = CLIP_STD,
+        **arguments: Unpack[EVE2Arguments],
     ) -> None:
-        vision = EVE2PatchEmbedding(
-            dim=dim, hidden_dim=vision_dim, patch_size=patch_size, merge_size=merge_size, max_size=max_size, mean=mean, std=std
-        )
-        trunk = RoutedDecoder(
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            norm_eps=norm_eps,
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            qkv_bias=True,
-            routed=routed,
-            route=route,
-        )
+        llama, images = _EVE2(**arguments)
+        vision = EVE2PatchEmbedding(dim=dim, hidden_dim=vision_dim, **images)
+        trunk = RoutedDecoder(dim=dim, num_layers=num_layers, routed=routed, route=route, **llama)
         super().__init__(
             inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision},
             trunk=trunk,

@@ -1,7 +1,7 @@
 """NEO: a patch stem, Qwen3 with rows and columns in its attention, and a head; no vision encoder."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.neo import NEOPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
+from mmblocks.sequence.positions import PositionScheme
 from mmblocks.trunks.neo.layout import NEO_HARMLESS, NEO_RULES, neo_config, published_neo
 from mmblocks.trunks.neo.trunk import NEOTrunk
 
@@ -48,6 +49,22 @@ _RULES = (
 )
 
 
+class NEOTrunkArguments(TypedDict, total=False):
+    """The arguments of ``NEOTrunk`` beside ``dim``, for the signature of ``NEO``."""
+
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    num_kv_heads: int | None
+    head_dim: int | None
+    norm_eps: float
+    rope_theta: float
+    rope_theta_place: float
+    bias: bool
+    num_prebuffer_layers: int
+    positions: PositionScheme | None
+
+
 class NEO(MultimodalModel):
     """Reads text ("text") and images ("vision"), writes text ("text").
 
@@ -57,10 +74,10 @@ class NEO(MultimodalModel):
 
     Args:
         vocab_size: text ids.
-        dim, num_layers, num_heads, mlp_dim, num_kv_heads, head_dim, norm_eps, rope_theta, rope_theta_place, bias,
-            num_prebuffer_layers: of the ``NEOTrunk``.
+        dim: width of the tokens.
         tie_embeddings: whether the head's weight is the embedding's (2B).
         vision: further arguments of the ``NEOPatchEmbedding``.
+        trunk: those of the ``NEOTrunk``.
 
     Source: NEO (arXiv 2510.14979; EvolvingLMMs-Lab/NEO).
 
@@ -87,41 +104,20 @@ class NEO(MultimodalModel):
             harmless=(*(name for name in _STEM.harmless if name != "llm_config.*"), *NEO_HARMLESS),
         ),
     )
+    shorthand = NEOTrunk
 
     def __init__(
         self,
         *,
         vocab_size: int,
         dim: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        norm_eps: float = 1e-6,
-        rope_theta: float = 1e6,
-        rope_theta_place: float = 10000.0,
-        bias: bool = False,
-        num_prebuffer_layers: int = 0,
         tie_embeddings: bool = False,
         vision: dict[str, Any] | None = None,
+        **trunk: Unpack[NEOTrunkArguments],
     ) -> None:
         text, stem = TextEmbedding(vocab_size=vocab_size, dim=dim), NEOPatchEmbedding(dim=dim, **(vision or {}))
-        trunk = NEOTrunk(
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            norm_eps=norm_eps,
-            rope_theta=rope_theta,
-            rope_theta_place=rope_theta_place,
-            bias=bias,
-            num_prebuffer_layers=num_prebuffer_layers,
-        )
         head = LMHead(dim=dim, vocab_size=vocab_size)
-        super().__init__(inputs={"text": text, "vision": stem}, trunk=trunk, outputs={"text": head})
+        super().__init__(inputs={"text": text, "vision": stem}, trunk=NEOTrunk(dim=dim, **trunk), outputs={"text": head})
         if tie_embeddings:
             head.weight = text.weight
 

@@ -1,11 +1,13 @@
 """Orthus: a Chameleon that reads and writes images as continuous latents."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Unpack
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import only, stated
+from mmblocks.checkpoints.layouts.published_config import check_arguments, only, stated
 from mmblocks.compose import MultimodalModel
+from mmblocks.configurable import together
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.heads.mar import adaln_mlp_rules
@@ -19,6 +21,7 @@ from mmblocks.trunks.chameleon import (
     published_chameleon,
 )
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES
+from mmblocks.trunks.llama import LlamaArguments, llama_layer
 
 _SIZES = {
     "vocab_size": 65536,
@@ -72,6 +75,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A Chameleon's config, with the entries that upstream's class takes as arguments beside it."""
+    check_arguments(arguments, qk_norm=False, qkv_bias=False, rope_sections=None, rope_dtype=None)
     if arguments["first_code"] != 4:
         raise ValueError(f"first_code is {arguments['first_code']}; accepted in the layout 'orthus': 4, as its code has")
     return {
@@ -93,6 +97,9 @@ _RULES = (
 )
 
 
+_LLAMA = together(partial(llama_layer, num_heads=32, mlp_dim=11008))
+
+
 class Orthus(MultimodalModel):
     """Text by ids, images by latents: what a VQ encoder gives before it takes codes (``ChameleonVQ``, its ``features``).
 
@@ -100,10 +107,10 @@ class Orthus(MultimodalModel):
 
     Args:
         vocab_size: text ids and codes together.
-        dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, norm_eps, rope_theta, rope_scaling, post_norm: of the
-            ``ChameleonTrunk``.
+        dim, num_layers, post_norm: of the ``ChameleonTrunk``.
         num_codes, latent_dim, first_code: of the ``SoftCodeEmbedding``.
         head_width, num_head_blocks, repeats, num_steps: of the ``OrthusDiffusionHead``.
+        llama: the arguments of ``llama_layer``.
 
     The defaults are those of Orthus-7B.
 
@@ -133,6 +140,7 @@ class Orthus(MultimodalModel):
             harmless=(*CHAMELEON_HARMLESS, "diffloss_d", "chameleon"),
         ),
     )
+    shorthand = staticmethod(_LLAMA)
 
     def __init__(
         self,
@@ -140,13 +148,6 @@ class Orthus(MultimodalModel):
         vocab_size: int = 65536,
         dim: int = 4096,
         num_layers: int = 32,
-        num_heads: int = 32,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        mlp_dim: int = 11008,
-        norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
         post_norm: bool = False,
         num_codes: int = 8192,
         latent_dim: int = 256,
@@ -155,7 +156,9 @@ class Orthus(MultimodalModel):
         num_head_blocks: int = 3,
         repeats: int = 8,
         num_steps: int = 100,
+        **llama: Unpack[LlamaArguments],
     ) -> None:
+        (layers,) = _LLAMA(**llama)
         text = TextEmbedding(vocab_size=vocab_size, dim=dim)
         head = OrthusDiffusionHead(
             dim=dim, token_dim=latent_dim, width=head_width, num_blocks=num_head_blocks, repeats=repeats, num_steps=num_steps
@@ -165,17 +168,6 @@ class Orthus(MultimodalModel):
                 "text": text,
                 "latents": SoftCodeEmbedding(num_codes=num_codes, code_dim=latent_dim, table=text, first=first_code),
             },
-            trunk=ChameleonTrunk(
-                dim=dim,
-                num_layers=num_layers,
-                num_heads=num_heads,
-                num_kv_heads=num_kv_heads,
-                head_dim=head_dim,
-                mlp_dim=mlp_dim,
-                norm_eps=norm_eps,
-                rope_theta=rope_theta,
-                rope_scaling=rope_scaling,
-                post_norm=post_norm,
-            ),
+            trunk=ChameleonTrunk(dim=dim, num_layers=num_layers, post_norm=post_norm, **layers),
             outputs={"text": LMHead(dim=dim, vocab_size=vocab_size), "latents": head},
         )

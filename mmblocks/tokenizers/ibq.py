@@ -5,7 +5,9 @@ Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import asdict
+from functools import partial
+from typing import Any, ClassVar, Unpack
 
 from jaxtyping import Float
 from PIL import Image as PILImage
@@ -17,7 +19,7 @@ from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import pixels_of, rgb_of
 from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.index_backpropagation import IndexBackpropagation
-from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvArguments, ConvDecoder, ConvEncoder, ConvSizes
 from mmblocks.tokenizers.conv.taming_layout import (
     TAMING_RULES,
     TRAINING_ENTRIES,
@@ -63,15 +65,18 @@ _HARMLESS = (*TRAINING_ENTRIES, "entropy_temperature", "diffusion_decoder_kwargs
 """The temperature counts with ``use_entropy_loss``; Emu3.5's diffusion decoder is not released."""
 
 
+_SIZES = partial(ConvSizes, channels=256, num_blocks=4, attention_levels=(4,))
+
+
 class IBQ(VisualTokenizer):
     """A VQGAN whose codes are searched by dot product and all learn at every step, so that codebooks can be very large.
 
     Args:
         num_codes: size of the codebook: 1,024 to 262,144 in SEED-Voken, 131,072 in Emu3.5.
         code_dim: width of a code.
-        channels, multipliers, num_blocks, attention_levels, latent_channels: see ``ConvEncoder``.
         entropy_temperature: also return entropies while training, see ``IndexBackpropagation``.
         image_area: pixels in all to which ``preprocess`` brings an image.
+        network: the arguments of ``ConvSizes``.
 
     The defaults are Emu3.5's. Half precision of the weights changes ids; keep float32 for encoding. SEED-Voken's checkpoints
     hold running averages of the weights too, which are the ones loaded, as upstream evaluates them.
@@ -112,6 +117,7 @@ class IBQ(VisualTokenizer):
             harmless=_HARMLESS,
         ),
     )
+    shorthand = staticmethod(_SIZES)
     loss_weights: ClassVar[dict[str, float]] = {
         "index": 1.0,
         "commitment": 1.0,
@@ -125,27 +131,16 @@ class IBQ(VisualTokenizer):
         *,
         num_codes: int = 131072,
         code_dim: int = 256,
-        channels: int = 256,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_blocks: int = 4,
-        attention_levels: tuple[int, ...] = (4,),
-        latent_channels: int = 256,
         entropy_temperature: float | None = None,
         image_area: int = 1024 * 1024,
+        **network: Unpack[ConvArguments],
     ) -> None:
-        network: dict[str, Any] = {
-            "channels": channels,
-            "multipliers": multipliers,
-            "num_blocks": num_blocks,
-            "attention_levels": attention_levels,
-            "latent_channels": latent_channels,
-            "code_dim": code_dim,
-        }
-        step = 2 ** (len(multipliers) - 1)
+        sizes = asdict(_SIZES(**network))
+        step = 2 ** (len(sizes["multipliers"]) - 1)
         super().__init__(
-            encoder=ConvEncoder(**network),
+            encoder=ConvEncoder(code_dim=code_dim, **sizes),
             bottleneck=IndexBackpropagation(num_codes=num_codes, dim=code_dim, entropy_temperature=entropy_temperature),
-            decoder=ConvDecoder(**network),
+            decoder=ConvDecoder(code_dim=code_dim, **sizes),
             downsampling=(step, step),
         )
         self.image_area = image_area

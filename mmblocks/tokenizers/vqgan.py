@@ -3,7 +3,9 @@
 Shapes: B images, H and W pixels, h and w tokens, D width of a code.
 """
 
-from typing import Any, ClassVar
+from dataclasses import asdict
+from functools import partial
+from typing import ClassVar, Unpack
 
 from jaxtyping import Float
 from PIL import Image as PILImage
@@ -14,7 +16,7 @@ from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.layers.images.pixels import centre_square, on_white, pixels_of
 from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
-from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder, ConvEncoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvArguments, ConvDecoder, ConvEncoder, ConvSizes
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.tokenizers.vqgan_layout import CHAMELEON_LAYOUTS, VQGAN_LAYOUTS
 
@@ -35,15 +37,18 @@ class MissingDecoder(Block):
         raise ValueError("this checkpoint holds no decoder; load the official one, which does, to decode")
 
 
+_SIZES = partial(ConvSizes, attention_levels=(4,))
+
+
 class VQGAN(VisualTokenizer):
     """Convolutions with a little attention, and a codebook searched by Euclidean distance.
 
     Args:
         num_codes: size of the codebook.
         code_dim: width of a code.
-        channels, multipliers, num_blocks, attention_levels, latent_channels: see ``ConvEncoder``.
         has_decoder: False where only images are to become codes.
         deepest_first: order of the decoder's levels in its files, see ``ConvDecoder``.
+        network: the arguments of ``ConvSizes``.
 
     The defaults are those of the ImageNet model of 16 x 16 pixels a token and 1,024 codes.
 
@@ -60,6 +65,7 @@ class VQGAN(VisualTokenizer):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = VQGAN_LAYOUTS
+    shorthand = staticmethod(_SIZES)
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 0.25, "commitment": 1.0}
 
     def __init__(
@@ -67,30 +73,19 @@ class VQGAN(VisualTokenizer):
         *,
         num_codes: int = 1024,
         code_dim: int = 256,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (4,),
-        latent_channels: int = 256,
         has_decoder: bool = True,
         deepest_first: bool = False,
+        **network: Unpack[ConvArguments],
     ) -> None:
-        network: dict[str, Any] = {
-            "channels": channels,
-            "multipliers": multipliers,
-            "num_blocks": num_blocks,
-            "attention_levels": attention_levels,
-            "latent_channels": latent_channels,
-            "code_dim": code_dim,
-        }
-        step = 2 ** (len(multipliers) - 1)
+        sizes = _SIZES(**network)
+        step = 2 ** (len(sizes.multipliers) - 1)
         decoder = (
-            ConvDecoder(**network, deepest_first=deepest_first)
+            ConvDecoder(code_dim=code_dim, deepest_first=deepest_first, **asdict(sizes))
             if has_decoder
-            else MissingDecoder(latent_channels=latent_channels, code_dim=code_dim)
+            else MissingDecoder(latent_channels=sizes.latent_channels, code_dim=code_dim)
         )
         super().__init__(
-            encoder=ConvEncoder(**network),
+            encoder=ConvEncoder(code_dim=code_dim, **asdict(sizes)),
             bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim),
             decoder=decoder,
             downsampling=(step, step),
@@ -103,8 +98,9 @@ class ChameleonVQ(VQGAN):
     Args:
         image_size: shorter side, in pixels, to which ``preprocess`` brings an image before it cuts a square.
         has_decoder: transformers' checkpoints of Chameleon hold the encoder's half alone, and cannot decode.
-        num_codes, code_dim, channels, multipliers, num_blocks, attention_levels, latent_channels: as in ``VQGAN``.
+        num_codes, code_dim: as in ``VQGAN``.
         mean, std: see ``VisualTokenizer``.
+        network: the arguments of ``ConvSizes``.
 
     Source: Chameleon (arXiv 2405.09818; facebookresearch/chameleon), Anole (arXiv 2407.06135; GAIR-NLP/anole).
 
@@ -120,32 +116,21 @@ class ChameleonVQ(VQGAN):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = CHAMELEON_LAYOUTS
+    shorthand = staticmethod(ConvSizes)
 
     def __init__(
         self,
         *,
         num_codes: int = 8192,
         code_dim: int = 256,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (),
-        latent_channels: int = 256,
         image_size: int = 512,
         has_decoder: bool = True,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.5, 0.5, 0.5),
+        **network: Unpack[ConvArguments],
     ) -> None:
-        super().__init__(
-            num_codes=num_codes,
-            code_dim=code_dim,
-            channels=channels,
-            multipliers=multipliers,
-            num_blocks=num_blocks,
-            attention_levels=attention_levels,
-            latent_channels=latent_channels,
-            has_decoder=has_decoder,
-        )
+        sizes = asdict(ConvSizes(**network))
+        super().__init__(num_codes=num_codes, code_dim=code_dim, has_decoder=has_decoder, **sizes)
         self.image_size = image_size
         self.mean = mean
         self.std = std

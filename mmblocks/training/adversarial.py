@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from mmblocks.block import Block
 from mmblocks.training.tokenizer_losses import bfloat16_autocast, check_finite, frames
-from mmblocks.training.tokenizer_recipe import TokenizerRecipe
+from mmblocks.training.tokenizer_recipe import AdversarySettings
 
 
 class PatchDiscriminator(Block):
@@ -122,21 +122,25 @@ class Adversary:
         discriminator: images (N, 3, H, W) in [0, 1] -> scores. Clips are judged frame by frame.
         optimizer: of the discriminator.
         last_layer: of the tokenizer's decoder.
-        recipe: ``gan_weight``, ``lecam`` and ``autocast``.
+        settings: of its losses.
+        autocast: whether it computes in bfloat16.
     """
 
-    def __init__(self, discriminator: Block, optimizer: AdamW, last_layer: nn.Parameter, recipe: TokenizerRecipe) -> None:
+    def __init__(
+        self, discriminator: Block, optimizer: AdamW, last_layer: nn.Parameter, settings: AdversarySettings, *, autocast: bool
+    ) -> None:
         self.discriminator = discriminator
         self.optimizer = optimizer
         self.last_layer = last_layer
-        self.recipe = recipe
+        self.settings = settings
+        self.autocast = autocast
         self.lecam = LeCam().to(last_layer.device)
 
     def generator_loss(self, rebuilt: Float[Tensor, "B 3 *size"], reconstruction_loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What the tokenizer is told: ``generator`` loss and ``adaptive_weight``, and the loss with all weights."""
         loss = hinge_generator_loss(self._scores(rebuilt))
         weight = adaptive_weight(reconstruction_loss, loss, self.last_layer)
-        return {"generator": loss, "adaptive_weight": weight}, self.recipe.gan_weight * weight * loss
+        return {"generator": loss, "adaptive_weight": weight}, self.settings.gan_weight * weight * loss
 
     def discriminator_loss(
         self, real: Float[Tensor, "B 3 *size"], rebuilt: Float[Tensor, "B 3 *size"]
@@ -149,13 +153,13 @@ class Adversary:
         scores, others = self._scores(real), self._scores(rebuilt)
         check_finite(discriminator_scores=torch.stack([scores.sum(), others.sum()]))
         losses = {"discriminator": hinge_discriminator_loss(scores, others)}
-        if not self.recipe.lecam:
+        if not self.settings.lecam:
             return losses, losses["discriminator"]
         self.lecam.update(scores, others)
         losses["lecam"] = self.lecam(scores, others)
-        return losses, losses["discriminator"] + self.recipe.lecam * losses["lecam"]
+        return losses, losses["discriminator"] + self.settings.lecam * losses["lecam"]
 
     def _scores(self, pixels: Tensor) -> Tensor:
-        with bfloat16_autocast(self.recipe.autocast, pixels.device):
+        with bfloat16_autocast(self.autocast, pixels.device):
             scores: Tensor = self.discriminator(frames(pixels))
         return scores.to(pixels.dtype)

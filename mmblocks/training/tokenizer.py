@@ -96,15 +96,17 @@ class TokenizerTrainer:
         self.perceptual = perceptual
         self.device, self.dtype = _placement(tokenizer)
         check_autocast(self.recipe.autocast, self.device)
-        self.optimizer = self._adamw(tokenizer, self.recipe.lr)
+        self.optimizer = self._adamw(tokenizer, self.recipe.optimizer.lr)
         self.adversary: Adversary | None = None
         if discriminator is not None:
             discriminator.to(self.device, self.dtype).train()
-            rate = self.recipe.lr if self.recipe.discriminator_lr is None else self.recipe.discriminator_lr
-            last = last_layer(tokenizer, self.recipe.last_layer)
-            self.adversary = Adversary(discriminator, self._adamw(discriminator, rate), last, self.recipe)
+            settings = self.recipe.adversary
+            rate = self.recipe.optimizer.lr if settings.discriminator_lr is None else settings.discriminator_lr
+            last = last_layer(tokenizer, settings.last_layer)
+            optimizer = self._adamw(discriminator, rate)
+            self.adversary = Adversary(discriminator, optimizer, last, settings, autocast=self.recipe.autocast)
         self.generator = torch.Generator(self.device).manual_seed(self.recipe.seed)
-        self.codebook = CodebookCare(tokenizer, self.recipe, self.device, self.generator)
+        self.codebook = CodebookCare(tokenizer, self.recipe.codebook, self.device, self.generator)
         self.num_steps = 0
         self.num_skipped = 0
 
@@ -238,19 +240,19 @@ class TokenizerTrainer:
     def _learn(self, pixels: Tensor) -> dict[str, float]:
         """One step of both optimizers, or of none."""
         check_finite(pixels=pixels)
-        adversary = self.adversary if self.num_steps >= self.recipe.gan_start else None
+        adversary = self.adversary if self.num_steps >= self.recipe.adversary.gan_start else None
         with bfloat16_autocast(self.recipe.autocast, self.device):
             latents, features = self.codebook.encode(pixels)
             rebuilt = self.tokenizer.decode(latents)
         _check_shape(rebuilt, pixels)
         rebuilt = rebuilt.to(self.dtype)
-        losses, total = reconstruction_losses(pixels, rebuilt, self.recipe, self.perceptual)
+        losses, total = reconstruction_losses(pixels, rebuilt, self.recipe.losses, self.perceptual)
         check_finite(reconstruction_loss=total)
         if adversary is not None:
             adversarial, weighted = adversary.generator_loss(rebuilt, total)
             losses, total = losses | adversarial, total + weighted
         if latents.loss is not None:
-            demanded = self.recipe.loss_weights or {}
+            demanded = self.recipe.losses.loss_weights or {}
             total = total + bottleneck_loss(latents.loss, {**self.tokenizer.loss_weights, **demanded}, demanded)
         losses |= {"loss": total, **(latents.loss or {}), "grad_norm": self._backward(total, self.optimizer)}
         if adversary is not None:
@@ -270,14 +272,15 @@ class TokenizerTrainer:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
-        limit = self.recipe.max_grad_norm
+        limit = self.recipe.optimizer.max_grad_norm
         norm = clip_grad_norm_(parameters, float("inf") if limit is None else limit)
         check_finite(gradients=norm)
         return norm
 
     def _adamw(self, module: nn.Module, rate: float) -> AdamW:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = AdamW(parameters, lr=rate, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay)
+        settings = self.recipe.optimizer
+        optimizer = AdamW(parameters, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
         optimizer.param_groups[0]["full_rate"] = rate
         return optimizer
 

@@ -16,7 +16,7 @@ from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 from mmblocks.training.image_metrics import CodeUsage
 from mmblocks.training.tokenizer_losses import check_finite
-from mmblocks.training.tokenizer_recipe import TokenizerRecipe
+from mmblocks.training.tokenizer_recipe import CodebookSettings
 
 FEATURES_PER_CODE = 8
 """How many features k-means waits for."""
@@ -38,7 +38,7 @@ class CodebookCare:
     Args:
         tokenizer: whose bottleneck it is. K-means asks for its ``fit(features, generator=...)``, reviving for its
             ``replace_unused(features, used, generator)``, both of which a ``Codebook`` has.
-        recipe: ``kmeans_at``, ``revive_every``, ``revive_until`` and ``encode_options``.
+        settings: when k-means and revival are due, and what ``encode`` is given.
         device: where the tokenizer is.
         generator: source of randomness for k-means and revival.
 
@@ -51,17 +51,17 @@ class CodebookCare:
         TypeError: ``kmeans_at`` or ``revive_every`` for a bottleneck that cannot do it.
     """
 
-    def __init__(self, tokenizer: VisualTokenizer, recipe: TokenizerRecipe, device: torch.device, generator: Generator) -> None:
+    def __init__(self, tokenizer: VisualTokenizer, settings: CodebookSettings, device: torch.device, generator: Generator) -> None:
         self.tokenizer = tokenizer
         self.bottleneck = tokenizer.bottleneck
-        self.recipe = recipe
+        self.settings = settings
         self.generator = generator
-        self.is_laid = recipe.kmeans_at is None
+        self.is_laid = settings.kmeans_at is None
         self.waiting: list[Tensor] = []
-        self.usage = CodeUsage(tokenizer.codebook_sizes, device, window=recipe.revive_every or 100)
+        self.usage = CodeUsage(tokenizer.codebook_sizes, device, window=settings.revive_every or 100)
         for option, value, method, role in (
-            ("kmeans_at", recipe.kmeans_at, "fit", _Fitted),
-            ("revive_every", recipe.revive_every, "replace_unused", _Revived),
+            ("kmeans_at", settings.kmeans_at, "fit", _Fitted),
+            ("revive_every", settings.revive_every, "replace_unused", _Revived),
         ):
             able = isinstance(self.bottleneck, role) and len(tokenizer.codebook_sizes) == 1 and self.usage.counts
             if value is not None and not able:
@@ -83,7 +83,7 @@ class CodebookCare:
             z = normalize(features, dim=-1) if unit else features
             return Latents(z=z), features.detach().flatten(0, -2)
         with _guarded(self.bottleneck) as seen:
-            latents = self.tokenizer.encode(pixels, **self.recipe.encode_options or {})
+            latents = self.tokenizer.encode(pixels, **self.settings.encode_options or {})
         return latents, seen[-1].flatten(0, -2) if seen else pixels.new_zeros(0, 0)
 
     @torch.no_grad()
@@ -97,8 +97,8 @@ class CodebookCare:
         self.usage.add(latents.ids, latents.lengths)
         if not self.usage.is_full:
             return 0
-        until = self.recipe.revive_until
-        revives = self.recipe.revive_every is not None and (until is None or step < until)
+        until = self.settings.revive_until
+        revives = self.settings.revive_every is not None and (until is None or step < until)
         revived = self._revived(features) if revives else 0
         self.usage.roll()
         return revived
@@ -108,7 +108,7 @@ class CodebookCare:
 
     def _collect(self, features: Tensor, step: int) -> None:
         """Keeps the features of a few batches, where one holds too few, and lays the codebook."""
-        if self.recipe.kmeans_at is None or step < self.recipe.kmeans_at:
+        if self.settings.kmeans_at is None or step < self.settings.kmeans_at:
             return
         self.waiting.append(features)
         if sum(map(len, self.waiting)) >= FEATURES_PER_CODE * self.tokenizer.codebook_sizes[0]:

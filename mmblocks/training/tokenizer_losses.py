@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
-from mmblocks.training.tokenizer_recipe import TokenizerRecipe
+from mmblocks.training.tokenizer_recipe import LossSettings
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Images and what a tokenizer made of them, both (N, 3, H, W), to how different they look: (N,) or a scalar. The images lie in
@@ -61,7 +61,7 @@ def frames(pixels: Float[Tensor, "B 3 *size"]) -> Float[Tensor, "N 3 H W"]:
 def reconstruction_losses(
     pixels: Float[Tensor, "B 3 *size"],
     rebuilt: Float[Tensor, "B 3 *size"],
-    recipe: TokenizerRecipe,
+    settings: LossSettings,
     perceptual: Perceptual | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The losses that have a weight, by name and unweighted, and their weighted sum.
@@ -71,14 +71,14 @@ def reconstruction_losses(
     Raises:
         ValueError: no loss has a weight.
     """
-    losses, weights = {}, {"l1": recipe.l1, "l2": recipe.l2}
-    if recipe.l1:
+    losses, weights = {}, {"l1": settings.l1, "l2": settings.l2}
+    if settings.l1:
         losses["l1"] = 2 * l1_loss(rebuilt, pixels)
-    if recipe.l2:
+    if settings.l2:
         losses["l2"] = 4 * mse_loss(rebuilt, pixels)
-    if recipe.perceptual and perceptual is not None:
+    if settings.perceptual and perceptual is not None:
         losses["perceptual"] = perceptual(frames(pixels), frames(rebuilt)).mean()
-        weights["perceptual"] = recipe.perceptual
+        weights["perceptual"] = settings.perceptual
     if not losses:
         raise ValueError("l1 and l2 are 0, and there is no perceptual loss; accepted: at least one of them")
     return losses, torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

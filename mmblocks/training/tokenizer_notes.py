@@ -6,7 +6,6 @@ Format 1 had no checksums. Such a folder is still read, and its optimizer is tak
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ class Notes(NamedTuple):
 def write(folder: Path, notes: Notes) -> None:
     """Writes them into a folder that holds all other files already."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    content: dict[str, Any] = {"format": _FORMAT, **notes._asdict(), "recipe": asdict(notes.recipe)}
+    content: dict[str, Any] = {"format": _FORMAT, **notes._asdict(), "recipe": notes.recipe.settings()}
     content[_FILES] = {file.relative_to(folder).as_posix(): _of_file(file) for file in files}
     content[_CHECKSUM] = _of_json(content)
     (folder / FILE).write_bytes(_text(content))

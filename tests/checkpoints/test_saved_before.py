@@ -1,7 +1,8 @@
 """Folders that an earlier version saved: they load, compute what they did then, and are saved and loaded again.
 
 Those in ``saved`` come from the code of 21 November 2026: "without_checksums" from the first that saved folders, the others from
-the first that had all these trunks. Modules have moved since then.
+the first that had all these trunks. Modules have moved since then. Those in ``saved_wholes`` come from the last code whose
+constructors had all arguments in one list.
 """
 
 from pathlib import Path
@@ -10,16 +11,19 @@ import pytest
 import torch
 
 from mmblocks import Block
-from tests.shared.saved_models import SAVED, read
+from tests.shared import saved_models, saved_wholes
+from tests.shared.saved_models import read
 
-FOLDER = Path(__file__).parent / "saved"
+SAVED = {**saved_models.SAVED, **saved_wholes.WHOLES}
+HERE = Path(__file__).parent
+FOLDERS = {path.name: path for top in ("saved", "saved_wholes") for path in (HERE / top).iterdir()}
 
 
 @pytest.mark.parametrize("name", SAVED)
 @torch.no_grad()
 def test_it_loads_and_computes_what_it_did(name: str, tmp_path: Path):
-    inputs, wanted = read(FOLDER / name)
-    model = Block.from_pretrained(FOLDER / name / "model").eval()
+    inputs, wanted = read(FOLDERS[name])
+    model = Block.from_pretrained(FOLDERS[name] / "model").eval()
     compare(SAVED[name].run(model, inputs), wanted)
 
     model.save_pretrained(tmp_path / "again")
@@ -36,9 +40,9 @@ def compare(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> 
 
 
 def test_every_folder_is_tested():
-    assert {path.name for path in FOLDER.iterdir()} == set(SAVED)
+    assert FOLDERS.keys() == SAVED.keys()
 
 
 def test_folders_are_small():
-    sizes = {name: sum(file.stat().st_size for file in (FOLDER / name).rglob("*")) for name in SAVED}
+    sizes = {name: sum(file.stat().st_size for file in FOLDERS[name].rglob("*")) for name in SAVED}
     assert {name: size for name, size in sizes.items() if size > 200_000} == {}

@@ -158,7 +158,7 @@ def test_recipe_of_numbers_alike():
 
 @pytest.mark.unchecked
 def test_recipe_checks_its_types():
-    assert TokenizerRecipe(gan_start=1e3).gan_start == 1000
+    assert TokenizerRecipe(gan_start=1e3).adversary.gan_start == 1000
     with pytest.raises(TypeError, match="lr is True; accepted: float"):
         TokenizerRecipe(lr=True)
 

@@ -3,7 +3,9 @@
 Shapes: B images, Q queries, L features of an image, D width of the queries, C width of the features.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -37,17 +39,47 @@ def qformer_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
+class QFormerArguments(TypedDict, total=False):
+    """The arguments of ``QFormerSizes``, for the signatures of classes that pass them on."""
+
+    num_queries: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    cross_attention_every: int
+    causal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerSizes:
+    """Sizes of a ``QFormer``: the arguments that the classes made of one share. The defaults are BLIP-2's.
+
+    Attributes:
+        num_queries: Q.
+        num_layers: layers.
+        num_heads: heads of each.
+        mlp_dim: inner width of the feed-forward layers.
+        cross_attention_every: every how many layers attend to the features, from the first on.
+        causal: let a query see only those before it.
+    """
+
+    num_queries: int = 32
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    cross_attention_every: int = 2
+    causal: bool = False
+
+
 class QFormer(Block):
     """BERT layers over learned queries, some of which also attend to the image's features; norms after each residual.
 
     Args:
-        num_queries: Q.
-        dim, num_layers, num_heads, mlp_dim: sizes of the transformer.
+        dim: D.
         context_dim: C.
-        cross_attention_every: every how many layers attend to the features, from the first on.
-        causal: let a query see only those before it.
         activation: of the feed-forward layers; see ``ACTIVATIONS``.
         norm_eps: of all norms; the default is BERT's.
+        sizes: the arguments of ``QFormerSizes``.
 
     There is no dropout, which BERT's training has.
 
@@ -61,28 +93,24 @@ class QFormer(Block):
         (2, 5, 16)
     """
 
+    shorthand = QFormerSizes
+
     def __init__(
         self,
         *,
-        num_queries: int = 32,
         dim: int = 768,
         context_dim: int = 1408,
-        num_layers: int = 12,
-        num_heads: int = 12,
-        mlp_dim: int = 3072,
-        cross_attention_every: int = 2,
-        causal: bool = False,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
+        **sizes: Unpack[QFormerArguments],
     ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=0.02))
+        own = QFormerSizes(**sizes)
+        self.queries = nn.Parameter(torch.empty(1, own.num_queries, dim).normal_(std=0.02))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        reads = (context_dim if layer % own.cross_attention_every == 0 else None for layer in range(own.num_layers))
         self.layers = nn.ModuleList(
-            _Layer(
-                dim, context_dim if layer % cross_attention_every == 0 else None, num_heads, mlp_dim, causal, activation, norm_eps
-            )
-            for layer in range(num_layers)
+            _Layer(dim, width, own.num_heads, own.mlp_dim, own.causal, activation, norm_eps) for width in reads
         )
 
     def forward(self, context: Float[Tensor, "B L C"]) -> Float[Tensor, "B Q D"]:

@@ -3,9 +3,8 @@
 Shapes: B images, H and W pixels, M tokens, which are one more than patches, K patches that are kept, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import torch
 from einops import rearrange
@@ -18,6 +17,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.layers.activations import ActivationLayer
 from mmblocks.layers.images.pixels import check_some
+from mmblocks.layers.towers.eva_layer import EvaLayer, EvaLayerArguments
 from mmblocks.layers.towers.eva_layouts import tower_layouts
 from mmblocks.support.buffers import ResetsBuffers
 from mmblocks.support.checks import check_range
@@ -32,19 +32,11 @@ class EvaTower(Block):
         image_size: height and width of the images, in pixels; others are refused, but see ``resized``.
         patch_size: pixels a side of a patch.
         dim, num_layers, num_heads, mlp_dim: its sizes.
-        norm: "layer", or "rms" as in EVA-CLIP-8B and 18B.
-        norm_eps: of all norms.
-        post_norm: norms after attention and feed-forward, inside the residual, as in EVA02-CLIP-E and EVA-CLIP-18B.
-        qkv_bias: biases of query and value; there is none of key.
-        swiglu: a gated feed-forward with a norm inside, as in EVA-02's base and large towers; else a plain one.
-        activation: of the plain feed-forward; see ``ACTIVATIONS``.
-        attention_norm: a norm before attention's output projection, as in EVA02-CLIP's base and large towers.
         rope: turn queries and keys by the place of their patch.
         rope_grid: rows and columns over which ``rope``'s places are spread; None for one each patch.
-        layer_scale: where learned scales of what attention and feed-forward add begin; None for none.
         any_size: take images of any whole patches, with positions interpolated (bicubic, as in ``resized``, but in every forward
             pass) from those of ``image_size``.
-        drop_path: how often, while training, the last block leaves out either for an image; less for those before.
+        layer: the arguments of ``EvaLayer``.
 
     The defaults are those of EVA01-CLIP-g.
 
@@ -62,6 +54,7 @@ class EvaTower(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = tower_layouts()
+    shorthand = EvaLayer
 
     def __init__(
         self,
@@ -72,33 +65,22 @@ class EvaTower(Block):
         num_layers: int = 40,
         num_heads: int = 16,
         mlp_dim: int = 6144,
-        norm: Literal["layer", "rms"] = "layer",
-        post_norm: bool = False,
-        qkv_bias: bool = True,
-        swiglu: bool = False,
-        attention_norm: bool = False,
         rope: bool = False,
         rope_grid: tuple[int, int] | None = None,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
         any_size: bool = False,
-        norm_eps: float = 1e-6,
-        activation: str = "gelu",
+        **layer: Unpack[EvaLayerArguments],
     ) -> None:
         super().__init__()
         if any(side % patch_size or side <= 0 for side in image_size):
             raise ValueError(f"image_size is {image_size}; accepted: multiples of patch_size, {patch_size}")
         if dim % num_heads:
             raise ValueError(f"dim is {dim}, num_heads {num_heads}; accepted: heads that divide the width")
-        if layer_scale is not None and post_norm:
-            raise ValueError(f"layer_scale is {layer_scale} with post_norm; accepted: None")
-        if swiglu and activation != "gelu":
-            raise ValueError(f"activation is {activation!r} with swiglu, which has its own; accepted: 'gelu'")
+        self.layer = EvaLayer(**layer)
         self.image_size = image_size
         self.patch_size = patch_size
         self.any_size = any_size
         self.dim = dim
-        self.vit = _timm_eva(
+        self.vit = self.layer.tower(
             img_size=image_size,
             patch_size=patch_size,
             embed_dim=dim,
@@ -106,22 +88,13 @@ class EvaTower(Block):
             num_heads=num_heads,
             # timm rounds dim times this ratio down
             mlp_ratio=(mlp_dim + 0.5) / dim,
-            norm=norm,
-            norm_eps=norm_eps,
-            use_post_norm=post_norm,
-            qkv_bias=qkv_bias,
-            swiglu_mlp=swiglu,
-            scale_mlp=swiglu,
-            scale_attn_inner=attention_norm,
             use_rot_pos_emb=rope,
             ref_feat_shape=rope_grid,
-            init_values=layer_scale,
-            drop_path_rate=drop_path,
             dynamic_img_size=any_size,
         )
-        if activation != "gelu":
+        if self.layer.activation != "gelu":
             for block in self.vit.blocks:
-                block.mlp.act = ActivationLayer(activation)
+                block.mlp.act = ActivationLayer(self.layer.activation)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -267,28 +240,3 @@ def _spread(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Te
 
 def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(maps.float(), size=size, mode="bicubic", align_corners=False).to(maps.dtype)
-
-
-def eva_norm(norm: Literal["layer", "rms"], eps: float) -> Callable[[int], nn.Module]:
-    """Width -> a norm of the kind that a tower has throughout."""
-    # here, since timm takes seconds to import
-    from timm.layers.norm import LayerNorm, RmsNorm
-
-    kind: Callable[..., nn.Module] = {"layer": LayerNorm, "rms": RmsNorm}[norm]
-    return partial(kind, eps=eps)
-
-
-def _timm_eva(*, norm: Literal["layer", "rms"], norm_eps: float, **sizes: object) -> Any:
-    from timm.models.eva import Eva
-
-    build: Callable[..., nn.Module] = Eva
-    return build(
-        **sizes,
-        norm_layer=eva_norm(norm, norm_eps),
-        # Apart, query, key and value need no buffer of zeros for the key's bias, and are called the same in all towers.
-        qkv_fused=False,
-        num_classes=0,
-        global_pool="",
-        use_fc_norm=False,
-        use_post_transformer_norm=False,
-    )

@@ -4,6 +4,8 @@ Shapes: B images, H and W pixels, h and w patches, N = h w patches, D width.
 """
 
 import re
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from einops import rearrange
@@ -58,6 +60,38 @@ def siglip_sizes(name: str) -> dict[str, int]:
         raise ValueError(f"the vision model is {name!r}; accepted: siglip[2]-({'|'.join(_SIZES)})-patch..-...")
     size, patch_size, image_size = found.groups()
     return {"image_size": int(image_size), "patch_size": int(patch_size), **_SIZES[size]}
+
+
+class SiglipArguments(TypedDict, total=False):
+    """The arguments of ``SiglipSizes``, for the signatures of classes that pass them on."""
+
+    image_size: int
+    patch_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipSizes:
+    """Sizes of a ``SiglipVision``: the arguments that the tokenizers with one share. The defaults are so400m's for 384 pixels.
+
+    Attributes:
+        image_size: sides, in pixels, of the images.
+        patch_size: sides, in pixels, of a patch; pixels that fill none are dropped.
+        dim: width.
+        num_layers: layers.
+        num_heads: heads of each.
+        mlp_dim: width inside the feed-forward parts.
+    """
+
+    image_size: int = 384
+    patch_size: int = 14
+    dim: int = 1152
+    num_layers: int = 27
+    num_heads: int = 16
+    mlp_dim: int = 4304
 
 
 class SiglipAttention(nn.Module):
@@ -130,23 +164,20 @@ class SiglipVision(nn.Module):
     What reads the states of a layer in between calls the parts itself: ``embed``, then some of ``layers``.
 
     Args:
-        image_size: sides, in pixels, of the images.
-        patch_size: sides, in pixels, of a patch; pixels that fill none are dropped.
-        dim: width.
-        num_layers: layers.
-        num_heads: heads of each.
-        mlp_dim: width inside the feed-forward parts.
+        sizes: the arguments of ``SiglipSizes``.
 
     Source: SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786) at fixed resolution.
     """
 
-    def __init__(self, *, image_size: int, patch_size: int, dim: int, num_layers: int, num_heads: int, mlp_dim: int) -> None:
+    def __init__(self, **sizes: Unpack[SiglipArguments]) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, dim, patch_size, patch_size)
-        self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2, dim).normal_(std=0.02))
-        self.layers = nn.ModuleList(SiglipLayer(dim, num_heads=num_heads, mlp_dim=mlp_dim) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pool = SiglipPooling(dim, num_heads=num_heads, mlp_dim=mlp_dim)
+        own = SiglipSizes(**sizes)
+        self.patch = nn.Conv2d(3, own.dim, own.patch_size, own.patch_size)
+        self.positions = nn.Parameter(torch.empty((own.image_size // own.patch_size) ** 2, own.dim).normal_(std=0.02))
+        layers = (SiglipLayer(own.dim, num_heads=own.num_heads, mlp_dim=own.mlp_dim) for _ in range(own.num_layers))
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(own.dim, eps=1e-6)
+        self.pool = SiglipPooling(own.dim, num_heads=own.num_heads, mlp_dim=own.mlp_dim)
 
     def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Pixels, normalised, to patches with their positions, row by row."""

@@ -4,8 +4,7 @@ Shapes: B rows, L tokens, C channels of a token, D width of the encoder, D2 of t
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from einops import rearrange
@@ -14,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.models.mar.halves import Halves, HalvesArguments
 from mmblocks.models.mar.layout import MAR_LAYOUTS
 from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
 from mmblocks.roles import Head
@@ -31,13 +31,10 @@ class MAR(Block):
         channels, patch_size: of a latent, and latents a side of a token; C is ``channels * patch_size**2``.
         grid: rows and columns of tokens.
         num_classes: classes.
-        encoder_dim, encoder_layers, encoder_heads, decoder_dim, decoder_layers, decoder_heads: of the two halves.
         num_class_tokens: how many tokens the class takes, before the image's.
-        mlp_ratio: inner width of the feed-forward layers over the width.
-        norm_eps: of the layer norms.
-        dropout: on attention and projections, while training.
         label_dropout: how often a class is left out while training.
         min_mask_ratio: the smallest share of tokens that are masked while training.
+        halves: the arguments of ``Halves``.
 
     Published files carry no config: see ``mar_base``, ``mar_large`` and ``mar_huge`` in LTH14/mar for the sizes. Latents are those
     of its KL-16, multiplied by 0.2325.
@@ -59,6 +56,7 @@ class MAR(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = MAR_LAYOUTS
+    shorthand = Halves
 
     def __init__(
         self,
@@ -66,21 +64,15 @@ class MAR(Block):
         channels: int,
         grid: tuple[int, int],
         num_classes: int,
-        encoder_dim: int,
-        encoder_layers: int,
-        encoder_heads: int,
-        decoder_dim: int,
-        decoder_layers: int,
-        decoder_heads: int,
         patch_size: int = 1,
         num_class_tokens: int = 64,
-        mlp_ratio: float = 4.0,
-        norm_eps: float = 1e-6,
-        dropout: float = 0.1,
         label_dropout: float = 0.1,
         min_mask_ratio: float = 0.7,
+        **halves: Unpack[HalvesArguments],
     ) -> None:
         super().__init__()
+        sizes = Halves(**halves)
+        encoder_dim, decoder_dim, norm_eps = sizes.encoder_dim, sizes.decoder_dim, sizes.norm_eps
         if num_class_tokens < 1 or not 0 < min_mask_ratio <= 1:
             found = f"num_class_tokens is {num_class_tokens}, min_mask_ratio {min_mask_ratio}"
             raise ValueError(f"{found}; accepted: 1 or more, and above 0 to 1")
@@ -89,18 +81,17 @@ class MAR(Block):
         self.num_classes, self.num_class_tokens = num_classes, num_class_tokens
         self.label_dropout, self.min_mask_ratio = label_dropout, min_mask_ratio
         length = self.num_tokens + num_class_tokens
-        options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "eps": norm_eps, "dropout": dropout}
         self.classes = nn.Embedding(num_classes, encoder_dim)
         self.no_class = nn.Parameter(torch.empty(encoder_dim))
         self.embed = nn.Linear(self.token_dim, encoder_dim)
         self.embed_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
         self.encoder_positions = nn.Parameter(torch.empty(length, encoder_dim))
-        self.encoder_layers = _layers(encoder_dim, encoder_layers, encoder_heads, **options)
+        self.encoder_layers = sizes.encoder()
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
         self.decoder_embed = nn.Linear(encoder_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.decoder_positions = nn.Parameter(torch.empty(length, decoder_dim))
-        self.decoder_layers = _layers(decoder_dim, decoder_layers, decoder_heads, **options)
+        self.decoder_layers = sizes.decoder()
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
         self.head_positions = nn.Parameter(torch.empty(self.num_tokens, decoder_dim))
         positions = (self.encoder_positions, self.decoder_positions, self.head_positions)
@@ -295,13 +286,6 @@ class MAR(Block):
             drop = torch.rand(rows, generator=generator, device=labels.device) < self.label_dropout
         classes = self.classes(labels)
         return classes if drop is None else torch.where(drop[:, None], self.no_class, classes)
-
-
-def _layers(dim: int, count: int, heads: int, *, mlp_ratio: float, eps: float, dropout: float) -> nn.ModuleList:
-    from timm.models.vision_transformer import Block as Layer  # here, since importing timm takes seconds
-
-    options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": partial(nn.LayerNorm, eps=eps)}
-    return nn.ModuleList(Layer(dim, heads, proj_drop=dropout, attn_drop=dropout, **options) for _ in range(count))
 
 
 def _init(module: nn.Module) -> None:

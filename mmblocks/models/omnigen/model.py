@@ -5,7 +5,7 @@ Shapes: B rows, L tokens, D width, C channels of a latent, h and w latents.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from mmblocks.models.omnigen.trunk import Phi3Decoder, VelocityHead
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.checks import is_readable
 from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.llama import LlamaArguments, llama_layer
 
 CacheMode = Literal["prompt", "upstream", "none"]
 """How keys and values are kept while sampling; see ``OmniGen.sample``."""
@@ -53,9 +54,10 @@ class OmniGen(Block):
 
     Args:
         vocab_size: text ids.
-        dim, num_layers, num_heads, num_kv_heads, mlp_dim, norm_eps, rope_theta, rope_scaling: see ``Decoder``.
+        dim, num_layers: of the ``Phi3Decoder``.
         patch_size, channels: latents a side of a patch, and channels of a latent.
         table_size, base_size, interpolation: see ``SinCosPositions``.
+        llama: the arguments of ``llama_layer``.
 
     Source: OmniGen (arXiv 2409.11340; VectorSpaceLab/OmniGen).
 
@@ -72,6 +74,7 @@ class OmniGen(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = OMNIGEN_LAYOUTS
+    shorthand = staticmethod(llama_layer)
 
     def __init__(
         self,
@@ -79,17 +82,12 @@ class OmniGen(Block):
         vocab_size: int,
         dim: int,
         num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        num_kv_heads: int | None = None,
-        norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
         patch_size: int = 2,
         channels: int = 4,
         table_size: int = 192,
         base_size: int = 64,
         interpolation: float = 1.0,
+        **llama: Unpack[LlamaArguments],
     ) -> None:
         super().__init__()
         self.patch_size, self.channels = patch_size, channels
@@ -104,16 +102,7 @@ class OmniGen(Block):
             for _ in range(2)
         )
         self.time_token = TimeEmbedding(dim)
-        self.trunk = Phi3Decoder(
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            num_kv_heads=num_kv_heads,
-            norm_eps=norm_eps,
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-        )
+        self.trunk = Phi3Decoder(dim=dim, num_layers=num_layers, **llama)
         self.head = VelocityHead(dim=dim, patch_size=patch_size, channels=channels)
 
     def forward(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts.published_config import check_model, only, shown, stated, title
+from mmblocks.checkpoints.layouts.published_config import check_arguments, check_model, only, shown, stated, title
 from mmblocks.trunks.llama_config import agreed, rotary_entries
 
 
@@ -113,6 +113,9 @@ def published_diffusers(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published(arguments: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:
     """What both call alike."""
+    width = arguments["dim"] // arguments["num_heads"]
+    check_arguments({**arguments, "head_dim": arguments["head_dim"] or width}, head_dim=width, qk_norm=False, qkv_bias=False)
+    check_arguments(arguments, rope_sections=None, rope_dtype=None)
     scaling = arguments["rope_scaling"]
     angles: dict[str, Any] = {}
     if scaling is not None:

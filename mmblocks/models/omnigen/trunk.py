@@ -78,7 +78,12 @@ class Phi3Decoder(Decoder):
         positions: PositionScheme | None = None,
         **llama: Unpack[LlamaArguments],
     ) -> None:
-        rotary = Phi3Rotary(theta=llama.get("rope_theta", Rotary.theta), scaling=llama.get("rope_scaling"))
+        rotary = Phi3Rotary(
+            theta=llama.get("rope_theta", Rotary.theta),
+            scaling=llama.get("rope_scaling"),
+            sections=llama.get("rope_sections"),
+            dtype=llama.get("rope_dtype"),
+        )
         layer = with_attention(llama_layer(**llama), rotary=rotary)
         super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, positions=positions)
 

@@ -4,7 +4,9 @@ Shapes: B images, H and W pixels, h and w tokens, D width of a token.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -41,17 +43,42 @@ def decoder_widths(channels: int, multipliers: Sequence[int], num_blocks: int) -
     return [[begin, *[end] * (num_blocks + 1)] for begin, end in zip([*ends[1:], ends[-1]], ends, strict=True)]
 
 
+class ConvArguments(TypedDict, total=False):
+    """The arguments of ``ConvSizes``, for the signatures of classes that pass them on."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_blocks: int
+    attention_levels: tuple[int, ...]
+    latent_channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSizes:
+    """Sizes of VQGAN's network: the arguments that encoder, decoder and the tokenizers made of them share.
+
+    Attributes:
+        channels: width at the finest level.
+        multipliers: width of each level, as a multiple of ``channels``; the sides shrink by ``2 ** (len(multipliers) - 1)``.
+        num_blocks: residual blocks a level; a level of the decoder has one more.
+        attention_levels: numbers of the levels with attention after each block; 0 is the finest.
+        latent_channels: width after the encoder's last 3x3 convolution, and before the decoder's first.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_blocks: int = 2
+    attention_levels: tuple[int, ...] = ()
+    latent_channels: int = 256
+
+
 class ConvEncoder(Block):
     """Residual blocks at each level, halving the sides between levels; a middle with attention; a projection.
 
     Args:
-        channels: width at the finest level.
-        multipliers: width of each level, as a multiple of ``channels``; the sides shrink by ``2 ** (len(multipliers) - 1)``.
-        num_blocks: residual blocks a level.
-        attention_levels: numbers of the levels with attention after each block; 0 is the finest.
-        latent_channels: width after the last 3x3 convolution.
         code_dim: width of a token, to which a 1x1 convolution projects; None for no projection.
         in_channels: colours.
+        network: the arguments of ``ConvSizes``.
 
     Attributes:
         memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
@@ -67,28 +94,26 @@ class ConvEncoder(Block):
     """
 
     memory_budget: int | None = None
+    shorthand = ConvSizes
 
     def __init__(
         self,
         *,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (),
-        latent_channels: int = 256,
         code_dim: int | None = 256,
         in_channels: int = 3,
+        **network: Unpack[ConvArguments],
     ) -> None:
         super().__init__()
-        self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
-        widths = encoder_widths(channels, multipliers, num_blocks)
-        self.levels = nn.ModuleList(Level(ws, attention=number in attention_levels) for number, ws in enumerate(widths))
+        sizes = ConvSizes(**network)
+        self.conv_in = Conv2d(in_channels, sizes.channels, 3, padding=1)
+        widths = encoder_widths(sizes.channels, sizes.multipliers, sizes.num_blocks)
+        self.levels = nn.ModuleList(Level(ws, attention=number in sizes.attention_levels) for number, ws in enumerate(widths))
         for level, ws in zip(list(self.levels)[:-1], widths, strict=False):
             level.resample = Downsample(ws[-1])
         self.middle = Middle(widths[-1][-1])
         self.norm_out = GroupNorm(widths[-1][-1])
-        self.conv_out = Conv2d(widths[-1][-1], latent_channels, 3, padding=1)
-        self.project = nn.Identity() if code_dim is None else Conv2d(latent_channels, code_dim, 1)
+        self.conv_out = Conv2d(widths[-1][-1], sizes.latent_channels, 3, padding=1)
+        self.project = nn.Identity() if code_dim is None else Conv2d(sizes.latent_channels, code_dim, 1)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Pixels, normalised, of any floating dtype, to features. Odd sides are rounded down at each level."""
@@ -117,11 +142,11 @@ class ConvDecoder(Block):
     """A projection, a middle with attention, residual blocks at each level, doubling the sides between levels.
 
     Args:
-        channels, multipliers, num_blocks, attention_levels, latent_channels, code_dim: as in ``ConvEncoder``; a level has
-            one residual block more.
+        code_dim: as in ``ConvEncoder``.
         out_channels: colours.
         deepest_first: whether ``levels[0]`` is the deepest level, as in LlamaGen's files, or the finest, as in taming's.
         condition_dim: width of the map that conditions every norm, as in MoVQ (arXiv 2209.09002); None for plain norms.
+        network: the arguments of ``ConvSizes``.
 
     Attributes:
         memory_budget: see ``tokenizers.conv.stripes.set_memory_budget``.
@@ -137,29 +162,27 @@ class ConvDecoder(Block):
     """
 
     memory_budget: int | None = None
+    shorthand = ConvSizes
 
     def __init__(
         self,
         *,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (),
-        latent_channels: int = 256,
         code_dim: int | None = 256,
         out_channels: int = 3,
         deepest_first: bool = False,
         condition_dim: int | None = None,
+        **network: Unpack[ConvArguments],
     ) -> None:
         super().__init__()
+        sizes = ConvSizes(**network)
         norm: Norm = GroupNorm if condition_dim is None else partial(SpatialNorm, condition_dim=condition_dim)
         self.deepest_first = deepest_first
-        self.in_dim = latent_channels if code_dim is None else code_dim
-        widths = decoder_widths(channels, multipliers, num_blocks)
-        self.project = nn.Identity() if code_dim is None else Conv2d(code_dim, latent_channels, 1)
-        self.conv_in = Conv2d(latent_channels, widths[-1][0], 3, padding=1)
+        self.in_dim = sizes.latent_channels if code_dim is None else code_dim
+        widths = decoder_widths(sizes.channels, sizes.multipliers, sizes.num_blocks)
+        self.project = nn.Identity() if code_dim is None else Conv2d(code_dim, sizes.latent_channels, 1)
+        self.conv_in = Conv2d(sizes.latent_channels, widths[-1][0], 3, padding=1)
         self.middle = Middle(widths[-1][0], norm=norm)
-        levels = [Level(ws, attention=number in attention_levels, norm=norm) for number, ws in enumerate(widths)]
+        levels = [Level(ws, attention=number in sizes.attention_levels, norm=norm) for number, ws in enumerate(widths)]
         for level, ws in zip(levels[1:], widths[1:], strict=True):
             level.resample = Upsample(ws[-1])
         self.levels = nn.ModuleList(levels[::-1] if deepest_first else levels)

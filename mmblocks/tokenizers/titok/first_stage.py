@@ -4,7 +4,7 @@ Shapes: B images, H and W pixels, K tokens, D width of a token, h and w codes of
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
@@ -15,8 +15,9 @@ from mmblocks.ops.nearest_code import Metric
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 from mmblocks.tokenizers.titok.layout import FIRST_STAGE_RULES, HARMLESS, first_stage_config, published_config
-from mmblocks.tokenizers.titok.tokenizer import OneDimensionalTokenizer, transformer_arguments
-from mmblocks.tokenizers.titok.vit import LARGE, TiTokEncoder, TiTokLogitDecoder
+from mmblocks.tokenizers.titok.sizes import TiTokArguments, TiTokSizes
+from mmblocks.tokenizers.titok.tokenizer import OneDimensionalTokenizer
+from mmblocks.tokenizers.titok.vit import TiTokEncoder, TiTokLogitDecoder
 
 
 class FirstStageTiTok(OneDimensionalTokenizer):
@@ -30,9 +31,9 @@ class FirstStageTiTok(OneDimensionalTokenizer):
     The second stage goes on from ``TiTok``, whose tensors of the same names begin with these.
 
     Args:
-        num_tokens, code_dim, num_codes, metric, image_size, patch_size, decoder_patch_size, encoder_size, decoder_size: see
-            ``TiTok``.
+        code_dim, num_codes, metric: see ``TiTok``.
         num_pixel_codes: C.
+        sizes: the arguments of ``TiTokSizes``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
 
@@ -60,32 +61,24 @@ class FirstStageTiTok(OneDimensionalTokenizer):
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25, "pixel_codes": 1.0}
 
+    shorthand = TiTokSizes
+
     def __init__(
         self,
         *,
-        num_tokens: int = 32,
         code_dim: int = 12,
         num_codes: int = 4096,
         metric: Metric = "cosine",
-        image_size: int = 256,
-        patch_size: int = 16,
-        decoder_patch_size: int = 16,
-        encoder_size: tuple[int, int, int] = LARGE,
-        decoder_size: tuple[int, int, int] = LARGE,
         num_pixel_codes: int = 1024,
+        **sizes: Unpack[TiTokArguments],
     ) -> None:
-        shared: dict[str, Any] = {"image_size": image_size, "num_tokens": num_tokens, "code_dim": code_dim}
+        own = TiTokSizes(**sizes)
         super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, patch_size=patch_size, **transformer_arguments(encoder_size), scrambled=True),
+            image_size=own.image_size,
+            patch_size=own.patch_size,
+            encoder=TiTokEncoder(code_dim=code_dim, scrambled=True, **own.encoder()),
             bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim, metric=metric),
-            decoder=TiTokLogitDecoder(
-                **shared,
-                patch_size=decoder_patch_size,
-                **transformer_arguments(decoder_size),
-                num_pixel_codes=num_pixel_codes,
-            ),
+            decoder=TiTokLogitDecoder(num_pixel_codes=num_pixel_codes, code_dim=code_dim, **own.decoder()),
         )
 
     def decode(self, latents: Latents | Integer[Tensor, "B K"]) -> Float[Tensor, "B h w C"]:

@@ -7,7 +7,7 @@ from mmblocks.checkpoints.layouts.layout import Rule
 from mmblocks.checkpoints.layouts.published_config import only, read_own, shown, title, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.tokenizers.titok.maskgit_vqgan import maskgit_half_rules
-from mmblocks.tokenizers.titok.vit import BASE, LARGE, SMALL
+from mmblocks.tokenizers.titok.sizes import BASE, LARGE, SMALL
 
 _SIZES = {"small": SMALL, "base": BASE, "large": LARGE}
 

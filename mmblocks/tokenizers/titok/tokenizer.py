@@ -4,7 +4,7 @@ Shapes: B images, H and W pixels, K tokens, D width of a token.
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from jaxtyping import Float, Integer
 from PIL import Image as PILImage
@@ -30,7 +30,8 @@ from mmblocks.tokenizers.titok.layout import (
     two_stage_config,
 )
 from mmblocks.tokenizers.titok.maskgit_vqgan import MaskGITDecoder
-from mmblocks.tokenizers.titok.vit import BASE, LARGE, TiTokCodeDecoder, TiTokDecoder, TiTokEncoder
+from mmblocks.tokenizers.titok.sizes import BASE, TiTokArguments, TiTokSizes
+from mmblocks.tokenizers.titok.vit import TiTokCodeDecoder, TiTokDecoder, TiTokEncoder
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 
@@ -73,17 +74,12 @@ class TiTok(OneDimensionalTokenizer):
     ``FirstStageTiTok`` reads checkpoints of the first stage, which hold no VQGAN.
 
     Args:
-        num_tokens: K.
         code_dim: D.
         num_codes: size of the codebook.
         metric: of the codebook.
-        image_size: sides of an image, in pixels.
-        patch_size, decoder_patch_size: sides of a patch; images come out in their own size where the decoder's is
-            what a code of the VQGAN spans.
-        encoder_size, decoder_size: width, layers and heads of the transformers: ``SMALL``, ``BASE`` or ``LARGE`` of
-            ``titok_vit``.
         num_pixel_codes, pixel_code_dim: of the VQGAN's codebook.
         pixel_channels, pixel_multipliers, pixel_blocks: of its decoder, see ``MaskGITDecoder``.
+        sizes: the arguments of ``TiTokSizes``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
 
@@ -110,41 +106,41 @@ class TiTok(OneDimensionalTokenizer):
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25}
 
+    shorthand = TiTokSizes
+
     def __init__(
         self,
         *,
-        num_tokens: int = 32,
         code_dim: int = 12,
         num_codes: int = 4096,
         metric: Metric = "cosine",
-        image_size: int = 256,
-        patch_size: int = 16,
-        decoder_patch_size: int = 16,
-        encoder_size: tuple[int, int, int] = LARGE,
-        decoder_size: tuple[int, int, int] = LARGE,
         num_pixel_codes: int = 1024,
         pixel_code_dim: int = 256,
         pixel_channels: int = 128,
         pixel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         pixel_blocks: int = 2,
+        **sizes: Unpack[TiTokArguments],
     ) -> None:
-        shared: dict[str, Any] = {"image_size": image_size, "num_tokens": num_tokens, "code_dim": code_dim}
+        own = TiTokSizes(**sizes)
         pixel_decoder = MaskGITDecoder(
             channels=pixel_channels, multipliers=pixel_multipliers, num_blocks=pixel_blocks, code_dim=pixel_code_dim
         )
         super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, patch_size=patch_size, **transformer_arguments(encoder_size), scrambled=True),
+            image_size=own.image_size,
+            patch_size=own.patch_size,
+            encoder=TiTokEncoder(code_dim=code_dim, scrambled=True, **own.encoder()),
             bottleneck=VectorQuantizer(num_codes=num_codes, dim=code_dim, metric=metric),
             decoder=TiTokCodeDecoder(
-                **shared,
-                patch_size=decoder_patch_size,
-                **transformer_arguments(decoder_size),
                 codebook=Codebook(num_codes=num_pixel_codes, dim=pixel_code_dim),
                 pixel_decoder=pixel_decoder,
+                code_dim=code_dim,
+                **own.decoder(),
             ),
         )
+
+
+_ONE_STAGE = partial(TiTokSizes, num_tokens=64, encoder_size=BASE)
+_WITH_TEXT = partial(TiTokSizes, encoder_size=BASE)
 
 
 class OneStageTiTok(OneDimensionalTokenizer):
@@ -153,10 +149,10 @@ class OneStageTiTok(OneDimensionalTokenizer):
     The defaults are TiTok-BL-64 with 8,192 codes.
 
     Args:
-        num_tokens, image_size, patch_size, decoder_patch_size, encoder_size, decoder_size: see ``TiTok``.
         code_dim: D: 64 for codes, 16 for the Gaussian as published.
         num_codes: size of the codebook; None for a Gaussian (``encode`` then takes ``generator=``, ``noise=`` or ``sample=False``).
         metric: of the codebook.
+        sizes: the arguments of ``TiTokSizes``.
 
     Source: TiTok (arXiv 2406.07550), one-stage as in TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
 
@@ -182,27 +178,23 @@ class OneStageTiTok(OneDimensionalTokenizer):
     )
     loss_weights: ClassVar[dict[str, float]] = {"codebook": 1.0, "commitment": 0.25, "kl": 1e-6}
 
+    shorthand = staticmethod(_ONE_STAGE)
+
     def __init__(
         self,
         *,
-        num_tokens: int = 64,
         code_dim: int = 64,
         num_codes: int | None = 8192,
         metric: Metric = "l2",
-        image_size: int = 256,
-        patch_size: int = 16,
-        decoder_patch_size: int = 16,
-        encoder_size: tuple[int, int, int] = BASE,
-        decoder_size: tuple[int, int, int] = LARGE,
+        **sizes: Unpack[TiTokArguments],
     ) -> None:
-        shared: dict[str, Any] = {"image_size": image_size, "num_tokens": num_tokens}
-        width = 2 * code_dim if num_codes is None else code_dim
+        own = _ONE_STAGE(**sizes)
         super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **transformer_arguments(encoder_size)),
+            image_size=own.image_size,
+            patch_size=own.patch_size,
+            encoder=TiTokEncoder(code_dim=2 * code_dim if num_codes is None else code_dim, **own.encoder()),
             bottleneck=_bottleneck(num_codes, code_dim, metric, VectorQuantizer),
-            decoder=TiTokDecoder(**shared, code_dim=code_dim, patch_size=decoder_patch_size, **transformer_arguments(decoder_size)),
+            decoder=TiTokDecoder(code_dim=code_dim, **own.decoder()),
         )
 
 
@@ -213,11 +205,11 @@ class TATiTok(OneDimensionalTokenizer):
     defaults are TA-TiTok-BL-32 with 8,192 codes.
 
     Args:
-        num_tokens, code_dim, num_codes, metric: see ``OneStageTiTok``.
+        code_dim, num_codes, metric: see ``OneStageTiTok``.
         clustering: unused codes move while training, see ``ClusteringVectorQuantizer``: as the published models with codes were
             trained, whose files no longer say so.
-        image_size, patch_size, decoder_patch_size, encoder_size, decoder_size: see ``TiTok``.
         text_dim, text_length: shape of a text's embeddings.
+        sizes: the arguments of ``TiTokSizes``.
 
     Source: TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
 
@@ -239,38 +231,27 @@ class TATiTok(OneDimensionalTokenizer):
     )
     loss_weights: ClassVar[dict[str, float]] = OneStageTiTok.loss_weights
 
+    shorthand = staticmethod(_WITH_TEXT)
+
     def __init__(
         self,
         *,
-        num_tokens: int = 32,
         code_dim: int = 64,
         num_codes: int | None = 8192,
         metric: Metric = "l2",
         clustering: bool = False,
-        image_size: int = 256,
-        patch_size: int = 16,
-        decoder_patch_size: int = 16,
-        encoder_size: tuple[int, int, int] = BASE,
-        decoder_size: tuple[int, int, int] = LARGE,
         text_dim: int = 768,
         text_length: int = 77,
+        **sizes: Unpack[TiTokArguments],
     ) -> None:
-        shared: dict[str, Any] = {"image_size": image_size, "num_tokens": num_tokens}
-        width = 2 * code_dim if num_codes is None else code_dim
+        own = _WITH_TEXT(**sizes)
         quantizer = ClusteringVectorQuantizer if clustering else VectorQuantizer
         super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            encoder=TiTokEncoder(**shared, code_dim=width, patch_size=patch_size, **transformer_arguments(encoder_size)),
+            image_size=own.image_size,
+            patch_size=own.patch_size,
+            encoder=TiTokEncoder(code_dim=2 * code_dim if num_codes is None else code_dim, **own.encoder()),
             bottleneck=_bottleneck(num_codes, code_dim, metric, quantizer),
-            decoder=TiTokDecoder(
-                **shared,
-                code_dim=code_dim,
-                patch_size=decoder_patch_size,
-                **transformer_arguments(decoder_size),
-                text_dim=text_dim,
-                text_length=text_length,
-            ),
+            decoder=TiTokDecoder(text_dim=text_dim, text_length=text_length, code_dim=code_dim, **own.decoder()),
         )
 
     def decode(
@@ -292,11 +273,6 @@ class TATiTok(OneDimensionalTokenizer):
         z = self.decoder_input(latents)
         pixels = self.decoder(z, text.to(z.dtype))
         return pixels if self.training else pixels.clamp(0, 1)
-
-
-def transformer_arguments(size: tuple[int, int, int]) -> dict[str, Any]:
-    """Width, layers and heads as arguments."""
-    return dict(zip(("dim", "num_layers", "num_heads"), size, strict=True))
 
 
 def _bottleneck(num_codes: int | None, code_dim: int, metric: Metric, quantizer: type[VectorQuantizer]) -> nn.Module:

@@ -3,6 +3,8 @@
 Shapes: B images, P patches of h rows and w columns, K tokens, D width of a token, W width of a transformer, L words.
 """
 
+from typing import Unpack
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -11,32 +13,23 @@ from torch import Tensor, nn
 from mmblocks.block import Block
 from mmblocks.layers.towers.vit import init_truncated, vit_blocks
 from mmblocks.tokenizers.bottlenecks.codebooks.codebook import Codebook
-
-SMALL, BASE, LARGE = (512, 8, 8), (768, 12, 12), (1024, 24, 16)
-"""Width, layers and heads of the published transformers."""
+from mmblocks.tokenizers.titok.sizes import HalfArguments, HalfSizes
 
 
 def _embedding(count: int, dim: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(count, dim) * dim**-0.5)
 
 
-def _side(image_size: int, patch_size: int) -> int:
-    if image_size <= 0 or image_size % patch_size:
-        near = max(round(image_size / patch_size), 1) * patch_size
-        raise ValueError(f"image_size is {image_size}; accepted: multiples of the patch size {patch_size}, such as {near}")
-    return image_size // patch_size
-
-
 class TiTokTransformer(nn.Module):
     """A class token, the patches of an image and any further tokens, each of which sees all."""
 
-    def __init__(self, num_patches: int, dim: int, num_layers: int, num_heads: int) -> None:
+    def __init__(self, sizes: HalfSizes) -> None:
         super().__init__()
-        self.class_token = _embedding(1, dim)
-        self.positions = _embedding(1 + num_patches, dim)
-        self.norm_in = nn.LayerNorm(dim)
-        self.blocks = vit_blocks(dim, num_layers, num_heads, eps=1e-5)
-        self.norm_out = nn.LayerNorm(dim)
+        self.class_token = _embedding(1, sizes.dim)
+        self.positions = _embedding(1 + sizes.side**2, sizes.dim)
+        self.norm_in = nn.LayerNorm(sizes.dim)
+        self.blocks = vit_blocks(sizes.dim, sizes.num_layers, sizes.num_heads, eps=1e-5)
+        self.norm_out = nn.LayerNorm(sizes.dim)
 
     def forward(
         self, patches: Float[Tensor, "B P W"], tokens: Float[Tensor, "B N W"]
@@ -54,36 +47,24 @@ class TiTokEncoder(Block):
     """Learned tokens that look at an image's patches and keep what they need to remember it.
 
     Args:
-        image_size: sides of an image, in pixels.
-        patch_size: sides of a patch, in pixels.
-        num_tokens: K.
-        code_dim: D; twice a latent's width for a Gaussian bottleneck.
-        dim, num_layers, num_heads: of the transformer.
         scrambled: reads the (K, W) features of an image as if they were stored (W, K), so that each token mixes numbers of all:
             a slip of the first published models, which were trained with it.
+        sizes: the arguments of ``HalfSizes``; ``code_dim`` is twice a latent's width for a Gaussian bottleneck.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int = 256,
-        patch_size: int = 16,
-        num_tokens: int = 32,
-        code_dim: int = 12,
-        dim: int = 1024,
-        num_layers: int = 24,
-        num_heads: int = 16,
-        scrambled: bool = False,
-    ) -> None:
+    shorthand = HalfSizes
+
+    def __init__(self, *, scrambled: bool = False, **sizes: Unpack[HalfArguments]) -> None:
         super().__init__()
+        own = HalfSizes(**sizes)
         self.scrambled = scrambled
-        self.patch_embed = nn.Conv2d(3, dim, patch_size, patch_size)
-        self.tokens = _embedding(num_tokens, dim)
-        self.token_positions = _embedding(num_tokens, dim)
-        self.transformer = TiTokTransformer(_side(image_size, patch_size) ** 2, dim, num_layers, num_heads)
-        self.project = nn.Linear(dim, code_dim)
+        self.patch_embed = nn.Conv2d(3, own.dim, own.patch_size, own.patch_size)
+        self.tokens = _embedding(own.num_tokens, own.dim)
+        self.token_positions = _embedding(own.num_tokens, own.dim)
+        self.transformer = TiTokTransformer(own)
+        self.project = nn.Linear(own.dim, own.code_dim)
         self.patch_embed.apply(init_truncated)
         self.project.apply(init_truncated)
 
@@ -101,15 +82,13 @@ class TiTokEncoder(Block):
 class PatchesOfTokens(nn.Module):
     """Features of all patches of an image: copies of one mask token, filled in from the tokens."""
 
-    def __init__(
-        self, image_size: int, patch_size: int, num_tokens: int, code_dim: int, dim: int, num_layers: int, num_heads: int
-    ) -> None:
+    def __init__(self, sizes: HalfSizes) -> None:
         super().__init__()
-        self.side = _side(image_size, patch_size)
-        self.embed = nn.Linear(code_dim, dim)
-        self.token_positions = _embedding(num_tokens, dim)
-        self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * dim**-0.5)
-        self.transformer = TiTokTransformer(self.side**2, dim, num_layers, num_heads)
+        self.side = sizes.side
+        self.embed = nn.Linear(sizes.code_dim, sizes.dim)
+        self.token_positions = _embedding(sizes.num_tokens, sizes.dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, sizes.dim) * sizes.dim**-0.5)
+        self.transformer = TiTokTransformer(sizes)
         self.embed.apply(init_truncated)
 
     def forward(self, z: Float[Tensor, "B K D"], *guides: Float[Tensor, "B L W"]) -> Float[Tensor, "B h w W"]:
@@ -147,32 +126,22 @@ class TiTokDecoder(Block):
     """Tokens to pixels, patch by patch, and a 3x3 convolution over the seams.
 
     Args:
-        image_size, patch_size, num_tokens, dim, num_layers, num_heads: see ``TiTokEncoder``.
-        code_dim: D.
         text_dim: width of the text embeddings that guide the decoder, as in TA-TiTok; None for no guidance.
         text_length: L, if there are.
+        sizes: the arguments of ``HalfSizes``.
 
     Source: TA-TiTok (arXiv 2501.07730; bytedance/1d-tokenizer).
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int = 256,
-        patch_size: int = 16,
-        num_tokens: int = 32,
-        code_dim: int = 12,
-        dim: int = 1024,
-        num_layers: int = 24,
-        num_heads: int = 16,
-        text_dim: int | None = None,
-        text_length: int = 77,
-    ) -> None:
+    shorthand = HalfSizes
+
+    def __init__(self, *, text_dim: int | None = None, text_length: int = 77, **sizes: Unpack[HalfArguments]) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.patches = PatchesOfTokens(image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads)
-        self.guide = None if text_dim is None else TextGuide(text_dim, text_length, dim)
-        self.to_pixels = nn.Linear(dim, patch_size**2 * 3)
+        own = HalfSizes(**sizes)
+        self.patch_size = own.patch_size
+        self.patches = PatchesOfTokens(own)
+        self.guide = None if text_dim is None else TextGuide(text_dim, text_length, own.dim)
+        self.to_pixels = nn.Linear(own.dim, own.patch_size**2 * 3)
         self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
         self.to_pixels.apply(init_truncated)
         self.conv_out.apply(init_truncated)
@@ -198,28 +167,18 @@ class TiTokLogitDecoder(Block):
 
     Args:
         num_pixel_codes: C, how many codes the other tokenizer has.
-        image_size: h and w of the other tokenizer's grid times ``patch_size``.
-        patch_size, num_tokens, dim, num_layers, num_heads: see ``TiTokEncoder``.
-        code_dim: D.
+        sizes: the arguments of ``HalfSizes``; ``image_size`` is h and w of the other tokenizer's grid times ``patch_size``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
 
-    def __init__(
-        self,
-        *,
-        num_pixel_codes: int = 1024,
-        image_size: int = 256,
-        patch_size: int = 16,
-        num_tokens: int = 32,
-        code_dim: int = 12,
-        dim: int = 1024,
-        num_layers: int = 24,
-        num_heads: int = 16,
-    ) -> None:
+    shorthand = HalfSizes
+
+    def __init__(self, *, num_pixel_codes: int = 1024, **sizes: Unpack[HalfArguments]) -> None:
         super().__init__()
-        self.patches = PatchesOfTokens(image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads)
-        self.to_logits = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Tanh(), nn.Linear(2 * dim, num_pixel_codes))
+        own = HalfSizes(**sizes)
+        self.patches = PatchesOfTokens(own)
+        self.to_logits = nn.Sequential(nn.Linear(own.dim, 2 * own.dim), nn.Tanh(), nn.Linear(2 * own.dim, num_pixel_codes))
         self.to_logits.apply(init_truncated)
 
     def forward(self, z: Float[Tensor, "B K D"]) -> Float[Tensor, "B h w C"]:
@@ -236,35 +195,14 @@ class TiTokCodeDecoder(TiTokLogitDecoder):
 
     Args:
         codebook, pixel_decoder: of the other tokenizer: ``VQGAN().bottleneck`` and ``VQGAN().decoder``, say.
-        image_size, patch_size, num_tokens, code_dim, dim, num_layers, num_heads: see ``TiTokLogitDecoder``.
+        sizes: the arguments of ``HalfSizes``; see ``TiTokLogitDecoder``.
 
     Source: TiTok (arXiv 2406.07550; bytedance/1d-tokenizer).
     """
 
-    def __init__(
-        self,
-        *,
-        codebook: Codebook,
-        pixel_decoder: Block,
-        image_size: int = 256,
-        patch_size: int = 16,
-        num_tokens: int = 32,
-        code_dim: int = 12,
-        dim: int = 1024,
-        num_layers: int = 24,
-        num_heads: int = 16,
-    ) -> None:
+    def __init__(self, *, codebook: Codebook, pixel_decoder: Block, **sizes: Unpack[HalfArguments]) -> None:
         (num_pixel_codes,) = codebook.codebook_sizes
-        super().__init__(
-            num_pixel_codes=num_pixel_codes,
-            image_size=image_size,
-            patch_size=patch_size,
-            num_tokens=num_tokens,
-            code_dim=code_dim,
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-        )
+        super().__init__(num_pixel_codes=num_pixel_codes, **sizes)
         self.codebook = codebook
         self.pixel_decoder = pixel_decoder
 

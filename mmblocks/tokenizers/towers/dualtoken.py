@@ -3,7 +3,8 @@
 Shapes: B images, H and W pixels, h and w tokens, C width of SigLIP 2, D2 width of the codes of both kinds side by side.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Unpack
 
 import torch
 from einops import rearrange
@@ -14,14 +15,15 @@ from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.configurable import together
 from mmblocks.layers.images.pixels import pixels_of, rgb_of, torchvision_square
-from mmblocks.layers.towers.siglip import SiglipVision
+from mmblocks.layers.towers.siglip import SiglipArguments, SiglipSizes, SiglipVision
 from mmblocks.sequence.tokens import Latents
 from mmblocks.support.pickling import weightless
 from mmblocks.tokenizers.bottlenecks.dual import DualBottleneck
 from mmblocks.tokenizers.bottlenecks.residual.rq import JointRQBottleneck, RQBottleneck
 from mmblocks.tokenizers.conv.blocks import GroupNorm, channels_first, channels_last, norm_silu
-from mmblocks.tokenizers.conv.conv_autoencoder import ConvDecoder
+from mmblocks.tokenizers.conv.conv_autoencoder import ConvArguments, ConvDecoder, ConvSizes
 from mmblocks.tokenizers.towers.attention_projection import AttentionProjection
 from mmblocks.tokenizers.towers.dualtoken_layout import DUALTOKEN_LAYOUTS
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
@@ -33,31 +35,27 @@ class DualTokenEncoder(Block):
     """Two states of SigLIP 2, narrowed by attention; a still earlier state is added to the one for pixels.
 
     Args:
-        image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         pixel_layer, shortcut_layer, semantic_layer: how many layers lie before each state.
         shortcut_weight: of the earliest state.
         code_dim: width of either kind of features.
+        tower: the arguments of ``SiglipSizes``.
     """
+
+    shorthand = SiglipSizes
 
     def __init__(
         self,
         *,
-        image_size: int,
-        patch_size: int,
-        dim: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
         pixel_layer: int,
         shortcut_layer: int,
         semantic_layer: int,
         shortcut_weight: float,
         code_dim: int,
+        **tower: Unpack[SiglipArguments],
     ) -> None:
         super().__init__()
-        self.vision = SiglipVision(
-            image_size=image_size, patch_size=patch_size, dim=dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
-        )
+        dim = SiglipSizes(**tower).dim
+        self.vision = SiglipVision(**tower)
         self.pixel_layer = pixel_layer
         self.shortcut_layer = shortcut_layer
         self.semantic_layer = semantic_layer
@@ -110,34 +108,18 @@ class DualTokenDecoder(Block):
         dim: C.
         code_dim: width of a code of either kind.
         latent_size: rows and columns of the grid that the decoder begins with.
-        channels, multipliers, num_blocks, attention_levels, latent_channels: see ``ConvDecoder``.
+        network: the arguments of ``ConvSizes``.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        code_dim: int,
-        latent_size: tuple[int, int],
-        channels: int,
-        multipliers: tuple[int, ...],
-        num_blocks: int,
-        attention_levels: tuple[int, ...],
-        latent_channels: int,
-    ) -> None:
+    shorthand = ConvSizes
+
+    def __init__(self, *, dim: int, code_dim: int, latent_size: tuple[int, int], **network: Unpack[ConvArguments]) -> None:
         super().__init__()
         self.code_dim = code_dim
         self.latent_size = latent_size
         self.from_pixel = AttentionProjection(in_dim=code_dim, out_dim=dim, num_heads=dim // code_dim, causal=True)
-        self.widen = WideningBlock(dim, latent_channels)
-        self.network = ConvDecoder(
-            channels=channels,
-            multipliers=multipliers,
-            num_blocks=num_blocks,
-            attention_levels=attention_levels,
-            latent_channels=latent_channels,
-            code_dim=None,
-        )
+        self.widen = WideningBlock(dim, ConvSizes(**network).latent_channels)
+        self.network = ConvDecoder(code_dim=None, **network)
 
     def forward(self, z: Float[Tensor, "B h w D2"]) -> Float[Tensor, "B 3 H W"]:
         """Vectors to pixels, normalised; those for meaning are not read."""
@@ -145,6 +127,13 @@ class DualTokenDecoder(Block):
         if maps.shape[2:] != self.latent_size:
             maps = interpolate(maps, size=self.latent_size, mode="bilinear")
         return self.network(channels_last(self.widen(maps)))
+
+
+class DualTokenArguments(SiglipArguments, ConvArguments, total=False):
+    """Those of the tower and of the decoder's network."""
+
+
+_SIZES = together(SiglipSizes, partial(ConvSizes, multipliers=(1, 1, 4, 4, 8), attention_levels=(4,), latent_channels=1024))
 
 
 class DualToken(VisualTokenizer):
@@ -157,9 +146,9 @@ class DualToken(VisualTokenizer):
         bottleneck_types: how the codes for pixels and those for meaning learn: "rq" as ``RQBottleneck``, "rq_ema" as
             ``JointRQBottleneck``.
         decays, restart_unused: of the bottleneck for pixels and of that for meaning; see ``AveragingCodebook``.
-        image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         pixel_layer, shortcut_layer, semantic_layer, shortcut_weight: see ``DualTokenEncoder``.
-        channels, multipliers, num_blocks, attention_levels, latent_channels, latent_size: see ``DualTokenDecoder``.
+        latent_size: see ``DualTokenDecoder``.
+        arguments: those of ``SiglipSizes`` and ``ConvSizes``.
 
     The defaults are those of the model for 384 pixels.
 
@@ -182,6 +171,7 @@ class DualToken(VisualTokenizer):
 
     layouts: ClassVar[tuple[Layout, ...]] = DUALTOKEN_LAYOUTS
     loss_weights: ClassVar[dict[str, float]] = {"pixel_commitment": 5.0, "semantic_commitment": 5.0}
+    shorthand = staticmethod(_SIZES)
     encoder: DualTokenEncoder
 
     def __init__(
@@ -193,52 +183,30 @@ class DualToken(VisualTokenizer):
         bottleneck_types: tuple[str, str] = ("rq", "rq_ema"),
         decays: tuple[float, float] = (0.99, 0.99),
         restart_unused: tuple[bool, bool] = (True, True),
-        image_size: int = 384,
-        patch_size: int = 14,
-        dim: int = 1152,
-        num_layers: int = 27,
-        num_heads: int = 16,
-        mlp_dim: int = 4304,
         pixel_layer: int = 6,
         shortcut_layer: int = 4,
         semantic_layer: int = 26,
         shortcut_weight: float = 0.6,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 4, 4, 8),
-        num_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (4,),
-        latent_channels: int = 1024,
         latent_size: tuple[int, int] = (24, 24),
+        **arguments: Unpack[DualTokenArguments],
     ) -> None:
+        tower, network = _SIZES(**arguments)
+        dim, image_size, patch_size = tower["dim"], tower["image_size"], tower["patch_size"]
         pixel, semantic = (
             _bottleneck(kind)(num_codes=num_codes, dim=code_dim, depth=depth, shared=True, decay=decay, restart_unused=restarts)
             for kind, decay, restarts in zip(bottleneck_types, decays, restart_unused, strict=True)
         )
         super().__init__(
             encoder=DualTokenEncoder(
-                image_size=image_size,
-                patch_size=patch_size,
-                dim=dim,
-                num_layers=num_layers,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
                 pixel_layer=pixel_layer,
                 shortcut_layer=shortcut_layer,
                 semantic_layer=semantic_layer,
                 shortcut_weight=shortcut_weight,
                 code_dim=code_dim,
+                **tower,
             ),
             bottleneck=DualBottleneck(pixel=pixel, semantic=semantic),
-            decoder=DualTokenDecoder(
-                dim=dim,
-                code_dim=code_dim,
-                latent_size=latent_size,
-                channels=channels,
-                multipliers=multipliers,
-                num_blocks=num_blocks,
-                attention_levels=attention_levels,
-                latent_channels=latent_channels,
-            ),
+            decoder=DualTokenDecoder(dim=dim, code_dim=code_dim, latent_size=latent_size, **network),
             downsampling=(patch_size, patch_size),
         )
         self.image_size = image_size

@@ -4,7 +4,8 @@ Shapes: B images, H and W pixels, Q tokens, d width of a code, E width of an ima
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar, Unpack
 
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -14,11 +15,11 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.layers.attention.qformer import qformer_rules
+from mmblocks.layers.attention.qformer import QFormerArguments, qformer_rules
 from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.layers.towers.eva_layouts import eva_rules
 from mmblocks.sequence.tokens import Latents
-from mmblocks.tokenizers.towers.seed_parts import ImageHead, SEEDBottleneck, SEEDDecoder
+from mmblocks.tokenizers.towers.seed_parts import CAUSAL, ImageHead, SEEDBottleneck, SEEDDecoder
 from mmblocks.tokenizers.towers.tower_tokenizer import TowerTokenizer
 
 _RULES = (
@@ -106,12 +107,12 @@ class SEEDTokenizer(TowerTokenizer):
         image_size: height and width that the tower takes.
         encoder_dim: width of the tower's features.
         num_codes, code_dim: size of the codebook.
-        num_queries: tokens an image.
-        dim, num_layers, num_heads, mlp_dim, cross_attention_every, causal: of the Q-Former, see ``QFormer``.
+        dim: width of the Q-Former.
         decoder_layers, decoder_heads: of the decoder's two transformers.
         embed_dim: width of an image embedding.
         head: how the decoder ends, see ``SEEDDecoder``. The class that reads the published file has "mlp", the training
             script "qformer".
+        sizes: the arguments of ``QFormerSizes``, causal unless told otherwise; a query becomes a token.
 
     Source: SEED (arXiv 2307.08041 and 2310.01218; AILab-CVC/SEED).
 
@@ -141,6 +142,8 @@ class SEEDTokenizer(TowerTokenizer):
 
     decoder: SEEDDecoder
 
+    shorthand = staticmethod(CAUSAL)
+
     def __init__(
         self,
         *,
@@ -149,42 +152,30 @@ class SEEDTokenizer(TowerTokenizer):
         encoder_dim: int = 1408,
         num_codes: int = 8192,
         code_dim: int = 32,
-        num_queries: int = 32,
         dim: int = 768,
-        num_layers: int = 12,
-        num_heads: int = 12,
-        mlp_dim: int = 3072,
-        cross_attention_every: int = 2,
-        causal: bool = True,
         decoder_layers: int = 4,
         decoder_heads: int = 12,
         embed_dim: int = 1024,
         head: ImageHead = "mlp",
+        **sizes: Unpack[QFormerArguments],
     ) -> None:
-        shared: dict[str, Any] = {"code_dim": code_dim, "num_queries": num_queries, "dim": dim}
+        reader = CAUSAL(**sizes)
         super().__init__(
             encoder=EvaTower(image_size=image_size, dim=encoder_dim, num_layers=39) if encoder is None else encoder,
             image_size=image_size,
-            bottleneck=SEEDBottleneck(
-                **shared,
-                num_codes=num_codes,
-                encoder_dim=encoder_dim,
-                num_layers=num_layers,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
-                cross_attention_every=cross_attention_every,
-                causal=causal,
-            ),
+            bottleneck=SEEDBottleneck(num_codes=num_codes, code_dim=code_dim, encoder_dim=encoder_dim, dim=dim, **asdict(reader)),
             decoder=SEEDDecoder(
-                **shared,
+                code_dim=code_dim,
+                num_queries=reader.num_queries,
+                dim=dim,
                 num_layers=decoder_layers,
                 num_heads=decoder_heads,
                 embed_dim=embed_dim,
                 head=head,
-                reader_layers=num_layers,
-                reader_heads=num_heads,
-                reader_mlp_dim=mlp_dim,
-                cross_attention_every=cross_attention_every,
+                reader_layers=reader.num_layers,
+                reader_heads=reader.num_heads,
+                reader_mlp_dim=reader.mlp_dim,
+                cross_attention_every=reader.cross_attention_every,
             ),
             downsampling=image_size,  # every token is of the whole image
         )

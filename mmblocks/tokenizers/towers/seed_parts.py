@@ -4,9 +4,10 @@ Shapes: B images, L tokens of the tower, C their width, Q queries, D width of th
 embedding.
 """
 
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, Unpack, cast
 
 import torch
 from einops import rearrange
@@ -14,11 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.attention.qformer import QFormer
+from mmblocks.layers.attention.qformer import QFormer, QFormerArguments, QFormerSizes
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 
 ImageHead = Literal["mlp", "qformer"]
+
+
+CAUSAL = partial(QFormerSizes, causal=True)
+"""Sizes of SEED's Q-Former."""
 
 
 class SEEDBottleneck(Block):
@@ -27,11 +32,13 @@ class SEEDBottleneck(Block):
     Args:
         num_codes, code_dim: size of the codebook.
         encoder_dim: C.
-        num_queries: Q.
-        dim, num_layers, num_heads, mlp_dim, cross_attention_every, causal: see ``QFormer``.
+        dim: D.
+        sizes: the arguments of ``QFormerSizes``, causal unless told otherwise.
 
     Source: SEED (arXiv 2307.08041; AILab-CVC/SEED).
     """
+
+    shorthand = staticmethod(CAUSAL)
 
     def __init__(
         self,
@@ -39,26 +46,12 @@ class SEEDBottleneck(Block):
         num_codes: int = 8192,
         code_dim: int = 32,
         encoder_dim: int = 1408,
-        num_queries: int = 32,
         dim: int = 768,
-        num_layers: int = 12,
-        num_heads: int = 12,
-        mlp_dim: int = 3072,
-        cross_attention_every: int = 2,
-        causal: bool = True,
+        **sizes: Unpack[QFormerArguments],
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(encoder_dim)
-        self.qformer = QFormer(
-            num_queries=num_queries,
-            dim=dim,
-            context_dim=encoder_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            cross_attention_every=cross_attention_every,
-            causal=causal,
-        )
+        self.qformer = QFormer(dim=dim, context_dim=encoder_dim, **asdict(CAUSAL(**sizes)))
         self.project = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim))
         self.quantizer = VectorQuantizer(num_codes=num_codes, dim=code_dim)
 

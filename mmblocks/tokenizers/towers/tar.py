@@ -4,7 +4,7 @@ Shapes: B images, H and W pixels, h and w tokens, C width of the features, D wid
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from einops import rearrange
@@ -18,7 +18,15 @@ from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.layers.images.pixels import check_pixels, normalised_for, pixels_of
-from mmblocks.layers.towers.siglip import SiglipLayer, SiglipPooling, SiglipVision, siglip_rules, siglip_sizes
+from mmblocks.layers.towers.siglip import (
+    SiglipArguments,
+    SiglipLayer,
+    SiglipPooling,
+    SiglipSizes,
+    SiglipVision,
+    siglip_rules,
+    siglip_sizes,
+)
 from mmblocks.sequence.tokens import Latents
 from mmblocks.support.checks import check_shape
 from mmblocks.support.pickling import weightless
@@ -110,30 +118,20 @@ class TATokEncoder(Block):
     """A state of SigLIP 2, averaged over squares of patches where fewer tokens are wanted, and one layer with tanh.
 
     Args:
-        image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         state: which of the states, counted as in a list of the embedded patches and what each layer makes of them.
         pool_scale: patches a side that are averaged into a token, where ``forward`` is not told.
+        tower: the arguments of ``SiglipSizes``.
 
     Layers after that state, the norm and the pooled vector are in the published file, but not used.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        dim: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        state: int = -2,
-        pool_scale: int = 1,
-    ) -> None:
+    shorthand = SiglipSizes
+
+    def __init__(self, *, state: int = -2, pool_scale: int = 1, **tower: Unpack[SiglipArguments]) -> None:
         super().__init__()
-        self.vision = SiglipVision(
-            image_size=image_size, patch_size=patch_size, dim=dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
-        )
-        self.num_used = range(num_layers + 1)[state]
+        dim = SiglipSizes(**tower).dim
+        self.vision = SiglipVision(**tower)
+        self.num_used = range(len(self.vision.layers) + 1)[state]
         self.pool_scale = pool_scale
         self.task = nn.Linear(dim, dim)
         for unused in (self.vision.layers[self.num_used :], self.vision.norm, self.vision.pool):
@@ -201,10 +199,10 @@ class TATok(VisualTokenizer):
     Args:
         num_codes: size of the codebook.
         code_dim: width of a code.
-        image_size, patch_size, dim, num_layers, num_heads, mlp_dim: see ``SiglipVision``.
         state, pool_scale: see ``TATokEncoder``.
         decoder_layers, decoder_heads, decoder_mlp_dim, decoder_positions: see ``TATokDecoder``.
         metric, temperature: see ``TextAlignedQuantizer``.
+        tower: the arguments of ``SiglipSizes``.
 
     Published: ``ta_tok.pth``, whose own arguments tell ``code_dim``, ``metric`` and ``temperature``.
 
@@ -234,17 +232,13 @@ class TATok(VisualTokenizer):
         ),
     )
 
+    shorthand = SiglipSizes
+
     def __init__(
         self,
         *,
         num_codes: int = 65536,
         code_dim: int = 1536,
-        image_size: int = 384,
-        patch_size: int = 14,
-        dim: int = 1152,
-        num_layers: int = 27,
-        num_heads: int = 16,
-        mlp_dim: int = 4304,
         state: int = -2,
         pool_scale: int = 1,
         decoder_layers: int = 3,
@@ -253,18 +247,12 @@ class TATok(VisualTokenizer):
         decoder_positions: int = 16,
         metric: Literal["cosine", "l2"] = "cosine",
         temperature: float | None = None,
+        **tower: Unpack[SiglipArguments],
     ) -> None:
+        sizes = SiglipSizes(**tower)
+        dim, step = sizes.dim, sizes.patch_size * pool_scale
         super().__init__(
-            encoder=TATokEncoder(
-                image_size=image_size,
-                patch_size=patch_size,
-                dim=dim,
-                num_layers=num_layers,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
-                state=state,
-                pool_scale=pool_scale,
-            ),
+            encoder=TATokEncoder(state=state, pool_scale=pool_scale, **tower),
             bottleneck=TextAlignedQuantizer(
                 num_codes=num_codes, code_dim=code_dim, in_dim=dim, out_dim=code_dim, metric=metric, temperature=temperature
             ),
@@ -276,10 +264,10 @@ class TATok(VisualTokenizer):
                 mlp_dim=decoder_mlp_dim,
                 num_positions=decoder_positions,
             ),
-            downsampling=(patch_size * pool_scale, patch_size * pool_scale),
+            downsampling=(step, step),
         )
-        self.image_size = image_size
-        self.only_size = (image_size, image_size)
+        self.image_size = sizes.image_size
+        self.only_size = (sizes.image_size, sizes.image_size)
 
     # Unlike its base, it can be asked for fewer tokens, and it comes out at features.
 
