@@ -129,7 +129,7 @@ class Block(Configurable, has_name=False):
         device_map: Mapping[str, torch.device | str | int] | str | None = None,
         layout: str | None = None,
         ignored_entries: Collection[str] = (),
-        **overrides: Any,
+        **overrides: Any,  # the class's own arguments
     ) -> Self:
         """A Block from a folder that ``save_pretrained`` wrote, or from a published checkpoint in one of the class's ``layouts``.
 

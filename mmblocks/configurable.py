@@ -61,18 +61,18 @@ class Configurable(nn.Module):
     layouts: ClassVar[tuple[Any, ...]] = ()
     shorthand: ClassVar[Callable[..., Any] | None] = None
     shorthand_of: ClassVar[str] = ""
-    origin: Any = None
+    origin: Any = None  # checkpoints.origin.Origin, which stands above
 
     _built: tuple[type["Configurable"], dict[str, Any]]
     """The class and arguments of the constructor call. Libraries that wrap modules may change the class afterwards."""
 
-    def __init_subclass__(cls, *, has_name: bool = True, **keywords: Any) -> None:
+    def __init_subclass__(cls, *, has_name: bool = True, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         _check_constructor(cls)
         if has_name:
             register(cls)
 
-    def __new__(cls, *args: Any, **arguments: Any) -> Self:
+    def __new__(cls, *args: Any, **arguments: Any) -> Self:  # of any constructor
         """Records the arguments, whichever class in the family they go to."""
         if args:
             names = ", ".join(f"{name}=..." for name in parameters(cls))
@@ -98,9 +98,9 @@ class Configurable(nn.Module):
         cls, recorded = self._built
         return {name: self._current(name, recorded[name]) for name in parameters(cls) if name in recorded}
 
-    def _current(self, name: str, given: Any) -> Any:
+    def _current(self, name: str, given: object) -> object:
         """An argument as it is now: parts may have been replaced, added or removed where they are kept."""
-        kept: Any = self._modules.get(name)
+        kept: Any = self._modules.get(name)  # a list or dict of modules, or one of any kind
         if isinstance(given, Configurable) and isinstance(kept, Configurable):
             return kept
         if isinstance(given, dict) and hasattr(kept, "items"):  # nn.ModuleDict or the like
@@ -146,7 +146,7 @@ def together(*shorthands: Callable[..., Any]) -> Callable[..., tuple[dict[str, A
     owned = [inspect.signature(each, eval_str=True).parameters for each in shorthands]
     whole = inspect.Signature([each for names in owned for each in names.values()])
 
-    def every(**given: Any) -> tuple[dict[str, Any], ...]:
+    def every(**given: object) -> tuple[dict[str, Any], ...]:
         bound = whole.bind(**given)
         bound.apply_defaults()
         return tuple({name: bound.arguments[name] for name in names} for names in owned)
@@ -191,7 +191,7 @@ def required(cls: type[Any], given: Mapping[str, Any]) -> list[str]:
     return [name for name, each in parameters(cls).items() if each.default is each.empty and name not in optional]
 
 
-def parts(value: Any) -> Iterator[Configurable]:
+def parts(value: object) -> Iterator[Configurable]:
     """The Blocks inside an argument, or inside a dict of arguments, however deep in lists and dicts."""
     if isinstance(value, Configurable):
         yield value
@@ -203,7 +203,7 @@ def parts(value: Any) -> Iterator[Configurable]:
             yield from parts(item)
 
 
-def _recorded(value: Any) -> Any:
+def _recorded(value: object) -> object:
     """A copy of the lists and dicts, so that what is recorded does not change with them."""
     if isinstance(value, list | tuple):
         return tuple(_recorded(item) for item in value)
@@ -212,7 +212,7 @@ def _recorded(value: Any) -> Any:
     return value
 
 
-def _only_blocks(*values: Any) -> bool:
+def _only_blocks(*values: object) -> bool:
     return all(isinstance(value, Configurable) for value in values)
 
 
@@ -295,7 +295,7 @@ class Description:
         TypeError: when a subclass is defined, a field whose name begins with an underscore, as those of config.json do.
     """
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         dataclass(frozen=True, kw_only=True)(cls)
         for name in parameters(cls):

@@ -138,7 +138,7 @@ class Trunk(Protocol):
         self,
         embeds: Float[Tensor, "B L D"],
         table: TokenTable,
-        cache: Any = None,
+        cache: Any = None,  # of the kind that its own new_cache makes
         *,
         mask: Mask | MaskRule | None = None,
     ) -> Float[Tensor, "B L D"]:

@@ -26,7 +26,7 @@ class LlamaArguments(TypedDict, total=False):
     qkv_bias: bool
 
 
-def with_attention(layer: Layer, **changes: Any) -> Layer:
+def with_attention(layer: Layer, **changes: Any) -> Layer:  # fields of Attention
     """The layer with other fields of its ``Attention``.
 
     Raises:

@@ -68,7 +68,12 @@ def gemma3_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return _windowed(config, types, rotary, softcap=_softcap(config, None), qk_norm=norm)
 
 
-def _windowed(config: Mapping[str, Any], types: tuple[str, ...], rotary: Mapping[str, Rotary], **fields: Any) -> dict[str, Any]:
+def _windowed(
+    config: Mapping[str, Any],
+    types: tuple[str, ...],
+    rotary: Mapping[str, Rotary],
+    **fields: Any,  # of Attention
+) -> dict[str, Any]:
     only(config, "attention_bias", False)
     only(config, "use_bidirectional_attention", False)
     activation = published_activation(config, "hidden_activation", "gelu_pytorch_tanh")

@@ -160,5 +160,5 @@ def _layer(
     return Layer(mixer=attention, feed_forward=mlp, norm=norm, norm_place=norm_place, residual_scale=residual_scale)
 
 
-def _one_kind(config: Mapping[str, Any], layer: Layer, **more: Any) -> dict[str, Any]:
+def _one_kind(config: Mapping[str, Any], layer: Layer, **more: object) -> dict[str, Any]:
     return arguments_of(config, {FULL: layer}, (FULL,) * config["num_hidden_layers"], **more)

@@ -24,7 +24,7 @@ def check_named(config: Mapping[str, Any], *models: str) -> None:
     check_model(config, *models)
 
 
-def attention_of(config: Mapping[str, Any], *, head_dim: int | None = None, **fields: Any) -> Attention:
+def attention_of(config: Mapping[str, Any], *, head_dim: int | None = None, **fields: Any) -> Attention:  # its own fields
     """``Attention`` of a config's heads.
 
     Args:
@@ -94,7 +94,7 @@ def types_of(config: Mapping[str, Any], *, every: int | None = None) -> tuple[st
     return tuple(named)
 
 
-def arguments_of(config: Mapping[str, Any], layers: Mapping[str, Layer], types: Sequence[str], **more: Any) -> dict[str, Any]:
+def arguments_of(config: Mapping[str, Any], layers: Mapping[str, Layer], types: Sequence[str], **more: object) -> dict[str, Any]:
     """``Decoder`` arguments.
 
     Args:

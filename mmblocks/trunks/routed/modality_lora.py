@@ -1,6 +1,6 @@
 """Decoders with low-rank additions to their linear maps: for some modalities' tokens only, or mixed by a learned gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
@@ -22,7 +22,7 @@ def _with_maps(llama: LlamaArguments, first_expert: str, linear: Linear) -> Laye
     return replace(layer, feed_forward=GatedMLP(hidden_dim=llama["mlp_dim"], linear=linear))
 
 
-def _from_decoder(cls: type[Any], decoder: Decoder, options: dict[str, Any], experts: Sequence[str]) -> Any:
+def _from_decoder(cls: type[Any], decoder: Decoder, options: Mapping[str, object], experts: Sequence[str]) -> Any:
     """The decoder's weights, copied, and low-rank maps that add nothing yet."""
     trunk = unfilled(cls, decoder, **options)
     weights = decoder.state_dict()
@@ -96,7 +96,7 @@ class ModalityLoRADecoder(Decoder):
         super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, route=route, positions=positions)
 
     @classmethod
-    def from_decoder(cls, decoder: Decoder, *, experts: Sequence[str] = ("text", "vision"), **options: Any) -> Self:
+    def from_decoder(cls, decoder: Decoder, *, experts: Sequence[str] = ("text", "vision"), **options: object) -> Self:
         """A trunk that computes what ``decoder`` does until its additions have learned something. Its weights are copies.
 
         Args:
@@ -160,7 +160,7 @@ class SlideLoRADecoder(Decoder):
         super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, positions=positions)
 
     @classmethod
-    def from_decoder(cls, decoder: Decoder, **options: Any) -> Self:
+    def from_decoder(cls, decoder: Decoder, **options: object) -> Self:
         """A trunk that computes what ``decoder`` does until its additions have learned something; see ``ModalityLoRADecoder``."""
         made: Self = _from_decoder(cls, decoder, options, ("text",))
         return made

@@ -9,7 +9,7 @@ from mmblocks.configurable import parameters
 from mmblocks.trunks.decoder import Decoder
 
 
-def unfilled(cls: type[Any], decoder: Decoder, **options: Any) -> Any:
+def unfilled(cls: type[Any], decoder: Decoder, **options: object) -> Any:  # a ``cls``, whichever it is
     """A trunk of the decoder's sizes, without values.
 
     Raises:

@@ -112,7 +112,7 @@ def _before(
     return ((state, *args[1:]), options) if args else (args, {**options, "hidden_states": state})
 
 
-def _after(call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _after(call: _Call, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # whatever layers give
     """After the last layer, whose output is the states or begins with them."""
     if _CALL.get() is not call:
         return output

@@ -1,6 +1,6 @@
 """Constructors take the arguments that they took when each had all of them in one list, with the same defaults and tensors.
 
-To write the file again with the code of another checkout: PYTHONPATH=CHECKOUT python -m tests.checkpoints.test_constructors
+To write the file again with the code of another checkout: PYTHONPATH=CHECKOUT python -m tests.checkpoints.configs.test_constructors
 """
 
 import ast
