@@ -232,7 +232,7 @@ class Description:
 
         Decay(rate=0.5)      # in config.json: {"_kind": "my_module.Decay", "rate": 0.5}
 
-    Lists are kept as tuples. ``check`` is called when all fields are set.
+    Lists are kept as tuples, and dicts as copies. ``check`` is called when all fields are set.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -243,8 +243,8 @@ class Description:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+            if isinstance(value, list | tuple | dict):
+                object.__setattr__(self, field.name, _recorded(value))
         self.check()
 
     def check(self) -> None:

@@ -49,7 +49,10 @@ class Layer(Part):
     residual_scale: float = 1.0
 
     def check(self) -> None:
-        """Refuses places of norms that do not go together."""
+        """Refuses what is no part, and places of norms that do not go together."""
+        for name, part in (("mixer", self.mixer), ("feed_forward", self.feed_forward)):
+            if not isinstance(part, Part):
+                raise TypeError(f"{name} is {part!r:.100}; accepted: a Part, such as Attention and GatedMLP")
         if self.norm_place not in ("before", "after", "both"):
             raise ValueError(f"norm_place is {self.norm_place!r}; accepted: 'before', 'after', 'both'")
         if self.parallel and self.norm_place != "before":
