@@ -100,7 +100,7 @@ class Decoder(Block):
     ) -> None:
         super().__init__()
         layers = llama_layer(**llama) if layers is None else layers
-        kinds = layers if isinstance(layers, Mapping) else {ONE_KIND: layers}
+        kinds = _checked_kinds(layers)
         self.layer_types = _checked_types(kinds, layer_types, num_layers)
         self.dim, self.embed_scale, self.dropout = dim, embed_scale, dropout
         self.kinds = dict(kinds)
@@ -223,6 +223,15 @@ class Decoder(Block):
     def static_step(self) -> bool:
         """Whether a step of one token can be recorded as a CUDA graph."""
         return all(map(has_static_step, self.layers)) and len(self.experts) < 2
+
+
+def _checked_kinds(layers: Part | Mapping[str, Part]) -> Mapping[str, Part]:
+    """The kinds of layers by name."""
+    kinds = layers if isinstance(layers, Mapping) else {ONE_KIND: layers}
+    for kind in kinds.values():
+        if not isinstance(kind, Part):
+            raise TypeError(f"layers has {kind!r:.100}; accepted: a description such as Layer, or a dict of them by name")
+    return kinds
 
 
 def _checked_types(kinds: Mapping[str, Part], types: Sequence[str] | None, num_layers: int) -> tuple[str, ...]:

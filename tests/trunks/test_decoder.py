@@ -1,5 +1,7 @@
 """A decoder against itself: cached and full, packed and separate, padded and single; and against transformers' Llama."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.sequence.positions import v2pe
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks import hidden_states
+from mmblocks.trunks import Attention, Rotary, hidden_states
 from mmblocks.trunks.decoder import Decoder
 from tests.shared.random_tables import random_table
 
@@ -235,3 +237,57 @@ def test_angles_can_keep_the_rounding_of_the_dtype_that_a_model_was_made_in() ->
     assert not torch.equal(cosines(rounded), cosines(exact))
     with pytest.raises(ValueError, match="rope_dtype is 'float8'; accepted: None, 'bfloat16', 'float16'"):
         decoder(rope_dtype="float8")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Attention(num_heads=0), "num_heads is 0; accepted: 1 or more"),
+        (lambda: Attention(num_heads=4, num_kv_heads=0), "num_kv_heads is 0; it must divide num_heads, 4"),
+        (lambda: Attention(num_heads=4, num_kv_heads=-2), "num_kv_heads is -2"),
+        (lambda: Attention(num_heads=4, head_dim=0), "head_dim is 0; accepted: 1 or more, or None"),
+    ],
+)
+def test_heads_that_there_cannot_be_are_refused(build, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_description_does_not_change_with_a_dict_that_it_was_given() -> None:
+    scaling = {"type": "longrope", "factor": 2.0, "max_position": 4, "short_factor": [1.0], "long_factor": [2.0]}
+    rotary = Rotary(scaling=scaling)
+    scaling["factor"] = 9.0
+    scaling["long_factor"].append(3.0)
+    assert rotary.scaling is not None
+    assert (rotary.scaling["factor"], rotary.scaling["long_factor"]) == (2.0, (2.0,))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "dynamic", "factor": 2.0, "max_position": 4},
+        {"type": "longrope", "factor": 2.0, "max_position": 4, "short_factor": (1.0,) * 4, "long_factor": (2.0,) * 4},
+    ],
+)
+def test_rows_without_tokens_have_scaled_angles_too(scaling) -> None:
+    trunk = Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=48, rope_scaling=scaling)
+    assert trunk(torch.randn(2, 0, 32), TokenTable.text(2, 0)).shape == (2, 0, 32)
+
+
+WRONG = {
+    'Attention(num_heads=4, qk_norm_over="heads")': "ValueError qk_norm_over is 'heads'; accepted: 'head', 'each_head'",
+    "Layer(mixer=Norm(), feed_forward=GatedMLP(hidden_dim=8))": "TypeError mixer is Norm(kind=",
+    "Layer(mixer=Attention(num_heads=4), feed_forward=Layer)": "TypeError feed_forward is <class",
+    "Decoder(dim=8, num_layers=1, layers=[])": "TypeError layers has []; accepted: a description such as Layer",
+    'Decoder(dim=8, num_layers=1, layers={"a": Layer})': "TypeError layers has <class",
+}
+
+
+def test_other_things_than_descriptions_are_refused() -> None:
+    """In a process of its own, without the types that tests check before the library does."""
+    lines = ["from mmblocks import Decoder", "from mmblocks.trunks import Attention, GatedMLP, Layer, Norm"]
+    for code in WRONG:
+        lines += ["try:", f"    {code}", "except Exception as error:", "    print(type(error).__name__, error)"]
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.splitlines()
+    for line, wanted in zip(found, WRONG.values(), strict=True):
+        assert line.startswith(wanted)

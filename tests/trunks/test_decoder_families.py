@@ -121,7 +121,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "qwen3": [{"attention_bias": True}],
     "phi3": [{"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}],
     "gemma": [{"attention_bias": True}],
-    "gemma3_text": [{"use_bidirectional_attention": True}],
+    "gemma3_text": [{"use_bidirectional_attention": True}, {"attn_logit_softcapping": 1.0}],
     "olmo": [{"clip_qkv": 0.1}],
     "stablelm": [{"qk_layernorm": True}],
     "qwen2_moe": [{"use_sliding_window": True, **SLIDING, "max_window_layers": 0}],
@@ -202,6 +202,34 @@ def compare_gradients(folder: Path, ours: Decoder, theirs: Any) -> None:
         torch.testing.assert_close(
             parameter.grad, expected[name], atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def rewritten(folder: Path, **entries: Any) -> None:
+    """Changes entries of a config; None takes one away."""
+    config = json.loads((folder / "config.json").read_text()) | entries
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+@torch.no_grad()
+def test_one_rope_scaling_is_that_of_layers_without_a_window(tmp_path) -> None:
+    """As the published files of OLMo 3 have it."""
+    theirs = model("olmo3", **FULL_AND_SLIDING)
+    write(tmp_path, theirs)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 1.2}
+    rewritten(tmp_path, rope_parameters=None, rope_theta=500000.0, rope_scaling=scaling)
+    again = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tmp_path)).eval()
+    again.load_state_dict(theirs.state_dict())
+    embeds = torch.randn(2, LENGTH, 32)
+    ours = Decoder.from_pretrained(tmp_path)(embeds, TokenTable.text(2, LENGTH))
+    torch.testing.assert_close(ours, again(inputs_embeds=embeds).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["olmo3", "gemma3_text"])
+def test_rope_parameters_that_name_no_type_of_layer_are_refused(tmp_path, kind: str) -> None:
+    write(tmp_path, model(kind, **FULL_AND_SLIDING))
+    rewritten(tmp_path, rope_parameters={**ROPE, "rope_type": "linear", "factor": 2.0})
+    with pytest.raises(ValueError, match=r"rope_parameters is .*; accepted: entries for each of full_attention and sliding"):
+        Decoder.from_pretrained(tmp_path)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import silu
 
 from mmblocks import Decoder, TokenTable
+from mmblocks.checkpoints.surgery.low_rank import attach_lora, merge_lora
 from mmblocks.sequence.masks import Causal
 from mmblocks.trunks import ForwardContext, MixtureOfExperts, MoEDecoder, Site, TrunkHooks, load_balance
 
@@ -129,3 +130,18 @@ def test_the_forward_is_one_graph() -> None:
 def test_more_experts_a_token_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="experts_per_token is 3; accepted: 1 to num_experts, 2"):
         MoEDecoder(**SIZES, num_experts=2, experts_per_token=3)
+
+
+def test_adapters_of_experts_count_and_learn() -> None:
+    """Merged into the weights they give the same numbers."""
+    pytest.importorskip("peft")
+    trunk, embeds = filled(MoEDecoder(**SIZES, num_experts=3)), torch.randn(2, 9, WIDTH)
+    attach_lora(trunk, ["layers.{}.mlp.gate.{}", "layers.{}.mlp.up.{}", "layers.{}.mlp.down.{}"], rank=2)
+    adapters = {name: parameter for name, parameter in trunk.named_parameters() if parameter.requires_grad}
+    for parameter in adapters.values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapted = trunk(embeds, TEXT)
+    adapted.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in adapters.values())
+    merge_lora(trunk)
+    torch.testing.assert_close(adapted, trunk(embeds, TEXT), atol=1e-5, rtol=1e-5)

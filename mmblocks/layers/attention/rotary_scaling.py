@@ -91,7 +91,7 @@ def scale_rotary(
     factor = float(scaling["factor"])
     if scaling["type"] == "linear":
         return positions / factor, theta
-    length = (positions.amax(dim=1, keepdim=True).float() + 1).clamp(min=total or 0)
+    length = (_largest(positions).float() + 1).clamp(min=total or 0)
     trained = float(scaling["max_position"])
     stretch = (factor * length.clamp(min=trained) / trained - (factor - 1)) ** (dim / (dim - 2))
     return positions, theta * stretch
@@ -134,6 +134,11 @@ def _slowed(factor: float, share: Float[Tensor, " half"]) -> Float[Tensor, "1 ha
 def _longrope(positions: Tensor, dim: int, theta: float, scaling: dict[str, Any]) -> tuple[Float[Tensor, "B half"], float]:
     """Each row by its own length; queries and keys grow by ``sqrt(1 + ln f / ln m)``."""
     trained = scaling["max_position"]
-    too_long = positions.amax(dim=1, keepdim=True) >= trained
+    too_long = _largest(positions) >= trained
     long, short = (torch.tensor(scaling[f"{name}_factor"], device=positions.device) for name in ("long", "short"))
     return torch.where(too_long, long, short), math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
+
+
+def _largest(positions: Num[Tensor, "B L"]) -> Num[Tensor, "B 1"]:
+    """The largest position of each row; 0 in empty rows."""
+    return positions.amax(dim=1, keepdim=True) if positions.shape[1] else positions.new_zeros(len(positions), 1)

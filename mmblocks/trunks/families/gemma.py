@@ -52,8 +52,8 @@ def gemma2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 2's config as ``Decoder`` arguments."""
     check_named(config, "gemma2")
     only(config, "sliding_window_size", config.get("sliding_window", 4096))  # said twice in the first files
-    rotary = rotary_of(config)
-    return _windowed(config, types_of(config, every=2), {FULL: rotary, SLIDING: rotary}, softcap=_softcap(config, 50.0))
+    rotary, softcap = rotary_of(config), config.get("attn_logit_softcapping", 50.0)
+    return _windowed(config, types_of(config, every=2), {FULL: rotary, SLIDING: rotary}, softcap=softcap)
 
 
 def gemma3_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def gemma3_config(config: Mapping[str, Any]) -> dict[str, Any]:
     rotary = {FULL: rotary_of(config, theta=1e6, layer_type=FULL), SLIDING: rotary_of(config, layer_type=SLIDING)}
     if local is not None or SLIDING not in (config.get("rope_parameters") or {}):
         rotary[SLIDING] = Rotary(theta=10000.0 if local is None else local)
-    norm = _norm(config)
-    return _windowed(config, types, rotary, softcap=_softcap(config, None), qk_norm=norm)
+    only(config, "attn_logit_softcapping", None)  # which transformers does not read
+    return _windowed(config, types, rotary, qk_norm=_norm(config))
 
 
 def _windowed(
@@ -90,10 +90,6 @@ def _windowed(
         for kind, window in windows.items()
     }
     return arguments_of(config, layers, types)
-
-
-def _softcap(config: Mapping[str, Any], default: float | None) -> float | None:
-    return config.get("attn_logit_softcapping", default)
 
 
 def _norm(config: Mapping[str, Any]) -> Norm:

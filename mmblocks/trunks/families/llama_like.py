@@ -115,8 +115,7 @@ def olmo2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"qkv_bias": bias, "output_bias": bias, "qk_norm": norm, "qk_norm_over": "all_heads"}
     layers = {}
     for kind, window in windows.items():
-        # Scaling of angles is for layers that read all tokens; the others know no far ones.
-        rotary = rotary_of(config, theta=500000.0 if third else 10000.0, layer_type=kind)
+        rotary = rotary_of(config, theta=500000.0 if third else 10000.0, layer_type=kind if third else None)
         layers[kind] = _layer(config, attention_of(config, rotary=rotary, window=window, **fields), norm_place="after")
     return arguments_of(config, layers, types)
 

@@ -59,16 +59,33 @@ def rotary_of(
         neighbours: as for ``Rotary``.
     """
     given = rotary_entries(config)
-    if layer_type is not None and isinstance(given.get(layer_type), Mapping):
-        given = given[layer_type]
+    scaled = given
+    if layer_type is not None:
+        given, scaled = _of_type(config, given, layer_type)
     base = agreed(config, given, "rope_theta")
     turned = agreed(config, given, "partial_rotary_factor")
     return Rotary(
         theta=theta if base is None else base,
-        scaling=plain(scaling_of(config, given)),
+        scaling=plain(scaling_of(config, scaled)),
         share=share if turned is None else turned,
         neighbours=neighbours,
     )
+
+
+def _of_type(config: Mapping[str, Any], given: Mapping[str, Any], layer_type: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The entries of one type of layer, and those that scale its angles.
+
+    Older files have one ``rope_scaling``: it is that of layers that read all tokens, and windows know no far ones.
+
+    Raises:
+        ValueError: ``rope_parameters`` that name no type of layer, which transformers does not read.
+    """
+    new = config.get("rope_parameters")
+    if new and not any(isinstance(new.get(kind), Mapping) for kind in (FULL, SLIDING)):
+        raise ValueError(f"{title(config, 'rope_parameters')} is {shown(new)}; accepted: entries for each of {FULL} and {SLIDING}")
+    if isinstance(given.get(layer_type), Mapping):
+        return given[layer_type], given[layer_type]
+    return given, {} if layer_type == SLIDING else given
 
 
 def types_of(config: Mapping[str, Any], *, every: int | None = None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Shapes: B batch, L new tokens, N tokens (on one or more axes), D width, H query 
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from mmblocks.trunks.parts.linears import Linear
 from mmblocks.trunks.parts.norms import Norm
 from mmblocks.trunks.parts.part import Part, Site, TrunkPart
 from mmblocks.trunks.parts.rotary import Rotary
+
+NormedOver = Literal["head", "each_head", "all_heads"]
+_NORMED_OVER = get_args(NormedOver)
 
 
 class Attention(Part):
@@ -56,7 +59,7 @@ class Attention(Part):
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Norm | None = None
-    qk_norm_over: Literal["head", "each_head", "all_heads"] = "head"
+    qk_norm_over: NormedOver = "head"
     rotary: Rotary | None = Rotary()
     window: int | None = None
     scale: float | None = None
@@ -64,17 +67,19 @@ class Attention(Part):
     linear: Linear = Linear()
 
     def check(self) -> None:
-        """Refuses heads that cannot be grouped, windows and caps that are not positive, and norms that heads cannot have."""
-        if min(self.num_heads, self.kv_heads) < 1 or self.num_heads % self.kv_heads:
+        """Refuses heads that cannot be grouped, spans of norms that there are not, and windows and caps that are not positive."""
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads is {self.num_heads}; accepted: 1 or more")
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
             raise ValueError(f"num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}")
         if self.head_dim is not None and self.head_dim < 1:
             raise ValueError(f"head_dim is {self.head_dim}; accepted: 1 or more, or None")
+        if self.qk_norm_over not in _NORMED_OVER:
+            raise ValueError(f"qk_norm_over is {self.qk_norm_over!r}; accepted: {', '.join(map(repr, _NORMED_OVER))}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}; accepted: 1 or more, or None")
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap is {self.softcap}; accepted: above 0, or None")
-        if self.qk_norm_over not in ("head", "each_head", "all_heads"):
-            raise ValueError(f"qk_norm_over is {self.qk_norm_over!r}; accepted: 'head', 'each_head', 'all_heads'")
         norm = self.qk_norm
         if self.qk_norm_over == "each_head" and norm is not None and (norm.experts or norm.one_plus or not norm.weight):
             raise ValueError(f"qk_norm has {norm}; accepted with 'each_head': weight=True, without one_plus and experts")
@@ -136,7 +141,7 @@ class SelfAttention(TrunkPart):
         self.key_norm = self._norm(parts, parts.kv_heads)
         self.memory = Memory(parts.kv_heads, self.head_dim)
         self.static_step = parts.rotary is None or parts.rotary.static_step
-        self.angles = f"{parts.rotary} {self.head_dim}"
+        self.angles = f"{type(parts.rotary).__module__} {parts.rotary} {self.head_dim}"
 
     def _norm(self, parts: Attention, heads: int) -> nn.Module | None:
         if parts.qk_norm is None:

@@ -147,15 +147,18 @@ class RoutedLinear(nn.ModuleDict, ByExpert):
 
     def forward(self, x: Float[Tensor, "*N I"], groups: RowGroups | None) -> Float[Tensor, "*N O"]:
         """Each row by its group's map."""
-        maps: list[Any] = list(self.values())  # adapters may have taken the place of linear layers
-        if groups is None or len(maps) == 1:
-            return maps[0](x)
-        if not all(type(one) is nn.Linear for one in maps):
-            return _one_by_one(x, groups, maps)
-        return routed_linear(x, groups, [one.weight for one in maps], [one.bias for one in maps])
+        maps: list[Any] = list(self.values())
+        return maps[0](x) if groups is None or len(maps) == 1 else group_by_group(x, groups, maps)
 
 
-def _one_by_one(x: Tensor, groups: RowGroups, maps: list[Any]) -> Tensor:
+def group_by_group(x: Float[Tensor, "N I"], groups: RowGroups, maps: Sequence[Any]) -> Float[Tensor, "N O"]:
+    """Sorted rows, each by its group's linear layer, or by the adapter that has taken its place."""
+    if not all(type(one) is nn.Linear for one in maps):
+        return _one_by_one(x, groups, maps)
+    return routed_linear(x, groups, [one.weight for one in maps], [one.bias for one in maps])
+
+
+def _one_by_one(x: Tensor, groups: RowGroups, maps: Sequence[Any]) -> Tensor:
     """Each group's rows through a module of its own; every row through each in a compiled graph, which does not know the sizes."""
     if groups.sizes is not None:
         return torch.cat([one(rows) for one, rows in zip(maps, x.split(groups.sizes), strict=True)])

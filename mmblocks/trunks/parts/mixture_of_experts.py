@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmblocks.layers.activations import activation_of
-from mmblocks.ops.routed_linear import group_rows, routed_linear
+from mmblocks.ops.routed_linear import group_rows
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.parts.feed_forward import GatedFeedForward, GatedMLP
+from mmblocks.trunks.parts.linears import group_by_group
 from mmblocks.trunks.parts.part import Part, Site, TrunkPart
 
 
@@ -91,9 +92,9 @@ class ExpertMixture(TrunkPart):
         groups = group_rows(experts.flatten(), len(self.gate))
         token = groups.order // self.experts_per_token  # each token stands in K rows
         chosen = rows[token]
-        gate, up, down = ([one.get_parameter("weight") for one in maps] for maps in (self.gate, self.up, self.down))
-        inner = self.activation(routed_linear(chosen, groups, gate)) * routed_linear(chosen, groups, up)
-        made = routed_linear(inner, groups, down) * weights.to(x.dtype).flatten()[groups.order, None]
+        gate, up, down = (list(maps) for maps in (self.gate, self.up, self.down))
+        inner = self.activation(group_by_group(chosen, groups, gate)) * group_by_group(chosen, groups, up)
+        made = group_by_group(inner, groups, down) * weights.to(x.dtype).flatten()[groups.order, None]
         mixed = torch.zeros_like(rows, dtype=made.dtype).index_add(0, token, made).view_as(x)
         return mixed if self.shared is None else mixed + self.shared_gate(x).sigmoid() * self.shared(x, context, layer)
 
