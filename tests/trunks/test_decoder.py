@@ -276,8 +276,8 @@ def test_rows_without_tokens_have_scaled_angles_too(scaling) -> None:
 
 WRONG = {
     'Attention(num_heads=4, qk_norm_over="heads")': "ValueError qk_norm_over is 'heads'; accepted: 'head', 'each_head'",
-    "Layer(mixer=Norm(), feed_forward=GatedMLP(hidden_dim=8))": "TypeError mixer is Norm(kind=",
-    "Layer(mixer=Attention(num_heads=4), feed_forward=Layer)": "TypeError feed_forward is <class",
+    "Layer(mixer=Norm(), feed_forward=GatedMLP(hidden_dim=8))": "TypeError mixer is a Norm; accepted: a Part",
+    "Layer(mixer=Attention(num_heads=4), feed_forward=Layer)": "TypeError feed_forward is Layer; accepted: a Part",
     "Decoder(dim=8, num_layers=1, layers=[])": "TypeError layers has []; accepted: a description such as Layer",
     'Decoder(dim=8, num_layers=1, layers={"a": Layer})': "TypeError layers has <class",
 }

@@ -116,7 +116,9 @@ def test_one_shorthand_of_several():
 
 
 def test_an_unknown_argument_is_refused_by_the_class_itself():
-    with pytest.raises(TypeError, match=r"VQGAN has no argument 'chanels'; accepted: num_codes, .*channels"):
+    with pytest.raises(
+        TypeError, match=r"VQGAN has no argument 'chanels'; did you mean 'channels'. accepted: num_codes, .*channels"
+    ):
         find("VQGAN")(chanels=32)
 
 
