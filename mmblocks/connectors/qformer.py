@@ -16,7 +16,7 @@ from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.connectors.grids import Grid, check_width
 from mmblocks.connectors.published_widths import of_width, width_of
 from mmblocks.layers.activations import published_activation, transformers_name
-from mmblocks.layers.attention.qformer import QFormer, QFormerArguments, QFormerSizes, qformer_rules
+from mmblocks.layers.attention.query_transformer import QFormer, QFormerArguments, QFormerSizes, qformer_rules
 
 _TEXT_HALF = (
     *("Qformer.cls.*", "Qformer.bert.embeddings.word_embeddings.*", "Qformer.bert.embeddings.position_embeddings.*"),

@@ -1,7 +1,7 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
 from mmblocks.layers.attention.gated_cross_attention import GatedCrossAttention as GatedCrossAttention
-from mmblocks.layers.attention.qformer import QFormer as QFormer
+from mmblocks.layers.attention.query_transformer import QFormer as QFormer
 from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler as DiffusersSampler

@@ -8,7 +8,7 @@ from mmblocks.trunks.caches.windowed_cache import WindowedCache as WindowedCache
 from mmblocks.trunks.chameleon import ChameleonTrunk as ChameleonTrunk
 from mmblocks.trunks.context import ForwardContext as ForwardContext
 from mmblocks.trunks.decoder import Decoder as Decoder
-from mmblocks.trunks.gated_cross_attention import GatedCrossAttentionDecoder as GatedCrossAttentionDecoder
+from mmblocks.trunks.gated_decoder import GatedCrossAttentionDecoder as GatedCrossAttentionDecoder
 from mmblocks.trunks.hooks import HookedTrunk as HookedTrunk
 from mmblocks.trunks.hooks import TrunkHooks as TrunkHooks
 from mmblocks.trunks.hooks import hidden_states as hidden_states

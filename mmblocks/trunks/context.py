@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmblocks.layers.attention.attend import Prepared, prepare
 from mmblocks.ops.routed_linear import RowGroups
-from mmblocks.sequence.masks import Dense, Mask, densify
+from mmblocks.sequence.masks import Causal, Dense, Mask, densify
 from mmblocks.sequence.positions import PositionScheme, RotaryTable, sequential
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import in_reading_order, within_window
@@ -99,25 +99,29 @@ class ForwardContext:
         """A value that was shared before."""
         return self._shared[name]
 
-    def share_mask(self, window: int | None = None) -> None:
-        """Lowers the mask once for all layers of this window; see ``attention_mask``."""
-        self.share(f"mask {window}", lambda: self._prepared(window))
+    def share_mask(self, window: int | None = None, *, capped: bool = False) -> None:
+        """Lowers the mask once for all layers of this window, with or without a cap on scores; see ``attention_mask``."""
+        self.share(f"mask {window} {capped}", lambda: self._prepared(window, capped))
 
-    def attention_mask(self, layer: int, window: int | None = None) -> Prepared:
+    def attention_mask(self, layer: int, window: int | None = None, *, capped: bool = False) -> Prepared:
         """The mask as layer ``layer`` computes attention under it, with the layer's hooks.
 
         Args:
             layer: index.
             window: tokens that attention reaches back, the token itself included; None for all. ``share_mask`` was called for it.
+            capped: whether scores have a soft cap.
         """
-        return self.hooks.observed(layer, self._shared[f"mask {window}"])
+        return self.hooks.observed(layer, self._shared[f"mask {window} {capped}"])
 
-    def _prepared(self, window: int | None) -> Prepared:
+    def _prepared(self, window: int | None, capped: bool) -> Prepared:
         length, total = self.lengths
-        mask = self.mask
+        mask, device = self.mask, self.table.document.device
         if window is not None and total > window:
             mask = within_window(mask, window, self.table, *self._places())
-        return prepare(mask, length, total, self.table.document.device)
+        elif capped and isinstance(mask, Causal) and device.type == "cuda" and length == total > 1:
+            # As intervals flex_attention takes it, which caps scores without holding all of them.
+            mask = within_window(mask, total, self.table, *self._places())
+        return prepare(mask, length, total, device)
 
     def _places(self) -> tuple[Tensor, Tensor, TokenTable]:
         """Which token of its row each query and each key is, and the keys' table, in the order in which the cache gives keys."""

@@ -196,3 +196,11 @@ def test_kinds_of_layers_with_windows_of_their_own() -> None:
     assert context.attention_mask(0) == Causal()
     cache = trunk.new_cache(1, 20)
     torch.testing.assert_close(in_steps(trunk, embeds, table, cache, list(range(21))), hidden, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_of_the_whole_row_is_the_causal_mask() -> None:
+    """Which is how soft-capped attention hands a causal mask to flex_attention."""
+    table = TokenTable.text(2, 7)
+    mask = within_window(Causal(), 7, table, *in_reading_order(7, 7, torch.device("cpu")), table)
+    assert isinstance(mask, Intervals) and mask.start.shape == (2, 7)
+    assert torch.equal(densify(mask, 7, 7, "cpu"), densify(Causal(), 7, 7, "cpu").expand(2, -1, -1))

@@ -15,7 +15,7 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only, read_own, written_own
 from mmblocks.checkpoints.layouts.rules import Arguments
-from mmblocks.layers.attention.qformer import QFormerArguments, qformer_rules
+from mmblocks.layers.attention.query_transformer import QFormerArguments, qformer_rules
 from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.layers.towers.eva_layouts import eva_rules
 from mmblocks.sequence.tokens import Latents

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.attention.qformer import QFormer, QFormerArguments, QFormerSizes
+from mmblocks.layers.attention.query_transformer import QFormer, QFormerArguments, QFormerSizes
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.vector_quantizer import VectorQuantizer
 

@@ -152,7 +152,7 @@ class SelfAttention(TrunkPart):
 
     def prepare(self, context: ForwardContext) -> None:
         """Angles and mask, which layers share."""
-        context.share_mask(self.window)
+        context.share_mask(self.window, capped=self.softcap is not None)
         if self.rotary is not None:
             rotary = self.rotary
             context.share_angles(self.angles, lambda: rotary.angles(context, self.head_dim))
@@ -164,7 +164,8 @@ class SelfAttention(TrunkPart):
         value = self._heads(self.value, None, x, context)
         if context.cache is not None:
             key, value = context.cache.update(layer, key, value)
-        found = attend(query, key, value, context.attention_mask(layer, self.window), self.scale, self.softcap)
+        mask = context.attention_mask(layer, self.window, capped=self.softcap is not None)
+        found = attend(query, key, value, mask, self.scale, self.softcap)
         return context.apply(self.output, context.as_rows(found.transpose(1, 2).flatten(2)))
 
     def turned(

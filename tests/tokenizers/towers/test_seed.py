@@ -4,7 +4,7 @@ from PIL import Image
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from mmblocks import Block
-from mmblocks.layers.attention.qformer import QFormer
+from mmblocks.layers.attention.query_transformer import QFormer
 from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.tokenizers.towers.seed import SEEDTokenizer
 
