@@ -1,5 +1,6 @@
 """A learned vector per token id."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -31,6 +32,9 @@ class TextEmbedding(Block):
         init_std: standard deviation of the initial vectors.
         scale: what the vectors are multiplied by, rounded to their dtype first (Gemma, MiniCPM). Another part's vectors, such as
             those of an image, are not multiplied; where they are too, that is the ``embed_scale`` of ``Decoder``.
+
+    Raises:
+        ValueError: a scale that is not above 0, or not finite.
 
     Examples:
         >>> import torch
@@ -71,6 +75,8 @@ class TextEmbedding(Block):
 
     def __init__(self, *, vocab_size: int, dim: int, init_std: float = 0.02, scale: float = 1.0) -> None:
         super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale is {scale}; accepted: above 0, and finite")
         self.vocab_size, self.scale = vocab_size, scale
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         nn.init.normal_(self.weight, std=init_std)

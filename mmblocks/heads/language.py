@@ -95,8 +95,8 @@ class LMHead(Block):
     ) -> None:
         super().__init__()
         for name, value in (("scale", scale), ("softcap", softcap)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; accepted: above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; accepted: above 0, and finite")
         self.vocab_size, self.scale, self.softcap = vocab_size, scale, softcap
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None

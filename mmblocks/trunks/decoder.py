@@ -3,6 +3,7 @@
 Shapes: B batch, L new tokens, N tokens (on one or more axes), D width.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Unpack
@@ -99,6 +100,7 @@ class Decoder(Block):
         **llama: Unpack[LlamaArguments],
     ) -> None:
         super().__init__()
+        _check_numbers(num_layers, embed_scale, dropout)
         layers = llama_layer(**llama) if layers is None else layers
         kinds = _checked_kinds(layers)
         self.layer_types = _checked_types(kinds, layer_types, num_layers)
@@ -232,6 +234,15 @@ def _checked_kinds(layers: Part | Mapping[str, Part]) -> Mapping[str, Part]:
         if not isinstance(kind, Part):
             raise TypeError(f"layers has {kind!r:.100}; accepted: a description such as Layer, or a dict of them by name")
     return kinds
+
+
+def _check_numbers(num_layers: int, embed_scale: float, dropout: float) -> None:
+    if num_layers < 0:
+        raise ValueError(f"num_layers is {num_layers}; accepted: 0 or more")
+    if not 0 < embed_scale < math.inf:
+        raise ValueError(f"embed_scale is {embed_scale}; accepted: above 0, and finite")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; accepted: 0 or more, below 1")
 
 
 def _checked_types(kinds: Mapping[str, Part], types: Sequence[str] | None, num_layers: int) -> tuple[str, ...]:

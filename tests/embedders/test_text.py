@@ -38,3 +38,9 @@ def test_the_scale_is_saved(tmp_path) -> None:
 def test_ids_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"ids lie in \[0, 6\]; accepted: \[0, 5\]"):
         embedding()(torch.tensor([0, 6]))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"scale is .*; accepted: above 0, and finite"):
+        TextEmbedding(vocab_size=4, dim=2, scale=scale)

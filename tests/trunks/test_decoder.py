@@ -217,6 +217,9 @@ def test_embeds_that_do_not_fit_the_table_are_refused() -> None:
         ({"num_kv_heads": 3}, "num_kv_heads is 3"),
         ({"head_dim": 7}, "head_dim is 7"),
         ({"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
+        ({"num_layers": -1}, "num_layers is -1; accepted: 0 or more"),
+        ({"embed_scale": 0.0}, "embed_scale is 0.0; accepted: above 0"),
+        ({"dropout": 1.0}, "dropout is 1.0; accepted: 0 or more, below 1"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(options, message) -> None:
