@@ -3,6 +3,7 @@
 Shapes: N rows, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
