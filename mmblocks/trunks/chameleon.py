@@ -10,7 +10,7 @@ from mmblocks.sequence.positions import PositionScheme
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES, LLAMA_RULES
 from mmblocks.trunks.families.names import NOT_THE_TRUNK
-from mmblocks.trunks.llama import LlamaArguments, llama_layer, with_attention
+from mmblocks.trunks.llama import LlamaArguments, check_plain, llama_layer, with_attention
 from mmblocks.trunks.llama_config import LLAMA_HARMLESS, llama_config
 from mmblocks.trunks.llama_published import published_llama
 from mmblocks.trunks.parts.norms import Norm
@@ -91,6 +91,7 @@ class ChameleonTrunk(Decoder):
         positions: PositionScheme | None = None,
         **llama: Unpack[LlamaArguments],
     ) -> None:
+        check_plain("ChameleonTrunk", llama, "qk_norm")  # it has norms of heads of its own
         qk_norm = Norm(kind="layer", eps=HEAD_NORM_EPS, bias=True)
         layer = with_attention(llama_layer(**llama), qk_norm=qk_norm, qk_norm_over="each_head")
         layer = replace(layer, norm_place="after" if post_norm else "before")

@@ -1,6 +1,7 @@
 """The layer of the Llama family by its usual arguments: the shorthand of ``Decoder`` and of the trunks that are made of it."""
 
 from dataclasses import replace
+from inspect import signature
 from typing import Any, TypedDict
 
 from mmblocks.trunks.layer import Layer
@@ -24,6 +25,18 @@ class LlamaArguments(TypedDict, total=False):
     rope_dtype: str | None
     qk_norm: bool
     qkv_bias: bool
+
+
+def check_plain(cls: str, llama: LlamaArguments, *names: str) -> None:
+    """Refuses arguments that a trunk has its own way for.
+
+    Raises:
+        ValueError: one of them is given, and not as ``llama_layer`` has it where it is not.
+    """
+    defaults = signature(llama_layer).parameters
+    for name, value in llama.items():
+        if name in names and value != defaults[name].default:
+            raise ValueError(f"{name} is {value}; accepted by {cls}: {defaults[name].default}")
 
 
 def with_attention(layer: Layer, **changes: Any) -> Layer:  # fields of Attention

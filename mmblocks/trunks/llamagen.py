@@ -9,7 +9,7 @@ from mmblocks.sequence.positions import RotaryTable, grid_2d, rotary_table
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.decoder import Decoder
-from mmblocks.trunks.llama import LlamaArguments, llama_layer, with_attention
+from mmblocks.trunks.llama import LlamaArguments, check_plain, llama_layer, with_attention
 from mmblocks.trunks.parts.rotary import Rotary
 
 
@@ -77,6 +77,7 @@ class LlamaGenTrunk(Decoder):
     layouts: ClassVar[tuple[Layout, ...]] = ()
 
     def __init__(self, *, dim: int, num_layers: int, dropout: float = 0.1, **llama: Unpack[LlamaArguments]) -> None:
+        check_plain("LlamaGenTrunk", llama, "rope_scaling", "rope_sections", "rope_dtype")
         rotary = GridRotary(theta=llama.get("rope_theta", GridRotary.theta))
         layer = with_attention(llama_layer(**llama), rotary=rotary)
         super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout)

@@ -10,7 +10,7 @@ import torch
 from mmblocks.sequence.masks import Dense, visible
 from mmblocks.sequence.positions import v2pe
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks import Attention, Rotary, hidden_states
+from mmblocks.trunks import Attention, ChameleonTrunk, LlamaGenTrunk, Rotary, hidden_states
 from mmblocks.trunks.decoder import Decoder
 from tests.shared.random_tables import random_table
 
@@ -294,3 +294,18 @@ def test_other_things_than_descriptions_are_refused() -> None:
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.splitlines()
     for line, wanted in zip(found, WRONG.values(), strict=True):
         assert line.startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (ChameleonTrunk, {"qk_norm": True}),
+        (LlamaGenTrunk, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        (LlamaGenTrunk, {"rope_dtype": "bfloat16"}),
+    ],
+)
+def test_arguments_that_a_trunk_has_its_own_way_for_are_refused(cls, options) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is .*; accepted by {cls.__name__}: (False|None)"):
+        cls(dim=32, num_layers=1, num_heads=4, mlp_dim=8, **options)
+    cls(dim=32, num_layers=1, num_heads=4, mlp_dim=8, **{name: False if name == "qk_norm" else None})
