@@ -27,7 +27,7 @@ from mmblocks.trunks.layer import Layer
 from mmblocks.trunks.llama import LlamaArguments, llama_layer
 from mmblocks.trunks.parts.cross_attention import ImageReader, projected
 from mmblocks.trunks.parts.norms import Norm
-from mmblocks.trunks.parts.part import Part, Site, check_part, has_static_step, memory_of, prepare
+from mmblocks.trunks.parts.part import Part, Site, has_static_step, memory_of, prepare
 from mmblocks.trunks.routing import RouteRule, check_experts, experts_of, group_tokens
 
 ONE_KIND = "layer"
@@ -230,6 +230,8 @@ class Decoder(Block):
 def _checked_kinds(layers: Part | Mapping[str, Part]) -> Mapping[str, Part]:
     """The kinds of layers by name."""
     kinds = layers if isinstance(layers, Mapping) else {ONE_KIND: layers}
+    if not kinds:
+        raise ValueError("layers is {}; accepted: a layer, or one or more kinds of layers by name")
     for kind in kinds.values():
         if not isinstance(kind, Part):
             raise TypeError(f"layers has {kind!r:.100}; accepted: a description such as Layer, or a dict of them by name")
@@ -247,10 +249,6 @@ def _check_numbers(num_layers: int, embed_scale: float, dropout: float) -> None:
 
 def _checked_types(kinds: Mapping[str, Part], types: Sequence[str] | None, num_layers: int) -> tuple[str, ...]:
     """The kind of each layer."""
-    if not kinds:
-        raise ValueError("layers is {}; accepted: a layer, or one or more kinds of layers by name")
-    for name, kind in kinds.items():
-        check_part("layers" if name == ONE_KIND else f"layers[{name!r}]", kind)
     if types is None and len(kinds) == 1:
         types = tuple(kinds) * num_layers
     if types is None or len(types) != num_layers or not set(types) <= set(kinds):

@@ -257,7 +257,7 @@ def test_a_step_can_be_replayed(name, monkeypatch) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     monkeypatch.setattr(cuda_graphs, "capture", Tape.capture)
-    monkeypatch.setattr(static_cache, "new_pool", lambda: None)
+    monkeypatch.setattr(static_cache, "new_pool", lambda: (0, 0))
     cache = StaticCache(model.trunk.new_cache(2, 30))
     cache.cuda_graphs = True
     assert torch.equal(written(model), written(model, cache))
