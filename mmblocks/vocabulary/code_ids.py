@@ -5,7 +5,6 @@ Shapes: K codes of a codebook, Q code numbers a token, V ids of the vocabulary, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -53,6 +52,7 @@ class CodeIds:
     table: tuple[int, ...] | None = None
     _known: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None, repr=False, compare=False)
     """The table's ids, the same in ascending order, and the places these have in the table."""
+    _ranges: tuple[tuple[int, int], ...] = field(init=False, default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
@@ -62,6 +62,7 @@ class CodeIds:
         if self.first is not None and self.first < 0:
             raise ValueError(f"first is {self.first}; accepted: 0 or more")
         if self.table is None:
+            object.__setattr__(self, "_ranges", (((self.first or 0), (self.first or 0) + self.num_ids),))
             return
         different = set(self.table)
         if len(self.table) != self.num_ids or len(different) != self.num_ids or min(different) < 0:
@@ -70,6 +71,7 @@ class CodeIds:
         with torch.inference_mode(False):  # Gradients must be able to use it later.
             ids = torch.tensor(self.table, device="cpu")
             object.__setattr__(self, "_known", (ids, *ids.sort()))
+        object.__setattr__(self, "_ranges", _ranges_of(sorted(self.table)))
 
     def __hash__(self) -> int:
         """Leaves out the table, whose thousands of ids take long."""
@@ -90,14 +92,10 @@ class CodeIds:
         """The first id after all codes: a vocabulary is at least that large."""
         return self.ranges[-1][1]
 
-    @cached_property
+    @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """The ids of codes as ranges ``first <= id < stop``, in ascending order; one where no other id stands between them."""
-        if self.first is not None:
-            return ((self.first, self.first + self.num_ids),)
-        ids = sorted(self.table or ())
-        edges = [place for place in range(1, len(ids)) if ids[place] > ids[place - 1] + 1]
-        return tuple((ids[low], ids[high - 1] + 1) for low, high in pairwise([0, *edges, len(ids)]))
+        return self._ranges
 
     def ids(self, number: int | None = None, *, device: torch.device | str = "cpu") -> Int[Tensor, " K"]:
         """The vocabulary ids of one codebook's codes in their order, or of all codes: rows of an embedding, columns of logits.
@@ -263,3 +261,9 @@ def _some(numbers: Tensor) -> str:
 def _listed(values: list[int]) -> str:
     """One number where all are the same."""
     return str(values[0]) if len(set(values)) == 1 else "(" + ", ".join(map(str, values)) + ")"
+
+
+def _ranges_of(ids: list[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending ids as ranges."""
+    edges = [place for place in range(1, len(ids)) if ids[place] > ids[place - 1] + 1]
+    return tuple((ids[low], ids[high - 1] + 1) for low, high in pairwise([0, *edges, len(ids)]))
