@@ -52,7 +52,7 @@ class CodeIds:
     table: tuple[int, ...] | None = None
     _known: tuple[Tensor, Tensor, Tensor] | None = field(init=False, default=None, repr=False, compare=False)
     """The table's ids, the same in ascending order, and the places these have in the table."""
-    _ranges: tuple[tuple[int, int], ...] = field(init=False, default=(), repr=False, compare=False)
+    _spans: tuple[tuple[int, int], ...] = field(init=False, default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
@@ -62,7 +62,7 @@ class CodeIds:
         if self.first is not None and self.first < 0:
             raise ValueError(f"first is {self.first}; accepted: 0 or more")
         if self.table is None:
-            object.__setattr__(self, "_ranges", (((self.first or 0), (self.first or 0) + self.num_ids),))
+            object.__setattr__(self, "_spans", (((self.first or 0), (self.first or 0) + self.num_ids),))
             return
         different = set(self.table)
         if len(self.table) != self.num_ids or len(different) != self.num_ids or min(different) < 0:
@@ -71,7 +71,7 @@ class CodeIds:
         with torch.inference_mode(False):  # Gradients must be able to use it later.
             ids = torch.tensor(self.table, device="cpu")
             object.__setattr__(self, "_known", (ids, *ids.sort()))
-        object.__setattr__(self, "_ranges", _ranges_of(sorted(self.table)))
+        object.__setattr__(self, "_spans", _ranges_of(sorted(self.table)))
 
     def __hash__(self) -> int:
         """Leaves out the table, whose thousands of ids take long."""
@@ -95,7 +95,7 @@ class CodeIds:
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """The ids of codes as ranges ``first <= id < stop``, in ascending order; one where no other id stands between them."""
-        return self._ranges
+        return self._spans
 
     def ids(self, number: int | None = None, *, device: torch.device | str = "cpu") -> Int[Tensor, " K"]:
         """The vocabulary ids of one codebook's codes in their order, or of all codes: rows of an embedding, columns of logits.
