@@ -95,10 +95,6 @@ class ForwardContext:
         if name not in self.angles:
             self.angles[name] = compute()
 
-    def shared(self, name: str) -> Any:
-        """A value that was shared before."""
-        return self._shared[name]
-
     def share_mask(self, window: int | None = None, *, capped: bool = False) -> None:
         """Lowers the mask once for all layers of this window, with or without a cap on scores; see ``attention_mask``."""
         self.share(f"mask {window} {capped}", lambda: self._prepared(window, capped))

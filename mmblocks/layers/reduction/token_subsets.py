@@ -1,4 +1,4 @@
-"""Random subsets of a row's tokens, of all its modalities: some are read, others are asked for.
+"""Random subsets of a row's tokens, of all its modalities: some are read, others are predicted.
 
 Shapes: B rows, L tokens, M modalities.
 """
@@ -29,17 +29,17 @@ class Subsets(NamedTuple):
 
 
 class TokenSubsets(Block):
-    """Budgets of tokens that are read and asked for, shared out among the modalities at random.
+    """Budgets of tokens that are read and predicted, shared out among the modalities at random.
 
     A row's budgets are shared out by samples of two Dirichlet distributions: with small concentrations most tokens come from few
     modalities, with large ones from all alike. Inside a modality every token is as likely. What a modality has too few tokens
-    for goes to the others. What is asked for is sampled first, so that no row asks for nothing.
+    for goes to the others. What is predicted is sampled first, so that every row has labels.
 
     Args:
         read: how many tokens of a row are read, or (least, most) of them.
-        asked: how many are asked for, likewise; 1 or more.
+        asked: how many are predicted, likewise; 1 or more.
         read_alphas: a concentration for each modality; 0 for one that is never read.
-        asked_alphas: likewise; 0 for one that is never asked for.
+        asked_alphas: likewise; 0 for one that is never predicted.
 
     Raises:
         ValueError: budgets or concentrations out of range, or none above 0.
@@ -77,14 +77,14 @@ class TokenSubsets(Block):
 
         Args:
             modality: which one a token belongs to, from 0 on, such as a table's ``modality`` or its ``span``; others than the M
-                known ones are neither read nor asked for, padding for instance.
+                known ones are neither read nor predicted, padding for instance.
             read_shares: a sample of the first Dirichlet distribution, in place of a generator.
             asked_shares: likewise of the second.
-            order: numbers in [0, 1], by which tokens of a modality are asked for, and then read.
+            order: numbers in [0, 1], by which tokens of a modality are predicted, and then read.
             generator: source of randomness, where these are not handed in.
 
         Raises:
-            ValueError: random values of another shape, or a row without a token that may be asked for (checked on CPU).
+            ValueError: random values of another shape, or a row without a token that may be predicted (checked on CPU).
         """
         rows, device = len(modality), modality.device
         shares = []

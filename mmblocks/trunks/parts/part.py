@@ -81,7 +81,7 @@ class Part(Description):
 
     def build(self, site: Site) -> nn.Module:
         """The module, with weights of its own."""
-        raise NotImplementedError(f"{type(self).__name__} says not how it is built; accepted: a Part with build(self, site)")
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is built; accepted: a Part with build(self, site)")
 
 
 @runtime_checkable

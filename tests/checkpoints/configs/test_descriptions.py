@@ -233,7 +233,7 @@ def test_parts_of_a_layer_are_parts() -> None:
         Layer(mixer=Attention, feed_forward=GatedMLP(hidden_dim=4))
     with pytest.raises(TypeError, match="feed_forward is a Linear; accepted: a Part"):
         Layer(mixer=Attention(num_heads=2), feed_forward=nn.Linear(2, 2))
-    with pytest.raises(NotImplementedError, match=r"Part says not how it is built; accepted: a Part with build\(self, site\)"):
+    with pytest.raises(NotImplementedError, match=r"Part does not say how it is built; accepted: a Part with build\(self, site\)"):
         decoder(layers=Part())
 
 
