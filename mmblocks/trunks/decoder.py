@@ -105,7 +105,6 @@ class Decoder(Block):
         kinds = _checked_kinds(layers)
         self.layer_types = _checked_types(kinds, layer_types, num_layers)
         self.dim, self.embed_scale, self.dropout = dim, embed_scale, dropout
-        self.kinds = dict(kinds)
         self.experts, self.route = experts_of(kinds.values()), route
         check_experts(self.experts, route)
         self.positions = positions
