@@ -7,6 +7,7 @@ Shapes: B batch, L tokens of a row, N tokens (or rows) in all, D width, H and W 
 
 import inspect
 from collections.abc import Callable, Sequence
+from collections.abc import Generator as Coroutine
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from PIL import Image as PILImage
 from torch import Generator, Tensor, nn
 
 from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
 from mmblocks.sequence.tokens import ImageLayout, Latents, TokenTable, VisionTokens
 
 
@@ -180,6 +182,35 @@ class Head(Protocol):
 
     def sample(self, hidden: Float[Tensor, "N D"], *, generator: Generator | None = None) -> Tensor:
         """One prediction per row."""
+        ...
+
+
+@runtime_checkable
+class SpanHead(Protocol):
+    """A head that writes whole spans of tokens: between what a sample holds and what the trunk reads, and back.
+
+    See ``sequence.spans``. A head may have a method ``finished(spans) -> Reading`` too: what the trunk reads of spans that are
+    written, where that is more than their values. ``write`` is a coroutine: it yields what the trunk reads in a pass, is sent the
+    states, and returns what it has written.
+    """
+
+    @property
+    def span(self) -> SpanLayout:
+        """How its spans stand in a row."""
+        ...
+
+    def corrupt(self, spans: Spans, *, generator: Generator | None = None) -> Reading:
+        """What the trunk reads at spans that are learned. What is random here can be handed in as further keywords."""
+        ...
+
+    def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
+        """One loss per token, or per span, in float32; ``hidden`` are the states at ``spans.states``."""
+        ...
+
+    def write(
+        self, spans: Spans, *, guide: Guide, generator: Generator | None = None
+    ) -> Coroutine[Pass, Float[Tensor, "G N D"], Tensor | list[Tensor]]:
+        """Values of the spans, in as many passes as it takes; ``guide`` makes one prediction of those of all streams."""
         ...
 
 

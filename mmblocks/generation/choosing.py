@@ -162,7 +162,7 @@ class Chooser:
         if state.mode == "done":
             return _Kind(((0, 1),), False, False, None)  # never read: any id will do
         described = grammar.describe(state)
-        if described.head is not None:
+        if described.writes == "vector":
             return _Kind((), True, False, described.head)
         guided = described.is_visual or not self.guidance.images_only
         return _Kind(grammar.allowed(state), state.in_image, guided, None)

@@ -89,7 +89,7 @@ class VectorGrammar:
         if state.mode != "grid" or not self._is_vector(state):
             return TEXT_TOKEN
         row, column = divmod(state.offset, self.block.size[1])
-        return Described(int(Modality.VISION), True, (0, row, column), self.block.head, self.block.input)
+        return Described(int(Modality.VISION), True, (0, row, column), self.block.head, self.block.input, "vector")
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after an id, or after a vector, which has ``NO_ID``.

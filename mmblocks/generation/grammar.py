@@ -44,8 +44,10 @@ class Described(NamedTuple):
 
     Attributes:
         modality, in_span, grid: for the table.
-        head: the head that writes a vector here; None where an id comes.
-        input: the embedder that reads the vector.
+        head: the head that writes it; None for the head over ids that the options name.
+        input: the embedder that reads it; None for that of ids.
+        writes: an id, a vector, or a whole span of them.
+        size: of the span, in values.
     """
 
     modality: int
@@ -53,6 +55,8 @@ class Described(NamedTuple):
     grid: tuple[int, int, int]
     head: str | None = None
     input: str | None = None
+    writes: Literal["id", "vector", "span"] = "id"
+    size: tuple[int, ...] = ()
 
     @property
     def is_visual(self) -> bool:

@@ -15,6 +15,11 @@ from mmblocks.sequence.segments import codes as codes
 from mmblocks.sequence.segments import image as image
 from mmblocks.sequence.segments import text as text
 from mmblocks.sequence.segments import vectors as vectors
+from mmblocks.sequence.spans import Conditions as Conditions
+from mmblocks.sequence.spans import Pass as Pass
+from mmblocks.sequence.spans import Reading as Reading
+from mmblocks.sequence.spans import SpanLayout as SpanLayout
+from mmblocks.sequence.spans import Spans as Spans
 from mmblocks.sequence.tokens import ImageLayout as ImageLayout
 from mmblocks.sequence.tokens import Latents as Latents
 from mmblocks.sequence.tokens import Modality as Modality

@@ -1,0 +1,239 @@
+"""Spans: runs of tokens that a head writes as wholes, and what passes between such a head, the batch and the trunk.
+
+A head that writes spans says how they stand in a row (``SpanLayout``), which is all that a batch builder needs to know. Before the
+trunk it makes of the true values what the trunk reads (``Reading``); after it, it makes losses of the states. While a span is
+written, the head says what the trunk reads in each pass (``Pass``). The role is ``roles.SpanHead``.
+
+Shapes: N tokens of all spans, S spans, D width of the trunk, C width of its conditions.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+Guide = Callable[..., Tensor]
+"""(predictions of all streams (G, N, X), strength=1.0) -> the guided prediction (N, X); strength 0 is that of the first stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanLayout:
+    """How the spans of a head stand in a row.
+
+    Args:
+        writes: what the head writes: "ids", "vectors", or "pixels" of one image a span.
+        predicts: whether a state predicts the value of its "own" token or of the "next" one.
+        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal".
+        context: what the tokens after a span attend to: a "clean" copy of it, laid out after what was read while it is learned; or
+            what was "read" itself, as where queries or scales stay in the row.
+        num_tokens: how many tokens a span takes, such as those of queries; as many as values if None.
+        lead: how many tokens of the head's own come before each span, such as one for the time.
+        scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
+            before it.
+        whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
+
+    Raises:
+        ValueError: options that do not go together.
+
+    Examples:
+        >>> from mmblocks.sequence import SpanLayout
+        >>> flow = SpanLayout(writes="vectors", lead=1)  # a token for the time, then the span, which attends within itself
+        >>> flow.count((4, 6)), SpanLayout(writes="pixels", context="read", num_tokens=16, whole=True).count((64, 48))
+        (24, 16)
+    """
+
+    writes: Literal["ids", "vectors", "pixels"] = "vectors"
+    predicts: Literal["own", "next"] = "own"
+    attends: Literal["span", "causal"] = "span"
+    context: Literal["clean", "read"] = "clean"
+    num_tokens: int | None = None
+    lead: int = 0
+    scales: tuple[tuple[int, int], ...] | None = None
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "writes": ("ids", "vectors", "pixels"),
+            "predicts": ("own", "next"),
+            "attends": ("span", "causal"),
+            "context": ("clean", "read"),
+        }
+        for name, accepted in choices.items():
+            if vars(self)[name] not in accepted:
+                raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, accepted))}")
+        if self.lead < 0 or (self.num_tokens is not None and self.num_tokens < 1):
+            raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
+        if self.scales is not None and (not self.scales or self.num_tokens is not None):
+            raise ValueError(f"scales is {self.scales}, num_tokens {self.num_tokens}; accepted: at least one scale, and None")
+
+    def count(self, size: tuple[int, ...]) -> int:
+        """Tokens of a span whose values have this size."""
+        if self.scales is not None:
+            return sum(rows * columns for rows, columns in self.scales)
+        return math.prod(size) if self.num_tokens is None else self.num_tokens
+
+
+class Spans(NamedTuple):
+    """The spans of one head in a batch, one after the other.
+
+    Attributes:
+        input: the embedder that reads their values.
+        sizes: of each span, in values.
+        counts: tokens of each span.
+        grid: (t, h, w) of each token.
+        places: where each token stands, ``row * L + column``.
+        leads: where the head's own tokens stand, span by span.
+        states: where the state stands that predicts each token.
+        values: what is to be written: one row a token, or one tensor a span where they are whole; None while it is written.
+        given: by name, what samples say of each span beside, (S, ...), such as a class.
+        weight: of each span's losses; None for 1.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.sequence import Spans
+        >>> places = torch.arange(5)
+        >>> grid = torch.zeros(5, 3, dtype=torch.long)
+        >>> spans = Spans("latents", ((2,), (3,)), (2, 3), grid, places, places[:0], places, None, {}, None)
+        >>> spans.per_token(torch.tensor([0.1, 0.9])).tolist() == torch.tensor([0.1, 0.1, 0.9, 0.9, 0.9]).tolist()
+        True
+        >>> [len(part) for part in spans.split(places)]
+        [2, 3]
+    """
+
+    input: str
+    sizes: tuple[tuple[int, ...], ...]
+    counts: tuple[int, ...]
+    grid: Int[Tensor, "N 3"]
+    places: Int[Tensor, " N"]
+    leads: Int[Tensor, " M"]
+    states: Int[Tensor, " N"]
+    values: Tensor | list[Tensor] | None
+    given: dict[str, Tensor]
+    weight: Float[Tensor, " S"] | None
+
+    @property
+    def num_spans(self) -> int:
+        """S."""
+        return len(self.counts)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return sum(self.counts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        return self.places.device
+
+    @property
+    def of(self) -> Int[Tensor, " N"]:
+        """Which span each token belongs to."""
+        counts = torch.tensor(self.counts, device=self.device)
+        return torch.arange(self.num_spans, device=self.device).repeat_interleave(counts, output_size=self.num_tokens)
+
+    def per_token(self, values: Shaped[Tensor, "S *rest"]) -> Shaped[Tensor, "N *rest"]:
+        """What belongs to each span, for each of its tokens."""
+        return values if len(set(self.counts)) == 1 and self.counts[0] == 1 else values[self.of]
+
+    def split(self, values: Shaped[Tensor, "N *rest"]) -> list[Tensor]:
+        """What belongs to each token, span by span."""
+        return list(values.split(self.counts))
+
+    def rows(self) -> Tensor:
+        """The values, one row a token.
+
+        Raises:
+            ValueError: none, or whole ones.
+        """
+        if not isinstance(self.values, Tensor):
+            raise ValueError("the spans hold no values row by row; accepted: spans that are learned, of a layout that is not whole")
+        return self.values
+
+    def to(self, device: torch.device | str) -> "Spans":
+        """The spans on another device."""
+        values = self.values
+        moved = (
+            [value.to(device) for value in values] if isinstance(values, list) else None if values is None else values.to(device)
+        )
+        return self._replace(
+            grid=self.grid.to(device),
+            places=self.places.to(device),
+            leads=self.leads.to(device),
+            states=self.states.to(device),
+            values=moved,
+            given={name: value.to(device) for name, value in self.given.items()},
+            weight=None if self.weight is None else self.weight.to(device),
+        )
+
+
+class Conditions(NamedTuple):
+    """What layers are told of some tokens beside their embeddings, such as a time or a class.
+
+    Attributes:
+        vectors: the conditions.
+        of: which of them each token has; -1 for a token without one.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.sequence import Conditions
+        >>> conditions = Conditions(torch.randn(1, 8), torch.tensor([[-1, 0, 0]]))  # two tokens of one span after a word
+        >>> (conditions.of >= 0).tolist()
+        [[False, True, True]]
+    """
+
+    vectors: Float[Tensor, "M C"]
+    of: Int[Tensor, "B L"]
+
+
+class Reading(NamedTuple):
+    """What the trunk reads at the tokens of some spans.
+
+    Attributes:
+        values: what the spans' embedder reads, one row a token: noised vectors, or ids with hidden ones; None for nothing.
+        added: added to what the embedder makes of them, or all that is read where ``values`` is None.
+        alone: True where ``added`` takes the place of what the embedder makes; None for nowhere.
+        leads: what is read at the head's own tokens, span by span.
+        condition: what layers are told, one vector a span.
+        learned: what the head's ``loss`` needs beside; of the head's own kind.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.sequence import Reading
+        >>> reading = Reading(values=torch.randn(6, 4), added=torch.randn(6, 16))  # noised latents, and their time
+        >>> reading.condition is None
+        True
+    """
+
+    values: Tensor | None = None
+    added: Float[Tensor, "N D"] | None = None
+    alone: Bool[Tensor, " N"] | None = None
+    leads: Float[Tensor, "M D"] | None = None
+    condition: Float[Tensor, "S C"] | None = None
+    learned: Any = None  # a head's own
+
+
+class Pass(NamedTuple):
+    """One pass of the trunk over spans that are being written.
+
+    Attributes:
+        reading: what it reads.
+        keep: whether it stays in the cache; otherwise it is forgotten, and the finished span is read anew.
+        part: which tokens of each span are read, (first, stop); all of them if None.
+        shown: the values as they look now, for a picture of the progress; None where there is nothing to look at.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.sequence import Pass, Reading
+        >>> Pass(Reading(added=torch.zeros(4, 8))).keep
+        False
+    """
+
+    reading: Reading
+    keep: bool = False
+    part: tuple[int, int] | None = None
+    shown: Tensor | list[Tensor] | None = None
