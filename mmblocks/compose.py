@@ -4,11 +4,11 @@ Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
@@ -16,9 +16,12 @@ from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
-from mmblocks.roles import AnyEmbedder, Cache, Embedder, Head, Trunk, check_role
-from mmblocks.sequence.batches import Batch, BatchBuilder, Placed, Sample
+from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished
+from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role
+from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
+from mmblocks.sequence.rows import Placed
+from mmblocks.sequence.spans import Conditions, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
@@ -114,7 +117,7 @@ class MultimodalModel(Block):
         *,
         inputs: Mapping[str, AnyEmbedder],
         trunk: Trunk,
-        outputs: Mapping[str, Head],
+        outputs: Mapping[str, AnyHead],
         mask: MaskRule | None = None,
     ) -> None:
         super().__init__()
@@ -126,40 +129,95 @@ class MultimodalModel(Block):
         self.outputs = Parts(outputs)
         self.mask = mask
 
-    def forward(self, batch: Batch) -> ModelOutput:
-        """The losses of all heads for which the batch has labels."""
-        hidden = self.hidden(batch)
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        given: Mapping[str, Mapping[str, Any]] | None = None,
+        generator: Generator | None = None,
+    ) -> ModelOutput:
+        """The losses of all heads for which the batch has labels.
+
+        Args:
+            batch: as ``batch_builder`` lays it out.
+            given: by name of a head of whole spans, what its ``corrupt`` takes in place of random values, such as times and noise.
+            generator: source of what is not given.
+
+        Raises:
+            ValueError: an input or a head that the model lacks, or values for a head that has no spans in the batch.
+        """
+        reads = self._reads(batch, given or {}, generator)
+        hidden = self._states(batch, reads)
         rows = hidden.flatten(0, 1)
-        token_losses = {
-            name: self._head(name).loss(rows[placed.places], cast(Tensor, placed.values))  # labels are no images
-            for name, placed in batch.targets.items()
-            if len(placed.places)
-        }
+        token_losses: dict[str, Tensor] = {}
+        for name, placed in batch.targets.items():
+            if len(placed.places):
+                head, values = self._head(name), cast(Tensor, placed.values)  # labels are no images
+                weight = batch.weights.get(name)
+                one = head.loss(rows[placed.places], values) if weight is None else head.loss(rows[placed.places], values, weight)
+                _join(token_losses, name, one)
+        for name, pooled in batch.pooled.items():
+            count = torch.bincount(pooled.of, minlength=len(pooled.values))[:, None]
+            states = rows.new_zeros(len(pooled.values), rows.shape[1]).index_add(0, pooled.of, rows[pooled.places]) / count
+            _join(token_losses, name, self._head(name).loss(states, pooled.values))
+        for name, read in reads.items():
+            one = self._span_head(name).loss(rows[read.spans.states], read.spans, read.reading)
+            _join(token_losses, name, _weighted(one, read.spans))
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)
 
-    def hidden(self, batch: Batch) -> Float[Tensor, "B L D"]:
+    def hidden(self, batch: Batch, *, generator: Generator | None = None) -> Float[Tensor, "B L D"]:
         """The trunk's states of all tokens."""
-        mask = batch.mask if self.mask is None else self.mask
-        return self.trunk(self.embed(batch), batch.table, mask=mask)
+        return self._states(batch, self._reads(batch, {}, generator))
 
-    def embed(self, batch: Batch) -> Float[Tensor, "B L D"]:
+    def embed(self, batch: Batch, *, generator: Generator | None = None) -> Float[Tensor, "B L D"]:
         """What the trunk reads: every input's tokens in their places, zeros at padding.
 
         Raises:
             ValueError: an input the model lacks, or one that makes more or fewer tokens than have places.
         """
+        return self._embeds(batch, {**_renamed(self._copies(batch)), **self._reads(batch, {}, generator)})
+
+    def conditions(self, batch: Batch) -> Conditions | None:
+        """What layers are told of the tokens of a batch that is read as it is, as a prompt."""
+        return conditions_of(list(self._copies(batch).values()), *batch.ids.shape)
+
+    def _reads(self, batch: Batch, given: Mapping[str, Mapping[str, Any]], generator: Generator | None) -> dict[str, Read]:
+        """What heads of whole spans let the trunk read at the spans that they learn."""
+        if not {*given} <= {*batch.spans}:
+            raise ValueError(f"given is for heads {list(given)}; accepted: heads of whole spans in the batch, {list(batch.spans)}")
+        return {
+            name: Read(spans, self._span_head(name).corrupt(spans, generator=generator, **given.get(name, {})))
+            for name, spans in batch.spans.items()
+        }
+
+    def _states(self, batch: Batch, reads: Mapping[str, Read]) -> Float[Tensor, "B L D"]:
+        everything = {**_renamed(self._copies(batch)), **reads}
+        mask = batch.mask if self.mask is None else self.mask
+        conditions = conditions_of(list(everything.values()), *batch.ids.shape)
+        beside: dict[str, Any] = {**batch.beside, **({} if conditions is None else {"conditions": conditions})}
+        return self.trunk(self._embeds(batch, everything), batch.table, mask=mask, **beside)
+
+    def _copies(self, batch: Batch) -> dict[str, Read]:
+        """What is read of spans that stand in the batch as they are."""
+        return {name: Read(spans, finished(self._span_head(name), spans)) for name, spans in batch.copies.items()}
+
+    def _embeds(self, batch: Batch, reads: Mapping[str, Read]) -> Float[Tensor, "B L D"]:
         rows, columns = batch.ids.shape
-        embedded = {name: self._embed_one(name, placed) for name, placed in batch.inputs.items()}
-        first = next(iter(embedded.values()))
+        embedded = [(placed.places, self._embed_one(name, placed)) for name, placed in batch.inputs.items()]
+        for read in reads.values():
+            embeds, leads = embed_spans(self.inputs, read)
+            embedded.append((read.spans.places, embeds[0]))
+            embedded += [] if leads is None else [(read.spans.leads, leads[0])]
+        first = embedded[0][1]
         embeds = first.new_zeros(rows * columns, first.shape[-1])
-        for name, values in embedded.items():
-            embeds = embeds.index_copy(0, batch.inputs[name].places, values.to(embeds.dtype))
+        for places, values in embedded:
+            embeds = embeds.index_copy(0, places, values.to(embeds.dtype))
         return embeds.view(rows, columns, -1)
 
     def batch_builder(self, tokenizer: TextTokenizer | None = None) -> BatchBuilder:
         """Lays samples out for this model's inputs and heads."""
-        return BatchBuilder(tokenizer=tokenizer, inputs=self.inputs, heads=tuple(self.outputs))
+        return BatchBuilder(tokenizer=tokenizer, inputs=self.inputs, heads=self.outputs)
 
     @takes_old_keywords
     def generate(
@@ -196,7 +254,8 @@ class MultimodalModel(Block):
             raise ValueError(
                 f"guidance and unconditional go together: {len(unconditional or ())} unconditional prompts given, {more} accepted"
             )
-        batch = self.batch_builder(tokenizer)([*prompts, *(unconditional or ())], padding="left").to(self._device)
+        samples = [*prompts, *(unconditional or ())]
+        batch = self.batch_builder(tokenizer)(samples, padding="left", learn=False).to(self._device)
         steps = generate_ids(self, batch, grammar, options, cache=cache)
         yield from segments_of(steps, grammar, tokenizer=tokenizer, input=options.input, stream=stream)
 
@@ -218,7 +277,12 @@ class MultimodalModel(Block):
     def _head(self, name: str) -> Head:
         if name not in self.outputs:
             raise ValueError(f"the batch has labels for head {name!r}; the model's heads: {list(self.outputs)}")
-        return self.outputs[name]
+        return cast(Head, self.outputs[name])
+
+    def _span_head(self, name: str) -> SpanHead:
+        if name not in self.outputs:
+            raise ValueError(f"the batch has spans for head {name!r}; the model's heads: {list(self.outputs)}")
+        return cast(SpanHead, self.outputs[name])
 
 
 def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[str, object]) -> None:
@@ -227,4 +291,20 @@ def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[s
         check_role(embedder, Embedder, f"inputs[{name!r}]", "forward")
     check_role(trunk, Trunk, "trunk")
     for name, head in outputs.items():
-        check_role(head, Head, f"outputs[{name!r}]")
+        check_role(head, SpanHead if isinstance(head, SpanHead) else Head, f"outputs[{name!r}]")
+
+
+def _renamed(copies: Mapping[str, Read]) -> dict[str, Read]:
+    """Clean copies beside what is learned of the same head."""
+    return {f"{name} clean": read for name, read in copies.items()}
+
+
+def _join(losses: dict[str, Tensor], name: str, more: Tensor) -> None:
+    losses[name] = torch.cat([losses[name], more]) if name in losses else more
+
+
+def _weighted(losses: Tensor, spans: Spans) -> Tensor:
+    """Losses by token or by span, with the spans' weights."""
+    if spans.weight is None:
+        return losses
+    return losses * (spans.weight if len(losses) == spans.num_spans else spans.per_token(spans.weight))

@@ -214,6 +214,10 @@ class SpanHead(Protocol):
         ...
 
 
+AnyHead = Head | SpanHead
+"""What an output of a model is."""
+
+
 @runtime_checkable
 class PixelDecoder(Protocol):
     """Conditions (embeddings, features) to pixels."""

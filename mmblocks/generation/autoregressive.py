@@ -1,54 +1,33 @@
-"""The autoregressive loop: one token per row and step, with a cache, grammars, and guidance in one batched forward.
+"""The loop of generation: each row writes a token or a whole span a step, with a cache, grammars, and guidance in one batch.
 
 Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows of the first stream, then of the next, ...
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmblocks.generation.choosing import Chooser, Chosen, IdHead
+from mmblocks.generation.choosing import Chooser, IdHead
 from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.generation.reading import IdModel, Reader
+from mmblocks.generation.span_writing import Shown, SpanWriter
+from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
-from mmblocks.roles import AnyEmbedder, Cache, Head, Trunk
+from mmblocks.roles import AnyHead, Cache, Trunk
 from mmblocks.sequence.batches import Batch
-from mmblocks.sequence.masks import Mask, MaskRule
-from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable, vectors_of
+from mmblocks.sequence.pieces import NO_ID
+from mmblocks.sequence.segments import Segment
 from mmblocks.support.named import Named
 
-
-@runtime_checkable
-class IdModel(Protocol):
-    """A model that reads and writes ids; ``MultimodalModel`` is one."""
-
-    if TYPE_CHECKING:  # since Python 3.12 isinstance does not see what an nn.Module holds as a part
-
-        @property
-        def inputs(self) -> Named[AnyEmbedder]:
-            """Embedders."""
-
-        @property
-        def trunk(self) -> Trunk:
-            """Between the two."""
-
-        @property
-        def outputs(self) -> Named[Head]:
-            """Heads."""
-
-        @property
-        def mask(self) -> MaskRule | None:
-            """A rule of one's own."""
-
-    def embed(self, batch: Batch) -> Tensor:
-        """The embeddings (SB, L, D) of a batch."""
-        ...
+DONE = State(mode="done")
+"""Of a row that writes nothing more."""
 
 
 class Step(NamedTuple):
@@ -59,12 +38,14 @@ class Step(NamedTuple):
         before: each row's state before the step.
         states: each row's state after it.
         vectors: by row, what heads over vectors wrote.
+        spans: by row, what heads of whole spans wrote.
     """
 
     ids: Int[Tensor, " B"]
     before: tuple[State, ...]
     states: tuple[State, ...]
     vectors: Mapping[int, Float[Tensor, " D2"]]
+    spans: Mapping[int, Segment] = MappingProxyType({})
 
 
 @takes_old_keywords
@@ -76,7 +57,7 @@ def generate_ids(
     options: Generation | None = None,
     *,
     cache: Cache | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step | Shown]:
     """Continues every row of a left-padded prompt until all are done or ``options.max_tokens`` are written.
 
     Args:
@@ -85,6 +66,9 @@ def generate_ids(
         grammar: what may follow; one for all rows, or one for each of the B.
         options: how they are continued; ``Generation()`` if None.
         cache: an empty cache for SB rows; by default one that just fits. See ``trunks.caches.kv_cache``.
+
+    Yields:
+        A ``Step`` of all rows, and where ``options.previews`` is set a ``Shown`` for each pass over a span before.
 
     Raises:
         ValueError: a prompt that is padded on the right, breaks the grammar, does not fit the cache, or whose rows are not a
@@ -99,99 +83,51 @@ def generate_ids(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )
     max_tokens = most_tokens(options, grammars, states)
+    generator = options.generator_on(prompt.ids.device)
     choose = Chooser(
         model.outputs,
         id_head_of(model.outputs, options.head),
         guidance=guide,
         sampling=options.sampling,
         hooks=options.hooks,
-        generator=options.generator_on(prompt.ids.device),
+        generator=generator,
     )
-    reader = _Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input)
-    hidden = reader.read_prompt(prompt)
-    writer = TableWriter(prompt.table, guide.num_streams, guide.images_only)
+    reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
+    newest = reader.read_prompt(prompt)
+    tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
+    write = SpanWriter(model, reader, tables, guide, generator, options.given, options.previews)
+    left = [max_tokens] * rows
     for step in range(max_tokens):
-        chosen = choose(hidden, grammars, states, step)
-        before, written = states, chosen.ids.tolist()
-        _check_sampled(written, step)
-        states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, written, strict=True))
-        yield Step(chosen.ids, before, states, chosen.vectors)
-        if step + 1 == max_tokens or all(state.mode == "done" for state in states):
+        states = tuple(_stopped(g, s, room) for g, s, room in zip(grammars, states, left, strict=True))
+        if all(state.mode == "done" for state in states):
             return
-        hidden = reader.read(chosen, writer.next(grammars, before, states), guide.num_streams, grammars, before)
+        spans = yield from write(grammars, states, newest, step)
+        # What heads of whole spans have written is chosen already.
+        open_states = tuple(DONE if row in spans else state for row, state in enumerate(states))
+        chosen = choose(newest.states, grammars, open_states, step)
+        ids = chosen.ids.tolist()
+        _check_sampled(ids, step)
+        if spans:
+            ids = [NO_ID if row in spans else one for row, one in enumerate(ids)]
+            chosen = chosen._replace(ids=torch.tensor(ids, device=chosen.ids.device))
+        before = states
+        states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, ids, strict=True))
+        left = [room - (spans[row].num_values if row in spans else 1) for row, room in enumerate(left)]
+        yield Step(chosen.ids, before, states, chosen.vectors, {row: one.segment for row, one in spans.items()})
+        if all(state.mode == "done" or not room for state, room in zip(states, left, strict=True)):
+            return
+        if spans:
+            newest = write.read(newest, chosen, spans, grammars, before, states)
+        else:
+            newest = reader.read(chosen, tables.next(grammars, before, states), grammars, before)
 
 
-@dataclass
-class _Reader:
-    """Lets the model read what was written, and gives back the newest hidden states (SB, D)."""
-
-    model: IdModel
-    cache: object
-    input: str
-
-    def read_prompt(self, prompt: Batch) -> Float[Tensor, "SB D"]:
-        return self._forward(self.model.embed(prompt), prompt.table, prompt.mask)[:, -1]
-
-    def read(
-        self, chosen: Chosen, table: TokenTable, num_streams: int, grammars: Sequence[Grammar], states: Sequence[State]
-    ) -> Float[Tensor, "SB D"]:
-        vectors = {row: (grammars[row].describe(states[row]).input, value) for row, value in chosen.vectors.items()}
-        ids = chosen.ids.clamp(min=0) if vectors else chosen.ids
-        embeds = self._embed(self.input, ids) if len(vectors) < len(ids) else None
-        for name in sorted({str(name) for name, _ in vectors.values()}):
-            rows = [row for row, (own, _) in vectors.items() if own == name]
-            made = self._embed(name, torch.stack([vectors[row][1] for row in rows]))
-            embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
-            embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
-        if embeds is None:
-            raise ValueError("no row has a token to read")
-        return self._forward(embeds.repeat(num_streams, 1)[:, None], table, None)[:, 0]
-
-    def _embed(self, name: str, values: Tensor) -> Tensor:
-        return vectors_of(self.model.inputs[name](values))
-
-    def _forward(self, embeds: Tensor, table: TokenTable, lowered: Mask | None) -> Tensor:
-        # A cache of a trunk of one's own need not have either.
-        mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
-        mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
-        if run is not None:
-            return run(self.model.trunk, embeds, table, mask)
-        return self.model.trunk(embeds, table, self.cache, mask=mask)
-
-
-class TableWriter:
-    """Tables of the tokens that are written, one column at a time, for all streams."""
-
-    def __init__(self, prompt: TokenTable, num_streams: int, images_only: bool) -> None:
-        length = prompt.shape[1]
-        self.newest = prompt.slice(length - 1, length)
-        self.document = self.newest.document
-        self.num_streams, self.images_only = num_streams, images_only
-        self.first_span = prompt.span.amax(dim=1, keepdim=True) + 1
-
-    def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
-        """The column of the tokens that led from one state to the other."""
-        described = [grammar.describe(state) for grammar, state in zip(grammars, before, strict=True)]
-        modality = self._column([d.modality for d in described])
-        in_span = self._column([d.in_span for d in described])
-        unread = self._column([state.mode == "done" for state in before])
-        if self.images_only:  # the other streams skip text
-            skipped = self._column([not (a.in_image or b.in_image) for a, b in zip(before, after, strict=True)])
-            skipped[: len(before)] = False
-            unread = unread | skipped
-        self.newest = TokenTable(
-            modality=torch.where(unread, PADDING, modality),
-            document=torch.where(unread, PADDING, self.document),
-            span=torch.where(in_span, self.first_span + self._column([state.num_images for state in before]), NO_SPAN),
-            grid=torch.tensor([d.grid for d in described], device=modality.device)[:, None].repeat(self.num_streams, 1, 1),
-            order=self.newest.order + 1,
-            noisy=torch.zeros_like(unread),
-            target=torch.full_like(self.newest.target, NO_HEAD),
-        )
-        return self.newest
-
-    def _column(self, values: list[int] | list[bool]) -> Tensor:
-        return torch.tensor(values, device=self.newest.document.device)[:, None].repeat(self.num_streams, 1)
+def _stopped(grammar: Grammar, state: State, left: int) -> State:
+    """The state, or the end of the row where what comes next does not fit in what may still be written."""
+    if state.mode == "done" or left < 1:
+        return DONE
+    described = grammar.describe(state)
+    return DONE if described.writes == "span" and math.prod(described.size) > left else state
 
 
 def _check_sampled(written: Sequence[int], step: int) -> None:
@@ -226,7 +162,7 @@ def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequen
     return max(1, *(tokens for tokens in known if tokens is not None))
 
 
-def id_head_of(outputs: Named[Head], name: str | None) -> IdHead | None:
+def id_head_of(outputs: Named[AnyHead], name: str | None) -> IdHead | None:
     """The head of that name, or the only one over ids; None where there is none.
 
     Raises:
@@ -243,7 +179,7 @@ def id_head_of(outputs: Named[Head], name: str | None) -> IdHead | None:
     return next(iter(over_ids.values()), None)
 
 
-def some_id_head_of(outputs: Named[Head], name: str | None) -> IdHead:
+def some_id_head_of(outputs: Named[AnyHead], name: str | None) -> IdHead:
     """As ``id_head_of``, where ids alone are written.
 
     Raises:

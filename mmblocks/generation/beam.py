@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmblocks.generation.autoregressive import IdModel, TableWriter, check_prompt, most_tokens, some_id_head_of
+from mmblocks.generation.autoregressive import check_prompt, most_tokens, some_id_head_of
 from mmblocks.generation.grammar import Grammar, State
 from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.generation.reading import IdModel
+from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.tokens import vectors_of

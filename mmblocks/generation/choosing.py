@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from mmblocks.generation.grammar import Grammar, IdRange, State
 from mmblocks.generation.guidance import ClassifierFree, Guidance
 from mmblocks.layers.categorical import Sampling, sample_ids
-from mmblocks.roles import Head
+from mmblocks.roles import AnyHead, Head
 from mmblocks.sequence.segments import NO_ID
 from mmblocks.support.named import Named
 
@@ -122,7 +122,7 @@ class Chooser:
 
     def __init__(
         self,
-        heads: Named[Head],
+        heads: Named[AnyHead],
         id_head: IdHead | None,
         *,
         guidance: Guidance,
@@ -145,7 +145,7 @@ class Chooser:
         vectors: dict[int, Tensor] = {}
         for kind, rows in groups.items():
             if kind.head is not None:
-                values = self._sample_vectors(self.heads[kind.head], streams[:, rows], step)
+                values = self._sample_vectors(cast(Head, self.heads[kind.head]), streams[:, rows], step)
                 vectors.update(zip(rows, values, strict=True))
                 ids.append(torch.full((len(rows),), NO_ID, device=hidden.device))
             elif _only_id(kind.allowed) is not None:

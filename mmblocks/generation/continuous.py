@@ -1,13 +1,17 @@
 """Text and continuous images: blocks of vectors that a diffusion or regression head writes one after the other."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
-from mmblocks.sequence.segments import NO_ID, Vectors
+from mmblocks.sequence.pieces import NO_ID
+from mmblocks.sequence.segments import Segment, Vectors
+from mmblocks.sequence.segments import codes as as_codes
+from mmblocks.sequence.segments import image as as_image
 from mmblocks.sequence.segments import vectors as as_vectors
 from mmblocks.sequence.tokens import Modality
 
@@ -17,11 +21,15 @@ class VectorBlock:
     """How a model writes a continuous image: an id that opens it, its vectors row by row, an id that ends it.
 
     Attributes:
-        begin: text id that opens an image.
+        begin: text id that opens an image; None where images follow at once, without text.
         end: id that closes it; None where nothing does.
-        size: (height, width) of every image, in vectors.
-        head: the head that writes them; it needs ``sample(hidden, generator=...)``, (N, D) to (N, D').
+        size: (height, width) of every image, in vectors; also (N,) or (T, height, width) where ``whole`` is set.
+        head: the head that writes them: one after the other by ``sample(hidden, generator=...)``, (N, D) to (N, D'), or where
+            ``whole`` is set all of them as a ``roles.SpanHead`` does.
         input: the embedder that reads them.
+        whole: whether the head writes whole spans.
+        modality: what they stand for.
+        read_back: the finished image to what is read in its place, where that is something else; None for the image itself.
 
     Examples:
         >>> from mmblocks.generation import VectorBlock, VectorGrammar
@@ -31,11 +39,14 @@ class VectorBlock:
         ('grid', 2, 3)
     """
 
-    begin: int
+    begin: int | None
     end: int | None
-    size: tuple[int, int]
+    size: tuple[int, ...]
     head: str
     input: str
+    whole: bool = False
+    modality: int = Modality.VISION
+    read_back: Callable[[Segment], Sequence[Segment]] | None = None
 
 
 class VectorGrammar:
@@ -64,7 +75,7 @@ class VectorGrammar:
     """
 
     def __init__(self, block: VectorBlock, *, vocab_size: int, num_images: int = 1, stop: tuple[int, ...] = ()) -> None:
-        if min(block.size) < 1:
+        if min(block.size) < 1 or not (len(block.size) == 2 or (block.whole and len(block.size) <= 3)):
             raise ValueError(f"size is {block.size}; accepted: height and width of at least 1 vector")
         if num_images < 0 or (num_images == 0 and not stop):
             raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
@@ -72,7 +83,8 @@ class VectorGrammar:
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """In text, or after the id that opens an image where the prompt ends with it."""
-        return self._opened(State()) if prompt and prompt[-1] == self.block.begin else State()
+        begin = self.block.begin
+        return self._opened(State()) if begin is None or (prompt and prompt[-1] == begin) else State()
 
     def allowed(self, state: State) -> tuple[IdRange, ...]:
         """The ids that may come next; none where a vector comes."""
@@ -88,8 +100,11 @@ class VectorGrammar:
         """A vector of the image, or text."""
         if state.mode != "grid" or not self._is_vector(state):
             return TEXT_TOKEN
-        row, column = divmod(state.offset, self.block.size[1])
-        return Described(int(Modality.VISION), True, (0, row, column), self.block.head, self.block.input, "vector")
+        block = self.block
+        if block.whole:
+            return Described(int(block.modality), True, (0, 0, 0), block.head, block.input, "span", block.size)
+        row, column = divmod(state.offset, block.size[1])
+        return Described(int(block.modality), True, (0, row, column), block.head, block.input, "vector")
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after an id, or after a vector, which has ``NO_ID``.
@@ -102,7 +117,7 @@ class VectorGrammar:
         if state.mode == "grid" and self._is_vector(state):
             if next_id != NO_ID:
                 raise ValueError(f"id {next_id} cannot stand in an image of vectors")
-            state = state._replace(offset=state.offset + 1)
+            state = state._replace(offset=self._count if self.block.whole else state.offset + 1)
             return state if self._is_vector(state) or self.block.end is not None else self._after_image(state)
         if not any(first <= next_id < stop for first, stop in self.allowed(state)):
             raise ValueError(f"id {next_id} cannot stand here; accepted ranges: {self.allowed(state)}")
@@ -118,19 +133,40 @@ class VectorGrammar:
             return 0
         if self.stop or state.mode != "grid" or state.num_images + 1 < self.num_images:
             return None
-        return state.height * state.width + (self.block.end is not None) - state.offset
+        return self._count + (self.block.end is not None) - state.offset
 
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str = "text") -> Vectors:
         """The vectors of a complete image, for the embedder of the ``VectorBlock``."""
         return as_vectors(torch.stack(list(vectors)).view(state.height, state.width, -1), input=self.block.input)
 
+    def span(self, values: Tensor) -> Segment:
+        """What a head of whole spans has written, as a segment: pixels, ids, or vectors."""
+        block = self.block
+        if values.dtype == torch.long:
+            grid = values.view(block.size) if len(values) == self._count else values
+            return as_codes(grid, target=block.head, input=block.input, modality=block.modality)
+        if values.ndim == 3 and len(values) == 3:
+            return as_image(values.clamp(0, 1), target=block.head, input=block.input, modality=block.modality)
+        grid = values.view(*block.size, -1) if len(values) == self._count else values
+        return as_vectors(grid, target=block.head, input=block.input, modality=block.modality)
+
+    def read_back(self, segment: Segment) -> Sequence[Segment]:
+        """What is read in the place of a finished span."""
+        return [segment] if self.block.read_back is None else self.block.read_back(segment)
+
+    @property
+    def _count(self) -> int:
+        return math.prod(self.block.size)
+
     def _is_vector(self, state: State) -> bool:
-        return state.offset < self.block.size[0] * self.block.size[1]
+        return state.offset < self._count
 
     def _opened(self, state: State) -> State:
-        return state._replace(mode="grid", height=self.block.size[0], width=self.block.size[1], offset=0)
+        size = self.block.size
+        return state._replace(mode="grid", height=size[-2] if len(size) > 1 else 1, width=size[-1], offset=0)
 
     def _after_image(self, state: State) -> State:
         num_images = state.num_images + 1
         done = num_images == self.num_images and not self.stop
-        return state._replace(mode="done" if done else "text", offset=0, num_images=num_images)
+        after = state._replace(mode="done" if done else "text", offset=0, num_images=num_images)
+        return self._opened(after) if self.block.begin is None and not done and num_images < self.num_images else after

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mmblocks.sequence.segments import Codes, Vectors
+from mmblocks.sequence.segments import Codes, Segment, Vectors
 from mmblocks.sequence.tokens import Modality
 
 IdRange = tuple[int, int]
@@ -102,6 +102,19 @@ class ImageGrammar(Grammar, Protocol):
             vectors: those of the image, where vectors were written.
             input: the embedder of ids, for the segment.
         """
+        ...
+
+
+@runtime_checkable
+class SpanGrammar(Grammar, Protocol):
+    """A grammar whose rows may hold what heads of whole spans write."""
+
+    def span(self, values: Tensor) -> Segment:
+        """What a head has written, as a segment."""
+        ...
+
+    def read_back(self, segment: Segment) -> Sequence[Segment]:
+        """What is read in its place."""
         ...
 
 

@@ -91,6 +91,11 @@ class ClassifierFree:
         """Two."""
         return 2
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """One."""
+        return (self.scale,)
+
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
         """``u + scale * (c - u)``."""
         conditional, unconditional = logits
@@ -136,6 +141,11 @@ class ThreeWay:
     def num_streams(self) -> int:
         """Three."""
         return 3
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Of the text, then of the images."""
+        return self.scale, self.image_scale
 
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
         """Both conditions, each exaggerated by its own scale."""
@@ -242,6 +252,52 @@ class Unguided:
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
         """The only stream."""
         return logits[0]
+
+
+@runtime_checkable
+class VectorGuidance(Guidance, Protocol):
+    """A guidance that also combines predictions of vectors: noise, velocities, latents."""
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """For each neighbouring pair of streams how far their difference is exaggerated, from the first pair on."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanGuide:
+    """What heads of whole spans are handed to combine the predictions of all streams.
+
+    Args:
+        guidance: how.
+        writes: "ids" for logits; else vectors.
+    """
+
+    guidance: Guidance
+    writes: str
+
+    def __post_init__(self) -> None:
+        if self.writes != "ids" and self.guidance.num_streams > 1 and not isinstance(self.guidance, VectorGuidance):
+            found = f"guidance is a {type(self.guidance).__name__}, and a head writes {self.writes}"
+            raise ValueError(f"{found}; accepted: one with scales, such as ClassifierFree or ThreeWay")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The guidance's scales; none where there is one stream, or where it has none."""
+        return self.guidance.scales if isinstance(self.guidance, VectorGuidance) else ()
+
+    def __call__(self, predictions: Float[Tensor, "G N X"], strength: float = 1.0) -> Float[Tensor, "N X"]:
+        """The guided prediction, or for a strength below 1 one between it and the first stream's."""
+        first = predictions[0]
+        if len(predictions) == 1 or strength == 0:
+            return first
+        if self.writes == "ids":
+            guided = self.guidance.combine(predictions, 0)
+        else:
+            guided = predictions[-1]
+            for more, less, scale in zip(predictions, predictions[1:], self.scales, strict=False):
+                guided = guided + scale * (more - less)
+        return guided if strength == 1 else first + strength * (guided - first)
 
 
 def as_guidance(guidance: "float | Guidance | None") -> "Guidance":

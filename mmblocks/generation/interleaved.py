@@ -8,15 +8,16 @@ from torch import Tensor
 
 from mmblocks.generation.autoregressive import Step
 from mmblocks.generation.grammar import Grammar, ImageGrammar, State
-from mmblocks.sequence.segments import Codes, Text, Vectors, text
+from mmblocks.generation.span_writing import Preview, Shown
+from mmblocks.sequence.segments import Codes, Segment, Vectors, text
 from mmblocks.vocabulary.text_tokenizers import TextStream, TextTokenizer
 
 
 class Generated(NamedTuple):
-    """A segment that is complete, and the row of the prompt it continues."""
+    """A segment that is complete, or a preview of one, and the row of the prompt it continues."""
 
     row: int
-    segment: Text | Codes | Vectors
+    segment: Segment | Preview
 
 
 @dataclass
@@ -27,10 +28,11 @@ class _Row:
     text: list[int] = field(default_factory=list)
     image: list[int] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
+    given_out: bool = False
 
 
 def segments_of(
-    steps: Iterable[Step],
+    steps: Iterable[Step | Shown],
     grammar: Grammar | Sequence[Grammar],
     *,
     tokenizer: TextTokenizer | None = None,
@@ -54,6 +56,9 @@ def segments_of(
     """
     rows: dict[int, _Row] = {}
     for step in steps:
+        if isinstance(step, Shown):
+            yield Generated(step.row, step.preview)
+            continue
         for index, (next_id, before, after) in enumerate(zip(step.ids.tolist(), step.before, step.states, strict=True)):
             if before.mode == "done":
                 continue
@@ -69,11 +74,16 @@ def segments_of(
                     row.text.append(next_id)
                 continue
             yield from _rest(index, row, tokenizer, input)
-            if index in step.vectors:
+            if index in step.spans:
+                yield Generated(index, step.spans[index])
+                row.given_out = True
+            elif index in step.vectors:
                 row.vectors.append(step.vectors[index])
             elif before.mode == "grid":
                 row.image.append(next_id)
-            if after.num_images > before.num_images:
+            if after.num_images > before.num_images and row.given_out:
+                row.given_out = False
+            elif after.num_images > before.num_images:
                 own = grammar[index] if isinstance(grammar, Sequence) else grammar
                 yield Generated(index, _image(own, row, before, input))
                 row.image.clear()

@@ -2,14 +2,14 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from mmblocks.generation.choosing import LogitsHook, ModalSampling
 from mmblocks.generation.guidance import Guidance
@@ -31,6 +31,9 @@ class Generation:
         generator: source of randomness, on the model's device; an int seeds a new one for each call; None is PyTorch's own.
         input: the embedder of ids.
         head: the head over ids; may be None where the model has one such head.
+        given: by name, what heads that write whole spans are told of each row beside, such as a class: one entry for each row of all
+            streams of guidance, stream after stream.
+        previews: whether spans that heads write as wholes are handed out as they look in each pass, too.
 
     Raises:
         TypeError: a field of another type.
@@ -58,6 +61,8 @@ class Generation:
     generator: Generator | int | None = None
     input: str = "text"
     head: str | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    previews: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hooks", tuple(self.hooks))

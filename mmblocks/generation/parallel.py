@@ -21,14 +21,16 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from mmblocks.generation.autoregressive import IdModel, check_prompt, some_id_head_of
+from mmblocks.generation.autoregressive import check_prompt, some_id_head_of
 from mmblocks.generation.grid_grammar import GridGrammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation
+from mmblocks.generation.reading import IdModel
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
-from mmblocks.sequence.batches import Batch, Placed
+from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import changes, lower
 from mmblocks.sequence.positions import sequential
+from mmblocks.sequence.rows import Placed
 from mmblocks.sequence.segments import NO_ID
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable, vectors_of
 from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat

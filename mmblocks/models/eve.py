@@ -19,7 +19,7 @@ from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2ImageArguments, EVE2Images, EVE2PatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.roles import Embedder
+from mmblocks.roles import Embedder, Head
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.tokens import VisionTokens
 from mmblocks.trunks.decoder import Decoder
@@ -173,7 +173,7 @@ class EVE1(MultimodalModel):
         layers = (*alignment.layers, self.trunk.num_layers)
         *read, hidden = hidden_states(self.trunk, self.embed(batch), batch.table, layers, mask=batch.mask)
         placed, losses = batch.targets["text"], {}
-        losses["text"] = self.outputs["text"].loss(hidden.flatten(0, 1)[placed.places], cast(Tensor, placed.values))
+        losses["text"] = cast(Head, self.outputs["text"]).loss(hidden.flatten(0, 1)[placed.places], cast(Tensor, placed.values))
 
         images = batch.inputs.get("vision")
         places = images.places if images else placed.places[:0]

@@ -14,7 +14,8 @@ from mmblocks.embedders.caption import CaptionEmbedding
 from mmblocks.embedders.class_label import ClassLabelEmbedding
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
-from mmblocks.sequence.segments import Piece, Vectors
+from mmblocks.sequence.pieces import Piece
+from mmblocks.sequence.segments import Vectors
 from mmblocks.sequence.tokens import ImageLayoutRule, Modality
 from mmblocks.trunks.llamagen import LlamaGenTrunk
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer

@@ -3,8 +3,9 @@
 Shapes: B rows, L tokens of the longest row, N tokens (of one input or target) in all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,8 +13,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, lower
-from mmblocks.sequence.segments import NO_ID, Image, Piece, Segment
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, ImageLayout, ImageLayoutRule, TokenTable
+from mmblocks.sequence.pieces import Piece, span_pieces
+from mmblocks.sequence.rows import Laid, Placed, Pooled, fill_rows, lay_out, placed_inputs, placed_labels, placed_spans, table_of
+from mmblocks.sequence.segments import Image, Label, Segment
+from mmblocks.sequence.spans import SpanLayout, Spans
+from mmblocks.sequence.tokens import ImageLayout, ImageLayoutRule, TokenTable
 from mmblocks.support.named import Named
 from mmblocks.support.pickling import weightless
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
@@ -25,18 +29,6 @@ NUM_REMEMBERED = 128
 """Sizes of images of which a builder remembers the layouts."""
 
 
-class Placed(NamedTuple):
-    """Something that belongs to certain tokens.
-
-    Attributes:
-        values: a tensor with one row per token, or a list of images (or arrays) that become the tokens together.
-        places: where the tokens stand: ``row * L + column``.
-    """
-
-    values: Tensor | list[Tensor]
-    places: Int[Tensor, " N"]
-
-
 class Batch(NamedTuple):
     """What ``MultimodalModel`` reads.
 
@@ -46,6 +38,11 @@ class Batch(NamedTuple):
         inputs: by embedder name, what it embeds and where the result goes.
         targets: by head name, labels, and the hidden states they supervise.
         mask: which tokens attend to which, lowered on the host; None to let the trunk decide.
+        weights: by head name, a factor of the loss of each label; heads whose labels all count alike are left out.
+        pooled: by head name, labels, and the tokens whose mean state they supervise.
+        spans: by name of a head of whole spans, those that are learned.
+        copies: likewise, spans that are read clean.
+        beside: by keyword, what the trunk takes beside its tokens, such as images for cross-attention.
 
     Examples:
         >>> from mmblocks import BatchBuilder, text
@@ -59,20 +56,24 @@ class Batch(NamedTuple):
     inputs: dict[str, Placed]
     targets: dict[str, Placed]
     mask: Mask | None
+    weights: Mapping[str, Tensor] = MappingProxyType({})
+    pooled: Mapping[str, Pooled] = MappingProxyType({})
+    spans: Mapping[str, Spans] = MappingProxyType({})
+    copies: Mapping[str, Spans] = MappingProxyType({})
+    beside: Mapping[str, Tensor] = MappingProxyType({})
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-
-        def move(placed: Placed) -> Placed:
-            values = placed.values
-            moved = [v.to(device) for v in values] if isinstance(values, list) else values.to(device)
-            return Placed(moved, placed.places.to(device))
-
         return self._replace(
             ids=self.ids.to(device),
             table=self.table.to(device),
-            inputs={name: move(placed) for name, placed in self.inputs.items()},
-            targets={name: move(placed) for name, placed in self.targets.items()},
+            inputs={name: placed.to(device) for name, placed in self.inputs.items()},
+            targets={name: placed.to(device) for name, placed in self.targets.items()},
+            weights={name: weight.to(device) for name, weight in self.weights.items()},
+            pooled={name: pooled.to(device) for name, pooled in self.pooled.items()},
+            spans={name: spans.to(device) for name, spans in self.spans.items()},
+            copies={name: spans.to(device) for name, spans in self.copies.items()},
+            beside={name: value.to(device) for name, value in self.beside.items()},
             mask=None if self.mask is None else type(self.mask)(*(t.to(device) for t in self.mask)),
         )
 
@@ -84,13 +85,21 @@ class _HasLayout(Protocol):
     def layout(self, height: int, width: int) -> ImageLayout: ...
 
 
+@runtime_checkable
+class _WritesSpans(Protocol):
+    """A head of whole spans."""
+
+    @property
+    def span(self) -> SpanLayout: ...
+
+
 class BatchBuilder:
     """Lays samples out in rows.
 
     Args:
         tokenizer: turns strings into ids; not needed where samples hold ids only.
         inputs: the model's embedders by name; those that read images have a ``layout``.
-        heads: the names of the model's heads, in the model's order.
+        heads: the model's heads by name, in the model's order; names alone where none writes whole spans.
 
     A builder may be handed to other processes, the workers of a ``DataLoader`` among them, however they are started: it is written
     with its embedders' layout rules, without weights; see ``weightless``.
@@ -112,23 +121,33 @@ class BatchBuilder:
         *,
         tokenizer: TextTokenizer | None = None,
         inputs: Named[object] | None = None,
-        heads: Sequence[str] = (),
+        heads: Sequence[str] | Named[object] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.heads = tuple(heads)
+        writers = {} if isinstance(heads, Sequence) else {name: heads[name] for name in heads}
+        self.spans = {name: head.span for name, head in writers.items() if isinstance(head, _WritesSpans)}
         self.input_names = None if inputs is None else tuple(inputs)
         embedders = {} if inputs is None else {name: inputs[name] for name in inputs}
         self.layouts: dict[str, ImageLayoutRule] = {
             name: _Remembered(embedder.layout) for name, embedder in embedders.items() if isinstance(embedder, _HasLayout)
         }
 
-    def __call__(self, samples: Sequence[Sample], *, padding: Literal["left", "right"] = "right", pack: int | None = None) -> Batch:
+    def __call__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        padding: Literal["left", "right"] = "right",
+        pack: int | None = None,
+        learn: bool = True,
+    ) -> Batch:
         """One sample a row, or several.
 
         Args:
             samples: documents.
             padding: the side on which shorter rows are filled up; "left" for prompts that are to be continued.
             pack: rows of at most so many tokens, filled with whole samples in the order given; None for one a row.
+            learn: whether targets are learned; False for prompts, where all is read as it is.
 
         Raises:
             ValueError: no samples, an empty sample, an unknown input or head, or a sample longer than ``pack``.
@@ -137,28 +156,59 @@ class BatchBuilder:
             raise ValueError(f"padding is {padding!r}; accepted: 'left', 'right'")
         if not samples:
             raise ValueError("samples is empty; accepted: at least one")
-        documents = [self._pieces(sample, index) for index, sample in enumerate(samples)]
-        rows = [[document] for document in documents] if pack is None else _fill_rows(documents, pack)
-        lengths = [sum(_num_tokens(document) for document in row) for row in rows]
+        documents = [self._pieces(sample, index, learn) for index, sample in enumerate(samples)]
+        rows = [[document] for document in documents] if pack is None else fill_rows(documents, pack)
+        lengths = [sum(piece.num_tokens for document in row for piece in document) for row in rows]
         length = max(lengths)
-        laid: list[_Laid] = []
+        laid: list[Laid] = []
         for index, row in enumerate(rows):
-            laid += _lay_out(row, index * length + (length - lengths[index] if padding == "left" else 0))
-        return _assemble(laid, len(rows), length, self.heads)
+            laid += lay_out(row, index * length + (length - lengths[index] if padding == "left" else 0))
+        return self._assemble(laid, len(rows), length)
 
-    def _pieces(self, sample: Sample, index: int) -> list[Piece]:
-        for segment in sample:
+    def _pieces(self, sample: Sample, index: int, learn: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        for place, segment in enumerate(sample):
             self._check(segment, index)
-        pieces = [segment.piece(self.tokenizer, self.layouts) for segment in sample]
-        pieces = [piece for piece in pieces if piece.num_tokens]
-        if not pieces:
+            if isinstance(segment, Label):
+                if not pieces:
+                    raise ValueError(f"sample {index} has a label before any token; accepted: after what it is a label of")
+                pieces += [segment.piece()] if learn else []
+                continue
+            piece = segment.piece(self.tokenizer, self.layouts)
+            layout = None if segment.target is None else self.spans.get(segment.target)
+            if layout is not None:
+                followed = any(not isinstance(later, Label) for later in sample[place + 1 :])
+                pieces += span_pieces(piece, layout, learn=learn, followed=followed)
+            elif piece.num_tokens:
+                pieces.append(piece if learn else piece._replace(target=None))
+        if not any(piece.num_tokens for piece in pieces):
             raise ValueError(f"sample {index} holds no token; accepted: at least one")
         return pieces
+
+    def _assemble(self, laid: list[Laid], num_rows: int, length: int) -> Batch:
+        """All pieces at once, column by column: a handful of tensor operations, however many pieces there are."""
+        ids, table, places, learned = table_of(laid, num_rows, length, self.heads)
+        targets, weights, pooled = placed_labels(laid, places, learned)
+        return Batch(
+            ids,
+            table,
+            placed_inputs(laid, places),
+            targets,
+            lower(table),
+            weights,
+            pooled,
+            placed_spans(laid, copies=False),
+            placed_spans(laid, copies=True),
+        )
 
     def _check(self, segment: Segment, index: int) -> None:
         reads_pixels = isinstance(segment, Image)
         known = tuple(self.layouts) if reads_pixels else self.input_names
-        if known is not None and segment.input not in known:
+        unread = segment.target is not None and (reads_pixels or isinstance(segment, Label))
+        if reads_pixels and unread and segment.target not in self.spans and segment.target in self.heads:
+            accepted = f"a head of whole spans, of {list(self.spans)}"
+            raise ValueError(f"sample {index} has an image as target of {segment.target!r}; accepted: {accepted}")
+        if known is not None and not unread and segment.input not in known:
             what = "embedders of images" if reads_pixels else "inputs"
             raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")
         if segment.target is not None and segment.target not in self.heads:
@@ -177,104 +227,3 @@ class _Remembered:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Remembered, (self._rule,)
-
-
-class _Laid(NamedTuple):
-    """A piece, and where it stands: its first token's place, and what the table says of the piece as a whole."""
-
-    piece: Piece
-    place: int
-    document: int
-    order: int
-    span: int
-    is_first: bool
-
-
-def _lay_out(documents: list[list[Piece]], place: int) -> list[_Laid]:
-    """The pieces of one row, from ``place`` on."""
-    laid = []
-    for document, pieces in enumerate(documents):
-        order = span = 0
-        for index, piece in enumerate(pieces):
-            laid.append(_Laid(piece, place, document, order, span, index == 0))
-            order += 1 if piece.one_step else piece.num_tokens
-            span += bool(piece.in_span.any())
-            place += piece.num_tokens
-    return laid
-
-
-def _assemble(laid: list[_Laid], num_rows: int, length: int, heads: tuple[str, ...]) -> Batch:
-    """All pieces at once, column by column: a handful of tensor operations, however many pieces there are."""
-    pieces = [entry.piece for entry in laid]
-    counts = torch.tensor([piece.num_tokens for piece in pieces])
-    within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-
-    def per_token(values: list[int]) -> Tensor:
-        return torch.tensor(values).repeat_interleave(counts)
-
-    place = per_token([entry.place for entry in laid]) + within
-    table = TokenTable.padding(num_rows, length)
-    ids = torch.full((num_rows, length), NO_ID)
-    steps = torch.where(per_token([piece.one_step for piece in pieces]), 0, within)
-    in_span = torch.cat([piece.in_span for piece in pieces])
-    for column, values in (
-        (table.modality, torch.cat([piece.modality for piece in pieces])),
-        (table.document, per_token([entry.document for entry in laid])),
-        (table.span, torch.where(in_span, per_token([entry.span for entry in laid]), NO_SPAN)),
-        (table.order, per_token([entry.order for entry in laid]) + steps),
-        (ids, torch.cat([piece.ids for piece in pieces])),
-    ):
-        column.view(-1)[place] = values
-    table.grid.view(-1, 3)[place] = torch.cat([piece.grid for piece in pieces])
-
-    # A token is predicted one place earlier; a document's first token has no earlier one.
-    first = per_token([entry.is_first for entry in laid]) & (within == 0)
-    learned = torch.cat([piece.learned for piece in pieces]) & ~first
-    head = per_token([NO_HEAD if piece.target is None else heads.index(piece.target) for piece in pieces])
-    supervised = learned & (head != NO_HEAD)
-    table.target.view(-1)[place[supervised] - 1] = head[supervised]
-
-    by_piece = list(zip(pieces, place.split(counts.tolist()), learned.split(counts.tolist()), strict=True))
-    return Batch(ids, table, _inputs(by_piece), _targets(by_piece), lower(table))
-
-
-def _inputs(by_piece: list[tuple[Piece, Tensor, Tensor]]) -> dict[str, Placed]:
-    gathered: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for piece, place, _ in by_piece:
-        values, places = gathered.setdefault(piece.input, ([], []))
-        values.append(piece.payload)
-        places.append(place)
-    return {
-        name: Placed(values if values[0].ndim == 3 else torch.cat(values), torch.cat(places))  # images are (3, H, W)
-        for name, (values, places) in gathered.items()
-    }
-
-
-def _targets(by_piece: list[tuple[Piece, Tensor, Tensor]]) -> dict[str, Placed]:
-    gathered: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for piece, place, learned in by_piece:
-        if piece.target is not None and piece.values is not None:
-            values, places = gathered.setdefault(piece.target, ([], []))
-            values.append(piece.values[learned])
-            places.append(place[learned] - 1)
-    return {name: Placed(torch.cat(values), torch.cat(places)) for name, (values, places) in gathered.items()}
-
-
-def _num_tokens(document: list[Piece]) -> int:
-    return sum(piece.num_tokens for piece in document)
-
-
-def _fill_rows(documents: list[list[Piece]], length: int) -> list[list[list[Piece]]]:
-    """Whole documents in the order given; a new row where the next one no longer fits."""
-    rows: list[list[list[Piece]]] = []
-    free = 0
-    for index, document in enumerate(documents):
-        needed = _num_tokens(document)
-        if needed > length:
-            raise ValueError(f"sample {index} has {needed} tokens; pack accepts at most {length}")
-        if needed > free:
-            rows.append([])
-            free = length
-        rows[-1].append(document)
-        free -= needed
-    return rows

@@ -1,9 +1,9 @@
 """Which tokens attend to which: the one attention rule, as a function of the token table, and its cheaper forms.
 
-The rule: *q attends to k when both are in the same document and either k is clean and of a smaller order, or k has q's
-order and is of q's kind (both clean, or both in the same noised span)*. Causal text gives each token its own order; an
-image that attends within itself gives all its tokens one order; a next-scale model gives one order per scale; a
-skip-causal model adds noised copies that carry the order of their clean block. ``visible`` shows each of these.
+The rule: *q attends to k when both are in the same document and either k is clean and of a smaller order, or k is of q's kind
+(both clean, or both in the same noised span) and of no larger order*. Causal text gives each token its own order; an image that
+attends within itself gives all its tokens one order; a next-scale model gives one order per scale; a skip-causal model adds noised
+copies that carry the order of their clean block. ``visible`` shows each of these.
 
 ``lower`` finds the cheapest form that says the same: nothing at all, two integers per query, or every pair. Queries
 may be the last tokens of a longer row of keys, as they are while decoding with a cache.
@@ -149,8 +149,8 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x . . . . . . . . . .
         x x x x . . . . . . . .
         x x x x . . . . . . . .
-        x x x x x x . . . . . .
-        x x x x x x . . . . . .
+        x . . . . x . . . . . .
+        x . . . . x . . . . . .
         . . . . . . x x . . . .
         . . . . . . x x . . . .
         x x . . . . . . x x . .
@@ -167,14 +167,30 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x x . .
         x . . x x
         x . . x x
+
+        A clean token, then a noised span of three after a token for its time, and its clean copy: the time attends to the token and
+        to itself. The copy goes on from the largest order of what it copies, so that neither attends to the other.
+
+        >>> order = torch.tensor([[0, 1, 2, 2, 2, 2, 3, 3, 3]])
+        >>> noisy = torch.tensor([[False, True, True, True, True, False, False, False, False]])
+        >>> print(as_text(visible(TokenTable.text(1, 9)._replace(order=order, span=order.clamp(max=1), noisy=noisy))))
+        x . . . . . . . .
+        x x . . . . . . .
+        x x x x x . . . .
+        x x x x x . . . .
+        x x x x x . . . .
+        x . . . . x . . .
+        x . . . . x . . .
+        x . . . . x . . .
+        x . . . . x . . .
     """
     keys = queries if keys is None else keys
-    earlier = keys.order[:, None, :] < queries.order[:, :, None]
+    key_order, query_order = keys.order[:, None, :], queries.order[:, :, None]
     clean_key, noisy_key = ~keys.noisy[:, None, :], keys.noisy[:, None, :]
     noisy_query = queries.noisy[:, :, None]
     same_kind = (clean_key & ~noisy_query) | (noisy_key & noisy_query & _equal(queries.span, keys.span))
 
-    seen = (clean_key & earlier) | (_equal(queries.order, keys.order) & same_kind)
+    seen = (clean_key & (key_order < query_order)) | (same_kind & (key_order <= query_order))
     seen = seen & _equal(queries.document, keys.document)
 
     # A padding row that attends to nothing would be all -inf, and its softmax NaN: let it attend to itself.

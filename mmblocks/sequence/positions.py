@@ -1,7 +1,8 @@
 """Positions as functions of the token table, and rotary embedding of them.
 
 A position scheme is any function of a ``TokenTable`` that returns (B, L) or (B, L, axes), integer or float; the ones
-that published models use are here. Positions restart in every packed document and do not count padding.
+that published models use are here. Positions restart in every packed document and do not count padding. Noised copies count on
+from the clean tokens before them and take no position from those after them: a copy has the positions of what it copies.
 
 Shapes: B batch, L tokens, H heads, D width of a head.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmblocks.sequence.documents import document_begins, last_real
 from mmblocks.sequence.masks import changes
-from mmblocks.sequence.tokens import NO_SPAN, TokenTable
+from mmblocks.sequence.tokens import NO_SPAN, PADDING, TokenTable
 
 PositionScheme = Callable[[TokenTable], Tensor]
 """A table -> positions (B, L) or (B, L, axes)."""
@@ -33,10 +34,12 @@ def sequential(table: TokenTable) -> Int[Tensor, "B L"]:
         >>> sequential(batch.table).tolist()
         [[0, 1, 2, 0, 1]]
     """
-    real = ~table.is_padding
+    clean = _clean(table)
+    real = ~clean.is_padding
     count = real.long().cumsum(dim=1) - 1
-    first = torch.where(document_begins(table), count, 0).cummax(dim=1).values
-    return torch.where(real, count - first, 0)
+    first = torch.where(document_begins(clean), count, 0).cummax(dim=1).values
+    found = torch.where(real, count - first, 0)
+    return found if clean is table else _with_noised(table, found, found, _inside(table))
 
 
 def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
@@ -44,11 +47,16 @@ def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
 
     Padding in the midst of a document takes no position.
     """
-    begins = document_begins(table)
-    order = table.order.gather(1, last_real(table).clamp(min=0))  # padding counts as what stands before it
+    clean = _clean(table)
+    begins = document_begins(clean)
+    order = clean.order.gather(1, last_real(clean).clamp(min=0))  # padding counts as what stands before it
     steps = (changes(order) | begins).long().cumsum(dim=1)
     first = torch.where(begins, steps, 0).cummax(dim=1).values
-    return torch.where(table.is_padding, 0, steps - first)
+    found = torch.where(clean.is_padding, 0, steps - first)
+    if clean is table:
+        return found
+    inside = changes(table.order).long().cumsum(dim=1)
+    return _with_noised(table, found, found, inside - inside.gather(1, _run_begins(table)))
 
 
 def grid_2d(table: TokenTable) -> Int[Tensor, "B L 2"]:
@@ -75,6 +83,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
         >>> mrope(batch.table)[0].tolist()
         [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3, 3, 3]]
     """
+    whole, table = table, _clean(table)
     vision = table.span != NO_SPAN
     opens = document_begins(table)
     begins = changes(table.span) | opens | ~vision
@@ -88,7 +97,8 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     before = advance.cumsum(dim=1) - advance
     start = torch.where(opens, before, 0).cummax(dim=1).values
     positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
-    return torch.where(table.is_padding[..., None], 0, positions)
+    found = torch.where(table.is_padding[..., None], 0, positions)
+    return found if whole is table else _with_noised(whole, found, found.amax(dim=-1, keepdim=True), whole.grid)
 
 
 def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
@@ -101,7 +111,8 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
     """
     if not 0 < increment <= 1:
         raise ValueError(f"increment is {increment}; accepted: 0 < increment <= 1")
-    vision = table.span != NO_SPAN
+    everything, table = table, _clean(table)
+    vision = (table.span != NO_SPAN) & ~table.is_padding
     opens = document_begins(table)
     index = torch.arange(table.span.shape[1], device=table.span.device).expand_as(table.span)
 
@@ -119,7 +130,57 @@ def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
 
     positions = whole + advance
     first = _at_document_start(positions, opens)
-    return torch.where(table.is_padding, 0.0, positions - first).float()
+    found = torch.where(table.is_padding, 0.0, positions - first).float()
+    if everything is table:
+        return found
+    return _with_noised(everything, found, found, (_inside(everything) + 1) * increment, step=0.0, alone=-increment)
+
+
+def _clean(table: TokenTable) -> TokenTable:
+    """The table with padding in the places of noised tokens; the table itself where there is none, as far as a host can tell."""
+    if table.noisy.device.type == "cpu" and not torch.compiler.is_compiling() and not table.noisy.any():
+        return table
+    return table._replace(document=torch.where(table.noisy, PADDING, table.document))
+
+
+def _run_begins(table: TokenTable) -> Int[Tensor, "B L"]:
+    """Where the noised span begins that a noised token belongs to."""
+    begins = changes(table.noisy.long()) | changes(table.span) | changes(table.document)
+    index = torch.arange(table.shape[1], device=table.order.device).expand_as(table.order)
+    return torch.where(begins, index, 0).cummax(dim=1).values
+
+
+def _inside(table: TokenTable) -> Int[Tensor, "B L"]:
+    """How many tokens of its noised span stand before a noised token."""
+    return torch.arange(table.shape[1], device=table.order.device) - _run_begins(table)
+
+
+def _with_noised(
+    table: TokenTable,
+    found: Num[Tensor, "B L *axes"],
+    last: Num[Tensor, "B L *one"],
+    inside: Num[Tensor, "B L *axes"],
+    *,
+    step: float = 1,
+    alone: float = 0,
+) -> Num[Tensor, "B L *axes"]:
+    """Positions of clean tokens, and those of noised ones after them.
+
+    Args:
+        table: of all tokens.
+        found: positions of the clean ones.
+        last: where a noised span counts on from, after each clean token.
+        inside: what a noised token adds.
+        step: how far the first noised token is from ``last``.
+        alone: where a noised span begins that nothing clean stands before.
+    """
+    clean = last_real(table._replace(document=torch.where(table.noisy, PADDING, table.document)))
+    before = clean.clamp(min=0)
+    own = (clean >= 0) & (table.document.gather(1, before) == table.document)
+    shape = before.shape + (1,) * (last.ndim - 2)
+    counted = last.gather(1, before.view(shape)) + step
+    start = torch.where(own.view(shape), counted, torch.full_like(counted, alone))
+    return torch.where(table.noisy.view(before.shape + (1,) * (found.ndim - 2)), (start + inside).to(found.dtype), found)
 
 
 def _at_document_start(values: Float[Tensor, "B L"], opens: Tensor) -> Float[Tensor, "B L"]:

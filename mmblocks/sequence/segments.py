@@ -6,55 +6,20 @@ A segment's ``target`` names the head that learns to produce it, or None where i
 a ``Piece``: its tokens' columns of the token table, and what is to be embedded for them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmblocks.sequence.pieces import NO_ID as NO_ID
+from mmblocks.sequence.pieces import Piece, raster_grid
 from mmblocks.sequence.tokens import ImageLayoutRule, Modality
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
-
-NO_ID = -1
-"""In place of an id, where an embedder writes something that has none."""
-
-
-class Piece(NamedTuple):
-    """A segment's n tokens, before they are laid out in a row.
-
-    Attributes:
-        input: which embedder writes them.
-        payload: what it is given: ids (n,), or one image or array of vectors.
-        modality, grid: columns of the token table.
-        in_span: True where the token belongs to the image or block (and not to structure around it).
-        one_step: whether all tokens are one generation step, and so see each other.
-        target: the head that learns them, or None.
-        learned: which of the tokens that head learns.
-        values: what it learns: ids (n,) or vectors (n, D); None without a target.
-    """
-
-    input: str
-    payload: Tensor
-    modality: Int[Tensor, " n"]
-    grid: Int[Tensor, "n 3"]
-    in_span: Bool[Tensor, " n"]
-    one_step: bool
-    target: str | None
-    learned: Bool[Tensor, " n"]
-    values: Tensor | None
-
-    @property
-    def num_tokens(self) -> int:
-        """n."""
-        return self.modality.shape[0]
-
-    @property
-    def ids(self) -> Int[Tensor, " n"]:
-        """The tokens' ids, ``NO_ID`` where they have none."""
-        return self.payload if self.payload.dtype == torch.long else torch.full_like(self.modality, NO_ID)
 
 
 @dataclass(frozen=True)
@@ -64,6 +29,7 @@ class Text:
     content: str | Sequence[int]
     target: str | None
     input: str
+    weight: float = 1.0
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens."""
@@ -79,6 +45,7 @@ class Text:
             target=self.target,
             learned=~none,
             values=ids,
+            weight=self.weight,
         )
 
     def _ids(self, tokenizer: TextTokenizer | None) -> Sequence[int]:
@@ -91,27 +58,34 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """An image that an embedder reads; see ``image``."""
+    """An image that an embedder reads, or that a head writes; see ``image``."""
 
     pixels: Tensor
     input: str
     bidirectional: bool
-    target: ClassVar[None] = None
+    target: str | None = None
+    modality: int = Modality.VISION
+    weight: float = 1.0
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
-        """The segment's tokens, as many as the embedder will make of the image."""
-        grid, _ = layouts[self.input](*self.pixels.shape[-2:])
+        """The segment's tokens, as many as the embedder will make of the image; one where a head writes it, which says how many."""
+        size = (self.pixels.shape[-2], self.pixels.shape[-1])
+        grid = torch.zeros(1, 3, dtype=torch.long) if self.target is not None else layouts[self.input](*size).grid
         everything = torch.ones(len(grid), dtype=torch.bool)
         return Piece(
             input=self.input,
             payload=self.pixels,
-            modality=torch.full((len(grid),), int(Modality.VISION)),
+            modality=torch.full((len(grid),), int(self.modality)),
             grid=grid,
             in_span=everything,
             one_step=self.bidirectional,
-            target=None,
+            target=self.target,
             learned=~everything,
-            values=None,
+            values=self.pixels,
+            weight=self.weight,
+            size=size,
+            given=dict(self.given),
         )
 
 
@@ -120,25 +94,34 @@ class Codes:
     """A grid of visual codes written as token ids; see ``codes``."""
 
     grid: Tensor
-    format: GridFormat
+    format: GridFormat | None
     target: str | None
     structure: bool
     input: str
+    modality: int = Modality.VISION
+    weight: float = 1.0
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, from the id that opens the image to the one that closes it."""
-        ids, place = self.format.write(self.grid)
+        if self.format is None:
+            ids, place = self.grid.flatten(), raster_grid(tuple(self.grid.shape))
+        else:
+            ids, place = self.format.write(self.grid)
         is_code = place[:, 0] >= 0
         return Piece(
             input=self.input,
             payload=ids,
-            modality=torch.where(is_code, int(Modality.VISION), int(Modality.TEXT)),
+            modality=torch.where(is_code, int(self.modality), int(Modality.TEXT)),
             grid=place.clamp(min=0),
             in_span=is_code,
             one_step=False,
             target=self.target,
             learned=is_code | self.structure,
             values=ids,
+            weight=self.weight,
+            size=tuple(self.grid.shape),
+            given=dict(self.given),
         )
 
 
@@ -150,38 +133,78 @@ class Vectors:
     input: str
     target: str | None
     bidirectional: bool
+    modality: int = Modality.VISION
+    order: Tensor | None = None
+    weight: float = 1.0
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, one a vector."""
-        sizes = (1,) * (4 - self.values.ndim) + tuple(self.values.shape[:-1])
-        axes = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
-        grid = torch.stack(axes, dim=-1).reshape(-1, 3)
+        size = tuple(self.values.shape[:-1])
+        grid = raster_grid(size)
         everything = torch.ones(len(grid), dtype=torch.bool)
         flat = self.values.reshape(len(grid), -1)
+        if self.order is not None:
+            grid, flat = grid[self.order], flat[self.order]
         return Piece(
             input=self.input,
             payload=flat,
-            modality=torch.full((len(grid),), int(Modality.VISION)),
+            modality=torch.full((len(grid),), int(self.modality)),
             grid=grid,
             in_span=everything,
             one_step=self.bidirectional,
             target=self.target,
             learned=everything,
             values=flat,
+            weight=self.weight,
+            size=size,
+            given=dict(self.given),
         )
 
 
-Segment = Text | Image | Codes | Vectors
+@dataclass(frozen=True)
+class Label:
+    """What a head learns from the states of what stands before it; see ``label``."""
+
+    value: Tensor
+    target: str
+    of: str
+    weight: float = 1.0
+    input: ClassVar[str] = ""
+
+    def piece(self) -> Piece:
+        """A label without tokens."""
+        none = torch.zeros(0, dtype=torch.long)
+        return Piece(
+            input=self.input,
+            payload=None,
+            modality=none,
+            grid=none.view(0, 3),
+            in_span=none.bool(),
+            one_step=False,
+            target=self.target,
+            learned=none.bool(),
+            values=self.value[None],
+            weight=self.weight,
+            pooled=self.of == "mean",
+        )
+
+
+Segment = Text | Image | Codes | Vectors | Label
 """One part of a sample."""
 
 
-def text(content: str | Sequence[int], *, target: str | None = None, input: str = "text") -> Text:
+def text(content: str | Sequence[int], *, target: str | None = None, input: str = "text", weight: float = 1.0) -> Text:
     """Text, or token ids (special tokens, say).
 
     Args:
         content: a string, which the batch builder's tokenizer encodes, or ids.
         target: the head that learns to write it; None where it is only read.
         input: the embedder that reads it.
+        weight: of its losses.
+
+    Raises:
+        ValueError: a weight that is negative or not finite.
 
     Examples:
         >>> from mmblocks import BatchBuilder, ByteTokenizer, text
@@ -190,20 +213,34 @@ def text(content: str | Sequence[int], *, target: str | None = None, input: str 
         >>> bytes(batch.targets["lm"].values.tolist()).decode()
         'yes'
     """
-    return Text(content, target, input)
+    return Text(content, target, input, _checked_weight(weight))
 
 
-def image(pixels: Float[Tensor, "3 H W"], *, input: str = "vision", bidirectional: bool = False) -> Image:
-    """An image for an embedder to read.
+def image(
+    pixels: Float[Tensor, "3 H W"],
+    *,
+    input: str = "vision",
+    target: str | None = None,
+    bidirectional: bool = False,
+    modality: int = Modality.VISION,
+    weight: float = 1.0,
+    given: Mapping[str, Tensor | float] | None = None,
+) -> Image:
+    """An image for an embedder to read, or for a head of whole images to write.
 
     Args:
         pixels: RGB in [0, 1].
         input: the embedder that reads it.
+        target: the head that learns to write it, which then says what is read in its place; None where it is only read.
         bidirectional: whether its tokens see each other, or only those before.
+        modality: what its tokens stand for: a ``Modality``, or another whole number of one's own.
+        weight: of its losses.
+        given: by name, what the head is told of it beside, such as a class.
 
     Raises:
         TypeError: if the pixels are not floating point.
-        ValueError: if they are not (3, H, W), hold no pixel, or lie outside [0, 1] (NaN included).
+        ValueError: if they are not (3, H, W), hold no pixel, or lie outside [0, 1] (NaN included); a weight that is negative or not
+            finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -221,26 +258,38 @@ def image(pixels: Float[Tensor, "3 H W"], *, input: str = "vision", bidirectiona
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
-    return Image(pixels, input, bidirectional)
+    said = _given(given)
+    return Image(pixels, input, bidirectional, target, _checked_modality(modality), _checked_weight(weight), said)
 
 
 def codes(
-    grid: Int[Tensor, "H W"],
-    format: GridFormat,
+    grid: Int[Tensor, "*size"],
+    format: GridFormat | None = None,
     *,
     target: str | None = None,
     structure: bool = False,
     input: str = "text",
+    modality: int = Modality.VISION,
+    weight: float = 1.0,
+    given: Mapping[str, Tensor | float] | None = None,
 ) -> Codes:
     """A visual tokenizer's codes, written as token ids of a shared vocabulary.
 
     Args:
         grid: code indices.
-        format: how the vocabulary writes an image.
+        format: how the vocabulary writes an image; None where its embedder reads the codes themselves, row by row and with nothing
+            around them.
         target: the head that learns to write the codes; None where they are only read.
         structure: whether it also learns the ids around them (size, row ends, closing), as a model must that decides
             itself when to write an image and how large.
         input: the embedder that reads the ids.
+        modality: what the codes stand for: a ``Modality``, or another whole number of one's own.
+        weight: of their losses.
+        given: by name, what the head is told of them beside, such as a class.
+
+    Raises:
+        ValueError: without a format, a grid of no axis or of more than three, or without codes; a weight that is negative or not
+            finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -251,10 +300,23 @@ def codes(
         >>> batch.ids.tolist(), batch.targets["lm"].values.tolist()  # nothing predicts a sample's first token
         ([[5, 6, 7, 8, 9, 10]], [6, 7, 8, 9, 10])
     """
-    return Codes(grid, format, target, structure, input)
+    if format is None and (not 1 <= grid.ndim <= 3 or 0 in grid.shape):
+        raise ValueError(f"grid has shape {tuple(grid.shape)}; accepted without a format: (N,), (H, W) or (T, H, W)")
+    said = _given(given)
+    return Codes(grid, format, target, structure, input, _checked_modality(modality), _checked_weight(weight), said)
 
 
-def vectors(values: Float[Tensor, "*grid D"], *, input: str, target: str | None = None, bidirectional: bool = False) -> Vectors:
+def vectors(
+    values: Float[Tensor, "*grid D"],
+    *,
+    input: str,
+    target: str | None = None,
+    bidirectional: bool = False,
+    modality: int = Modality.VISION,
+    order: Int[Tensor, " N"] | None = None,
+    weight: float = 1.0,
+    given: Mapping[str, Tensor | float] | None = None,
+) -> Vectors:
     """Continuous tokens: latents or features that are read as they are, and that a head may learn to write.
 
     Args:
@@ -262,9 +324,14 @@ def vectors(values: Float[Tensor, "*grid D"], *, input: str, target: str | None 
         input: the embedder that reads the (N, D) rows.
         target: the head that learns to write them.
         bidirectional: whether they see each other, or only those before.
+        modality: what they stand for: a ``Modality``, or another whole number of one's own.
+        order: which vector comes first, which next, and so on, counted row by row; row by row if None.
+        weight: of their losses.
+        given: by name, what the head is told of them beside, such as a class.
 
     Raises:
-        ValueError: if the shape is none of these, or a value is not finite.
+        ValueError: if the shape is none of these, or a value is not finite; an order that is no permutation; a weight that is
+            negative or not finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -277,4 +344,48 @@ def vectors(values: Float[Tensor, "*grid D"], *, input: str, target: str | None 
         raise ValueError(f"values have shape {tuple(values.shape)}; accepted: (N, D), (H, W, D) or (T, H, W, D)")
     if not values.isfinite().all():
         raise ValueError("values hold NaN or infinity; accepted: finite numbers")
-    return Vectors(values, input, target, bidirectional)
+    count = values[..., 0].numel()
+    if order is not None and order.sort().values.tolist() != list(range(count)):
+        raise ValueError(f"order has {len(order)} places; accepted: each of 0 to {count - 1} once")
+    said = _given(given)
+    return Vectors(values, input, target, bidirectional, _checked_modality(modality), order, _checked_weight(weight), said)
+
+
+def label(value: Tensor | float, *, target: str, of: str = "last", weight: float = 1.0) -> Label:
+    """What a head learns from what stands before it in a sample: a class, whether two match, an embedding. It takes no token.
+
+    Args:
+        value: one label: a number, or a vector.
+        target: the head.
+        of: "last" for the state of the token before, "mean" for the mean of the states of all tokens before.
+        weight: of its loss.
+
+    Raises:
+        ValueError: another ``of``, or a weight that is negative or not finite.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import BatchBuilder, label, text
+        >>> batch = BatchBuilder(heads=("matches",))([[text([1, 2, 3]), label(1, target="matches")]])
+        >>> batch.targets["matches"].values.tolist(), batch.targets["matches"].places.tolist()
+        ([1], [2])
+    """
+    if of not in ("last", "mean"):
+        raise ValueError(f"of is {of!r}; accepted: 'last', 'mean'")
+    return Label(torch.as_tensor(value), target, of, _checked_weight(weight))
+
+
+def _checked_weight(weight: float) -> float:
+    if not isinstance(weight, Real) or not 0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight!r}; accepted: a finite number of 0 or more")
+    return float(weight)
+
+
+def _checked_modality(modality: int) -> int:
+    if not isinstance(modality, Integral) or modality < 0:
+        raise ValueError(f"modality is {modality!r}; accepted: a Modality, or another whole number of 0 or more")
+    return int(modality)
+
+
+def _given(given: Mapping[str, Tensor | float] | None) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(value) for name, value in (given or {}).items()}

@@ -25,7 +25,7 @@ NO_HEAD = -1
 
 
 class Modality(IntEnum):
-    """What a token stands for; padding has the value ``PADDING``.
+    """What a token stands for; padding has the value ``PADDING``. Numbers from 16 on are free for modalities of one's own.
 
     Examples:
         >>> from mmblocks import TokenTable
@@ -38,6 +38,8 @@ class Modality(IntEnum):
     TEXT = 0
     VISION = 1
     AUDIO = 2
+    VIDEO = 3
+    DEPTH = 4
 
 
 class TokenTable(NamedTuple):

@@ -1,0 +1,187 @@
+"""How a model reads while it generates: the prompt, then what is written, on one cache.
+
+Shapes: B rows, S streams of guidance, SB rows of all streams, L new tokens, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmblocks.generation.choosing import Chosen
+from mmblocks.generation.grammar import Grammar, State
+from mmblocks.roles import AnyEmbedder, AnyHead, Trunk
+from mmblocks.sequence.batches import Batch, BatchBuilder
+from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.spans import Conditions
+from mmblocks.sequence.tokens import TokenTable, vectors_of
+from mmblocks.support.named import Named
+
+
+@runtime_checkable
+class IdModel(Protocol):
+    """A model that reads and writes ids; ``MultimodalModel`` is one."""
+
+    if TYPE_CHECKING:  # since Python 3.12 isinstance does not see what an nn.Module holds as a part
+
+        @property
+        def inputs(self) -> Named[AnyEmbedder]:
+            """Embedders."""
+
+        @property
+        def trunk(self) -> Trunk:
+            """Between the two."""
+
+        @property
+        def outputs(self) -> Named[AnyHead]:
+            """Heads."""
+
+        @property
+        def mask(self) -> MaskRule | None:
+            """A rule of one's own."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The embeddings (SB, L, D) of a batch."""
+        ...
+
+
+@runtime_checkable
+class SpanModel(IdModel, Protocol):
+    """A model whose heads may write whole spans."""
+
+    def batch_builder(self) -> BatchBuilder:
+        """Lays segments out for its inputs and heads."""
+        ...
+
+    def conditions(self, batch: Batch) -> Conditions | None:
+        """What layers are told of the tokens of a batch."""
+        ...
+
+
+class Newest(NamedTuple):
+    """Each row's state from which the next token is predicted."""
+
+    states: Float[Tensor, "SB D"]
+
+
+@runtime_checkable
+class _Limited(Protocol):
+    """A cache with an end."""
+
+    @property
+    def free(self) -> int | None: ...
+
+
+@runtime_checkable
+class _Growing(Protocol):
+    """A cache that can be given more room."""
+
+    def grow(self, capacity: int) -> None: ...
+
+
+@runtime_checkable
+class _Forgetting(Protocol):
+    """A cache out of which tokens can be taken."""
+
+    def forget(self, count: int) -> None: ...
+
+
+@dataclass
+class Reader:
+    """Lets the model read, and gives back hidden states.
+
+    Args:
+        model: whose trunk reads.
+        cache: what has been read.
+        input: the embedder of ids.
+        num_streams: S.
+        may_grow: whether the cache is the loop's own, and may be given more room.
+    """
+
+    model: IdModel
+    cache: object
+    input: str
+    num_streams: int
+    may_grow: bool
+
+    def read_prompt(self, prompt: Batch) -> Newest:
+        """The prompt, of all streams."""
+        conditions = self.model.conditions(prompt) if prompt.copies and isinstance(self.model, SpanModel) else None
+        beside = dict(prompt.beside)
+        hidden = self.forward(self.model.embed(prompt), prompt.table, prompt.mask, conditions=conditions, beside=beside)
+        return Newest(hidden[:, -1])
+
+    def read(self, chosen: Chosen, table: TokenTable, grammars: Sequence[Grammar], states: Sequence[State]) -> Newest:
+        """One token of each row, an id or a vector."""
+        embeds = self.embed_chosen(chosen, grammars, states).repeat(self.num_streams, 1)
+        return Newest(self.forward(embeds[:, None], table)[:, 0])
+
+    def embed_chosen(
+        self, chosen: Chosen, grammars: Sequence[Grammar], states: Sequence[State], only: Sequence[int] | None = None
+    ) -> Float[Tensor, "B D"]:
+        """The embedding of the newest id or vector of each row, or of some; other rows have zeros, or anything."""
+        ids = chosen.ids.clamp(min=0)
+        places: dict[str, list[int]] = {}
+        for row, (grammar, state) in enumerate(zip(grammars, states, strict=True)):
+            if state.mode != "done" and (only is None or row in only):
+                places.setdefault(grammar.describe(state).input or self.input, []).append(row)
+        if len(places) == 1 and not chosen.vectors:  # the ids of finished rows are never read, and may be any
+            return self.embed(next(iter(places)), ids)
+        embeds: Tensor | None = None
+        for name in sorted(places):
+            rows = places[name]
+            made = self.embed(name, torch.stack([chosen.vectors[row] for row in rows]) if rows[0] in chosen.vectors else ids[rows])
+            embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
+            embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
+        if embeds is None:
+            raise ValueError("no row has a token to read")
+        return embeds
+
+    def embed(self, name: str, values: Tensor) -> Tensor:
+        """What an input makes of ids or vectors."""
+        return vectors_of(self.model.inputs[name](values))
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "SB L D"],
+        table: TokenTable,
+        lowered: Mask | None = None,
+        *,
+        conditions: Conditions | None = None,
+        beside: dict[str, Tensor] | None = None,
+    ) -> Float[Tensor, "SB L D"]:
+        """The states of these tokens, which are added to the cache."""
+        # A cache of a trunk of one's own need not have either.
+        mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
+        mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
+        more: dict[str, Any] = {**(beside or {}), **({} if conditions is None else {"conditions": conditions})}
+        if run is not None and not more:
+            states: Tensor = run(self.model.trunk, embeds, table, mask)
+            return states
+        return self.model.trunk(embeds, table, self.cache, mask=mask, **more)
+
+    def make_room(self, tokens: int) -> None:
+        """Sees to it that so many tokens fit.
+
+        Raises:
+            ValueError: a cache that was handed in and is too small, or cannot grow.
+        """
+        free = self.cache.free if isinstance(self.cache, _Limited) else None
+        if free is None or free >= tokens:
+            return
+        if not (self.may_grow and isinstance(self.cache, _Growing)):
+            raise ValueError(f"a span of {tokens} tokens does not fit the {free} that the cache has left; accepted: a larger cache")
+        self.cache.grow(tokens - free)
+
+    def forget(self, tokens: int) -> None:
+        """Takes back the newest tokens.
+
+        Raises:
+            TypeError: a cache that cannot.
+        """
+        if not isinstance(self.cache, _Forgetting):
+            raise TypeError(f"the cache is a {type(self.cache).__name__}, which cannot forget; accepted: one with a method forget")
+        self.cache.forget(tokens)

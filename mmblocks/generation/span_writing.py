@@ -1,0 +1,311 @@
+"""How heads of whole spans write while a model generates: pass after pass over a span, on the cache of what came before it.
+
+A pass that is not kept is forgotten, so that the cache of the prompt stays as it is; the finished span is then read anew.
+
+Shapes: B rows, S streams of guidance, SB rows of all streams, N tokens of the spans of a head, D width.
+"""
+
+from collections.abc import Generator as Coroutine
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Generator, Tensor
+
+from mmblocks.generation.choosing import Chosen
+from mmblocks.generation.grammar import Described, Grammar, SpanGrammar, State
+from mmblocks.generation.guidance import Guidance, SpanGuide
+from mmblocks.generation.reading import Newest, Reader, SpanModel
+from mmblocks.generation.tables import Chunk, TableWriter
+from mmblocks.layers.spans import Read, conditions_of, embed_spans
+from mmblocks.roles import SpanHead
+from mmblocks.sequence.pieces import span_grid, span_steps
+from mmblocks.sequence.segments import Segment
+from mmblocks.sequence.spans import Conditions, Pass, SpanLayout, Spans
+from mmblocks.sequence.tokens import NO_SPAN, TokenTable
+
+
+class Preview(NamedTuple):
+    """A span as it looks while it is written.
+
+    Attributes:
+        segment: what it would be if it were finished.
+        step: 0, 1, ... of its passes.
+    """
+
+    segment: Segment
+    step: int
+
+
+class Shown(NamedTuple):
+    """A preview, and the row of the prompt that it continues."""
+
+    row: int
+    preview: Preview
+
+
+class WrittenSpan(NamedTuple):
+    """A finished span.
+
+    Attributes:
+        segment: what it is.
+        num_values: how many values it has.
+        kept: whether what was read of it stays in the cache.
+    """
+
+    segment: Segment
+    num_values: int
+    kept: bool
+
+
+class _Group(NamedTuple):
+    """Rows whose next span the same head writes."""
+
+    head: str
+    input: str
+    rows: tuple[int, ...]
+
+
+@dataclass
+class SpanWriter:
+    """Lets heads of whole spans write.
+
+    Args:
+        model: whose heads they are.
+        reader: lets it read.
+        tables: tables of what is read.
+        guidance: how streams become one.
+        generator: source of randomness.
+        given: by name, what heads are told of each of the SB rows beside.
+        previews: whether spans are shown as they look in each pass.
+    """
+
+    model: object
+    reader: Reader
+    tables: TableWriter
+    guidance: Guidance
+    generator: Generator | None
+    given: Mapping[str, Tensor]
+    previews: bool
+
+    def __call__(
+        self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest, step: int
+    ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
+        """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
+        wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, one in wanted.items():
+            groups.setdefault((str(one.head), str(one.input)), []).append(row)
+        written: dict[int, WrittenSpan] = {}
+        for names, rows in groups.items():
+            group = _Group(*names, tuple(rows))
+            written.update((yield from self._write(group, grammars, [wanted[row] for row in rows], newest)))
+        return written
+
+    def read(
+        self,
+        newest: Newest,
+        chosen: Chosen,
+        written: Mapping[int, WrittenSpan],
+        grammars: Sequence[Grammar],
+        before: Sequence[State],
+        after: Sequence[State],
+    ) -> Newest:
+        """Reads what rows have written, where some wrote whole spans; the states after it."""
+        reader, tables, rows = self.reader, self.tables, len(grammars)
+        streams = reader.num_streams
+        chunks: dict[int, Chunk] = {}
+        model = cast(SpanModel, reader.model)
+        anew = [row for row, one in written.items() if not one.kept and after[row].mode != "done"]
+        single = [row for row in range(rows) if row not in written and before[row].mode != "done"]
+        laid = None
+        if anew:
+            segments = [_grammar(grammars[row]).read_back(written[row].segment) for row in anew]
+            laid = model.batch_builder()(segments, padding="left", learn=False).to(tables.order.device)
+            for index, row in enumerate(anew):
+                chunks[row] = _chunk_of(laid.table.rows(torch.tensor([index], device=tables.order.device)))
+        for row in single:
+            described = grammars[row].describe(before[row])
+            own = torch.tensor([described.modality])
+            chunks[row] = Chunk(own, torch.tensor([described.in_span]), torch.tensor([described.grid]), own * 0, own * 0)
+        if not chunks:
+            return newest
+        skipping = [row for row in single if tables.images_only and not (before[row].in_image or after[row].in_image)]
+        table = tables.block(chunks, rows, skipping=skipping)
+        length = table.shape[1]
+        reader.make_room(length)
+        embeds, conditions = None, None
+        if laid is not None:
+            read = model.embed(laid)
+            embeds = read.new_zeros(rows, length, read.shape[-1])
+            embeds[anew, length - read.shape[1] :] = read
+            conditions = _of_rows(model.conditions(laid), anew, rows, length, streams)
+        if single:
+            ids = reader.embed_chosen(chosen, [grammars[row] for row in range(rows)], before, single)
+            embeds = ids.new_zeros(rows, length, ids.shape[-1]) if embeds is None else embeds
+            embeds[single, length - 1] = ids[single].to(embeds.dtype)
+        if embeds is None:
+            raise ValueError("no row has a token to read")
+        hidden = reader.forward(embeds.repeat(streams, 1, 1), table, conditions=conditions)
+        finished = {row: int(after[row].num_images > before[row].num_images) for row in single}
+        finished.update(dict.fromkeys(anew, 1))
+        tables.count(table, finished, rows)
+        has_token = (~table.is_padding).any(dim=1)[:, None]
+        return Newest(torch.where(has_token, hidden[:, -1], newest.states))
+
+    def _write(
+        self, group: _Group, grammars: Sequence[Grammar], described: list[Described], newest: Newest
+    ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
+        head, layout = self._head(group.head)
+        chunks = {row: _chunk(layout, one) for row, one in zip(group.rows, described, strict=True)}
+        table = self.tables.block(chunks, len(grammars), noisy=layout.context == "clean")
+        length = table.shape[1]
+        spans = self._spans(layout, group, described, chunks, length)
+        self.reader.make_room(length)
+        guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
+        writing = head.write(spans, guide=guide, generator=self.generator)
+        kept, index = False, 0
+        values: Tensor | list[Tensor] = []
+        try:
+            one = next(writing)
+            while True:
+                if self.previews and one.shown is not None:
+                    for row, values in zip(group.rows, _by_span(one.shown, spans), strict=True):
+                        yield Shown(row, Preview(_grammar(grammars[row]).span(values), index))
+                index += 1
+                kept = kept or one.keep
+                one = writing.send(self._pass(spans, layout, one, table, newest))
+        except StopIteration as stop:
+            values = stop.value
+        if kept:
+            self.tables.count(table, dict.fromkeys(group.rows, 1), len(grammars))
+        made = {}
+        for row, own, size in zip(group.rows, _by_span(values, spans), spans.sizes, strict=True):
+            segment = _grammar(grammars[row]).span(own)
+            made[row] = WrittenSpan(segment, int(torch.Size(size).numel()), kept)
+        return made
+
+    def _pass(self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest) -> Tensor:
+        """The states (S, n, D) of one pass."""
+        streams, rows = self.reader.num_streams, table.shape[0] // self.reader.num_streams
+        spans, first, stop = _part(spans, layout, one.part, table.shape[1])
+        table = table.slice(first, stop)
+        length = stop - first
+        read = Read(spans, one.reading)
+        embedded, leads = embed_spans(self.reader.model.inputs, read, streams)
+        embeds = embedded.new_zeros(streams, rows * length, embedded.shape[-1]).index_copy(1, spans.places, embedded)
+        if leads is not None:
+            embeds = embeds.index_copy(1, spans.leads, leads.to(embeds.dtype))
+        conditions = conditions_of([read], rows, length, streams)
+        hidden = self.reader.forward(embeds.view(-1, length, embeds.shape[-1]), table, conditions=conditions)
+        by_stream = hidden.view(streams, rows, length, -1)
+        if layout.predicts == "next":  # the state before a span's first token is the row's newest
+            before = torch.cat([newest.states.view(streams, rows, 1, -1), by_stream[:, :, :-1]], dim=2)
+            first_of_span = spans.grid.new_zeros(spans.num_tokens, dtype=torch.bool)
+            first_of_span[[sum(spans.counts[:index]) for index in range(spans.num_spans)]] = not layout.lead
+            column = torch.where(first_of_span, 0, spans.places % length)
+            states = before.flatten(1, 2)[:, spans.places // length * length + column]
+        else:
+            states = by_stream.flatten(1, 2)[:, spans.places]
+        if one.keep:
+            read_rows = (~table.is_padding).any(dim=1)
+            newest.states.copy_(torch.where(read_rows[:, None], hidden[:, -1], newest.states))
+        else:
+            self.reader.forget(length)
+        return states
+
+    def _head(self, name: str) -> tuple[SpanHead, SpanLayout]:
+        if not isinstance(self.model, SpanModel):
+            raise TypeError(f"a span is to be written by a {type(self.model).__name__}; accepted: a model such as MultimodalModel")
+        if name not in self.model.outputs or not isinstance(head := self.model.outputs[name], SpanHead):
+            writers = [own for own in self.model.outputs if isinstance(self.model.outputs[own], SpanHead)]
+            raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {writers}")
+        return head, head.span
+
+    def _spans(self, layout: SpanLayout, group: _Group, described: list[Described], chunks: dict[int, Chunk], length: int) -> Spans:
+        counts = [chunks[row].num_tokens - layout.lead for row in group.rows]
+        ends = list(zip(((row + 1) * length for row in group.rows), counts, strict=True))
+        places = torch.cat([torch.arange(end - count, end) for end, count in ends])
+        leads = [torch.arange(end - count - layout.lead, end - count) for end, count in ends]
+        spans = Spans(
+            input=group.input,
+            sizes=tuple(one.size for one in described),
+            counts=tuple(counts),
+            grid=torch.cat([chunks[row].grid[layout.lead :] for row in group.rows]),
+            places=places,
+            leads=torch.cat(leads),
+            states=places,
+            values=None,
+            given={name: self._given(name, group.rows) for name in self.given},
+            weight=None,
+        )
+        return spans.to(self.tables.order.device)
+
+    def _given(self, name: str, rows: tuple[int, ...]) -> Tensor:
+        """What is given of some rows, stream after stream."""
+        values = self.given[name]
+        return values.unflatten(0, (self.reader.num_streams, -1))[:, list(rows)].flatten(0, 1)
+
+
+def _described(grammar: Grammar, state: State) -> Described | None:
+    return None if state.mode == "done" else grammar.describe(state)
+
+
+def _grammar(grammar: Grammar) -> SpanGrammar:
+    if not isinstance(grammar, SpanGrammar):
+        raise TypeError(f"{type(grammar).__name__} describes a span and has no methods span and read_back; accepted: a SpanGrammar")
+    return grammar
+
+
+def _chunk(layout: SpanLayout, described: Described) -> Chunk:
+    """The tokens of a span that is to be written."""
+    grid = span_grid(layout, described.size)
+    everything = torch.ones(len(grid), dtype=torch.bool)
+    modality = torch.full((len(grid),), described.modality)
+    return Chunk(modality, everything, grid, torch.zeros(len(grid), dtype=torch.long), span_steps(layout, len(grid) - layout.lead))
+
+
+def _chunk_of(table: TokenTable) -> Chunk:
+    """The tokens of a row of their own."""
+    real = ~table.is_padding[0]
+    row = TokenTable(*(column[0, real].cpu() for column in table))
+    return Chunk(row.modality, row.span != NO_SPAN, row.grid, row.span, row.order - row.order[0])
+
+
+def _by_span(values: Tensor | list[Tensor], spans: Spans) -> Iterator[Tensor]:
+    """What was written, span by span."""
+    if isinstance(values, list):
+        return iter(values)
+    count = [int(torch.Size(size).numel()) for size in spans.sizes]
+    return iter(values.split(list(spans.counts) if len(values) == spans.num_tokens else count))
+
+
+def _part(spans: Spans, layout: SpanLayout, part: tuple[int, int] | None, length: int) -> tuple[Spans, int, int]:
+    """The tokens of a pass: their spans, with places in the columns ``first`` to ``stop`` of the block."""
+    if part is None:
+        return spans, 0, length
+    start, end = part
+    if len(set(spans.counts)) > 1 or not 0 <= start < end <= spans.counts[0]:
+        raise ValueError(f"part is {part} of spans of {spans.counts} tokens; accepted: (first, stop) in spans of one size")
+    first = layout.lead + start if start else 0
+    stop = layout.lead + end
+    inside = torch.arange(spans.num_tokens, device=spans.device) % spans.counts[0]
+    chosen = (inside >= start) & (inside < end)
+
+    def moved(places: Tensor) -> Tensor:
+        return places // length * (stop - first) + places % length - first
+
+    places = moved(spans.places[chosen])
+    leads = spans.leads[:0] if start else moved(spans.leads)
+    count = (end - start,) * spans.num_spans
+    return spans._replace(counts=count, grid=spans.grid[chosen], places=places, leads=leads, states=places), first, stop
+
+
+def _of_rows(conditions: Conditions | None, chosen: list[int], rows: int, length: int, streams: int) -> Conditions | None:
+    """The conditions of some rows, padded on the left, in those of all streams."""
+    if conditions is None:
+        return None
+    of = conditions.of.new_full((rows, length), -1)
+    of[chosen, length - conditions.of.shape[1] :] = conditions.of
+    return Conditions(conditions.vectors, of.repeat(streams, 1))

@@ -1,0 +1,123 @@
+"""Tables of the tokens that are written, for all streams of guidance.
+
+Shapes: B rows, SB rows of all streams, n tokens of a row, L tokens of the longest row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmblocks.generation.grammar import Grammar, State
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
+
+
+class Chunk(NamedTuple):
+    """Tokens of one row that are read together, on the host.
+
+    Attributes:
+        modality, in_span, grid: for the table.
+        span: which span after the row's last each belongs to, where it belongs to one.
+        steps: generation step of each, counted from the next one on.
+    """
+
+    modality: Int[Tensor, " n"]
+    in_span: Bool[Tensor, " n"]
+    grid: Int[Tensor, "n 3"]
+    span: Int[Tensor, " n"]
+    steps: Int[Tensor, " n"]
+
+    @property
+    def num_tokens(self) -> int:
+        """n."""
+        return len(self.modality)
+
+
+class TableWriter:
+    """Tables of the tokens that are written, for all streams.
+
+    Args:
+        prompt: the table of SB rows.
+        num_streams: S.
+        images_only: whether all streams but the first skip text.
+    """
+
+    def __init__(self, prompt: TokenTable, num_streams: int, images_only: bool) -> None:
+        length = prompt.shape[1]
+        newest = prompt.slice(length - 1, length)
+        self.document, self.order = newest.document, newest.order
+        self.num_streams, self.images_only = num_streams, images_only
+        self.next_span = prompt.span.amax(dim=1, keepdim=True) + 1
+
+    def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
+        """The column of the tokens that led from one state to the other."""
+        described = [grammar.describe(state) for grammar, state in zip(grammars, before, strict=True)]
+        modality = self._column([d.modality for d in described])
+        in_span = self._column([d.in_span for d in described])
+        unread = self._column([state.mode == "done" for state in before])
+        if self.images_only:  # the other streams skip text
+            skipped = self._column([not (a.in_image or b.in_image) for a, b in zip(before, after, strict=True)])
+            skipped[: len(before)] = False
+            unread = unread | skipped
+        self.order = self.order + 1
+        table = TokenTable(
+            modality=torch.where(unread, PADDING, modality),
+            document=torch.where(unread, PADDING, self.document),
+            span=torch.where(in_span, self.next_span, NO_SPAN),
+            grid=torch.tensor([d.grid for d in described], device=modality.device)[:, None].repeat(self.num_streams, 1, 1),
+            order=self.order,
+            noisy=torch.zeros_like(unread),
+            target=torch.full_like(self.order, NO_HEAD),
+        )
+        finished = [b.num_images > a.num_images for a, b in zip(before, after, strict=True)]
+        if any(finished):
+            self.next_span = self.next_span + self._column(finished).long()
+        return table
+
+    def block(self, chunks: Mapping[int, Chunk], rows: int, *, noisy: bool = False, skipping: Sequence[int] = ()) -> TokenTable:
+        """Several tokens of some rows, padded on the left; other rows have padding alone.
+
+        Args:
+            chunks: by row of the first stream.
+            rows: B.
+            noisy: whether they are noised copies.
+            skipping: rows that the other streams skip.
+        """
+        length = max(chunk.num_tokens for chunk in chunks.values())
+        host = TokenTable.padding(rows, length)
+        steps = torch.zeros(rows, length, dtype=torch.long)
+        for row, chunk in chunks.items():
+            at = slice(length - chunk.num_tokens, length)
+            host.modality[row, at], host.grid[row, at], steps[row, at] = chunk.modality, chunk.grid, chunk.steps
+            host.document[row, at], host.noisy[row, at] = 0, noisy
+            host.span[row, at] = torch.where(chunk.in_span, chunk.span, NO_SPAN)
+        table = TokenTable(*(torch.cat([column] * self.num_streams) for column in host)).to(self.order.device)
+        steps = torch.cat([steps] * self.num_streams).to(self.order.device)
+        unread = table.is_padding
+        if skipping and self.num_streams > 1:
+            others = [row + stream * rows for stream in range(1, self.num_streams) for row in skipping]
+            unread = unread.index_fill(0, torch.tensor(others, device=unread.device), value=True)
+        return table._replace(
+            modality=torch.where(unread, PADDING, table.modality),
+            document=torch.where(unread, PADDING, self.document),
+            span=torch.where(table.span == NO_SPAN, NO_SPAN, table.span + self.next_span),
+            order=self.order + 1 + steps,
+        )
+
+    def count(self, table: TokenTable, spans: Mapping[int, int], rows: int) -> None:
+        """Notes that tokens stay in the row: the next ones come after them.
+
+        Args:
+            table: of them.
+            spans: by row of the first stream, how many spans are complete.
+            rows: B.
+        """
+        real = ~table.is_padding
+        self.order = torch.maximum(self.order, torch.where(real, table.order, -1).amax(dim=1, keepdim=True))
+        if spans:
+            self.next_span = self.next_span + self._column([spans.get(row, 0) for row in range(rows)])
+
+    def _column(self, values: list[int] | list[bool]) -> Tensor:
+        return torch.tensor(values, device=self.document.device)[:, None].repeat(self.num_streams, 1)

@@ -1,0 +1,194 @@
+"""A segment's tokens before they stand in a row, and how a head that writes whole spans lays them out.
+
+Shapes: n tokens of a piece, D width of a vector.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmblocks.sequence.spans import SpanLayout
+
+NO_ID = -1
+"""In place of an id, where an embedder writes something that has none."""
+
+
+class SpanPart(NamedTuple):
+    """What a piece has beside where a head writes whole spans.
+
+    Attributes:
+        layout: the head's.
+        copies: whether it is the clean copy, which is read and not learned.
+        steps: generation step of each token, the head's own first.
+        size: of the span, in values.
+        values: what the head writes: one row a token, or as the sample has it.
+        given: what the sample says of the span beside.
+    """
+
+    layout: SpanLayout
+    copies: bool
+    steps: Int[Tensor, " n"]
+    size: tuple[int, ...]
+    values: Tensor
+    given: dict[str, Tensor]
+
+
+class Piece(NamedTuple):
+    """A segment's n tokens, before they are laid out in a row.
+
+    Attributes:
+        input: which embedder writes them.
+        payload: what it is given: ids (n,), or one image or array of vectors; None where a head says what is read.
+        modality, grid: columns of the token table.
+        in_span: True where the token belongs to the image or block (and not to structure around it).
+        one_step: whether all tokens are one generation step, and so see each other.
+        target: the head that learns them, or None.
+        learned: which of the tokens that head learns.
+        values: what it learns: ids (n,) or vectors (n, D); None without a target.
+        weight: of their losses.
+        size: of the image or block, in values.
+        given: what the sample says of it beside, by name.
+        span: where a head writes it as a whole.
+        stays: False for what a clean copy follows, which goes on from its last step.
+        pooled: whether it is a label of the mean of the states before.
+    """
+
+    input: str
+    payload: Tensor | None
+    modality: Int[Tensor, " n"]
+    grid: Int[Tensor, "n 3"]
+    in_span: Bool[Tensor, " n"]
+    one_step: bool
+    target: str | None
+    learned: Bool[Tensor, " n"]
+    values: Tensor | None
+    weight: float = 1.0
+    size: tuple[int, ...] = ()
+    given: dict[str, Tensor] = {}  # noqa: RUF012  # never written to
+    span: SpanPart | None = None
+    stays: bool = True
+    pooled: bool = False
+
+    @property
+    def is_label(self) -> bool:
+        """Whether it is a label alone, without tokens."""
+        return not self.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """n."""
+        return self.modality.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """How many generation steps the tokens take."""
+        if self.span is not None:
+            return int(self.span.steps[-1]) + 1
+        return 1 if self.one_step else self.num_tokens
+
+    @property
+    def ids(self) -> Int[Tensor, " n"]:
+        """The tokens' ids, ``NO_ID`` where they have none."""
+        payload = self.payload
+        return payload if payload is not None and payload.dtype == torch.long else torch.full_like(self.modality, NO_ID)
+
+
+def span_steps(layout: SpanLayout, count: int) -> Int[Tensor, " n"]:
+    """Generation step of each token of a span: the head's own tokens together, then the span's."""
+    if layout.scales is not None:
+        sizes = torch.tensor([rows * columns for rows, columns in layout.scales])
+        inside = torch.arange(len(sizes)).repeat_interleave(sizes)
+    else:
+        inside = torch.arange(count) if layout.attends == "causal" else torch.zeros(count, dtype=torch.long)
+    return torch.cat([torch.zeros(layout.lead, dtype=torch.long), inside + bool(layout.lead)])
+
+
+def span_grid(layout: SpanLayout, size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
+    """(t, h, w) of each token of a span whose values have this size; the head's own tokens have zeros."""
+    if layout.scales is not None:
+        grid = torch.cat([raster_grid(scale) for scale in layout.scales])
+    else:
+        grid = raster_grid(size if layout.num_tokens is None else (layout.num_tokens,))
+    return torch.cat([torch.zeros(layout.lead, 3, dtype=torch.long), grid])
+
+
+def raster_grid(size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
+    """(t, h, w) of each place of a grid of one to three axes, row by row."""
+    axes = (1,) * (3 - len(size)) + tuple(size)
+    return torch.stack(torch.meshgrid(*(torch.arange(side) for side in axes), indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool) -> list[Piece]:
+    """A segment's tokens as a head lays out the spans that it writes.
+
+    Args:
+        piece: the segment's tokens, as other heads would learn them.
+        layout: of the head.
+        learn: whether the span is learned; in a prompt it is read alone.
+        followed: whether something comes after it in the sample, so that a clean copy is read there.
+
+    Raises:
+        ValueError: a span with structure inside, such as row ends; another number of values than the layout has tokens; or one that
+            would be read, as in a prompt, and has no clean form.
+    """
+    inside = piece.in_span.nonzero()[:, 0]
+    first, stop = int(inside[0]), int(inside[-1]) + 1
+    if stop - first != len(inside):
+        raise ValueError(f"head {piece.target!r} writes whole spans; accepted: a format without ids between the codes of an image")
+    body = _cut(piece, first, stop)
+    read = layout.context == "read"
+    made = [_cut(piece, 0, first)._replace(target=None)] if first else []
+    if learn:
+        made.append(_span(body, layout, copies=False)._replace(stays=read or not followed))
+    if not read and (followed or not learn):
+        made.append(_span(body, layout, copies=True))
+    if read and not learn:
+        raise ValueError(
+            f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
+        )
+    if stop < piece.num_tokens:
+        made.append(_cut(piece, stop, piece.num_tokens)._replace(target=None))
+    return made
+
+
+def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
+    values = body.values
+    if values is None:
+        raise ValueError(f"head {body.target!r} was given a span without values; accepted: vectors, codes, or an image")
+    if layout.whole and layout.writes != "pixels":
+        values = values.reshape(*body.size, *values.shape[1:])
+    count = layout.count(body.size)
+    rows = len(values) if layout.num_tokens is None and not layout.whole else count
+    if rows != count:
+        raise ValueError(f"a span of {rows} values for head {body.target!r}; accepted: {count}, as its layout has")
+    length = layout.lead + count
+    everything = torch.ones(length, dtype=torch.bool)
+    return Piece(
+        input=body.input,
+        payload=None,
+        modality=body.modality[:1].expand(length),
+        grid=span_grid(layout, body.size),
+        in_span=everything,
+        one_step=False,
+        target=body.target,
+        learned=~everything,
+        values=None,
+        weight=body.weight,
+        span=SpanPart(layout, copies, span_steps(layout, count), body.size, values, body.given),
+    )
+
+
+def _cut(piece: Piece, start: int, stop: int) -> Piece:
+    """Some of a piece's tokens."""
+    part = slice(start, stop)
+    payload, values = piece.payload, piece.values
+    return piece._replace(
+        payload=None if payload is None else payload[part],
+        modality=piece.modality[part],
+        grid=piece.grid[part],
+        in_span=piece.in_span[part],
+        learned=piece.learned[part],
+        values=values if values is None or len(values) != piece.num_tokens else values[part],
+    )
