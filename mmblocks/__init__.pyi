@@ -29,6 +29,7 @@ from mmblocks.sequence.batches import Batch as Batch
 from mmblocks.sequence.batches import BatchBuilder as BatchBuilder
 from mmblocks.sequence.segments import codes as codes
 from mmblocks.sequence.segments import image as image
+from mmblocks.sequence.segments import label as label
 from mmblocks.sequence.segments import text as text
 from mmblocks.sequence.segments import vectors as vectors
 from mmblocks.sequence.tokens import Latents as Latents

@@ -95,7 +95,7 @@ def generate_ids(
     reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
-    write = SpanWriter(model, reader, tables, guide, generator, options.given, options.previews)
+    write = SpanWriter(model, reader, tables, guide, options.generator, options.given, options.previews)
     left = [max_tokens] * rows
     for step in range(max_tokens):
         states = tuple(_stopped(g, s, room) for g, s, room in zip(grammars, states, left, strict=True))

@@ -31,8 +31,8 @@ class Generation:
         generator: source of randomness, on the model's device; an int seeds a new one for each call; None is PyTorch's own.
         input: the embedder of ids.
         head: the head over ids; may be None where the model has one such head.
-        given: by name, what heads that write whole spans are told of each row beside, such as a class: one entry for each row of all
-            streams of guidance, stream after stream.
+        given: by name, what heads that write whole spans are told of each row beside, such as a class: one entry for each row of
+            all streams of guidance, stream after stream.
         previews: whether spans that heads write as wholes are handed out as they look in each pass, too.
 
     Raises:

@@ -79,7 +79,7 @@ class _Limited(Protocol):
 class _Growing(Protocol):
     """A cache that can be given more room."""
 
-    def grow(self, capacity: int) -> None: ...
+    def grow(self, count: int) -> None: ...
 
 
 @runtime_checkable
@@ -156,6 +156,7 @@ class Reader:
         """The states of these tokens, which are added to the cache."""
         # A cache of a trunk of one's own need not have either.
         mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
+        self.make_room(embeds.shape[1])
         mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
         more: dict[str, Any] = {**(beside or {}), **({} if conditions is None else {"conditions": conditions})}
         if run is not None and not more:
@@ -173,7 +174,7 @@ class Reader:
         if free is None or free >= tokens:
             return
         if not (self.may_grow and isinstance(self.cache, _Growing)):
-            raise ValueError(f"a span of {tokens} tokens does not fit the {free} that the cache has left; accepted: a larger cache")
+            raise ValueError(f"{tokens} tokens do not fit the {free} that the cache has left; accepted: a larger cache")
         self.cache.grow(tokens - free)
 
     def forget(self, tokens: int) -> None:

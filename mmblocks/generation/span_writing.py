@@ -60,10 +60,11 @@ class WrittenSpan(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Rows whose next span the same head writes."""
+    """Rows whose next span the same head writes, in the same size."""
 
     head: str
     input: str
+    size: tuple[int, ...]
     rows: tuple[int, ...]
 
 
@@ -76,7 +77,7 @@ class SpanWriter:
         reader: lets it read.
         tables: tables of what is read.
         guidance: how streams become one.
-        generator: source of randomness.
+        generator: source of randomness, or a seed.
         given: by name, what heads are told of each of the SB rows beside.
         previews: whether spans are shown as they look in each pass.
     """
@@ -85,22 +86,24 @@ class SpanWriter:
     reader: Reader
     tables: TableWriter
     guidance: Guidance
-    generator: Generator | None
+    generator: Generator | int | None
     given: Mapping[str, Tensor]
     previews: bool
+    seed: int | None = None
 
     def __call__(
         self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest, step: int
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
         wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
-        groups: dict[tuple[str, str], list[int]] = {}
+        groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
         for row, one in wanted.items():
-            groups.setdefault((str(one.head), str(one.input)), []).append(row)
+            groups.setdefault((str(one.head), str(one.input), one.size), []).append(row)
         written: dict[int, WrittenSpan] = {}
         for names, rows in groups.items():
             group = _Group(*names, tuple(rows))
-            written.update((yield from self._write(group, grammars, [wanted[row] for row in rows], newest)))
+            sources = tuple(self._source(row, states[row].num_images) for row in rows)
+            written.update((yield from self._write(group, grammars, wanted[rows[0]], newest, sources)))
         return written
 
     def read(
@@ -134,7 +137,6 @@ class SpanWriter:
         skipping = [row for row in single if tables.images_only and not (before[row].in_image or after[row].in_image)]
         table = tables.block(chunks, rows, skipping=skipping)
         length = table.shape[1]
-        reader.make_room(length)
         embeds, conditions = None, None
         if laid is not None:
             read = model.embed(laid)
@@ -155,16 +157,19 @@ class SpanWriter:
         return Newest(torch.where(has_token, hidden[:, -1], newest.states))
 
     def _write(
-        self, group: _Group, grammars: Sequence[Grammar], described: list[Described], newest: Newest
+        self,
+        group: _Group,
+        grammars: Sequence[Grammar],
+        described: Described,
+        newest: Newest,
+        sources: tuple[Generator, ...],
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         head, layout = self._head(group.head)
-        chunks = {row: _chunk(layout, one) for row, one in zip(group.rows, described, strict=True)}
-        table = self.tables.block(chunks, len(grammars), noisy=layout.context == "clean")
-        length = table.shape[1]
-        spans = self._spans(layout, group, described, chunks, length)
-        self.reader.make_room(length)
+        chunk = _chunk(layout, described)
+        table = self.tables.block(dict.fromkeys(group.rows, chunk), len(grammars), noisy=layout.context == "clean")
+        spans = self._spans(layout, group, chunk)._replace(generators=sources)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
-        writing = head.write(spans, guide=guide, generator=self.generator)
+        writing = head.write(spans, guide=guide, generator=sources[0])
         kept, index = False, 0
         values: Tensor | list[Tensor] = []
         try:
@@ -223,24 +228,33 @@ class SpanWriter:
             raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {writers}")
         return head, head.span
 
-    def _spans(self, layout: SpanLayout, group: _Group, described: list[Described], chunks: dict[int, Chunk], length: int) -> Spans:
-        counts = [chunks[row].num_tokens - layout.lead for row in group.rows]
-        ends = list(zip(((row + 1) * length for row in group.rows), counts, strict=True))
-        places = torch.cat([torch.arange(end - count, end) for end, count in ends])
-        leads = [torch.arange(end - count - layout.lead, end - count) for end, count in ends]
+    def _spans(self, layout: SpanLayout, group: _Group, chunk: Chunk) -> Spans:
+        """The spans of the group, as tokens of the first stream's rows."""
+        length, count, lead = chunk.num_tokens, chunk.num_tokens - layout.lead, layout.lead
+        begins = torch.tensor(group.rows)[:, None] * length
+        places = (begins + torch.arange(lead, length)).flatten()
         spans = Spans(
             input=group.input,
-            sizes=tuple(one.size for one in described),
-            counts=tuple(counts),
-            grid=torch.cat([chunks[row].grid[layout.lead :] for row in group.rows]),
+            sizes=(group.size,) * len(group.rows),
+            counts=(count,) * len(group.rows),
+            grid=chunk.grid[lead:].repeat(len(group.rows), 1),
             places=places,
-            leads=torch.cat(leads),
+            leads=(begins + torch.arange(lead)).flatten(),
             states=places,
             values=None,
             given={name: self._given(name, group.rows) for name in self.given},
             weight=None,
         )
         return spans.to(self.tables.order.device)
+
+    def _source(self, row: int, index: int) -> Generator:
+        """The randomness of a row's span, which follows from the seed, the row and how many spans it has written."""
+        if self.seed is None:
+            own = self.generator
+            device = own.device if isinstance(own, Generator) else "cpu"
+            self.seed = own if isinstance(own, int) else int(torch.randint(2**62, (), generator=own, device=device))
+        mixed = (int(self.seed) * 1_000_003 + row) * 1_000_003 + index
+        return Generator(self.tables.order.device).manual_seed(mixed % 2**63)
 
     def _given(self, name: str, rows: tuple[int, ...]) -> Tensor:
         """What is given of some rows, stream after stream."""

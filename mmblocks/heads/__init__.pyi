@@ -6,12 +6,15 @@ from mmblocks.heads.embedding import MatchingHead as MatchingHead
 from mmblocks.heads.language import LMHead as LMHead
 from mmblocks.heads.mar import MARDiffusionHead as MARDiffusionHead
 from mmblocks.heads.masked import MaskedTokenHead as MaskedTokenHead
+from mmblocks.heads.masked_spans import MaskedCodesHead as MaskedCodesHead
 from mmblocks.heads.metric_flow import MetricFlowHead as MetricFlowHead
 from mmblocks.heads.nova import NOVAFlowHead as NOVAFlowHead
 from mmblocks.heads.orthus import OrthusDiffusionHead as OrthusDiffusionHead
 from mmblocks.heads.output_mapper import OutputMapper as OutputMapper
+from mmblocks.heads.placeholders import PlaceholderHead as PlaceholderHead
 from mmblocks.heads.regression import Placeholders as Placeholders
 from mmblocks.heads.regression import RegressionHead as RegressionHead
+from mmblocks.heads.span_denoising import SpanDenoisingHead as SpanDenoisingHead
 from mmblocks.heads.vocabularies import ModalityLMHead as ModalityLMHead
 from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead
 from mmblocks.heads.vocabularies import TiedLMHead as TiedLMHead

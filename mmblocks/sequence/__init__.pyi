@@ -13,6 +13,7 @@ from mmblocks.sequence.positions import mrope as mrope
 from mmblocks.sequence.positions import sequential as sequential
 from mmblocks.sequence.segments import codes as codes
 from mmblocks.sequence.segments import image as image
+from mmblocks.sequence.segments import label as label
 from mmblocks.sequence.segments import text as text
 from mmblocks.sequence.segments import vectors as vectors
 from mmblocks.sequence.spans import Conditions as Conditions

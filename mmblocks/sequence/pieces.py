@@ -142,9 +142,9 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
     made = [_cut(piece, 0, first)._replace(target=None)] if first else []
     if learn:
         made.append(_span(body, layout, copies=False)._replace(stays=read or not followed))
-    if not read and (followed or not learn):
+    if not learn or (followed and not read):
         made.append(_span(body, layout, copies=True))
-    if read and not learn:
+    if not learn and (layout.num_tokens is not None or layout.scales is not None):
         raise ValueError(
             f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
         )

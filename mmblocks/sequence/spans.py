@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Generator, Tensor
 
 Guide = Callable[..., Tensor]
 """(predictions of all streams (G, N, X), strength=1.0) -> the guided prediction (N, X); strength 0 is that of the first stream."""
@@ -91,6 +91,7 @@ class Spans(NamedTuple):
         values: what is to be written: one row a token, or one tensor a span where they are whole; None while it is written.
         given: by name, what samples say of each span beside, (S, ...), such as a class.
         weight: of each span's losses; None for 1.
+        generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
 
     Examples:
         >>> import torch
@@ -114,6 +115,7 @@ class Spans(NamedTuple):
     values: Tensor | list[Tensor] | None
     given: dict[str, Tensor]
     weight: Float[Tensor, " S"] | None
+    generators: tuple[Generator, ...] = ()
 
     @property
     def num_spans(self) -> int:
@@ -143,6 +145,13 @@ class Spans(NamedTuple):
     def split(self, values: Shaped[Tensor, "N *rest"]) -> list[Tensor]:
         """What belongs to each token, span by span."""
         return list(values.split(self.counts))
+
+    def normal(self, *shape: int, generator: Generator | None = None) -> Float[Tensor, "N *shape"]:
+        """Normal random numbers for each token, in float32: of each span from its own source, or all of them from ``generator``."""
+        if not self.generators:
+            return torch.randn(self.num_tokens, *shape, generator=generator, device=self.device)
+        own = zip(self.counts, self.generators, strict=True)
+        return torch.cat([torch.randn(count, *shape, generator=source, device=self.device) for count, source in own])
 
     def rows(self) -> Tensor:
         """The values, one row a token.

@@ -7,6 +7,7 @@ Shapes: S steps, N rows, C channels.
 
 import inspect
 from collections.abc import Callable, Mapping
+from collections.abc import Generator as Coroutine
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -22,6 +23,43 @@ from mmblocks.support.deprecation import former_keywords, former_method
 
 Predict = Callable[[Tensor, int], Tensor]
 """(noised rows, index of the step) -> the network's guided output."""
+
+
+Steps = Coroutine[tuple[Tensor, int], Tensor, Tensor]
+"""Yields (noised rows, index of the step), is sent the network's guided output, and returns the data."""
+
+
+def run_steps(steps: Steps, predict: Predict) -> Tensor:
+    """Lets a function predict in each step."""
+    try:
+        x, index = next(steps)
+        while True:
+            x, index = steps.send(predict(x, index))
+    except StopIteration as stop:
+        data: Tensor = stop.value
+        return data
+
+
+@runtime_checkable
+class SteppedSampler(Protocol):
+    """A sampler that a head of whole spans can use: one that hands each step out."""
+
+    def times(self, path: Any) -> Tensor:  # of the kind that the sampler is for
+        """As of ``TokenSampler``."""
+        ...
+
+    def stepwise(
+        self,
+        x: Float[Tensor, "*N C"],
+        path: Any,  # as above
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Steps:
+        """Noise to data, as a coroutine."""
+        ...
 
 
 @runtime_checkable
@@ -91,6 +129,20 @@ class AncestralSampler(Block):
         Raises:
             ValueError: a path that does not predict noise, or ``step_noise`` of another shape.
         """
+        steps = self.stepwise(x, path, temperature=temperature, step_noise=step_noise, generator=generator, trajectory=trajectory)
+        return run_steps(steps, predict)
+
+    def stepwise(
+        self,
+        x: Float[Tensor, "*N C"],
+        path: DiffusionPath,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Steps:
+        """``sample`` as a coroutine."""
         if path.prediction != "noise":
             raise ValueError(f"the path predicts {path.prediction!r}; ancestral sampling accepts 'noise'")
         count = len(self.times(path))
@@ -101,7 +153,8 @@ class AncestralSampler(Block):
                 noise = step_noise[step]
             else:
                 noise = torch.empty_like(x).normal_(generator=generator) if step + 1 < count else x
-            x, _ = self.step(path, x, predict(x, step), count - 1 - step, noise, temperature)
+            output = yield x, step
+            x, _ = self.step(path, x, output, count - 1 - step, noise, temperature)
             if trajectory is not None:
                 trajectory.append(x)
         return x
@@ -201,6 +254,20 @@ class DiffusersSampler(Block):
         Raises:
             ValueError: ``step_noise``, which these schedulers sample themselves, from the generator.
         """
+        steps = self.stepwise(x, path, temperature=temperature, step_noise=step_noise, generator=generator, trajectory=trajectory)
+        return run_steps(steps, predict)
+
+    def stepwise(
+        self,
+        x: Float[Tensor, "*N C"],
+        path: object,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Steps:
+        """``sample`` as a coroutine."""
         if step_noise is not None:
             raise ValueError("step_noise was given; accepted: None, since diffusers' schedulers sample their own")
         scheduler = self._prepared()
@@ -209,7 +276,8 @@ class DiffusersSampler(Block):
         x = x * (temperature * float(scheduler.init_noise_sigma if isinstance(scheduler, _Scaled) else 1.0))
         for step, time in enumerate(scheduler.timesteps):
             scaled = scheduler.scale_model_input(x, time) if isinstance(scheduler, _Scaling) else x
-            x = scheduler.step(predict(scaled, step).float(), time, x, return_dict=False, **keywords)[0]
+            output = yield scaled, step
+            x = scheduler.step(output.float(), time, x, return_dict=False, **keywords)[0]
             if trajectory is not None:
                 trajectory.append(x)
         return x

@@ -4,7 +4,8 @@ Shapes: B rows, L tokens of a row, V codes, S steps.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Generator as Coroutine
 from typing import Literal, NamedTuple
 
 import torch
@@ -175,8 +176,30 @@ class ConfidenceSampler(Block):
             ValueError: no hidden place, random values of another shape or that are not finite; logits that hold NaN or plus
                 infinity, or are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
         """
+        steps = self.stepwise(ids, mask_id, sampled=sampled, gumbel=gumbel, generator=generator)
+        try:
+            ids, step = next(steps)
+            while True:
+                ids, step = steps.send(predict(ids, step))
+        except StopIteration as stop:
+            found: Tensor = stop.value
+            return found
+
+    def stepwise(
+        self,
+        ids: Int[Tensor, "B L"],
+        mask_id: int,
+        *,
+        sampled: Int[Tensor, "S B L"] | None = None,
+        gumbel: Float[Tensor, "S B L"] | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+    ) -> Coroutine[tuple[Tensor, int], Tensor, Tensor]:
+        """``sample`` as a coroutine: yields (ids, index of the step), is sent logits (B, L, V), and returns the ids.
+
+        Each row may have a generator of its own.
+        """
         if not bool((ids == mask_id).any()):
-            raise ValueError(f"ids has no {mask_id}; accepted: at least one hidden place, else nothing is asked for")
+            raise ValueError(f"ids has no {mask_id}; accepted: at least one hidden place")
         for name, given in (("sampled", sampled), ("gumbel", gumbel)):
             if given is not None:
                 check_shape(name, given, (self.num_steps, *ids.shape))
@@ -184,17 +207,17 @@ class ConfidenceSampler(Block):
             check_finite("gumbel", gumbel)
         temperature, found = self.temperature, ids
         for step in range(self.num_steps):
-            logits = predict(ids, step)
+            logits = yield ids, step
             check_logits(logits)
             hidden = ids == mask_id
-            chosen = sampled[step] if sampled is not None else self._sample(logits, generator)
+            chosen = sampled[step] if sampled is not None else _by_row(self._sample, logits, generator)
             found = torch.where(hidden, chosen, ids)
             done = (step + 1) / self.num_steps
             if self.cooling == "cumulative":
                 temperature *= 1 - done
             else:
                 temperature = self.temperature * (1 - done)
-            noise = gumbel[step] if gumbel is not None else _gumbel(ids.shape, logits.device, generator)
+            noise = gumbel[step] if gumbel is not None else _by_row(_gumbel, chosen, generator)
             chance = logits.float().softmax(dim=-1).gather(-1, found[..., None])[..., 0]
             chance = torch.where(hidden, chance, torch.finfo(chance.dtype).max)
             again = self._hide(chance.clamp(min=1e-20).log() + temperature * noise, hidden, done)
@@ -214,5 +237,14 @@ class ConfidenceSampler(Block):
         return confidence < confidence.sort(dim=-1).values.gather(-1, count.clamp(max=confidence.shape[-1] - 1))
 
 
-def _gumbel(shape: torch.Size, device: torch.device, generator: Generator | None) -> Tensor:
-    return -torch.empty(shape, device=device).exponential_(generator=generator).log()
+def _gumbel(like: Tensor, generator: Generator | None) -> Tensor:
+    return -torch.empty(like.shape, device=like.device).exponential_(generator=generator).log()
+
+
+def _by_row(
+    random: Callable[[Tensor, Generator | None], Tensor], rows: Tensor, generator: Generator | Sequence[Generator] | None
+) -> Tensor:
+    """Something random of all rows at once, or of each by a generator of its own."""
+    if not isinstance(generator, Sequence):
+        return random(rows, generator)
+    return torch.cat([random(row[None], own) for row, own in zip(rows, generator, strict=True)])

@@ -206,6 +206,18 @@ class KVCache:
             raise ValueError(f"layers {kept} keep a state, out of which no token can be taken; accepted: layers of attention alone")
         self.length -= count
 
+    def grow(self, count: int) -> None:
+        """Takes room for so many tokens more; what is held is copied."""
+
+        def longer(memory: Tensor) -> Tensor:
+            rows, heads, _, width = memory.shape
+            return torch.cat([memory, memory.new_zeros(rows, heads, count, width)], dim=2)
+
+        self.keys, self.values = [longer(keys) for keys in self.keys], [longer(values) for values in self.values]
+        slots = TokenTable.padding(self.batch, self.capacity + count, self.slots.document.device)
+        slots.write(0, self.slots)
+        self.slots = slots
+
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each of the newest ``length`` is, and each key that ``update`` gives back; and the keys' table."""
         return *in_reading_order(length, self.length, self.slots.document.device), self.table

@@ -1,0 +1,163 @@
+"""Masked codes in a row of other tokens: some of a span's codes are hidden, and found where they stand.
+
+Shapes: N tokens of all spans, S spans of L tokens, G streams, D width of the trunk, V codes.
+"""
+
+from collections.abc import Generator as Coroutine
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from mmblocks.block import Block
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, masked_share
+from mmblocks.layers.losses.row_losses import check_shape
+from mmblocks.roles import check_role
+from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
+from mmblocks.support.checks import check_range
+
+
+@runtime_checkable
+class CodeHead(Protocol):
+    """A head over ids, as masked codes need it."""
+
+    vocab_size: int
+
+    def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """(N, D) -> float32 logits of the ids ``start:stop``."""
+        ...
+
+    def loss(self, hidden: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """One loss per row."""
+        ...
+
+
+class MaskedCodesHead(Block):
+    """Hides a random share of the codes of each span and learns them where they stand; writes all of a span in a few passes.
+
+    Args:
+        head: over the codes alone, such as ``LMHead``, or over a whole vocabulary, in which the codes are ids (Show-o).
+        mask_id: what the spans' embedder reads where a code is hidden.
+        first: id of the first code, as samples and the embedder have it.
+        num_codes: V; as many as ``head`` has ids if None.
+        schedule: how a uniform number becomes the share that is hidden; see ``masked_share``.
+        sampler: how spans are found; ``ConfidenceSampler()`` if None.
+        context: see ``SpanLayout``; with "read" the tokens after a span attend to it as it was hidden.
+
+    Raises:
+        TypeError: a head without logits.
+        ValueError: codes that the head does not have, or a mask that is a code.
+
+    Source: MaskGIT (arXiv 2202.04200), MAGVIT (arXiv 2212.05199), Show-o (arXiv 2408.12528; showlab/Show-o).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks import Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, codes, text
+        >>> from mmblocks.generation import VectorBlock, VectorGrammar
+        >>> from mmblocks.heads import MaskedCodesHead
+        >>> from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
+        >>> head = MaskedCodesHead(head=LMHead(dim=32, vocab_size=9), mask_id=9, sampler=ConfidenceSampler(num_steps=3))
+        >>> model = MultimodalModel(
+        ...     inputs={"text": TextEmbedding(vocab_size=16, dim=32), "codes": TextEmbedding(vocab_size=10, dim=32)},
+        ...     trunk=Decoder(dim=32, num_layers=1, num_heads=4, mlp_dim=64),
+        ...     outputs={"image": head},
+        ... )
+        >>> picture = codes(torch.randint(9, (2, 3)), input="codes", target="image")
+        >>> model(model.batch_builder()([[text([1, 7]), picture]])).token_losses["image"].shape  # one loss a span
+        torch.Size([1])
+        >>> block = VectorBlock(begin=7, end=None, size=(2, 3), head="image", input="codes", whole=True)
+        >>> ((row, made),) = model.generate([[text([1, 7])]], VectorGrammar(block, vocab_size=16), Generation(generator=0))
+        >>> tuple(made.grid.shape), int(made.grid.max()) < 9
+        ((2, 3), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        head: Block,
+        mask_id: int,
+        first: int = 0,
+        num_codes: int | None = None,
+        schedule: str = "cosine",
+        sampler: ConfidenceSampler | None = None,
+        context: Literal["clean", "read"] = "clean",
+    ) -> None:
+        super().__init__()
+        check_role(head, CodeHead, "head")
+        self.head = cast(CodeHead, head)
+        size = self.head.vocab_size
+        self.first, self.mask_id, self.schedule = first, mask_id, schedule
+        self.num_codes = size if num_codes is None else num_codes
+        # A head over the codes alone counts them from 0.
+        self.offset = 0 if size == self.num_codes else first
+        if first < 0 or self.num_codes < 1 or self.offset + self.num_codes > size:
+            raise ValueError(f"codes are {first} to {first + self.num_codes - 1}; accepted: ids of the head, below {size}")
+        if first <= mask_id < first + self.num_codes:
+            raise ValueError(f"mask_id is {mask_id}, a code; accepted: another id than {first} to {first + self.num_codes - 1}")
+        masked_share(schedule, torch.zeros(1, device="cpu"))  # an unknown name is refused here
+        self.sampler = sampler or ConfidenceSampler()
+        self.span = SpanLayout(writes="ids", context=context)
+
+    def corrupt(
+        self,
+        spans: Spans,
+        *,
+        t: Float[Tensor, " S"] | None = None,
+        order: Float[Tensor, " N"] | None = None,
+        generator: Generator | None = None,
+    ) -> Reading:
+        """Hides at least one code of each span.
+
+        Args:
+            spans: what is learned.
+            t: a time in [0, 1] for each span, in place of a random one.
+            order: a number in [0, 1] for each token: the smallest of a span are hidden.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: times or order of another shape, or ids that are no codes (on CPU).
+        """
+        ids = spans.rows()
+        check_range("ids", ids - self.first, self.num_codes)
+        if t is None:
+            t = torch.rand(spans.num_spans, device=ids.device, generator=generator)
+        if order is None:
+            order = torch.rand(len(ids), device=ids.device, generator=generator)
+        check_shape("t", t, (spans.num_spans,))
+        check_shape("order", order, (len(ids),))
+        counts = torch.tensor(spans.counts, device=ids.device)
+        wanted = (counts * masked_share(self.schedule, t)).round().clamp(min=1)
+        of = spans.of
+        # Tokens by span and then by their number: a token's rank is its place less those of the spans before.
+        by_span = torch.sort(order, stable=True).indices
+        by_span = by_span[torch.sort(of[by_span], stable=True).indices]
+        rank = torch.empty_like(of)
+        rank[by_span] = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[of]
+        hidden = rank < wanted[of]
+        return Reading(values=torch.where(hidden, self.mask_id, ids), learned=hidden)
+
+    def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " S"]:
+        """Cross entropy at hidden codes, its mean over those of each span, in float32."""
+        chosen, of = reading.learned, spans.of
+        losses = self.head.loss(hidden[chosen], spans.rows()[chosen] - self.first + self.offset)
+        total = losses.new_zeros(spans.num_spans).index_add(0, of[chosen], losses)
+        return total / torch.bincount(of[chosen], minlength=spans.num_spans)
+
+    def write(
+        self, spans: Spans, *, guide: Guide, generator: Generator | None = None
+    ) -> Coroutine[Pass, Float[Tensor, "G N D"], Tensor]:
+        """All codes, the surest of each pass first. The spans must be of one size."""
+        rows = torch.full((spans.num_spans, spans.counts[0]), -1, device=spans.device)  # -1 is a hidden code to the sampler
+        steps = self.sampler.stepwise(rows, -1, generator=spans.generators or generator)
+        try:
+            codes, _ = next(steps)
+            while True:
+                ids = torch.where(codes < 0, self.mask_id, codes + self.first).flatten()
+                hidden = yield Pass(Reading(values=ids), shown=None if bool((codes < 0).all()) else ids)
+                logits = self.head.logits(hidden.flatten(0, 1), self.offset, self.offset + self.num_codes)
+                guided = guide(logits.view(*hidden.shape[:2], -1))
+                codes, _ = steps.send(guided.view(*codes.shape, -1))
+        except StopIteration as stop:
+            found: Tensor = stop.value
+        return found.flatten() + self.first
