@@ -248,6 +248,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "MutualInformation": "guidance",
         "VectorBlock": "continuous",
         "VectorGrammar": "continuous",
+        "UnionGrammar": "union_grammar",
         "beam_search": "beam",
     },
     "training": {

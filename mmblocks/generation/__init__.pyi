@@ -11,3 +11,4 @@ from mmblocks.generation.guidance import MutualInformation as MutualInformation
 from mmblocks.generation.guidance import ThreeWay as ThreeWay
 from mmblocks.generation.guidance import VisualContrastive as VisualContrastive
 from mmblocks.generation.options import Generation as Generation
+from mmblocks.generation.union_grammar import UnionGrammar as UnionGrammar

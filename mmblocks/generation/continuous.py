@@ -139,7 +139,7 @@ class VectorGrammar:
         """The vectors of a complete image, for the embedder of the ``VectorBlock``."""
         return as_vectors(torch.stack(list(vectors)).view(state.height, state.width, -1), input=self.block.input)
 
-    def span(self, values: Tensor) -> Segment:
+    def span(self, state: State, values: Tensor) -> Segment:
         """What a head of whole spans has written, as a segment: pixels, ids, or vectors."""
         block = self.block
         if values.dtype == torch.long:
@@ -150,7 +150,7 @@ class VectorGrammar:
         grid = values.view(*block.size, -1) if len(values) == self._count else values
         return as_vectors(grid, target=block.head, input=block.input, modality=block.modality)
 
-    def read_back(self, segment: Segment) -> Sequence[Segment]:
+    def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
         """What is read in the place of a finished span."""
         return [segment] if self.block.read_back is None else self.block.read_back(segment)
 

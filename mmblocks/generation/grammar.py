@@ -24,6 +24,7 @@ class State(NamedTuple):
         offset: tokens written after the id that opens the grid.
         size: ids of the size written so far.
         num_images: images completed.
+        parts: where each kind of image stands, in a grammar of several; see ``UnionGrammar``.
     """
 
     mode: Literal["text", "size", "grid", "done"] = "text"
@@ -32,6 +33,7 @@ class State(NamedTuple):
     offset: int = 0
     size: tuple[int, ...] = ()
     num_images: int = 0
+    parts: "tuple[State, ...]" = ()
 
     @property
     def in_image(self) -> bool:
@@ -109,11 +111,11 @@ class ImageGrammar(Grammar, Protocol):
 class SpanGrammar(Grammar, Protocol):
     """A grammar whose rows may hold what heads of whole spans write."""
 
-    def span(self, values: Tensor) -> Segment:
-        """What a head has written, as a segment."""
+    def span(self, state: State, values: Tensor) -> Segment:
+        """What a head has written, as a segment; ``state`` is the row's before it."""
         ...
 
-    def read_back(self, segment: Segment) -> Sequence[Segment]:
+    def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
         """What is read in its place."""
         ...
 

@@ -83,6 +83,7 @@ def segments_of(
                 row.image.append(next_id)
             if after.num_images > before.num_images and row.given_out:
                 row.given_out = False
+                row.image.clear()
             elif after.num_images > before.num_images:
                 own = grammar[index] if isinstance(grammar, Sequence) else grammar
                 yield Generated(index, _image(own, row, before, input))

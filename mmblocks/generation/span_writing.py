@@ -65,6 +65,7 @@ class _Group(NamedTuple):
     head: str
     input: str
     size: tuple[int, ...]
+    modality: int
     rows: tuple[int, ...]
 
 
@@ -96,14 +97,14 @@ class SpanWriter:
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
         wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
-        groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+        groups: dict[tuple[str, str, tuple[int, ...], int], list[int]] = {}
         for row, one in wanted.items():
-            groups.setdefault((str(one.head), str(one.input), one.size), []).append(row)
+            groups.setdefault((str(one.head), str(one.input), one.size, one.modality), []).append(row)
         written: dict[int, WrittenSpan] = {}
         for names, rows in groups.items():
             group = _Group(*names, tuple(rows))
             sources = tuple(self._source(row, states[row].num_images) for row in rows)
-            written.update((yield from self._write(group, grammars, wanted[rows[0]], newest, sources)))
+            written.update((yield from self._write(group, grammars, states, newest, sources)))
         return written
 
     def read(
@@ -124,7 +125,7 @@ class SpanWriter:
         single = [row for row in range(rows) if row not in written and before[row].mode != "done"]
         laid = None
         if anew:
-            segments = [_grammar(grammars[row]).read_back(written[row].segment) for row in anew]
+            segments = [_grammar(grammars[row]).read_back(before[row], written[row].segment) for row in anew]
             laid = model.batch_builder()(segments, padding="left", learn=False).to(tables.order.device)
             for index, row in enumerate(anew):
                 chunks[row] = _chunk_of(laid.table.rows(torch.tensor([index], device=tables.order.device)))
@@ -160,12 +161,12 @@ class SpanWriter:
         self,
         group: _Group,
         grammars: Sequence[Grammar],
-        described: Described,
+        states: Sequence[State],
         newest: Newest,
         sources: tuple[Generator, ...],
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         head, layout = self._head(group.head)
-        chunk = _chunk(layout, described)
+        chunk = _chunk(layout, grammars[group.rows[0]].describe(states[group.rows[0]]))
         table = self.tables.block(dict.fromkeys(group.rows, chunk), len(grammars), noisy=layout.context == "clean")
         spans = self._spans(layout, group, chunk)._replace(generators=sources)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
@@ -177,7 +178,7 @@ class SpanWriter:
             while True:
                 if self.previews and one.shown is not None:
                     for row, values in zip(group.rows, _by_span(one.shown, spans), strict=True):
-                        yield Shown(row, Preview(_grammar(grammars[row]).span(values), index))
+                        yield Shown(row, Preview(_grammar(grammars[row]).span(states[row], values), index))
                 index += 1
                 kept = kept or one.keep
                 one = writing.send(self._pass(spans, layout, one, table, newest))
@@ -187,7 +188,7 @@ class SpanWriter:
             self.tables.count(table, dict.fromkeys(group.rows, 1), len(grammars))
         made = {}
         for row, own, size in zip(group.rows, _by_span(values, spans), spans.sizes, strict=True):
-            segment = _grammar(grammars[row]).span(own)
+            segment = _grammar(grammars[row]).span(states[row], own)
             made[row] = WrittenSpan(segment, int(torch.Size(size).numel()), kept)
         return made
 
