@@ -193,6 +193,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "MaskedTokenHead": "masked",
         "SpanDenoisingHead": "span_denoising",
         "MaskedCodesHead": "masked_spans",
+        "MaskedVectorsHead": "masked_vectors",
         "PlaceholderHead": "placeholders",
         "MetricFlowHead": "metric_flow",
         "EmbeddingHead": "embedding",

@@ -128,21 +128,14 @@ class MaskedCodesHead(Block):
         check_shape("order", order, (len(ids),))
         counts = torch.tensor(spans.counts, device=ids.device)
         wanted = (counts * masked_share(self.schedule, t)).round().clamp(min=1)
-        of = spans.of
-        # Tokens by span and then by their number: a token's rank is its place less those of the spans before.
-        by_span = torch.sort(order, stable=True).indices
-        by_span = by_span[torch.sort(of[by_span], stable=True).indices]
-        rank = torch.empty_like(of)
-        rank[by_span] = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[of]
-        hidden = rank < wanted[of]
+        hidden = spans.ranks(order) < wanted[spans.of]
         return Reading(values=torch.where(hidden, self.mask_id, ids), learned=hidden)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " S"]:
         """Cross entropy at hidden codes, its mean over those of each span, in float32."""
-        chosen, of = reading.learned, spans.of
+        chosen = reading.learned
         losses = self.head.loss(hidden[chosen], spans.rows()[chosen] - self.first + self.offset)
-        total = losses.new_zeros(spans.num_spans).index_add(0, of[chosen], losses)
-        return total / torch.bincount(of[chosen], minlength=spans.num_spans)
+        return spans.mean(losses, chosen)
 
     def write(
         self, spans: Spans, *, guide: Guide, generator: Generator | None = None

@@ -194,7 +194,7 @@ class BatchBuilder:
             table,
             placed_inputs(laid, places),
             targets,
-            lower(table),
+            None if _has_noised(laid) else lower(table),  # every pair is computed where the trunk is, not in a data loader
             weights,
             pooled,
             placed_spans(laid, copies=False),
@@ -213,6 +213,10 @@ class BatchBuilder:
             raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")
         if segment.target is not None and segment.target not in self.heads:
             raise ValueError(f"sample {index} has target {segment.target!r}; the model's heads: {list(self.heads)}")
+
+
+def _has_noised(laid: list[Laid]) -> bool:
+    return any(entry.piece.is_noisy for entry in laid)
 
 
 class _Remembered:

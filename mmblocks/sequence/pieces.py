@@ -3,6 +3,7 @@
 Shapes: n tokens of a piece, D width of a vector.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -77,6 +78,11 @@ class Piece(NamedTuple):
         return not self.num_tokens
 
     @property
+    def is_noisy(self) -> bool:
+        """Whether the tokens are a noised copy, which none but themselves attend to."""
+        return self.span is not None and not self.span.copies and self.span.layout.context == "clean"
+
+    @property
     def num_tokens(self) -> int:
         """n."""
         return self.modality.shape[0]
@@ -95,6 +101,7 @@ class Piece(NamedTuple):
         return payload if payload is not None and payload.dtype == torch.long else torch.full_like(self.modality, NO_ID)
 
 
+@lru_cache(256)
 def span_steps(layout: SpanLayout, count: int) -> Int[Tensor, " n"]:
     """Generation step of each token of a span: the head's own tokens together, then the span's."""
     if layout.scales is not None:
@@ -105,6 +112,7 @@ def span_steps(layout: SpanLayout, count: int) -> Int[Tensor, " n"]:
     return torch.cat([torch.zeros(layout.lead, dtype=torch.long), inside + bool(layout.lead)])
 
 
+@lru_cache(256)
 def span_grid(layout: SpanLayout, size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
     """(t, h, w) of each token of a span whose values have this size; the head's own tokens have zeros."""
     if layout.scales is not None:
@@ -114,6 +122,7 @@ def span_grid(layout: SpanLayout, size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
     return torch.cat([torch.zeros(layout.lead, 3, dtype=torch.long), grid])
 
 
+@lru_cache(256)
 def raster_grid(size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
     """(t, h, w) of each place of a grid of one to three axes, row by row."""
     axes = (1,) * (3 - len(size)) + tuple(size)

@@ -111,7 +111,7 @@ def table_of(
         steps = torch.cat(
             [own if piece.span is None else piece.span.steps for piece, own in zip(pieces, steps.split(sizes), strict=True)]
         )
-        table.noisy.view(-1)[place] = per_token([_is_noisy(piece.span) for piece in pieces]).bool()
+        table.noisy.view(-1)[place] = per_token([piece.is_noisy for piece in pieces]).bool()
     in_span = torch.cat([piece.in_span for piece in pieces])
     for column, values in (
         (table.modality, torch.cat([piece.modality for piece in pieces])),
@@ -130,10 +130,6 @@ def table_of(
     supervised = learned & (head != NO_HEAD)
     table.target.view(-1)[place[supervised] - 1] = head[supervised]
     return ids, table, place.split(sizes), learned.split(sizes)
-
-
-def _is_noisy(span: SpanPart | None) -> bool:
-    return span is not None and not span.copies and span.layout.context == "clean"
 
 
 def placed_inputs(laid: list[Laid], places: tuple[Tensor, ...]) -> dict[str, Placed]:

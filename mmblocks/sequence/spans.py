@@ -153,6 +153,23 @@ class Spans(NamedTuple):
         own = zip(self.counts, self.generators, strict=True)
         return torch.cat([torch.randn(count, *shape, generator=source, device=self.device) for count, source in own])
 
+    def ranks(self, numbers: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """How many tokens of its span have a smaller number than each token."""
+        of = self.of
+        by_number = torch.sort(numbers, stable=True).indices
+        order = by_number[torch.sort(of[by_number], stable=True).indices]
+        counts = torch.tensor(self.counts, device=self.device)
+        before = counts.cumsum(0) - counts
+        ranks = torch.empty_like(of)
+        ranks[order] = torch.arange(self.num_tokens, device=self.device) - before[of]
+        return ranks
+
+    def mean(self, losses: Float[Tensor, " K"], chosen: Bool[Tensor, " N"]) -> Float[Tensor, " S"]:
+        """The mean over the chosen tokens of each span, of one number for each of them."""
+        of = self.of[chosen]
+        total = losses.new_zeros(self.num_spans).index_add(0, of, losses)
+        return total / torch.bincount(of, minlength=self.num_spans)
+
     def rows(self) -> Tensor:
         """The values, one row a token.
 

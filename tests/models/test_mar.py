@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
+from mmblocks.layers.diffusion.random_orders import mask_counts, mask_of, sample_mask, sample_orders
 from mmblocks.models.mar.model import MAR
 
 

@@ -13,9 +13,9 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.layers.diffusion.random_orders import mask_counts, mask_of, sample_mask, sample_orders
 from mmblocks.models.mar.halves import Halves, HalvesArguments
 from mmblocks.models.mar.layout import MAR_LAYOUTS
-from mmblocks.models.mar.masks import mask_counts, mask_of, sample_mask, sample_orders
 from mmblocks.roles import Head
 from mmblocks.support.checks import check_range, is_readable
 from mmblocks.support.deprecation import former_keywords

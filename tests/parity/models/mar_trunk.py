@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mmblocks.heads.mar import MARDiffusionHead
+from mmblocks.layers.diffusion.random_orders import mask_counts
 from mmblocks.layers.losses.row_losses import weighted_mean
-from mmblocks.models.mar.masks import mask_counts
 from mmblocks.models.mar.model import MAR
 from mmblocks.tokenizers.conv.blocks import channels_first, channels_last
 from tests.parity.cases import Case

@@ -1,4 +1,4 @@
-"""Which tokens MAR predicts: random orders, a cosine of counts while sampling, a random share while training.
+"""Tokens in random order: orders, a cosine of counts while sampling, a random share while training, as in MAR.
 
 Shapes: B rows, L tokens.
 """
@@ -37,10 +37,16 @@ def mask_counts(num_tokens: int, num_steps: int) -> list[int]:
     return [*counts, 0]
 
 
+def sample_share(min_ratio: float, uniform: float) -> float:
+    """The share that is masked: of the lower half of a normal around 1 with deviation 0.25, cut off at ``min_ratio``."""
+    lowest = torch.special.ndtr(torch.tensor((min_ratio - 1) / 0.25, dtype=torch.float64))
+    return 1 + 0.25 * float(torch.special.ndtri(lowest + uniform * (0.5 - lowest)))
+
+
 def sample_mask(
     orders: Int[Tensor, "B L"], min_ratio: float, *, uniform: float | None = None, generator: Generator | None = None
 ) -> Bool[Tensor, "B L"]:
-    """A mask for training: one share for all rows, of the lower half of a normal around 1 with deviation 0.25, cut off.
+    """A mask for training: one share for all rows; see ``sample_share``.
 
     Args:
         orders: what is masked first.
@@ -50,6 +56,4 @@ def sample_mask(
     """
     if uniform is None:
         uniform = float(torch.rand((), generator=generator, device=orders.device))
-    lowest = torch.special.ndtr(torch.tensor((min_ratio - 1) / 0.25, dtype=torch.float64))
-    share = 1 + 0.25 * float(torch.special.ndtri(lowest + uniform * (0.5 - lowest)))
-    return mask_of(orders, math.ceil(orders.shape[1] * share))
+    return mask_of(orders, math.ceil(orders.shape[1] * sample_share(min_ratio, uniform)))
