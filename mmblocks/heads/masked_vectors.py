@@ -43,7 +43,7 @@ class MaskedVectorsHead(Block):
         head: of single tokens, such as ``MARDiffusionHead``; guidance needs one whose ``sample`` takes ``unconditional`` and
             ``guidance``.
         dim: D.
-        num_steps: passes over a span, or as many as it has vectors where these are fewer; how many vectors are still masked falls as a cosine.
+        num_steps: passes over a span, at most as many as it has vectors; how many are still masked falls as a cosine.
         min_mask_ratio: the smallest share that is masked while training.
         growing_guidance: whether guidance grows with the share that is known, from none at first (MAR).
         context: see ``SpanLayout``; with "read" the tokens after a span attend to it as it was masked.

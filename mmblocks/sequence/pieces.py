@@ -178,7 +178,7 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
         input=body.input,
         payload=None,
         modality=body.modality[:1].expand(length),
-        grid=span_grid(layout, body.size),
+        grid=_grid(body, layout),
         in_span=everything,
         one_step=False,
         target=body.target,
@@ -187,6 +187,14 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
         weight=body.weight,
         span=SpanPart(layout, copies, span_steps(layout, count), body.size, values, body.given),
     )
+
+
+def _grid(body: Piece, layout: SpanLayout) -> Int[Tensor, "n 3"]:
+    """Places of the tokens; where each has a value, in the order of the values."""
+    grid = span_grid(layout, body.size)
+    if layout.whole or layout.num_tokens is not None or layout.scales is not None:
+        return grid
+    return torch.cat([grid[: layout.lead], body.grid])
 
 
 def _cut(piece: Piece, start: int, stop: int) -> Piece:
