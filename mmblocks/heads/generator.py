@@ -1,6 +1,6 @@
 """A head that writes images with a generator: the states at learned queries are its conditions.
 
-Shapes: S spans of an image each, Q queries, N = S * Q tokens, G streams of guidance, D width of the trunk, M conditions, C their width.
+Shapes: S spans of an image each, Q queries, N = S * Q tokens, G streams of guidance, D width of the trunk, M conditions of width C.
 """
 
 from collections.abc import Generator as Coroutine
@@ -81,20 +81,21 @@ class GeneratorHead(Block):
         TypeError: a part that lacks a method.
         ValueError: no query.
 
-    Source: DreamLLM (arXiv 2309.11499), GILL (arXiv 2305.17216), MetaQueries (arXiv 2504.06256), Query-Kontext (arXiv 2509.26641).
+    Source: DreamLLM (arXiv 2309.11499), GILL (arXiv 2305.17216), MetaQueries (arXiv 2504.06256), Query-Kontext.
 
     Examples:
         >>> import torch
         >>> from mmblocks.heads import GeneratorHead
         >>> from mmblocks.layers import DiffusersSampler
         >>> from mmblocks.pixels import DiffusersDenoiser, StateGenerator
-        >>> widths = {"in_channels": 3, "out_channels": 3, "num_layers": 1, "caption_channels": 6, "cross_attention_dim": 8}
-        >>> heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 4}
+        >>> widths = {"in_channels": 3, "out_channels": 3, "caption_channels": 6, "cross_attention_dim": 8, "num_layers": 1}
+        >>> heads = {"num_attention_heads": 2, "attention_head_dim": 4}
+        >>> across = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 4}
         >>> head = GeneratorHead(
         ...     dim=16,
         ...     num_queries=4,
         ...     generator=StateGenerator(
-        ...         network=DiffusersDenoiser(kind="SanaTransformer2DModel", arguments={**widths, **heads}),
+        ...         network=DiffusersDenoiser(kind="SanaTransformer2DModel", arguments={**widths, **heads, **across}),
         ...         sampler=DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2),
         ...     ),
         ... )

@@ -37,7 +37,7 @@ def find_pipeline(id_or_path: str | Path, revision: str | None = None) -> Pipeli
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {folder} is a local folder; accepted: None")
         names = {f"{name}/config.json" for name in _NETWORKS if (folder / name / "config.json").is_file()}
-        config, commit = untrusted.read_object(folder, _SCHEDULER), None
+        config, commit = untrusted.read_object(folder / "scheduler", "scheduler_config.json"), None
     else:
         from mmblocks.checkpoints.hub import repository as hub
 

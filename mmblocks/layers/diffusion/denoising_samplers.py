@@ -6,6 +6,7 @@ Shapes: S steps, N rows, C channels.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -187,9 +188,14 @@ class DiffusersSampler(Block):
 
     @classmethod
     def from_published(cls, config: Mapping[str, Any], num_steps: int = 50, *, even: bool = False) -> Self:
-        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know."""
+        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know.
+
+        An infinity that is the class's default, such as a bound that bounds nothing, is left out too: it cannot be saved.
+        """
         known = inspect.signature(_scheduler(config["_class_name"]).__init__).parameters
-        options = {name: value for name, value in config.items() if name in known}
+        default = {name for name, value in config.items() if name in known and value == known[name].default}
+        infinite = {name for name, value in config.items() if isinstance(value, float) and math.isinf(value)}
+        options = {name: value for name, value in config.items() if name in known and name not in infinite & default}
         return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps, even=even)
 
     @property
