@@ -38,7 +38,9 @@ NETWORKS = {
 }  # fmt: skip
 POOLED = {"sdxl": 5, "sd3": 5, "flux": 5}
 SCHEDULERS = {
-    "sd": ("DDIMScheduler", {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}),
+    "sd": ("PNDMScheduler", {
+        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "skip_prk_steps": True,
+    }),
     "sdxl": ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}),
     "sd3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "flux": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "base_image_seq_len": 2, "max_image_seq_len": 9}),
