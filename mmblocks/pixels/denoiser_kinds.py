@@ -82,9 +82,8 @@ def _unet(model: Any, told: Told) -> Tensor:
     if model.config.addition_embed_type == "text_time":
         sizes = torch.tensor([*told.size, 0, 0, *told.size], device=told.latents.device).repeat(len(told.latents), 1)
         more["added_cond_kwargs"] = {"text_embeds": told.pooled, "time_ids": sizes}
-    return model(
-        told.latents, told.time, told.conditions, encoder_attention_mask=told.real, return_dict=False, **more
-    )[0]  # fmt: skip
+    more["encoder_attention_mask"] = told.real
+    return model(told.latents, told.time, told.conditions, return_dict=False, **more)[0]
 
 
 def _sd3(model: Any, told: Told) -> Tensor:

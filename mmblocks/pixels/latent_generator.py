@@ -4,7 +4,7 @@ Shapes: B images, G streams of guidance, M conditions, D their width, C channels
 """
 
 from collections.abc import Sequence
-from typing import Protocol, Self, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Real
@@ -15,28 +15,14 @@ from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_s
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
 from mmblocks.layers.diffusion.noise_paths import NoisePath
 from mmblocks.layers.diffusion.scheduler_paths import path_of_scheduler
-from mmblocks.layers.images.pixels import check_pixels
-from mmblocks.roles import Tokenizer, check_role
+from mmblocks.pixels.latent_space import LatentSpace
+from mmblocks.roles import check_role
 from mmblocks.sequence.spans import Guide
 from mmblocks.sequence.tokens import Latents
 from mmblocks.support.checks import is_readable
 
 
-@runtime_checkable
-class LatentDecoder(Protocol):
-    """A tokenizer, as the decoder needs it."""
-
-    @property
-    def downsampling(self) -> tuple[int, ...]:
-        """How many pixels a latent spans, on each axis."""
-        ...
-
-    def decode(self, latents: Latents) -> Float[Tensor, "B 3 H W"]:
-        """Latents, whose z is (B, h, w, C), to pixels in [0, 1]."""
-        ...
-
-
-class LatentGenerator(Block, has_name=False):
+class LatentGenerator(LatentSpace, has_name=False):
     """The loss and the sampling of a network in latents. A subclass says how its network is called.
 
     Args:
@@ -46,40 +32,17 @@ class LatentGenerator(Block, has_name=False):
     """
 
     def __init__(self, *, autoencoder: Block | None, sampler: Block, path: Block | None = None) -> None:
-        super().__init__()
+        super().__init__(autoencoder=autoencoder)
         check_role(sampler, TokenSampler, "sampler")
-        if autoencoder is not None:
-            check_role(autoencoder, LatentDecoder, "autoencoder")
-            downsampling = cast(LatentDecoder, autoencoder).downsampling
-            if len(downsampling) != 2:
-                raise ValueError(f"downsampling of autoencoder is {downsampling}; accepted: two numbers, for images")
-            autoencoder.requires_grad_(False).eval()
         if path is not None:
             check_role(path, NoisePath, "path")
-        self.autoencoder = autoencoder
         self.sampler, self.path = cast(TokenSampler, sampler), path
+        self._found: tuple[TokenSampler, NoisePath] | None = None
 
     @property
     def condition_dim(self) -> int:
         """D."""
         raise NotImplementedError
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        raise NotImplementedError
-
-    @property
-    def patch(self) -> int:
-        """Rows and columns of latents that the network makes one token of."""
-        return 1
-
-    def train(self, mode: bool = True) -> Self:
-        """All but the autoencoder, which is not trained here."""
-        super().train(mode)
-        if self.autoencoder is not None:
-            self.autoencoder.eval()
-        return self
 
     def loss(
         self,
@@ -107,16 +70,17 @@ class LatentGenerator(Block, has_name=False):
         self._check_conditions("conditions", conditions, real, len(conditions))
         size = self._size_of(images)
         self.check_size(*size, num_conditions=conditions.shape[1])
-        path = self.noise_path()
+        path, shape = self.noise_path(), (len(conditions), *self._latent_shape(size))
         if t is not None:
             path.check_times(t)
+        count = (len(images.z if isinstance(images, Latents) else images),)
+        for name, found, wanted in (("images", count, shape[:1]), ("t", _shape(t), shape[:1]), ("noise", _shape(noise), shape)):
+            if found is not None and found != wanted:
+                raise ValueError(f"{name} {'have' if name == 'images' else 'has'} shape {found}; accepted: {wanted}")
         if t is None or noise is None:
             times, sampled = self.times_and_noise(len(conditions), size, device=conditions.device, generator=generator)
             t, noise = times if t is None else t, sampled if noise is None else noise
         x = self.latents_of(images)
-        for name, given, wanted in (("images", x[:, 0, 0, 0], conditions[:, 0, 0]), ("noise", noise, x), ("t", t, x[:, 0, 0, 0])):
-            if given.shape != wanted.shape:
-                raise ValueError(f"{name} has shape {tuple(given.shape)}; accepted: {tuple(wanted.shape)}")
         flat, noise = x.flatten(1), noise.float().flatten(1)
         noised = path.corrupt(flat, noise, t).view_as(x)
         output = self._predict(noised, path.net_time(t), conditions, _if_some(real), size)
@@ -152,9 +116,7 @@ class LatentGenerator(Block, has_name=False):
         """
         streams, guide = self._streams(conditions, unconditional, guidance)
         reals = [real, None][: len(streams)]
-        latents = self._sampled(
-            streams, guide, size=size, reals=reals, noise=noise, generator=generator, trajectory=trajectory
-        )  # fmt: skip
+        latents = self._sampled(streams, guide, size, reals, noise=noise, generator=generator, trajectory=trajectory)
         return self.pixels_of(latents)
 
     @torch.no_grad()
@@ -191,23 +153,6 @@ class LatentGenerator(Block, has_name=False):
         t = self.noise_path().sample_times(count, device, generator)
         return t, torch.randn((count, *self._latent_shape(size)), generator=generator, device=device, dtype=torch.float32)
 
-    def check_size(self, height: int, width: int, *, num_conditions: int = 1) -> None:
-        """Refuses images that the network cannot make.
-
-        Raises:
-            ValueError: sides that are no multiples of ``step``; the message names the nearest ones.
-        """
-        step = self.step
-        near = tuple(max(round(side / by), 1) * by for side, by in zip((height, width), step, strict=True))
-        if near != (height, width):
-            raise ValueError(f"size is {(height, width)}; accepted: multiples of {step}, such as {near}")
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """Of which height and width are multiples, in pixels."""
-        rows, columns = self._downsampling
-        return rows * self.patch, columns * self.patch
-
     def noise_path(self) -> NoisePath:
         """What noise does to latents while the network learns.
 
@@ -218,32 +163,9 @@ class LatentGenerator(Block, has_name=False):
             return cast(NoisePath, self.path)
         if not isinstance(self.sampler, DiffusersSampler):
             raise ValueError(f"path is None with {type(self.sampler).__name__}; accepted: a path, or a DiffusersSampler")
-        return path_of_scheduler(self.sampler.scheduler, self.sampler.settings)
-
-    @torch.no_grad()
-    def latents_of(self, images: Float[Tensor, "B 3 H W"] | Latents) -> Float[Tensor, "B C h w"]:
-        """What the network learns to make of noise: the mean, where the autoencoder gives a distribution; in float32.
-
-        Raises:
-            ValueError: latents of another width than the network's.
-        """
-        if isinstance(images, Latents):
-            z = images.z
-        elif self.autoencoder is None:
-            z = images.movedim(1, -1) * 2 - 1
-        else:
-            check_role(self.autoencoder, Tokenizer, "autoencoder", "encode")
-            z = cast(Tokenizer, self.autoencoder).encode(images).z
-        if z.ndim != 4 or z.shape[-1] != self.channels:
-            raise ValueError(f"latents have shape {tuple(z.shape)}; accepted: (B, h, w, {self.channels})")
-        return z.movedim(-1, 1).float()
-
-    @torch.no_grad()
-    def pixels_of(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Latents to pixels in [0, 1]."""
-        if self.autoencoder is None:
-            return (latents / 2 + 0.5).clamp(0, 1)
-        return cast(LatentDecoder, self.autoencoder).decode(Latents(z=latents.movedim(1, -1)))
+        if self._found is None or self._found[0] is not self.sampler:
+            self._found = (self.sampler, path_of_scheduler(self.sampler.scheduler, self.sampler.settings))
+        return self._found[1]
 
     def _predict(
         self, x: Tensor, time: Tensor, conditions: Tensor, real: Tensor | None, size: tuple[int, int]
@@ -255,9 +177,9 @@ class LatentGenerator(Block, has_name=False):
         self,
         streams: Sequence[Tensor],
         guide: Guide,
-        *,
         size: tuple[int, int],
         reals: Sequence[Tensor | None] = (),
+        *,
         noise: Tensor | None,
         generator: Generator | None,
         trajectory: list[Tensor] | None,
@@ -272,7 +194,8 @@ class LatentGenerator(Block, has_name=False):
             noise = torch.randn(shape, generator=generator, device=first.device, dtype=torch.float32)
         elif noise.shape != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; accepted: {shape}")
-        sampler, path = self._timed(shape), self.path
+        sampler = self._timed(shape)
+        path = self.path if isinstance(sampler, DiffusersSampler) else self.noise_path()
         times = sampler.times(path).to(first.device)
         alike = len({stream.shape[1] for stream in streams}) == 1
         batches = (
@@ -314,23 +237,9 @@ class LatentGenerator(Block, has_name=False):
         if is_readable(real) and not bool(real.any(dim=1).all()):
             raise ValueError("real has a row without any condition; accepted: one or more in each")
 
-    def _size_of(self, images: Tensor | Latents) -> tuple[int, int]:
-        """Height and width in pixels."""
-        if isinstance(images, Latents):
-            rows, columns = images.z.shape[1:3]
-            return rows * self._downsampling[0], columns * self._downsampling[1]
-        check_pixels(images, num_axes=4)
-        return images.shape[-2], images.shape[-1]
 
-    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        return self.channels, size[0] // self._downsampling[0], size[1] // self._downsampling[1]
-
-    @property
-    def _downsampling(self) -> tuple[int, int]:
-        if self.autoencoder is None:
-            return 1, 1
-        rows, columns = cast(LatentDecoder, self.autoencoder).downsampling
-        return rows, columns
+def _shape(values: Tensor | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values.shape)
 
 
 def _if_some(real: Bool[Tensor, "B M"] | None) -> Tensor | None:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import diffusers
 import pytest
 import torch
 
+from mmblocks.checkpoints.hub import repository
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.checkpoints.surgery.low_rank import attach_lora, load_lora, save_lora
 from mmblocks.layers import DiffusersSampler
@@ -14,6 +16,7 @@ from mmblocks.layers.diffusion.noise_paths import FlowPath
 from mmblocks.layers.diffusion.scheduler_paths import path_of_scheduler
 from mmblocks.pixels import DiffusersDenoiser, StateGenerator
 from mmblocks.pixels.denoiser_kinds import KINDS
+from mmblocks.pixels.pipelines import find_pipeline
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers import DiffusersAutoencoder, VisualTokenizer
 from tests.pixels.networks import (
@@ -185,6 +188,25 @@ def test_folders_of_diffusers(name, tmp_path: Path) -> None:
     torch.testing.assert_close(theirs.state_dict(), ours.model.state_dict(), rtol=0, atol=0)
 
 
+def test_a_pipeline_on_the_hub_is_read_at_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    asked = []
+
+    class Known:
+        files: ClassVar = {"scheduler/scheduler_config.json": None, "unet/config.json": None, "vae/config.json": None}
+        commit = "a" * 40
+
+        def get(self, path: str) -> Path:
+            asked.append(path)
+            return file
+
+    monkeypatch.setattr(repository, "find", lambda repo, revision: asked.append((repo, revision)) or Known())
+    found = find_pipeline("someone/pipeline", "main")
+    assert (found.network, found.scheduler, found.revision) == ("unet", {"_class_name": "DDIMScheduler"}, "a" * 40)
+    assert asked == [("someone/pipeline", "main"), "scheduler/scheduler_config.json"]
+
+
 def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no pipeline of diffusers; accepted: scheduler/"):
         StateGenerator.from_diffusers(tmp_path, autoencoder=None)
@@ -282,7 +304,7 @@ def test_what_does_not_fit_is_refused_before_any_work(name, changes, message) ->
 @pytest.mark.unchecked
 def test_losses_that_do_not_fit() -> None:
     generator, conditions, pixels = generator_of("sana"), values(2, 3, 6), torch.rand(2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"images has shape"):
+    with pytest.raises(ValueError, match=r"images have shape \(2,\); accepted: \(1,\)"):
         generator.loss(conditions[:1], pixels)
     with pytest.raises(ValueError, match=r"t lies in"):
         generator.loss(conditions, pixels, t=torch.tensor([1000, 0]))
