@@ -199,6 +199,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "EmbeddingHead": "embedding",
         "MatchingHead": "embedding",
         "OutputMapper": "output_mapper",
+        "GeneratorHead": "generator",
         "TiedLMHead": "vocabularies",
         "ModalityLMHead": "vocabularies",
         "MultiTokenHead": "vocabularies",
@@ -206,6 +207,8 @@ GROUPS: dict[str, dict[str, str]] = {
     "pixels": {
         "ConditionalUNet": "conditional_unet",
         "DiffusionDecoder": "diffusion_decoder",
+        "DiffusersDenoiser": "diffusers_denoiser",
+        "StateGenerator": "state_generator",
     },
     "models": {
         "ACDiT": "acdit.model",

@@ -3,6 +3,7 @@
 from mmblocks.heads.denoising import DenoisingHead as DenoisingHead
 from mmblocks.heads.embedding import EmbeddingHead as EmbeddingHead
 from mmblocks.heads.embedding import MatchingHead as MatchingHead
+from mmblocks.heads.generator import GeneratorHead as GeneratorHead
 from mmblocks.heads.language import LMHead as LMHead
 from mmblocks.heads.mar import MARDiffusionHead as MARDiffusionHead
 from mmblocks.heads.masked import MaskedTokenHead as MaskedTokenHead

@@ -3,38 +3,29 @@
 Shapes: B images, N conditions, D their width, C channels of latents, h and w their sides.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
+from mmblocks.pixels.denoiser_kinds import mean_of
+from mmblocks.pixels.diffusers_denoiser import OF_AVERAGES, built, parameters_of
 
-_OF_AVERAGES = (
-    "decay",
-    "inv_gamma",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "update_after_step",
-    "use_ema_warmup",
-)
-"""What diffusers notes beside weights that are averages over training."""
+_KIND = "UNet2DConditionModel"
 
 
 def _config(published: Mapping[str, Any]) -> dict[str, Any]:
     """A published config.json without diffusers' notes to itself."""
-    only(published, "_class_name", "UNet2DConditionModel")
-    return {"arguments": {name: published[name] for name in _parameters() if name in published}}
+    only(published, "_class_name", _KIND)
+    return {"arguments": {name: published[name] for name in parameters_of(_KIND) if name in published}}
 
 
 def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_class_name": "UNet2DConditionModel", **arguments["arguments"]}
+    return {"_class_name": _KIND, **arguments["arguments"]}
 
 
 class ConditionalUNet(Block):
@@ -67,7 +58,7 @@ class ConditionalUNet(Block):
             (Rule("*", "model.*"),),
             config=_config,
             published_config=_published_config,
-            harmless=_OF_AVERAGES,
+            harmless=OF_AVERAGES,
             weights="diffusion_pytorch_model",
         ),
         Layout(
@@ -76,45 +67,36 @@ class ConditionalUNet(Block):
             ignored=("*",),
             config=_config,
             published_config=_published_config,
-            harmless=_OF_AVERAGES,
+            harmless=OF_AVERAGES,
         ),
     )
 
     def __init__(self, *, arguments: dict[str, Any]) -> None:
         super().__init__()
-        for name in arguments:
-            if name not in _parameters():
-                raise ValueError(f"arguments: unknown {name!r}; accepted: {', '.join(_parameters())}")
-        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
-        self.model: Any = _class()(**lists)  # diffusers', of which type checkers see little
+        self.model: Any = built(_KIND, arguments)  # diffusers', of which type checkers see little
         self.channels: int = self.model.config.in_channels
         self.condition_dim: int = self.model.config.cross_attention_dim
 
     def forward(
         self,
         latents: Float[Tensor, "B C h w"],
-        time: Real[Tensor, ""],
+        time: Real[Tensor, "*B"],
         conditions: Float[Tensor, "B N D"],
         sizes: Int[Tensor, "B 6"],
+        *,
+        real: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B C h w"]:
         """What the network predicts.
 
         Args:
             latents: noised, as the sampler scales them.
-            time: the index of the time in training.
+            time: the index of the time in training, one for all images or one for each.
             conditions: what the image shows.
             sizes: in pixels: original height and width, top and left of the crop, target height and width.
+            real: which conditions there are; None for all.
         """
-        more = {"text_embeds": conditions.mean(dim=1), "time_ids": sizes.flatten()}
-        (predicted,) = self.model(latents, time, encoder_hidden_states=conditions, added_cond_kwargs=more, return_dict=False)
-        return torch.as_tensor(predicted)
-
-
-def _class() -> Any:
-    from diffusers import UNet2DConditionModel  # here, since importing it takes a while
-
-    return UNet2DConditionModel
-
-
-def _parameters() -> list[str]:
-    return list(inspect.signature(_class().__init__).parameters)[1:]
+        more = {"text_embeds": mean_of(conditions, real), "time_ids": sizes.flatten()}
+        predicted: Tensor = self.model(
+            latents, time, conditions, encoder_attention_mask=real, added_cond_kwargs=more, return_dict=False
+        )[0]
+        return predicted

@@ -3,17 +3,16 @@
 Shapes: B images, N conditions, D their width, C channels of latents.
 """
 
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
-from mmblocks.layers.diffusion.denoising_guidance import LinearGuidance, check_scales
-from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
 from mmblocks.pixels.conditional_unet import ConditionalUNet
-from mmblocks.roles import check_role
+from mmblocks.pixels.latent_generator import LatentGenerator
 
 EMU2_SCHEDULE = {
     "beta_start": 0.00085,
@@ -25,26 +24,12 @@ EMU2_SCHEDULE = {
 """Of the EulerDiscreteScheduler that Emu2-Gen and SDXL use."""
 
 
-@runtime_checkable
-class LatentDecoder(Protocol):
-    """A tokenizer, as the decoder needs it."""
-
-    @property
-    def downsampling(self) -> tuple[int, ...]:
-        """How many pixels a latent spans, on each axis."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "B h w C"]) -> Float[Tensor, "B 3 H W"]:
-        """Latents to pixels in [0, 1]."""
-        ...
-
-
-class DiffusionDecoder(Block):
+class DiffusionDecoder(LatentGenerator):
     """Embeddings to the images they describe: Emu2's visual decoder, and any of its kind.
 
     Args:
         unet: predicts the noise in latents.
-        autoencoder: a tokenizer whose ``decode`` takes latents (B, h, w, C); its ``downsampling`` says how many pixels each spans.
+        autoencoder: a continuous tokenizer of images, such as ``DiffusersAutoencoder``; it is frozen.
         sampler: from noise to latents; Emu2's by default, an Euler sampler of 50 steps.
 
     Source: Emu2 (arXiv 2312.13286; baaivision/Emu).
@@ -66,18 +51,25 @@ class DiffusionDecoder(Block):
         ... )
         >>> tuple(decoder(torch.randn(1, 3, 6), torch.zeros(1, 3, 6), size=(8, 12)).shape)
         (1, 3, 8, 12)
+        >>> tuple(decoder.loss(torch.randn(2, 3, 6), torch.rand(2, 3, 8, 12)).shape)  # of the noise that the U-Net predicts
+        (2,)
     """
 
     def __init__(self, *, unet: Block, autoencoder: Block, sampler: Block | None = None) -> None:
-        super().__init__()
         sampler = sampler or DiffusersSampler(scheduler="EulerDiscreteScheduler", options=EMU2_SCHEDULE)
-        check_role(autoencoder, LatentDecoder, "autoencoder")
-        check_role(sampler, TokenSampler, "sampler")
+        super().__init__(autoencoder=autoencoder, sampler=sampler)
         self.unet = cast(ConditionalUNet, unet)
-        self.autoencoder, self.sampler = cast(LatentDecoder, autoencoder), cast(TokenSampler, sampler)
-        self.guidance_rule = LinearGuidance()
 
-    @torch.no_grad()
+    @property
+    def condition_dim(self) -> int:
+        """D."""
+        return self.unet.condition_dim
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.unet.channels
+
     def forward(
         self,
         conditions: Float[Tensor, "B N D"],
@@ -102,9 +94,9 @@ class DiffusionDecoder(Block):
         Raises:
             ValueError: another size, a guidance below 1, or one without ``unconditional``.
         """
-        latents = self.latents(conditions, unconditional, size=size, guidance=guidance, noise=noise, generator=generator)
-        return self.autoencoder.decode(latents.movedim(1, -1))
+        return self.sample(conditions, unconditional=unconditional, guidance=guidance, size=size, noise=noise, generator=generator)
 
+    @torch.no_grad()
     def latents(
         self,
         conditions: Tensor,
@@ -116,40 +108,11 @@ class DiffusionDecoder(Block):
         generator: Generator | None,
     ) -> Tensor:
         """The latents that are decoded, (B, C, h, w); the arguments are those of ``forward``."""
-        shape = self._shape(conditions, unconditional, size, guidance)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=conditions.device, dtype=torch.float32)
-        elif noise.shape != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; accepted: {shape}")
-        times = self.sampler.times(None).to(conditions.device)
-        streams = [conditions] if unconditional is None or guidance == 1 else [conditions, unconditional]
-        alike = len({part.shape[1] for part in streams}) == 1
-        sizes = torch.tensor([[*size, 0, 0, *size]], device=conditions.device).expand(len(conditions), -1)
+        streams, guide = self._streams(conditions, unconditional, guidance)
+        return self._sampled(streams, guide, size=size, noise=noise, generator=generator, trajectory=None)
 
-        def predict(x: Tensor, step: int) -> Tensor:
-            x = x.to(conditions.dtype)
-            if alike:  # one pass for both streams
-                count = len(streams)
-                both = self.unet(x.repeat(count, 1, 1, 1), times[step], torch.cat(streams), sizes.repeat(count, 1))
-                predicted = both.chunk(count)
-            else:
-                predicted = [self.unet(x, times[step], part, sizes) for part in streams]
-            return self.guidance_rule(predicted, [guidance]) if len(streams) == 2 else predicted[0]
-
-        return self.sampler.sample(predict, noise, None, generator=generator).to(conditions.dtype)
-
-    def _shape(
-        self, conditions: Tensor, unconditional: Tensor | None, size: tuple[int, int], guidance: float
-    ) -> tuple[int, int, int, int]:
-        check_scales([guidance], 2)
-        if guidance != 1 and unconditional is None:
-            raise ValueError(f"guidance is {guidance} and unconditional is None; accepted: both, or a guidance of 1")
-        for name, value in (("conditions", conditions), ("unconditional", unconditional)):
-            if value is not None and (value.shape[-1] != self.unet.condition_dim or len(value) != len(conditions)):
-                wanted = f"({len(conditions)}, N, {self.unet.condition_dim})"
-                raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {wanted}")
-        step = self.autoencoder.downsampling[-2:]
-        if any(side < 1 or side % by for side, by in zip(size, step, strict=True)):
-            near = tuple(max(round(side / by), 1) * by for side, by in zip(size, step, strict=True))
-            raise ValueError(f"size is {size}; accepted: multiples of {tuple(step)}, such as {near}")
-        return len(conditions), self.unet.channels, size[0] // step[0], size[1] // step[1]
+    def _predict(
+        self, x: Tensor, time: Tensor, conditions: Tensor, real: Tensor | None, size: tuple[int, int]
+    ) -> Float[Tensor, "B C h w"]:
+        sizes = torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
+        return self.unet(x.to(conditions.dtype), time, conditions, sizes, real=real)

@@ -10,7 +10,9 @@ from torch import Tensor
 from mmblocks.layers import DiffusersSampler
 from mmblocks.pixels import ConditionalUNet, DiffusionDecoder
 from mmblocks.pixels.diffusion_decoder import EMU2_SCHEDULE
-from mmblocks.tokenizers import DiffusersAutoencoder
+from mmblocks.sequence.tokens import Latents
+from mmblocks.tokenizers import ConvDecoder, ConvEncoder, DiffusersAutoencoder, VisualTokenizer
+from mmblocks.tokenizers.bottlenecks import DiagonalGaussian
 
 UNET = {
     "addition_embed_type": "text_time",
@@ -75,6 +77,53 @@ def test_saved_and_loaded(decoder, tmp_path) -> None:
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
     asked = {"size": (8, 8), "guidance": 1.0, "noise": noise}
     assert torch.equal(DiffusionDecoder.from_pretrained(tmp_path)(embeddings(), **asked), decoder(embeddings(), **asked))
+
+
+def conv_autoencoder() -> VisualTokenizer:
+    """Of the library's own parts: it takes ``Latents``, and bare tensors for ids."""
+    torch.manual_seed(4)
+    sizes = {"channels": 32, "multipliers": (1, 1), "num_blocks": 1}
+    return VisualTokenizer(
+        encoder=ConvEncoder(**sizes, code_dim=8),
+        bottleneck=DiagonalGaussian(),
+        decoder=ConvDecoder(**sizes, code_dim=4),
+        downsampling=(2, 2),
+    )
+
+
+def test_the_librarys_own_autoencoder_serves_as_well(decoder) -> None:
+    parts = {"unet": decoder.unet, "sampler": decoder.sampler}
+    other, vae = DiffusionDecoder(**parts, autoencoder=conv_autoencoder()).eval(), conv_autoencoder().eval()
+    noise = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(2))
+    asked = {"size": (8, 12), "guidance": 1.0, "noise": noise}
+    with torch.no_grad():
+        latents = other.latents(embeddings(), None, generator=None, **asked)
+        assert torch.equal(other(embeddings(), **asked), vae.decode(Latents(z=latents.movedim(1, -1))))
+        pixels = torch.rand(1, 3, 8, 12)
+        assert torch.equal(other.latents_of(pixels), vae.encode(pixels).z.movedim(-1, 1))
+    assert other.loss(embeddings(), pixels).shape == (1,)
+
+
+def test_loss_is_that_of_the_noise(decoder) -> None:
+    conditions, pixels = embeddings(2).requires_grad_(), torch.rand(2, 3, 8, 12)
+    t, noise = torch.tensor([900, 0]), torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        latents = decoder.autoencoder.encode(pixels).z.movedim(-1, 1)
+    steps = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    sizes = torch.tensor([[8, 12, 0, 0, 8, 12]] * 2)
+    predicted = decoder.unet(steps.add_noise(latents, noise, t), t, conditions, sizes)
+    found = decoder.loss(conditions, pixels, t=t, noise=noise)
+    torch.testing.assert_close(found, (predicted - noise).square().mean(dim=(1, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found, decoder.loss(conditions, Latents(z=latents.movedim(1, -1)), t=t, noise=noise))
+    found.sum().backward()
+    assert bool(conditions.grad.abs().sum() > 0) and decoder.unet.model.conv_in.weight.grad is not None
+
+
+def test_conditions_that_are_not_real_change_nothing(decoder) -> None:
+    pixels, t, noise = torch.rand(1, 3, 8, 8), torch.tensor([300]), torch.zeros(1, 4, 4, 4)
+    real = torch.tensor([[True, False, True]])
+    found = decoder.loss(embeddings(), pixels, real=real, t=t, noise=noise)
+    torch.testing.assert_close(found, decoder.loss(embeddings()[:, [0, 2]], pixels, t=t, noise=noise))
 
 
 @pytest.mark.parametrize(

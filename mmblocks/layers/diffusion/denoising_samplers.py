@@ -6,10 +6,12 @@ Shapes: S steps, N rows, C channels.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from collections.abc import Generator as Coroutine
 from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -205,6 +207,9 @@ class DiffusersSampler(Block):
         scheduler: name of the class, such as "DDIMScheduler" or "FlowMatchEulerDiscreteScheduler".
         options: its arguments.
         num_steps: S.
+        even: whether the noise of a flow falls evenly, from 1 to 1 / S before any shift, as the pipelines of FLUX and Lumina have
+            it; otherwise as the scheduler has it.
+        mu: how far a scheduler with ``use_dynamic_shifting`` shifts its times; see ``for_tokens``.
 
     Raises:
         ValueError: diffusers has no such class.
@@ -219,18 +224,50 @@ class DiffusersSampler(Block):
         {'beta_schedule': 'scaled_linear'}
     """
 
-    def __init__(self, *, scheduler: str, options: dict[str, Any] | None = None, num_steps: int = 50) -> None:
+    def __init__(
+        self,
+        *,
+        scheduler: str,
+        options: dict[str, Any] | None = None,
+        num_steps: int = 50,
+        even: bool = False,
+        mu: float | None = None,
+    ) -> None:
         super().__init__()
         self.scheduler, self.options, self.num_steps = scheduler, options or {}, num_steps
+        self.even, self.mu = even, mu
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; accepted: 1 or more")
 
     @classmethod
-    def from_published(cls, config: Mapping[str, Any], num_steps: int = 50) -> Self:
-        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know."""
+    def from_published(cls, config: Mapping[str, Any], num_steps: int = 50, *, even: bool = False) -> Self:
+        """From a pipeline's scheduler_config.json, without the entries that the class of that name does not know.
+
+        An infinity that is the class's default, such as a bound that bounds nothing, is left out too: it cannot be saved.
+        """
         known = inspect.signature(_scheduler(config["_class_name"]).__init__).parameters
-        options = {name: value for name, value in config.items() if name in known}
-        return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps)
+        default = {name for name, value in config.items() if name in known and value == known[name].default}
+        infinite = {name for name, value in config.items() if isinstance(value, float) and math.isinf(value)}
+        options = {name: value for name, value in config.items() if name in known and name not in infinite & default}
+        return cls(scheduler=config["_class_name"], options=options, num_steps=num_steps, even=even)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of the scheduler's arguments, defaults included."""
+        return dict(_scheduler(self.scheduler)(**self.options).config)
+
+    def for_tokens(self, count: int) -> "DiffusersSampler":
+        """The sampler for an image of so many tokens: another one where the scheduler shifts its times by their number.
+
+        Source: FLUX, as diffusers has it: ``mu`` is linear in the number.
+        """
+        config = self.settings
+        if not config.get("use_dynamic_shifting") or self.mu is not None:
+            return self
+        first, last = config["base_image_seq_len"], config["max_image_seq_len"]
+        slope = (config["max_shift"] - config["base_shift"]) / (last - first)
+        mu = config["base_shift"] + slope * (count - first)
+        return type(self)(**{**self.config, "mu": mu})
 
     def times(self, path: object) -> Tensor:
         """What the scheduler calls timesteps."""
@@ -286,7 +323,10 @@ class DiffusersSampler(Block):
 
     def _prepared(self) -> Any:
         scheduler = _scheduler(self.scheduler)(**self.options)
-        scheduler.set_timesteps(self.num_steps)
+        timing: dict[str, Any] = {} if self.mu is None else {"mu": self.mu}
+        if self.even:
+            timing["sigmas"] = np.linspace(1.0, 1 / self.num_steps, self.num_steps)
+        scheduler.set_timesteps(self.num_steps, **timing)
         return scheduler
 
 
