@@ -196,6 +196,9 @@ class GeneratorHead(Block):
         images: dict[int, Tensor] = {}
         for size, chosen in _by_size(sizes):
             begun = None if noise is None else torch.stack([noise[place] for place in chosen])
+            if noise is None and spans.generators:  # so that an image does not depend on what is written beside it
+                own = [spans.generators[place] for place in chosen]
+                begun = torch.cat([self.generator.times_and_noise(1, size, device=spans.device, generator=one)[1] for one in own])
             made = self.generator.sample_guided(
                 [stream[chosen] for stream in streams], guide, size=size, noise=begun, generator=generator
             )
