@@ -4,11 +4,11 @@ Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.generation.autoregressive import generate_ids
@@ -16,6 +16,7 @@ from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.layers.parts import Parts
 from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished
 from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role
 from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
@@ -24,8 +25,6 @@ from mmblocks.sequence.rows import Placed
 from mmblocks.sequence.spans import Conditions, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
-
-T = TypeVar("T")
 
 
 class ModelOutput(NamedTuple):
@@ -40,45 +39,6 @@ class ModelOutput(NamedTuple):
     losses: dict[str, Float[Tensor, ""]]
     token_losses: dict[str, Float[Tensor, " N"]]
     hidden: Float[Tensor, "B L D"]
-
-
-class Parts(nn.Module, Generic[T]):
-    """Parts by name. Modules are registered under their names; other objects that play a role are welcome too.
-
-    Raises:
-        ValueError: for a name that is no identifier, or that a module already uses for something else.
-    """
-
-    def __init__(self, parts: Mapping[str, T]) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            if not name.isidentifier() or hasattr(self, name):  # whatever nn.Module has of its own
-                raise ValueError(f"a part is named {name!r}; accepted: an identifier that nn.Module does not use itself")
-            setattr(self, name, part)
-        self._names = tuple(parts)
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._names:
-            raise KeyError(f"no part {name!r}; there are {list(self._names)}")
-        part: T = getattr(self, name)  # where __init__ has set it, so that nn.Module knows its weights
-        return part
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def keys(self) -> tuple[str, ...]:
-        """The names, in order."""
-        return self._names
-
-    def items(self) -> Iterator[tuple[str, T]]:
-        """(name, part), in order."""
-        return ((name, self[name]) for name in self._names)
 
 
 class MultimodalModel(Block):

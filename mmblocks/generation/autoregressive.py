@@ -17,6 +17,7 @@ from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
+from mmblocks.generation.rereading import Rows, read_rows
 from mmblocks.generation.span_writing import Shown, SpanWriter
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
@@ -101,7 +102,7 @@ def generate_ids(
         states = tuple(_stopped(g, s, room) for g, s, room in zip(grammars, states, left, strict=True))
         if all(state.mode == "done" for state in states):
             return
-        spans = yield from write(grammars, states, newest, step)
+        spans = yield from write(grammars, states, newest)
         # What heads of whole spans have written is chosen already.
         open_states = tuple(DONE if row in spans else state for row, state in enumerate(states))
         chosen = choose(newest.states, grammars, open_states, step)
@@ -117,7 +118,7 @@ def generate_ids(
         if all(state.mode == "done" or not room for state, room in zip(states, left, strict=True)):
             return
         if spans:
-            newest = write.read(newest, chosen, spans, grammars, before, states)
+            newest = read_rows(reader, tables, newest, Rows(grammars, before, states, chosen, spans))
         else:
             newest = reader.read(chosen, tables.next(grammars, before, states), grammars, before)
 

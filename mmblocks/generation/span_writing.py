@@ -8,12 +8,11 @@ Shapes: B rows, S streams of guidance, SB rows of all streams, N tokens of the s
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from mmblocks.generation.choosing import Chosen
 from mmblocks.generation.grammar import Described, Grammar, SpanGrammar, State
 from mmblocks.generation.guidance import Guidance, SpanGuide
 from mmblocks.generation.reading import Newest, Reader, SpanModel
@@ -22,8 +21,8 @@ from mmblocks.layers.spans import Read, conditions_of, embed_spans
 from mmblocks.roles import SpanHead
 from mmblocks.sequence.pieces import span_grid, span_steps
 from mmblocks.sequence.segments import Segment
-from mmblocks.sequence.spans import Conditions, Pass, SpanLayout, Spans
-from mmblocks.sequence.tokens import NO_SPAN, TokenTable
+from mmblocks.sequence.spans import Pass, SpanLayout, Spans
+from mmblocks.sequence.tokens import TokenTable
 
 
 class Preview(NamedTuple):
@@ -81,6 +80,8 @@ class SpanWriter:
         generator: source of randomness, or a seed.
         given: by name, what heads are told of each of the SB rows beside.
         previews: whether spans are shown as they look in each pass.
+        seed: of the randomness of all spans; found when the first is written.
+        possible: whether a grammar of the rows may ask for a span; likewise.
     """
 
     model: object
@@ -91,11 +92,16 @@ class SpanWriter:
     given: Mapping[str, Tensor]
     previews: bool
     seed: int | None = None
+    possible: bool | None = None
 
     def __call__(
-        self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest, step: int
+        self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
+        if self.possible is None:
+            self.possible = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
+        if not self.possible:
+            return {}
         wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
         groups: dict[tuple[str, str, tuple[int, ...], int], list[int]] = {}
         for row, one in wanted.items():
@@ -106,56 +112,6 @@ class SpanWriter:
             sources = tuple(self._source(row, states[row].num_images) for row in rows)
             written.update((yield from self._write(group, grammars, states, newest, sources)))
         return written
-
-    def read(
-        self,
-        newest: Newest,
-        chosen: Chosen,
-        written: Mapping[int, WrittenSpan],
-        grammars: Sequence[Grammar],
-        before: Sequence[State],
-        after: Sequence[State],
-    ) -> Newest:
-        """Reads what rows have written, where some wrote whole spans; the states after it."""
-        reader, tables, rows = self.reader, self.tables, len(grammars)
-        streams = reader.num_streams
-        chunks: dict[int, Chunk] = {}
-        model = cast(SpanModel, reader.model)
-        anew = [row for row, one in written.items() if not one.kept and after[row].mode != "done"]
-        single = [row for row in range(rows) if row not in written and before[row].mode != "done"]
-        laid = None
-        if anew:
-            segments = [_grammar(grammars[row]).read_back(before[row], written[row].segment) for row in anew]
-            laid = model.batch_builder()(segments, padding="left", learn=False).to(tables.order.device)
-            for index, row in enumerate(anew):
-                chunks[row] = _chunk_of(laid.table.rows(torch.tensor([index], device=tables.order.device)))
-        for row in single:
-            described = grammars[row].describe(before[row])
-            own = torch.tensor([described.modality])
-            chunks[row] = Chunk(own, torch.tensor([described.in_span]), torch.tensor([described.grid]), own * 0, own * 0)
-        if not chunks:
-            return newest
-        skipping = [row for row in single if tables.images_only and not (before[row].in_image or after[row].in_image)]
-        table = tables.block(chunks, rows, skipping=skipping)
-        length = table.shape[1]
-        embeds, conditions = None, None
-        if laid is not None:
-            read = model.embed(laid)
-            embeds = read.new_zeros(rows, length, read.shape[-1])
-            embeds[anew, length - read.shape[1] :] = read
-            conditions = _of_rows(model.conditions(laid), anew, rows, length, streams)
-        if single:
-            ids = reader.embed_chosen(chosen, [grammars[row] for row in range(rows)], before, single)
-            embeds = ids.new_zeros(rows, length, ids.shape[-1]) if embeds is None else embeds
-            embeds[single, length - 1] = ids[single].to(embeds.dtype)
-        if embeds is None:
-            raise ValueError("no row has a token to read")
-        hidden = reader.forward(embeds.repeat(streams, 1, 1), table, conditions=conditions)
-        finished = {row: int(after[row].num_images > before[row].num_images) for row in single}
-        finished.update(dict.fromkeys(anew, 1))
-        tables.count(table, finished, rows)
-        has_token = (~table.is_padding).any(dim=1)[:, None]
-        return Newest(torch.where(has_token, hidden[:, -1], newest.states))
 
     def _write(
         self,
@@ -178,7 +134,7 @@ class SpanWriter:
             while True:
                 if self.previews and one.shown is not None:
                     for row, values in zip(group.rows, _by_span(one.shown, spans), strict=True):
-                        yield Shown(row, Preview(_grammar(grammars[row]).span(states[row], values), index))
+                        yield Shown(row, Preview(span_grammar(grammars[row]).span(states[row], values), index))
                 index += 1
                 kept = kept or one.keep
                 one = writing.send(self._pass(spans, layout, one, table, newest))
@@ -188,7 +144,7 @@ class SpanWriter:
             self.tables.count(table, dict.fromkeys(group.rows, 1), len(grammars))
         made = {}
         for row, own, size in zip(group.rows, _by_span(values, spans), spans.sizes, strict=True):
-            segment = _grammar(grammars[row]).span(states[row], own)
+            segment = span_grammar(grammars[row]).span(states[row], own)
             made[row] = WrittenSpan(segment, int(torch.Size(size).numel()), kept)
         return made
 
@@ -267,7 +223,8 @@ def _described(grammar: Grammar, state: State) -> Described | None:
     return None if state.mode == "done" else grammar.describe(state)
 
 
-def _grammar(grammar: Grammar) -> SpanGrammar:
+def span_grammar(grammar: Grammar) -> SpanGrammar:
+    """The grammar, which must know spans."""
     if not isinstance(grammar, SpanGrammar):
         raise TypeError(f"{type(grammar).__name__} describes a span and has no methods span and read_back; accepted: a SpanGrammar")
     return grammar
@@ -279,13 +236,6 @@ def _chunk(layout: SpanLayout, described: Described) -> Chunk:
     everything = torch.ones(len(grid), dtype=torch.bool)
     modality = torch.full((len(grid),), described.modality)
     return Chunk(modality, everything, grid, torch.zeros(len(grid), dtype=torch.long), span_steps(layout, len(grid) - layout.lead))
-
-
-def _chunk_of(table: TokenTable) -> Chunk:
-    """The tokens of a row of their own."""
-    real = ~table.is_padding[0]
-    row = TokenTable(*(column[0, real].cpu() for column in table))
-    return Chunk(row.modality, row.span != NO_SPAN, row.grid, row.span, row.order - row.order[0])
 
 
 def _by_span(values: Tensor | list[Tensor], spans: Spans) -> Iterator[Tensor]:
@@ -315,12 +265,3 @@ def _part(spans: Spans, layout: SpanLayout, part: tuple[int, int] | None, length
     leads = spans.leads[:0] if start else moved(spans.leads)
     count = (end - start,) * spans.num_spans
     return spans._replace(counts=count, grid=spans.grid[chosen], places=places, leads=leads, states=places), first, stop
-
-
-def _of_rows(conditions: Conditions | None, chosen: list[int], rows: int, length: int, streams: int) -> Conditions | None:
-    """The conditions of some rows, padded on the left, in those of all streams."""
-    if conditions is None:
-        return None
-    of = conditions.of.new_full((rows, length), -1)
-    of[chosen, length - conditions.of.shape[1] :] = conditions.of
-    return Conditions(conditions.vectors, of.repeat(streams, 1))
