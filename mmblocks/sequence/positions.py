@@ -75,6 +75,16 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
         >>> mrope(batch.table)[0].tolist()
         [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3, 3, 3]]
     """
+    begins, _ = mrope_runs(table)
+    positions = begins[..., None] + torch.where((table.span != NO_SPAN)[..., None], table.grid, 0)
+    return torch.where(table.is_padding[..., None], 0, positions)
+
+
+def mrope_runs(table: TokenTable) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """For ``mrope``: where the run of each token begins to count, and by how much rows have advanced at the end of it, 0 elsewhere.
+
+    A run is an image, one token of text, or one of padding.
+    """
     vision = table.span != NO_SPAN
     opens = document_begins(table)
     begins = changes(table.span) | opens | ~vision
@@ -87,8 +97,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     advance = torch.where(run_ends, torch.where(vision, extent, (~table.is_padding).long()), 0)
     before = advance.cumsum(dim=1) - advance
     start = torch.where(opens, before, 0).cummax(dim=1).values
-    positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
-    return torch.where(table.is_padding[..., None], 0, positions)
+    return before - start, advance
 
 
 def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:
