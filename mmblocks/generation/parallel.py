@@ -27,6 +27,7 @@ from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch, Placed
+from mmblocks.sequence.following import FOLLOWING
 from mmblocks.sequence.masks import changes, lower
 from mmblocks.sequence.positions import sequential
 from mmblocks.sequence.segments import NO_ID
@@ -49,6 +50,9 @@ def copy_positions(table: TokenTable) -> Int[Tensor, "B L"]:
     begins = changes(table.noisy.long()) | changes(table.span) | changes(table.document)
     inside = index - torch.where(begins, index, 0).cummax(dim=1).values
     return torch.where(table.noisy, seen + inside, clean)
+
+
+FOLLOWING[copy_positions] = FOLLOWING[sequential]  # which it is in rows of clean tokens
 
 
 class _Image(NamedTuple):

@@ -92,11 +92,13 @@ class Past:
         Returns:
             Whether they are of the kind that this speaks of. If not, nothing more can be said of these rows.
         """
-        real = ~column.is_padding
-        follows = (column.document == self._document) & (column.order >= self._order) & ~column.noisy
-        if not bool((follows | ~real).all()):
-            return False
-        all_real = bool(real.all())
+        # The document of the last token is none of padding's: what follows is real.
+        real = follows = (column.document == self._document) & (column.order >= self._order) & ~column.noisy
+        all_real = bool(follows.all())
+        if not all_real:
+            real = ~column.is_padding
+            if not bool((follows | ~real).all()):
+                return False
         self._attended[:, self.length : self.length + 1] = real
         self.length += 1
         self._order = column.order if all_real else torch.where(real, column.order, self._order)
