@@ -109,7 +109,9 @@ def beam_search(
     scores[:, 0] = 0
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
-        logits = pad(id_head.logits(hidden), (lowest, 0)).masked_fill(_forbidden(grammar, states, id_head, hidden.device), -math.inf)
+        logits = pad(id_head.logits(hidden), (lowest, 0)).masked_fill(
+            _forbidden(grammar, states, id_head, hidden.device), -math.inf
+        )
         # NaN in a beam that is out of the running, which may have no id left, is of no matter.
         totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
