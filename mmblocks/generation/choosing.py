@@ -26,7 +26,6 @@ from mmblocks.roles import Head
 from mmblocks.sequence.segments import NO_ID
 from mmblocks.support.named import Named
 
-
 FEW = 8
 """So many ranges are compared as fast as they are looked up."""
 
@@ -261,6 +260,8 @@ class Chooser:
             logits = logits.masked_fill(forbidden, float("-inf"))
         for hook in self.hooks:
             logits = hook(Scores(logits, first, tuple(rows), tuple(states[row] for row in rows), step))
+        if forbidden is not None and self.hooks:
+            logits = logits.masked_fill(forbidden, float("-inf"))  # whatever a hook says of them
         sampling = self.sampling.image if kind.in_image else self.sampling.text
         return sample_ids(logits, sampling, generator=self.generator) + first
 

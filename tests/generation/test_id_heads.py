@@ -68,7 +68,7 @@ def test_text_codes_and_text_are_those_of_a_whole_pass(guidance) -> None:
             head = model.outputs["codes" if state.mode == "grid" else "words"]
             logits = vocabulary_logits(head, states[:, row, number], *ids_of(head))
             combined = as_guidance(guidance).combine(logits[:, None], number)[0]
-            best = max(allowed, key=lambda i: float(combined[i - ids_of(head)[0]]))  # noqa: B023  called at once
+            best = max(allowed, key=lambda i: float(combined[i - ids_of(head)[0]]))
             assert best == int(step.ids[row]), (number, row, state)
 
 
@@ -154,3 +154,17 @@ def test_beams_of_later_ids() -> None:
     assert [[beam.ids for beam in beams] for beams in first] == [[beam.ids for beam in beams] for beams in second]
     with pytest.raises(ValueError, match="allows ids 0 to"):
         beam_search(late, batch, TextGrammar(VOCABULARY), num_beams=2, options=options)
+
+
+def test_a_hook_allows_nothing_that_the_grammar_forbids() -> None:
+    model, grammar, state = two_heads(), grammar_of(size=None), State("size", size=(ord("2"),))
+    forbidden = ord("-")  # between "*" and the digits
+    assert grammar.allowed(state)[0] == (ord("*"), ord("*") + 1)
+
+    def prefer(scores):
+        changed = scores.logits.clone()
+        changed[:, forbidden - scores.first] = 100
+        return changed
+
+    choose = Chooser(model.outputs, model.outputs["words"], guidance=Unguided(), sampling=GREEDY, hooks=[prefer])
+    assert int(choose(torch.randn(1, WIDTH), [grammar], [state], 0).ids) != forbidden

@@ -160,6 +160,7 @@ class ConfidenceSampler(Block):
         sampled: Int[Tensor, "S B L"] | None = None,
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | None = None,
+        allowed: Bool[Tensor, " V"] | None = None,
     ) -> Int[Tensor, "B L"]:
         """Fills the hidden places in; ids that are there already stay.
 
@@ -170,9 +171,11 @@ class ConfidenceSampler(Block):
             sampled: the codes sampled in each step, in place of a generator.
             gumbel: the noise of the confidence in each step, in place of a generator.
             generator: source of randomness.
+            allowed: False at ids that are no codes, where the logits are those of a whole vocabulary, such as ``CodeIds.allowed``
+                gives: neither text nor the id that hides a code is sampled then. None allows all.
 
         Raises:
-            ValueError: no hidden place, random values of another shape or that are not finite; logits that hold NaN or plus
+            ValueError: no hidden place, another number of allowed ids than of logits, random values of another shape or that are not finite; logits that hold NaN or plus
                 infinity, or are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
         """
         if not bool((ids == mask_id).any()):
@@ -185,6 +188,9 @@ class ConfidenceSampler(Block):
         temperature, found = self.temperature, ids
         for step in range(self.num_steps):
             logits = predict(ids, step)
+            if allowed is not None:
+                check_shape("allowed", allowed, logits.shape[-1:])
+                logits = logits.masked_fill(~allowed, float("-inf"))
             check_logits(logits)
             hidden = ids == mask_id
             chosen = sampled[step] if sampled is not None else self._sample(logits, generator)
