@@ -119,7 +119,7 @@ class ChoosingGrammar(Grammar, Protocol):
     """A grammar that knows beforehand among which ids heads will choose, so that others are refused before anything is computed."""
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
-        """From here on: the head that writes ids, None for the one the options name, and the ids; where one alone may come, none."""
+        """From here on: heads, None for the one the options name, and the ids that each may have to choose among."""
         ...
 
 

@@ -144,8 +144,8 @@ def sample_grids(
             condition, then all rows of the next stream, ...
         grammar: how images are written, and their size (h, w).
         sampler: how many passes, how codes are sampled and which are kept.
-        options: ``guidance``, ``generator``, ``input`` and ``head``; ids are sampled as the sampler says. Codes are written and read
-            by the grammar's own ``head`` and ``input`` where it names any.
+        options: ``guidance``, ``generator``, ``input`` and ``head``; ids are sampled as the sampler says. Where the grammar
+            names a ``head`` or an ``input`` for codes, these are used.
         mask_id: the id that hides a code; an id of the embedder that reads codes.
 
     Raises:

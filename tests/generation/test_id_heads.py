@@ -15,6 +15,7 @@ from mmblocks.sequence.tokens import Modality, TokenTable
 from tests.shared.tiny import EOS, FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 FIRST = FORMAT.codes.start
+TEXT = State()
 PROMPTS = [[text("what is it? ")], [text("a")]]
 
 
@@ -44,7 +45,7 @@ def opening(scores):
 @torch.no_grad()
 def test_text_codes_and_text_are_those_of_a_whole_pass(guidance) -> None:
     model, grammar = two_heads(), grammar_of()
-    prompts = PROMPTS if guidance is None else PROMPTS + [[text("x")], [text("yz")]]
+    prompts = PROMPTS if guidance is None else [*PROMPTS, [text("x")], [text("yz")]]
     batch = model.batch_builder(TOKENIZER)(prompts, padding="left")
     options = Generation(max_tokens=30, sampling=GREEDY, head="words", hooks=[opening], guidance=guidance)
     steps = list(generate_ids(model, batch, grammar, options))
@@ -96,7 +97,7 @@ def test_rows_of_different_heads_are_served_apart() -> None:
 def test_heads_that_cannot_write_the_ids_are_refused() -> None:
     model = two_heads(latents=RegressionHead(dim=WIDTH, target_dim=4))
 
-    def check(grammar, state=State()) -> None:
+    def check(grammar, state=TEXT) -> None:
         chooser = Chooser(model.outputs, model.outputs["words"], guidance=Unguided(), sampling=GREEDY)
         chooser.check([grammar], [state])
         if grammar.allowed(state)[0][1] - grammar.allowed(state)[0][0] > 1:

@@ -172,8 +172,8 @@ def test_no_text_stands_in_an_image_whatever_a_head_would_rather_write() -> None
         apart.inputs["pictures"].weight[FORMAT.row_end] = 1e3
     grammar = GridGrammar(FORMAT, size=(2, 3), head="codes", input="pictures")
     assert torch.equal(sample_grids(apart, prompt, grammar, SAMPLER, options, mask_id=MASK), found)
+    small = parallel_model(outputs={"words": LMHead(dim=WIDTH, vocab_size=FORMAT.codes.start)})
     with pytest.raises(ValueError, match="the head 'words' writes ids 0 to"):
-        small = parallel_model(outputs={"words": LMHead(dim=WIDTH, vocab_size=FORMAT.codes.start)})
         sample_grids(small, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, Generation(head="words"), mask_id=MASK)
 
 

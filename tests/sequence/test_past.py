@@ -11,7 +11,7 @@ from tests.shared.random_tables import random_table
 
 
 def written_table(generator: torch.Generator, *, batch: int = 4, prompt: int = 12, length: int = 40, left=True) -> TokenTable:
-    """Rows padded on the left if so wished, and after the prompt token by token: text, images of one span, and padding in the midst."""
+    """Rows padded on the left or not, and after the prompt token by token: text, images of one span, padding in the midst."""
     table = TokenTable.text(batch, length)
 
     def draw(high: int) -> int:

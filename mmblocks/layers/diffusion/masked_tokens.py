@@ -175,8 +175,9 @@ class ConfidenceSampler(Block):
                 gives: neither text nor the id that hides a code is sampled then. None allows all.
 
         Raises:
-            ValueError: no hidden place, another number of allowed ids than of logits, random values of another shape or that are not finite; logits that hold NaN or plus
-                infinity, or are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
+            ValueError: no hidden place, another number of allowed ids than of logits, random values of another shape or that are
+                not finite; logits that hold NaN or plus infinity, or are all minus infinity (both checked on CPU; elsewhere the
+                look-up of such a code stops the program).
         """
         if not bool((ids == mask_id).any()):
             raise ValueError(f"ids has no {mask_id}; accepted: at least one hidden place, else nothing is asked for")
