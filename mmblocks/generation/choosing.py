@@ -157,6 +157,7 @@ class Chooser:
         self.heads, self.id_head, self.guidance, self.hooks = heads, id_head, guidance, tuple(hooks)
         self.sampling = sampling if isinstance(sampling, ModalSampling) else ModalSampling(text=sampling, image=sampling)
         self.generator = generator
+        self._by_name: dict[str | None, tuple[IdHead, int]] = {}
         self._by_ranges: dict[tuple[IdRange, ...], _Allowed] = {}
         self._by_object: dict[int, _Allowed] = {}  # by id(); what is kept holds the object, so that no other can have its place
 
@@ -171,7 +172,7 @@ class Chooser:
             if state.mode != "done" and isinstance(grammar, ChoosingGrammar):
                 for name, ranges in grammar.choices(state):
                     allowed = _Allowed(ranges)
-                    check_ids(self._id_head(name), allowed.first, allowed.stop, name)
+                    check_ids(self._id_head(name)[0], allowed.first, allowed.stop, name)
 
     def __call__(self, hidden: Float[Tensor, "SB D"], grammars: Sequence[Grammar], states: Sequence[State], step: int) -> Chosen:
         """Serves the rows group by group; the hidden states are those of the first stream, then of the second, ...
@@ -237,19 +238,21 @@ class Chooser:
             return guided.sample(hidden[0], unconditional=hidden[1], guidance=rule.scale, generator=self.generator)
         return head.sample(hidden[0], generator=self.generator)
 
-    def _id_head(self, name: str | None) -> IdHead:
-        if name is not None:
-            return id_head_named(self.heads, name)
-        if self.id_head is None:
-            raise ValueError("an id is to be written and no head over ids is named: name it with head=")
-        return self.id_head
+    def _id_head(self, name: str | None) -> tuple[IdHead, int]:
+        """The head of that name, or the one where none is named; and the vocabulary's id of its first."""
+        if name not in self._by_name:
+            head = self.id_head if name is None else id_head_named(self.heads, name)
+            if head is None:
+                raise ValueError("an id is to be written and no head over ids is named: name it with head=")
+            self._by_name[name] = head, ids_of(head)[0]
+        return self._by_name[name]
 
     def _sample_ids(
         self, hidden: Float[Tensor, "S N D"], kind: _Kind, rows: list[int], states: Sequence[State], step: int
     ) -> Int[Tensor, " N"]:
-        head, first, stop = self._id_head(kind.head), kind.allowed.first, kind.allowed.stop
-        check_ids(head, first, stop, kind.head)
-        own = ids_of(head)[0]
+        (head, own), first, stop = self._id_head(kind.head), kind.allowed.first, kind.allowed.stop
+        if first < own or stop - own > head.vocab_size:
+            check_ids(head, first, stop, kind.head)
         if kind.guided:
             logits = head.logits(hidden.flatten(0, 1), first - own, stop - own)
             logits = self.guidance.combine(logits.view(*hidden.shape[:2], -1), step)
