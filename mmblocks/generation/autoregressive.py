@@ -93,6 +93,7 @@ def generate_ids(
         hooks=options.hooks,
         generator=generator,
     )
+    choose.check(grammars, states)
     reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmblocks.generation.autoregressive import check_prompt, most_tokens, some_id_head_of
 from mmblocks.generation.grammar import Grammar, State
+from mmblocks.generation.id_heads import IdHead, check_ids, ids_of
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel
 from mmblocks.generation.tables import TableWriter
@@ -95,6 +97,7 @@ def beam_search(
     starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
     max_tokens = most_tokens(options, [grammar] * prompts, starts)
     id_head = some_id_head_of(model.outputs, options.head)
+    lowest = ids_of(id_head)[0]
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
     hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
     spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
@@ -108,7 +111,9 @@ def beam_search(
     scores[:, 0] = 0
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
-        logits = id_head.logits(hidden).masked_fill(_forbidden(grammar, states, id_head.vocab_size, hidden.device), float("-inf"))
+        logits = pad(id_head.logits(hidden), (lowest, 0)).masked_fill(
+            _forbidden(grammar, states, id_head, hidden.device), -math.inf
+        )
         # NaN in a beam that is out of the running, which may have no id left, is of no matter.
         totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
@@ -165,9 +170,11 @@ def _best(
     return kept, rows, ids
 
 
-def _forbidden(grammar: Grammar, states: Sequence[State], vocab_size: int, device: torch.device) -> Tensor:
-    mask = torch.ones(len(states), vocab_size, dtype=torch.bool)
+def _forbidden(grammar: Grammar, states: Sequence[State], head: IdHead, device: torch.device) -> Tensor:
+    """True at the ids that may not come, of all up to the head's last; (B, V)."""
+    mask = torch.ones(len(states), ids_of(head)[1], dtype=torch.bool)
     for row, state in zip(mask, states, strict=True):
         for first, stop in grammar.allowed(state):
+            check_ids(head, first, stop)
             row[first:stop] = False
     return mask.to(device)

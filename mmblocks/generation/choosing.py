@@ -1,7 +1,8 @@
 """One step's choice: from the hidden states of all rows to their next ids, or vectors where an image is continuous.
 
-Rows that may take the same ids, and take them under the same rules, are served together: their part of the head is computed
-once and no other. Where one id alone is possible nothing is computed.
+Rows that may take the same ids, of the same head and under the same rules, are served together: their part of the head is
+computed once and no other. Where one id alone is possible nothing is computed. Rows of one grammar that stand alike are looked at
+once.
 
 Shapes: S streams, B rows, N rows served together, D width, V ids served.
 """
@@ -9,29 +10,27 @@ Shapes: S streams, B rows, N rows served together, D width, V ids served.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.generation.grammar import Grammar, IdRange, State
+from mmblocks.generation.grammar import ChoosingGrammar, Grammar, IdRange, State
 from mmblocks.generation.guidance import ClassifierFree, Guidance
+from mmblocks.generation.id_heads import IdHead as IdHead
+from mmblocks.generation.id_heads import check_ids, ids_of
+from mmblocks.generation.id_heads import id_head as id_head_named
 from mmblocks.layers.categorical import Sampling, sample_ids
 from mmblocks.roles import AnyHead, Head
 from mmblocks.sequence.segments import NO_ID
 from mmblocks.support.named import Named
 
+FEW = 8
+"""So many ranges are compared as fast as they are looked up."""
 
-@runtime_checkable
-class IdHead(Protocol):
-    """A head over ids, as the loop needs it."""
-
-    vocab_size: int
-
-    def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """(N, D) -> float32 logits of the ids ``start:stop``."""
-        ...
+MOST_REMEMBERED = 256
+"""Sets of allowed ids that one generation remembers."""
 
 
 class GuidedHead(Protocol):
@@ -98,13 +97,38 @@ class Chosen(NamedTuple):
     vectors: dict[int, Float[Tensor, " D2"]]
 
 
+class _Allowed:
+    """Ids that may come, looked at once. Two are equal where they are one object."""
+
+    def __init__(self, ranges: tuple[IdRange, ...]) -> None:
+        self.ranges = ranges
+        self.first = min((first for first, _ in ranges), default=0)
+        self.stop = max((stop for _, stop in ranges), default=0)
+        self._forbidden: Tensor | None = None
+
+    @property
+    def only_id(self) -> bool:
+        """Whether there is one alone."""
+        return len(self.ranges) == 1 and self.stop - self.first == 1
+
+    def forbidden(self, device: torch.device) -> Tensor | None:
+        """True at the ids between the lowest and the highest that may not come; None where all may."""
+        if len(self.ranges) > 1 and self._forbidden is None:
+            mask = torch.ones(self.stop - self.first, dtype=torch.bool)
+            for start, stop in self.ranges:
+                mask[start - self.first : stop - self.first] = False
+            self._forbidden = mask.to(device)
+        return self._forbidden
+
+
 class _Kind(NamedTuple):
     """What rows that are served together have in common."""
 
-    allowed: tuple[IdRange, ...]
+    allowed: _Allowed
     in_image: bool
     guided: bool
     head: str | None
+    writes: str
 
 
 class Chooser:
@@ -113,7 +137,7 @@ class Chooser:
     Args:
         heads: by name; those over vectors need ``sample(hidden, generator=...)``, and ``unconditional=`` and ``guidance=`` to be
             guided by ``ClassifierFree``.
-        id_head: the head over ids.
+        id_head: the head over ids, where the grammar names none.
         guidance: how the streams become one.
         sampling: how ids are sampled.
         hooks: called in order on each group's scores.
@@ -133,23 +157,40 @@ class Chooser:
         self.heads, self.id_head, self.guidance, self.hooks = heads, id_head, guidance, tuple(hooks)
         self.sampling = sampling if isinstance(sampling, ModalSampling) else ModalSampling(text=sampling, image=sampling)
         self.generator = generator
-        self._forbidden: dict[tuple[IdRange, ...], Tensor] = {}
+        self._by_name: dict[str | None, tuple[IdHead, int]] = {}
+        self._by_ranges: dict[tuple[IdRange, ...], _Allowed] = {}
+        self._by_object: dict[int, _Allowed] = {}  # by id(); what is kept holds the object, so that no other can have its place
+
+    def check(self, grammars: Sequence[Grammar], states: Sequence[State]) -> None:
+        """Refuses ids that no head writes, as far as grammars say which they may choose: before anything is computed.
+
+        Raises:
+            TypeError: a head that is named for ids and writes none.
+            ValueError: no such head, or ids outside of its range.
+        """
+        for grammar, state in {(id(one), state): (one, state) for one, state in zip(grammars, states, strict=True)}.values():
+            if state.mode != "done" and isinstance(grammar, ChoosingGrammar):
+                for name, ranges in grammar.choices(state):
+                    allowed = _Allowed(ranges)
+                    check_ids(self._id_head(name)[0], allowed.first, allowed.stop, name)
 
     def __call__(self, hidden: Float[Tensor, "SB D"], grammars: Sequence[Grammar], states: Sequence[State], step: int) -> Chosen:
-        """Serves the rows group by group; the hidden states are those of the first stream, then of the second, ..."""
-        groups: dict[_Kind, list[int]] = {}
-        for row, (grammar, state) in enumerate(zip(grammars, states, strict=True)):
-            groups.setdefault(self._kind(grammar, state), []).append(row)
+        """Serves the rows group by group; the hidden states are those of the first stream, then of the second, ...
+
+        Rows that write a span are left out: they have ``NO_ID``.
+        """
+        groups = self._groups(grammars, states)
         streams = hidden.view(self.guidance.num_streams, len(states), hidden.shape[-1])
         ids: list[Tensor] = []
         vectors: dict[int, Tensor] = {}
         for kind, rows in groups.items():
-            if kind.head is not None:
-                values = self._sample_vectors(cast(Head, self.heads[kind.head]), streams[:, rows], step)
+            if kind.writes == "vector":
+                values = self._sample_vectors(cast(Head, self.heads[str(kind.head)]), streams[:, rows], step)
                 vectors.update(zip(rows, values, strict=True))
+            if kind.writes != "id":
                 ids.append(torch.full((len(rows),), NO_ID, device=hidden.device))
-            elif _only_id(kind.allowed) is not None:
-                ids.append(torch.full((len(rows),), kind.allowed[0][0], device=hidden.device))
+            elif kind.allowed.only_id:
+                ids.append(torch.full((len(rows),), kind.allowed.first, device=hidden.device))
             else:
                 at = slice(None) if len(groups) == 1 else rows
                 ids.append(self._sample_ids(streams[:, at], kind, rows, states, step))
@@ -158,14 +199,36 @@ class Chooser:
         order = torch.tensor([row for rows in groups.values() for row in rows], device=hidden.device)
         return Chosen(torch.cat(ids)[order.argsort()], vectors)
 
+    def _groups(self, grammars: Sequence[Grammar], states: Sequence[State]) -> dict[_Kind, list[int]]:
+        """Which rows are served together."""
+        if len(self._by_object) > MOST_REMEMBERED or len(self._by_ranges) > MOST_REMEMBERED:
+            self._by_object, self._by_ranges = {}, {}
+        kinds: dict[tuple[int, State], _Kind] = {}
+        groups: dict[_Kind, list[int]] = {}
+        for row, (grammar, state) in enumerate(zip(grammars, states, strict=True)):
+            stands = (id(grammar), state)
+            if stands not in kinds:
+                kinds[stands] = self._kind(grammar, state)
+            groups.setdefault(kinds[stands], []).append(row)
+        return groups
+
     def _kind(self, grammar: Grammar, state: State) -> _Kind:
         if state.mode == "done":
-            return _Kind(((0, 1),), False, False, None)  # never read: any id will do
+            return _Kind(self._allowed(((0, 1),)), False, False, None, "id")  # never read: any id will do
         described = grammar.describe(state)
-        if described.writes == "vector":
-            return _Kind((), True, False, described.head)
+        if described.writes != "id":
+            return _Kind(self._allowed(()), True, False, described.head, described.writes)
         guided = described.is_visual or not self.guidance.images_only
-        return _Kind(grammar.allowed(state), state.in_image, guided, None)
+        return _Kind(self._allowed(grammar.allowed(state)), state.in_image, guided, described.head, "id")
+
+    def _allowed(self, ranges: tuple[IdRange, ...]) -> _Allowed:
+        """What is known of these ids. Thousands of ranges are compared once, and known as an object afterwards."""
+        known = self._by_object.get(id(ranges)) if len(ranges) > FEW else None
+        if known is None or known.ranges is not ranges:
+            known = self._by_ranges.get(ranges)
+            if known is None:
+                known = self._by_ranges[ranges] = self._by_object[id(ranges)] = _Allowed(ranges)
+        return known
 
     def _sample_vectors(self, head: Head, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
         """Vectors; guided where the head knows how, from the first stream alone elsewhere."""
@@ -175,46 +238,36 @@ class Chooser:
             return guided.sample(hidden[0], unconditional=hidden[1], guidance=rule.scale, generator=self.generator)
         return head.sample(hidden[0], generator=self.generator)
 
+    def _id_head(self, name: str | None) -> tuple[IdHead, int]:
+        """The head of that name, or the one where none is named; and the vocabulary's id of its first."""
+        if name not in self._by_name:
+            head = self.id_head if name is None else id_head_named(self.heads, name)
+            if head is None:
+                raise ValueError("an id is to be written and no head over ids is named: name it with head=")
+            self._by_name[name] = head, ids_of(head)[0]
+        return self._by_name[name]
+
     def _sample_ids(
         self, hidden: Float[Tensor, "S N D"], kind: _Kind, rows: list[int], states: Sequence[State], step: int
     ) -> Int[Tensor, " N"]:
-        if self.id_head is None:
-            raise ValueError("an id is to be written and no head over ids is named: name it with head=")
-        first, stop = _span(kind.allowed)
-        if stop > self.id_head.vocab_size:
-            raise ValueError(f"the grammar allows ids up to {stop - 1}; the head writes ids below {self.id_head.vocab_size}")
+        (head, own), first, stop = self._id_head(kind.head), kind.allowed.first, kind.allowed.stop
+        if first < own or stop - own > head.vocab_size:
+            check_ids(head, first, stop, kind.head)
         if kind.guided:
-            logits = self.id_head.logits(hidden.flatten(0, 1), first, stop)
+            logits = head.logits(hidden.flatten(0, 1), first - own, stop - own)
             logits = self.guidance.combine(logits.view(*hidden.shape[:2], -1), step)
         else:
-            logits = self.id_head.logits(hidden[0], first, stop)
-        if len(kind.allowed) > 1:
-            logits = logits.masked_fill(self._mask(kind.allowed, logits.device), float("-inf"))
+            logits = head.logits(hidden[0], first - own, stop - own)
+        forbidden = kind.allowed.forbidden(logits.device)
+        if forbidden is not None:
+            logits = logits.masked_fill(forbidden, float("-inf"))
         for hook in self.hooks:
             logits = hook(Scores(logits, first, tuple(rows), tuple(states[row] for row in rows), step))
+        if forbidden is not None and self.hooks:
+            logits = logits.masked_fill(forbidden, float("-inf"))  # whatever a hook says of them
         sampling = self.sampling.image if kind.in_image else self.sampling.text
         return sample_ids(logits, sampling, generator=self.generator) + first
-
-    def _mask(self, allowed: tuple[IdRange, ...], device: torch.device) -> Tensor:
-        """True at the ids between the lowest and the highest that may not come."""
-        if allowed not in self._forbidden:
-            first, last = _span(allowed)
-            mask = torch.ones(last - first, dtype=torch.bool)
-            for start, stop in allowed:
-                mask[start - first : stop - first] = False
-            self._forbidden[allowed] = mask.to(device)
-        return self._forbidden[allowed]
 
 
 def _guides(head: Head) -> bool:
     return "unconditional" in signature(head.sample).parameters
-
-
-def _span(allowed: tuple[IdRange, ...]) -> IdRange:
-    """The range from the lowest to the highest id."""
-    return min(first for first, _ in allowed), max(stop for _, stop in allowed)
-
-
-def _only_id(allowed: tuple[IdRange, ...]) -> int | None:
-    """The id, where there is one alone."""
-    return allowed[0][0] if len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1 else None

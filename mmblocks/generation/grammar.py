@@ -129,6 +129,15 @@ class BoundedGrammar(Grammar, Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosingGrammar(Grammar, Protocol):
+    """A grammar that knows beforehand among which ids heads will choose, so that others are refused before anything is computed."""
+
+    def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """From here on: heads, None for the one the options name, and the ids that each may have to choose among."""
+        ...
+
+
 class TextGrammar:
     """Any id until one that stops.
 
@@ -156,6 +165,10 @@ class TextGrammar:
     def allowed(self, state: State) -> tuple[IdRange, ...]:
         """Every id."""
         return ((0, self.vocab_size),)
+
+    def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Every id."""
+        return [(None, self.allowed(state))]
 
     def describe(self, state: State) -> Described:
         """Text."""

@@ -4,6 +4,7 @@ Where a row stands inside an image follows from the image's size and from how ma
 closings are never left to chance.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
@@ -34,6 +35,8 @@ class GridGrammar:
         vocab_size: where text ids stand after the codes too, as in Chameleon; None if the codes end the vocabulary.
         size_digits: fewest and most digits of a height or width that the model writes. Emu3.5's code takes exactly two.
         structure_in_text: also allow the ids of rows and closings as text, as Emu3.5's code does. They then mean nothing.
+        head: the head that writes codes, where it is another one than that of text (ARMOR, OmniMamba).
+        input: the embedder that reads codes, likewise.
 
     Raises:
         ValueError: for a size or a number of images below 1, or a size the format cannot write.
@@ -60,6 +63,8 @@ class GridGrammar:
         vocab_size: int | None = None,
         size_digits: tuple[int, int] = (1, 3),
         structure_in_text: bool = False,
+        head: str | None = None,
+        input: str | None = None,
     ) -> None:
         if isinstance(size, str) and size not in ("reference", "first"):
             raise ValueError(f"size is {size!r}; accepted: (height, width), 'reference', 'first' or None")
@@ -72,7 +77,7 @@ class GridGrammar:
         if format.fixed_size is not None and size not in (None, format.fixed_size):
             raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
         self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
-        self.size = size or format.fixed_size
+        self.size, self.head, self.input = size or format.fixed_size, head, input
         vocab_size = format.codes.stop if vocab_size is None else vocab_size
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
@@ -80,6 +85,7 @@ class GridGrammar:
         self._text = _ranges_without(vocab_size, self._codes, structure)
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
+        self._bodies: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -118,7 +124,24 @@ class GridGrammar:
         if state.mode != "grid" or self._expected(state) != ANY_CODE:
             return TEXT_TOKEN
         row, column = self.format.place(state.offset, state.width)
-        return Described(int(Modality.VISION), True, (0, row, column))
+        return Described(int(Modality.VISION), True, (0, row, column), self.head, self.input)
+
+    def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Codes, text, and digits of sizes, as far as they may still come."""
+        if state.mode == "done":
+            return []
+        in_text, opens = state.mode == "text", state.num_images < self.num_images
+        writes_images = state.in_image or (opens and self.format.begin is not None)
+        after_image = self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
+        found: list[tuple[str | None, tuple[IdRange, ...]]] = []
+        if writes_images:
+            found.append((self.head, self._codes))
+        if in_text or after_image:
+            text = self.allowed(state) if in_text else self._text_only
+            found.append((None, text))
+        if writes_images and (state.mode == "size" or in_text or after_image) and self._wanted_size(state) is None:
+            found.append((None, self._digit))
+        return [(head, ranges) for head, ranges in found if ranges]
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after ``next_id``.
@@ -128,7 +151,7 @@ class GridGrammar:
         """
         if state.mode == "done":
             return state
-        if not any(first <= next_id < stop for first, stop in self.allowed(state)):
+        if not self._allows(state, next_id):
             where = "text" if state.mode == "text" else f"the {state.mode} of an image"
             raise ValueError(f"id {next_id} cannot stand in {where}; accepted ranges: {self.allowed(state)}")
         match state.mode:
@@ -163,7 +186,14 @@ class GridGrammar:
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
         """The codes of a complete image, whose size ``state`` says."""
         head = self.format.head(state.height, state.width)
-        return codes(self.format.read_image([*head, *ids]), self.format, input=input)
+        return codes(self.format.read_image([*head, *ids]), self.format, input=self.input or input)
+
+    def _allows(self, state: State, next_id: int) -> bool:
+        allowed = self.allowed(state)
+        if state.mode == "size" or len(allowed) == 1:
+            return any(first <= next_id < stop for first, stop in allowed)
+        place = bisect_right(allowed, next_id, key=_first) - 1  # ranges of codes and of text rise
+        return place >= 0 and next_id < allowed[place][1]
 
     def _reader(self, num_images: int) -> "GridGrammar":
         """Reads prompts, which follow the format but none of the wishes for what is written."""
@@ -190,7 +220,10 @@ class GridGrammar:
         return after if self.format.begin is not None else self._opened(after)
 
     def _expected(self, state: State) -> int:
-        return _expected_ids(self.format, state.height, state.width)[state.offset]
+        size = state.height, state.width
+        if size not in self._bodies:
+            self._bodies[size] = _expected_ids(self.format, *size)
+        return self._bodies[size][state.offset]
 
     def _wanted_size(self, state: State) -> tuple[int, ...] | None:
         """The ids that must spell the size, up to ``image``; None where the model chooses."""
@@ -222,6 +255,10 @@ class GridGrammar:
 def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
     """What stands at every offset of an image, up to the first after it."""
     return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
+
+
+def _first(ids: IdRange) -> int:
+    return ids[0]
 
 
 def _ranges_without(vocab_size: int, codes: tuple[IdRange, ...], excluded: set[int]) -> tuple[IdRange, ...]:

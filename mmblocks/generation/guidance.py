@@ -46,7 +46,7 @@ def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tens
     Source: classifier-free guidance (arXiv 2207.12598) as Emu3 applies it to logits.
     """
     c, u = conditional.log_softmax(dim=-1), unconditional.log_softmax(dim=-1)
-    return u + scale * (c - u)
+    return (c - u).mul_(scale).add_(u)  # u + scale * (c - u), in memory taken once
 
 
 def _check_finite(**values: float) -> None:

@@ -24,10 +24,12 @@ from torch import Generator, Tensor
 from mmblocks.generation.autoregressive import check_prompt, some_id_head_of
 from mmblocks.generation.grid_grammar import GridGrammar
 from mmblocks.generation.guidance import as_guidance
+from mmblocks.generation.id_heads import check_ids, vocabulary_logits
 from mmblocks.generation.options import Generation
 from mmblocks.generation.reading import IdModel
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.following import FOLLOWING
 from mmblocks.sequence.masks import changes, lower
 from mmblocks.sequence.positions import sequential
 from mmblocks.sequence.rows import Placed
@@ -51,6 +53,9 @@ def copy_positions(table: TokenTable) -> Int[Tensor, "B L"]:
     begins = changes(table.noisy.long()) | changes(table.span) | changes(table.document)
     inside = index - torch.where(begins, index, 0).cummax(dim=1).values
     return torch.where(table.noisy, seen + inside, clean)
+
+
+FOLLOWING[copy_positions] = FOLLOWING[sequential]  # which it is in rows of clean tokens
 
 
 class _Image(NamedTuple):
@@ -141,13 +146,14 @@ def sample_grids(
             condition, then all rows of the next stream, ...
         grammar: how images are written, and their size (h, w).
         sampler: how many passes, how codes are sampled and which are kept.
-        options: ``guidance``, ``generator``, ``input`` and ``head``; ids are sampled as the sampler says.
-        mask_id: the id that hides a code.
+        options: ``guidance``, ``generator``, ``input`` and ``head``; ids are sampled as the sampler says. Where the grammar
+            names a ``head`` or an ``input`` for codes, these are used.
+        mask_id: the id that hides a code; an id of the embedder that reads codes.
 
     Raises:
         ValueError: a prompt that is padded on the right, does not end with the image's head, or whose rows are not a multiple of
-            the streams; a grammar without a fixed size; a format of more than one order of codes, or images without a head; other
-            options.
+            the streams; a grammar without a fixed size; a format of more than one order of codes, or images without a head; a head
+            that does not write the codes; other options.
     """
     options = options or Generation()
     options.check_used("sample_grids", "guidance", "generator", "input", "head")
@@ -158,20 +164,24 @@ def sample_grids(
     body = body[: int((body == ANY_CODE).nonzero().max()) + 1]
     is_code = (body == ANY_CODE).to(prompt.ids.device)
     block = torch.cat([prompt.ids[:, -1:], body.to(prompt.ids.device).repeat(len(prompt.ids), 1)], dim=1)
+    structure = torch.where(block < 0, block[:, :1], block)  # in place of codes any id that the embedder of text knows
     table = _block_table(prompt.table, is_code, size)
     before = prompt.ids.shape[1] - 1
-    id_head = some_id_head_of(model.outputs, options.head)
+    id_head, reader = some_id_head_of(model.outputs, grammar.head or options.head), grammar.input or options.input
+    check_ids(id_head, form.codes.start, form.codes.stop, grammar.head or options.head)
     cache = model.trunk.new_cache(len(prompt.ids), before + block.shape[1])
 
     def predict(ids: Tensor, step: int) -> Tensor:
         block[:, 1:][:, is_code] = ids.repeat(guide.num_streams, 1)
-        embeds, new = vectors_of(model.inputs[options.input](block)), table
+        embeds, new = vectors_of(model.inputs[options.input](block if reader == options.input else structure)), table
+        if reader != options.input:
+            embeds[:, 1:][:, is_code] = vectors_of(model.inputs[reader](block[:, 1:][:, is_code])).to(embeds.dtype)
         if cache.length < before:
             embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
             new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
         hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
         cache.forget(block.shape[1])  # the grid is another one in each pass
-        logits = id_head.logits(hidden, form.codes.start, form.codes.stop)
+        logits = vocabulary_logits(id_head, hidden, form.codes.start, form.codes.stop)
         streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
         return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
 

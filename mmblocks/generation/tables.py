@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmblocks.generation.grammar import Grammar, State
+from mmblocks.generation.grammar import Described, Grammar, State
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 
 
@@ -47,34 +47,33 @@ class TableWriter:
     def __init__(self, prompt: TokenTable, num_streams: int, images_only: bool) -> None:
         length = prompt.shape[1]
         newest = prompt.slice(length - 1, length)
-        self.document, self.order = newest.document, newest.order
         self.num_streams, self.images_only = num_streams, images_only
-        self.next_span = prompt.span.amax(dim=1, keepdim=True) + 1
+        self.order = newest.order
+        self.documents: list[int] = newest.document[:, 0].tolist()
+        self.next_spans: list[int] = (prompt.span.amax(dim=1) + 1).tolist()
+        self._noisy, self._target = torch.zeros_like(newest.noisy), torch.full_like(newest.target, NO_HEAD)
 
     def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
-        """The column of the tokens that led from one state to the other."""
-        described = [grammar.describe(state) for grammar, state in zip(grammars, before, strict=True)]
-        modality = self._column([d.modality for d in described])
-        in_span = self._column([d.in_span for d in described])
-        unread = self._column([state.mode == "done" for state in before])
-        if self.images_only:  # the other streams skip text
-            skipped = self._column([not (a.in_image or b.in_image) for a, b in zip(before, after, strict=True)])
-            skipped[: len(before)] = False
-            unread = unread | skipped
+        """The column of the tokens that led from one state to the other: put together on the host, and copied once."""
+        known: dict[tuple[int, State], Described] = {}
+        told = []
+        for grammar, state, following in zip(grammars, before, after, strict=True):
+            stands = (id(grammar), state)
+            if stands not in known:
+                known[stands] = grammar.describe(state)
+            told.append((known[stands], state, not (state.in_image or following.in_image)))
+        facts = []
+        for row, (document, next_span) in enumerate(zip(self.documents, self.next_spans, strict=True)):
+            described, state, in_text = told[row % len(told)]
+            own = next_span if described.in_span else NO_SPAN
+            # Streams after the first skip text where images alone are guided.
+            unread = state.mode == "done" or (self.images_only and in_text and row >= len(told))
+            facts.append((*((PADDING, PADDING) if unread else (described.modality, document)), own, *described.grid))
+        column = torch.tensor(facts, device=self._noisy.device)[:, None]
+        modality, documents, span = column[..., :3].unbind(-1)
         self.order = self.order + 1
-        table = TokenTable(
-            modality=torch.where(unread, PADDING, modality),
-            document=torch.where(unread, PADDING, self.document),
-            span=torch.where(in_span, self.next_span, NO_SPAN),
-            grid=torch.tensor([d.grid for d in described], device=modality.device)[:, None].repeat(self.num_streams, 1, 1),
-            order=self.order,
-            noisy=torch.zeros_like(unread),
-            target=torch.full_like(self.order, NO_HEAD),
-        )
-        finished = [b.num_images > a.num_images for a, b in zip(before, after, strict=True)]
-        if any(finished):
-            self.next_span = self.next_span + self._column(finished).long()
-        return table
+        self._finish([b.num_images - a.num_images for a, b in zip(before, after, strict=True)])
+        return TokenTable(modality, documents, span, column[..., 3:], self.order, self._noisy, self._target)
 
     def block(self, chunks: Mapping[int, Chunk], rows: int, *, noisy: bool = False, skipping: Sequence[int] = ()) -> TokenTable:
         """Several tokens of some rows, padded on the left; other rows have padding alone.
@@ -101,8 +100,8 @@ class TableWriter:
             unread = unread.index_fill(0, torch.tensor(others, device=unread.device), value=True)
         return table._replace(
             modality=torch.where(unread, PADDING, table.modality),
-            document=torch.where(unread, PADDING, self.document),
-            span=torch.where(table.span == NO_SPAN, NO_SPAN, table.span + self.next_span),
+            document=torch.where(unread, PADDING, self._column(self.documents)),
+            span=torch.where(table.span == NO_SPAN, NO_SPAN, table.span + self._column(self.next_spans)),
             order=self.order + 1 + steps,
         )
 
@@ -116,8 +115,12 @@ class TableWriter:
         """
         real = ~table.is_padding
         self.order = torch.maximum(self.order, torch.where(real, table.order, -1).amax(dim=1, keepdim=True))
-        if spans:
-            self.next_span = self.next_span + self._column([spans.get(row, 0) for row in range(rows)])
+        self._finish([spans.get(row, 0) for row in range(rows)])
 
-    def _column(self, values: list[int] | list[bool]) -> Tensor:
-        return torch.tensor(values, device=self.document.device)[:, None].repeat(self.num_streams, 1)
+    def _finish(self, spans: Sequence[int]) -> None:
+        """Spans that are complete, by row of the first stream."""
+        if any(spans):
+            self.next_spans = [span + spans[row % len(spans)] for row, span in enumerate(self.next_spans)]
+
+    def _column(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.order.device)[:, None]

@@ -5,7 +5,7 @@ Shapes: N rows, D width, B images, L codes of an image, V codes.
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.heads.language import LMHead
@@ -72,6 +72,9 @@ class MaskedTokenHead(LMHead):
         sampled: Int[Tensor, "S B L"] | None = None,
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | None = None,
+        allowed: Bool[Tensor, " V"] | None = None,
     ) -> Int[Tensor, "B L"]:
         """Fills hidden codes in, pass by pass; see ``ConfidenceSampler.sample``. ``predict`` runs the model around the head."""
-        return self.sampler.sample(predict, ids, self.path.mask_id, sampled=sampled, gumbel=gumbel, generator=generator)
+        return self.sampler.sample(
+            predict, ids, self.path.mask_id, sampled=sampled, gumbel=gumbel, generator=generator, allowed=allowed
+        )

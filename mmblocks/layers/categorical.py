@@ -3,6 +3,7 @@
 Shapes: N rows, V ids.
 """
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -19,6 +20,9 @@ VALID_LOGITS = "accepted: finite logits, and minus infinity beside them"
 """What a row is that an id can be sampled from, for messages."""
 
 _TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+_AT_ONCE = 1 << 15
+"""Probabilities that are added up at once: as many as a processor holds near, in float64."""
 
 _SMALL = 1e-3
 """Divided by less, logits of usual size may overflow: the largest becomes 0 before, which changes no probability."""
@@ -94,7 +98,8 @@ def truncate(logits: Float[Tensor, "N V"], sampling: Sampling) -> Float[Tensor, 
         return logits
     if sampling.temperature < _SMALL:
         logits = logits - logits.amax(dim=-1, keepdim=True)
-    logits = (logits / max(sampling.temperature, _TINY)).clamp(max=_LARGEST)
+    if sampling.temperature != 1:
+        logits = (logits / max(sampling.temperature, _TINY)).clamp(max=_LARGEST)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
@@ -109,12 +114,15 @@ def sample_ids(
     generator: Generator | None = None,
     gumbel: Float[Tensor, "N V"] | None = None,
 ) -> Int[Tensor, " N"]:
-    """One id per row, by the Gumbel-max rule: the largest of logits + noise, which is distributed as their softmax.
+    """One id per row, distributed as the softmax of its logits.
+
+    With noise by the Gumbel-max rule: the largest of logits + noise. Without, on a CPU, where noise for each id takes long, by one
+    random number a row, which falls into the share of one id.
 
     Args:
         logits: any real numbers; minus infinity is never sampled. At least one of a row is finite.
         sampling: temperature and truncation; the lowest id wins ties.
-        generator: source of the noise, on the logits' device.
+        generator: source of randomness, on the logits' device.
         gumbel: the noise itself, in place of a generator.
 
     Returns:
@@ -129,11 +137,25 @@ def sample_ids(
     if sampling.temperature == 0:
         ids = logits.argmax(dim=-1)
     else:
-        if gumbel is None:
+        if gumbel is not None:
+            check_finite("gumbel", gumbel)
+        elif logits.device.type != "cpu":
             gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
-        check_finite("gumbel", gumbel)
-        ids = (truncate(logits, sampling) + gumbel).argmax(dim=-1)
+        ids = _by_shares(logits, sampling, generator) if gumbel is None else (truncate(logits, sampling) + gumbel).argmax(dim=-1)
     return ids if is_readable(logits) else torch.where(logits.amax(dim=-1).isfinite(), ids, NO_SAMPLE)
+
+
+def _by_shares(logits: Float[Tensor, "N V"], sampling: Sampling, generator: Generator | None) -> Int[Tensor, " N"]:
+    """The id into whose share of the row's probabilities, laid side by side, a random number falls."""
+    where = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+    rows = max(1, _AT_ONCE // max(1, logits.shape[-1]))
+    found = []
+    for part, at in zip(logits.split(rows), where.split(rows), strict=True):
+        ends = truncate(part, sampling).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        whole = ends[:, -1:]
+        below = torch.minimum(at * whole, whole.nextafter(torch.zeros_like(whole)))  # rounded up, it would be in no share
+        found.append(torch.searchsorted(ends, below, right=True)[:, 0])
+    return torch.cat(found)
 
 
 def check_logits(logits: Float[Tensor, "*N V"]) -> None:
@@ -145,7 +167,7 @@ def check_logits(logits: Float[Tensor, "*N V"]) -> None:
     if not is_readable(logits) or not logits.numel():
         return
     best = logits.detach().amax(dim=-1).flatten()  # NaN, where there is one
-    if not bool(best.isfinite().all()):
+    if not math.isfinite(float(best.sum())) and not bool(best.isfinite().all()):
         row = int((~best.isfinite()).nonzero()[0])
         kind = "are all minus infinity" if float(best[row]) == float("-inf") else "hold NaN or plus infinity"
         raise ValueError(f"the logits of row {row} {kind}; {VALID_LOGITS}")

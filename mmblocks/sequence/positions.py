@@ -83,7 +83,18 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
         >>> mrope(batch.table)[0].tolist()
         [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3, 3, 3]]
     """
-    whole, table = table, _clean(table)
+    clean = _clean(table)
+    begins, _ = mrope_runs(clean)
+    positions = begins[..., None] + torch.where((clean.span != NO_SPAN)[..., None], clean.grid, 0)
+    found = torch.where(clean.is_padding[..., None], 0, positions)
+    return found if clean is table else _with_noised(table, found, found.amax(dim=-1, keepdim=True), table.grid)
+
+
+def mrope_runs(table: TokenTable) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """For ``mrope``: where the run of each token begins to count, and by how much rows have advanced at the end of it, 0 elsewhere.
+
+    A run is an image, one token of text, or one of padding.
+    """
     vision = table.span != NO_SPAN
     opens = document_begins(table)
     begins = changes(table.span) | opens | ~vision
@@ -96,9 +107,7 @@ def mrope(table: TokenTable) -> Int[Tensor, "B L 3"]:
     advance = torch.where(run_ends, torch.where(vision, extent, (~table.is_padding).long()), 0)
     before = advance.cumsum(dim=1) - advance
     start = torch.where(opens, before, 0).cummax(dim=1).values
-    positions = (before - start)[..., None] + torch.where(vision[..., None], table.grid, 0)
-    found = torch.where(table.is_padding[..., None], 0, positions)
-    return found if whole is table else _with_noised(whole, found, found.amax(dim=-1, keepdim=True), whole.grid)
+    return before - start, advance
 
 
 def v2pe(table: TokenTable, increment: float) -> Float[Tensor, "B L"]:

@@ -128,7 +128,9 @@ class ForwardContext:
 
     def position(self, scheme: PositionScheme = sequential) -> Tensor:
         """Positions of all tokens, by the trunk's own scheme or else by this one: (B, T), or (B, T, axes)."""
-        return (self.positions or scheme)(self.keys)
+        scheme = self.positions or scheme
+        past = None if self.cache is None else self.cache.past_of(self.keys)
+        return scheme(self.keys) if past is None else past.positions(scheme)
 
     def apply(self, module: nn.Module, x: Shaped[Tensor, "*N _"]) -> Shaped[Tensor, "*N _"]:
         """A module on tokens; with their groups where it has weights by expert."""

@@ -163,10 +163,11 @@ class Decoder(Block):
         if hooks is not None:
             hooks.check(len(self.layers))
         keys = table if cache is None else cache.append(table)
+        past = None if cache is None else cache.past_of(keys)
         return ForwardContext(
             table,
             keys,
-            find_mask(mask, table, keys),
+            past.mask if mask is None and past is not None else find_mask(mask, table, keys),
             cache=cache,
             hooks=hooks,
             groups=group_tokens(table, self.experts, self.route),

@@ -218,7 +218,7 @@ def test_rows_may_follow_grammars_of_their_own() -> None:
 
 def test_ids_beyond_the_head_are_refused() -> None:
     model = tiny_model().eval()
-    with pytest.raises(ValueError, match="the head writes ids below"):
+    with pytest.raises(ValueError, match=r"allows ids 0 to \d+; the head LMHead writes ids 0 to"):
         list(model.generate([[text([97])]], TextGrammar(VOCABULARY + 1), Generation(max_tokens=1)))
 
 

@@ -6,23 +6,24 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, codes, text
+from mmblocks import GREEDY, Generation, GridFormat, GridGrammar, LMHead, TextEmbedding, codes, text
 from mmblocks.generation import ClassifierFree
 from mmblocks.generation.parallel import copy_positions, draw_grids, sample_grids, with_noised_copies
+from mmblocks.heads import ModalityLMHead
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import sequential
 from mmblocks.vocabulary.code_ids import CodeIds
-from tests.shared.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, tiny_model
+from tests.shared.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
 MASK = TOKENIZER["<eos>"]
 HIDE = MaskedTokens(mask_id=MASK)
 SAMPLER = ConfidenceSampler(num_steps=3)
 
 
-def parallel_model():
-    model = tiny_model().eval()
+def parallel_model(**options):
+    model = tiny_model(**options).eval()
     model.trunk.positions = copy_positions
     return model
 
@@ -149,3 +150,40 @@ def test_the_former_name_still_samples() -> None:
             model, prompt, FORMAT, SAMPLER, size=(2, 3), mask_id=MASK, generator=torch.Generator().manual_seed(0), guidance=None
         )
     assert torch.equal(found, wanted)
+
+
+def test_no_text_stands_in_an_image_whatever_a_head_would_rather_write() -> None:
+    """The codes of the grammar alone are looked at, by the head and the embedder that it names."""
+    model = parallel_model()
+    words = model.outputs["lm"]
+    words.weight.data[: FORMAT.codes.start] *= 1000
+    prompt = model.batch_builder(TOKENIZER)([[text("one"), text(FORMAT.head(2, 3))]], padding="left")
+    options = Generation(generator=0)
+    found = sample_grids(model, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, options, mask_id=MASK)
+    assert found.min() >= 0 and found.max() < NUM_CODES
+
+    own = ModalityLMHead(dim=WIDTH, vocab_size=NUM_CODES, first=FORMAT.codes.start)
+    own.weight.data = words.weight.data[FORMAT.codes.start :].clone()
+    readers = {"text": TextEmbedding(vocab_size=FORMAT.codes.start, dim=WIDTH), "pictures": model.inputs["text"]}
+    readers["text"].weight.data = model.inputs["text"].weight.data[: FORMAT.codes.start].clone()
+    apart = parallel_model(inputs=readers, outputs={"words": words, "codes": own})
+    with torch.no_grad():  # each embedder is read where it should be
+        apart.inputs["text"].weight[MASK] = 1e3
+        apart.inputs["pictures"].weight[FORMAT.row_end] = 1e3
+    grammar = GridGrammar(FORMAT, size=(2, 3), head="codes", input="pictures")
+    assert torch.equal(sample_grids(apart, prompt, grammar, SAMPLER, options, mask_id=MASK), found)
+    small = parallel_model(outputs={"words": LMHead(dim=WIDTH, vocab_size=FORMAT.codes.start)})
+    with pytest.raises(ValueError, match="the head 'words' writes ids 0 to"):
+        sample_grids(small, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, Generation(head="words"), mask_id=MASK)
+
+
+def test_logits_of_a_whole_vocabulary_are_cut_to_the_codes() -> None:
+    logits = torch.randn(2, 6, VOCABULARY)
+    logits[..., MASK], logits[..., 0] = 50, 40
+    hidden = torch.full((2, 6), MASK)
+    allowed = FORMAT.codes.allowed(VOCABULARY)
+    found = SAMPLER.sample(lambda ids, step: logits, hidden, MASK, allowed=allowed, generator=torch.Generator().manual_seed(0))
+    assert FORMAT.codes.is_code(found).all()
+    assert not FORMAT.codes.is_code(SAMPLER.sample(lambda ids, step: logits, hidden, MASK)).any()
+    with pytest.raises(ValueError, match="allowed has shape"):
+        SAMPLER.sample(lambda ids, step: logits, hidden, MASK, allowed=allowed[1:])

@@ -134,3 +134,23 @@ def test_an_id_forced_by_the_largest_float_is_drawn_at_any_temperature() -> None
     logits = torch.tensor([[0.0, torch.finfo(torch.float32).max, 1.0]])
     for temperature in (1e-46, 1e-3, 0.5, 1.0, 1e38):
         assert sample_ids(logits, Sampling(temperature=temperature, top_p=0.9)).tolist() == [1]
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1 - 2**-53, 1.0])
+def test_the_ends_of_the_random_numbers_fall_on_ids_that_may_come(at: float, monkeypatch) -> None:
+    logits = torch.full((3, 9), float("-inf"))
+    logits[0, 3:6], logits[1, 8], logits[2, 0] = 0, -7, 80
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, at, dtype=torch.float64))
+    ids = sample_ids(logits, Sampling())
+    assert ids.tolist() == [{0.0: 3, 0.5: 4}.get(at, 5), 8, 0]
+
+
+def test_many_rows_are_sampled_each_for_itself(monkeypatch) -> None:
+    """Rows are worked through some at a time; what a row is given does not depend on how many."""
+    logits = torch.randn(7, 50)
+    ids: list[list[int]] = []
+    for at_once in (1 << 15, 120, 1):
+        monkeypatch.setattr(categorical, "_AT_ONCE", at_once)
+        ids.append(sample_ids(logits, Sampling(top_k=9), generator=torch.Generator().manual_seed(0)).tolist())
+    assert ids[0] == ids[1] == ids[2]
+    assert len(set(ids[0])) > 1

@@ -112,12 +112,22 @@ def attend(
     if softcap is not None:
         visible = densify(mask, query.shape[2], key.shape[2], query.device)[:, None]
         return _weighted(_weights(query, key, visible, scale, softcap), value)
+    if grouped and query.shape[2] == 1 and query.device.type == "cpu":
+        return _attend_grouped(query, key, value, mask, scale)
     match mask:
         case Dense():
             return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
         case _:
             causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
             return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Causal | Dense, scale: float | None) -> Tensor:
+    """One query each: the heads of a group are taken as queries of one head, so that its keys and values are read once."""
+    queries = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+    seen = mask.visible[:, None] if isinstance(mask, Dense) else None
+    found = scaled_dot_product_attention(queries, key, value, attn_mask=seen, scale=scale)
+    return found.reshape(*query.shape[:3], value.shape[-1])
 
 
 def changed(hook: Hook | None, value: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ class ConfidenceSampler(Block):
         sampled: Int[Tensor, "S B L"] | None = None,
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | None = None,
+        allowed: Bool[Tensor, " V"] | None = None,
     ) -> Int[Tensor, "B L"]:
         """Fills the hidden places in; ids that are there already stay.
 
@@ -171,12 +172,15 @@ class ConfidenceSampler(Block):
             sampled: the codes sampled in each step, in place of a generator.
             gumbel: the noise of the confidence in each step, in place of a generator.
             generator: source of randomness.
+            allowed: False at ids that are no codes, where the logits are those of a whole vocabulary, such as ``CodeIds.allowed``
+                gives: neither text nor the id that hides a code is sampled then. None allows all.
 
         Raises:
-            ValueError: no hidden place, random values of another shape or that are not finite; logits that hold NaN or plus
-                infinity, or are all minus infinity (both checked on CPU; elsewhere the look-up of such a code stops the program).
+            ValueError: no hidden place, another number of allowed ids than of logits, random values of another shape or that are
+                not finite; logits that hold NaN or plus infinity, or are all minus infinity (both checked on CPU; elsewhere the
+                look-up of such a code stops the program).
         """
-        steps = self.stepwise(ids, mask_id, sampled=sampled, gumbel=gumbel, generator=generator)
+        steps = self.stepwise(ids, mask_id, sampled=sampled, gumbel=gumbel, generator=generator, allowed=allowed)
         try:
             ids, step = next(steps)
             while True:
@@ -193,6 +197,7 @@ class ConfidenceSampler(Block):
         sampled: Int[Tensor, "S B L"] | None = None,
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
+        allowed: Bool[Tensor, " V"] | None = None,
     ) -> Coroutine[tuple[Tensor, int], Tensor, Tensor]:
         """``sample`` as a coroutine: yields (ids, index of the step), is sent logits (B, L, V), and returns the ids.
 
@@ -208,6 +213,9 @@ class ConfidenceSampler(Block):
         temperature, found = self.temperature, ids
         for step in range(self.num_steps):
             logits = yield ids, step
+            if allowed is not None:
+                check_shape("allowed", allowed, logits.shape[-1:])
+                logits = logits.masked_fill(~allowed, float("-inf"))
             check_logits(logits)
             hidden = ids == mask_id
             chosen = sampled[step] if sampled is not None else _by_row(self._sample, logits, generator)

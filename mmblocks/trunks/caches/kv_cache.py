@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmblocks.layers.attention.gated_cross_attention import ReadableImages
 from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
+from mmblocks.sequence.past import Past
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import in_reading_order
 from mmblocks.support.deprecation import former_method
@@ -88,6 +89,8 @@ class KVCache:
         >>> torch.allclose(torch.cat(steps, dim=1), trunk(embeds, table), atol=1e-5)
         True
     """
+
+    _past: Past | None = None  # what the tokens held say of the next one; None where nobody has looked
 
     def __init__(
         self,
@@ -164,9 +167,24 @@ class KVCache:
             ValueError: if they do not fit, or the number of rows differs.
         """
         self._check(table)
+        past = self._past_before(table)
         self.slots.write(self.length, table)
         self.length += table.shape[1]
-        return self.table
+        keys = self.table
+        self._past = past if past is not None and past.read(table, keys) else None
+        return keys
+
+    def _past_before(self, table: TokenTable) -> Past | None:
+        """What the tokens held say of these, where they come one by one and may be looked at without waiting for them."""
+        if table.shape[1] != 1 or table.document.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        if self._past is not None and self._past.length == self.length:
+            return self._past
+        return Past.of(self.slots, self.length)
+
+    def past_of(self, keys: TokenTable) -> Past | None:
+        """What is known of the newest token without looking at the whole row: of the table that ``append`` gave last, or None."""
+        return self._past if self._past is not None and self._past.keys is keys else None
 
     def update(
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
@@ -205,6 +223,7 @@ class KVCache:
         if kept:
             raise ValueError(f"layers {kept} keep a state, out of which no token can be taken; accepted: layers of attention alone")
         self.length -= count
+        self._past = None
 
     def grow(self, count: int) -> None:
         """Takes room for so many tokens more; what is held is copied."""
@@ -216,7 +235,7 @@ class KVCache:
         self.keys, self.values = [longer(keys) for keys in self.keys], [longer(values) for values in self.values]
         slots = TokenTable.padding(self.batch, self.capacity + count, self.slots.document.device)
         slots.write(0, self.slots)
-        self.slots = slots
+        self.slots, self._past = slots, None
 
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each of the newest ``length`` is, and each key that ``update`` gives back; and the keys' table."""
@@ -230,6 +249,7 @@ class KVCache:
         chosen.keys = [keys[index] for keys in self.keys]
         chosen.values = [values[index] for values in self.values]
         chosen.slots = self.slots.rows(index)
+        chosen._past = None
         return chosen
 
     def _check(self, table: TokenTable) -> None:
@@ -246,7 +266,7 @@ class KVCache:
         if empty.length:
             raise ValueError(f"the cache holds {empty.length} tokens; accepted: an empty one, such as trunk.new_cache(...) gives")
         self.keys, self.values, self.states = empty.keys, empty.values, empty.states
-        self.images, self.slots, self.length = empty.images, empty.slots, 0
+        self.images, self.slots, self.length, self._past = empty.images, empty.slots, 0, None
 
 
 def mask_in_any_order(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:

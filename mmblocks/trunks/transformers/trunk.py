@@ -192,8 +192,8 @@ class TransformersTrunk(Block):
         asked = hooks or TrunkHooks()
         asked.check(self.model.config.num_hidden_layers)
         keys = table if cache is None else cache.append(table)
-        length = table.shape[1]
-        mask = find_mask(mask, table, keys)
+        past, length, scheme = None if cache is None else cache.past_of(keys), table.shape[1], self.positions or sequential
+        mask = past.mask if mask is None and past is not None else find_mask(mask, table, keys)
         if asked.attention:
             mask = Dense(densify(mask, length, keys.shape[1], embeds.device))
         held = {} if cache is None else {parameter_name(type(self.model).forward, TRANSFORMERS_CACHE): cache.past}
@@ -201,7 +201,7 @@ class TransformersTrunk(Block):
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=_four_axes(mask, length, keys.shape[1], embeds),
-                position_ids=(self.positions or sequential)(keys)[:, -length:],
+                position_ids=(scheme(keys) if past is None else past.positions(scheme))[:, -length:],
                 use_cache=cache is not None,
                 **held,
             )
