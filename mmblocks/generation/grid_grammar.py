@@ -37,6 +37,7 @@ class GridGrammar:
         structure_in_text: also allow the ids of rows and closings as text, as Emu3.5's code does. They then mean nothing.
         head: the head that writes codes, where it is another one than that of text (ARMOR, OmniMamba).
         input: the embedder that reads codes, likewise.
+        modality: what the codes stand for.
 
     Raises:
         ValueError: for a size or a number of images below 1, or a size the format cannot write.
@@ -65,6 +66,7 @@ class GridGrammar:
         structure_in_text: bool = False,
         head: str | None = None,
         input: str | None = None,
+        modality: int = Modality.VISION,
     ) -> None:
         if isinstance(size, str) and size not in ("reference", "first"):
             raise ValueError(f"size is {size!r}; accepted: (height, width), 'reference', 'first' or None")
@@ -77,7 +79,7 @@ class GridGrammar:
         if format.fixed_size is not None and size not in (None, format.fixed_size):
             raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
         self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
-        self.size, self.head, self.input = size or format.fixed_size, head, input
+        self.size, self.head, self.input, self.modality = size or format.fixed_size, head, input, int(modality)
         vocab_size = format.codes.stop if vocab_size is None else vocab_size
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
@@ -124,7 +126,7 @@ class GridGrammar:
         if state.mode != "grid" or self._expected(state) != ANY_CODE:
             return TEXT_TOKEN
         row, column = self.format.place(state.offset, state.width)
-        return Described(int(Modality.VISION), True, (0, row, column), self.head, self.input)
+        return Described(self.modality, True, (0, row, column), self.head, self.input)
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
         """Codes, text, and digits of sizes, as far as they may still come."""
@@ -186,7 +188,7 @@ class GridGrammar:
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
         """The codes of a complete image, whose size ``state`` says."""
         head = self.format.head(state.height, state.width)
-        return codes(self.format.read_image([*head, *ids]), self.format, input=self.input or input)
+        return codes(self.format.read_image([*head, *ids]), self.format, input=self.input or input, modality=self.modality)
 
     def _allows(self, state: State, next_id: int) -> bool:
         allowed = self.allowed(state)
