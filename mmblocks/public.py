@@ -165,6 +165,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "hidden_states": "hooks",
         "llama_layer": "llama",
         "Layer": "layer",
+        "AdaLN": "parts.modulation",
         "Attention": "parts.attention",
         "Rotary": "parts.rotary",
         "Norm": "parts.norms",
