@@ -141,8 +141,8 @@ class Decoder(Block):
             images: what cross-attention layers read, such as a ``PerceiverResampler`` makes of each image of a row.
             total_length: tokens that rows will have in the end, padding included, for angles that follow from it; those read so far
                 if None.
-            conditions: what layers with a modulation are told of tokens; ``of`` may be (B, 1) where it is the same in a whole row.
-                Without them nothing is modulated.
+            conditions: what layers with a modulation are told of tokens; without them nothing is modulated. ``of`` may have fewer
+                columns, one for each of as many runs of equal length: (B, 1) where it is the same in a whole row.
 
         Raises:
             ValueError: shapes that do not fit each other, a full cache, hooks of layers that are not there, or conditions for

@@ -138,7 +138,7 @@ class DecoderLayer(TrunkPart):
         return x if norm is None else context.apply(norm, x)
 
     def _added(self, x: Tensor, branch: Tensor) -> Tensor:
-        branch = dropout(branch, self.dropout, self.training)
+        branch = dropout(branch, self.dropout, self.training) if self.dropout else branch
         return x + (branch if self.residual_scale == 1 else branch * self.residual_scale)
 
     def _mixed(self, x: Tensor, context: ForwardContext, layer: int) -> Tensor:

@@ -134,11 +134,12 @@ def test_without_conditions_nothing_is_modulated(options) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
-def test_one_condition_for_a_whole_row(options) -> None:
+@pytest.mark.parametrize("of", [[[2], [-1]], [[0], [3]], [[-1, 3, 2], [0, 1, -1]]], ids=["row", "complete", "runs"])
+def test_one_condition_for_each_run_of_tokens(options, of) -> None:
     trunk, (embeds, table, conditions) = trunk_of(options), inputs()
-    of = torch.tensor([[2], [-1]])
-    wanted = trunk(embeds, table, conditions=conditions._replace(of=of.repeat(1, LENGTH)))
-    torch.testing.assert_close(trunk(embeds, table, conditions=conditions._replace(of=of)), wanted)
+    embeds, table, of = embeds[:, :6], table.slice(0, 6), torch.tensor(of)
+    wanted = trunk(embeds, table, conditions=conditions._replace(of=of.repeat_interleave(6 // of.shape[1], dim=1)))
+    torch.testing.assert_close(trunk(embeds, table, conditions=conditions._replace(of=of)), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
@@ -191,7 +192,7 @@ def build(**layers: Layer) -> None:
             "conditions are given; accepted: None, as no layer",
         ),
         (lambda: run(vectors=torch.zeros(4, 5)), r"conditions.vectors is \(4, 5\); accepted: \(M, 6\)"),
-        (lambda: run(of=torch.zeros(2, 6, dtype=torch.long)), r"conditions.of is \(2, 6\); accepted: \(2, 7\) or \(2, 1\)"),
+        (lambda: run(of=torch.zeros(2, 6, dtype=torch.long)), r"conditions.of is \(2, 6\); accepted: \(2, 7\), or"),
         (lambda: run(of=torch.full((2, 7), 4)), r"conditions.of lies in \[4, 4\]; accepted: \[-1, 3\]"),
         (lambda: run(of=torch.full((2, 1), -2)), r"conditions.of lies in \[-2, -2\]"),
         (lambda: AdaLN(condition_dim=0), "condition_dim is 0; accepted: 1 or more, or None"),

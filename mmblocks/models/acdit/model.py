@@ -17,7 +17,7 @@ from mmblocks.models.acdit.blocks import BlockGrid
 from mmblocks.models.acdit.layout import ACDIT_FORMER, ACDIT_LAYOUTS
 from mmblocks.models.acdit.positions import BlockRotary, head_split
 from mmblocks.models.acdit.scheduler import Scheduler, published_scheduler
-from mmblocks.sequence.masks import visible
+from mmblocks.sequence.masks import Everything, visible
 from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.checks import check_range
@@ -268,14 +268,14 @@ class ACDiT(Block):
         hooks: TrunkHooks | None,
     ) -> Float[Tensor, "N blocks S C"]:
         """The noise in the noised blocks, the last ones of the tokens, each with its condition."""
-        rows, blocks = condition.shape[:2]
-        of = torch.arange(rows * blocks, device=tokens.device).view(rows, blocks)
-        if tokens.shape[1] > self.blocks.size:  # otherwise one block, with one condition for all of it
-            of = pad(of.repeat_interleave(self.blocks.size, dim=1), (tokens.shape[1] - blocks * self.blocks.size, 0), value=-1)
-        conditions = Conditions(condition.flatten(0, 1), of)
-        states = self.trunk(self.embed(tokens), table, cache, mask=visible, hooks=hooks, conditions=conditions)
-        noised = states[:, -blocks * self.blocks.size :].unflatten(1, (blocks, self.blocks.size))
-        return self.output(noised, condition[:, :, None])
+        rows, noised = condition.shape[:2]
+        clean = tokens.shape[1] // self.blocks.size - noised
+        of = pad(torch.arange(rows * noised, device=tokens.device).view(rows, noised), (clean, 0), value=-1)
+        conditions = Conditions(condition.flatten(0, 1), of)  # block by block
+        mask = visible if clean or cache is None else Everything()
+        states = self.trunk(self.embed(tokens), table, cache, mask=mask, hooks=hooks, conditions=conditions)
+        blocks = states.unflatten(1, (clean + noised, -1))[:, clean:]
+        return self.output(blocks, condition[:, :, None])
 
     def _condition(self, t: Tensor, labels: Tensor | None, rows: int, blocks: int) -> Float[Tensor, "N T D"]:
         self._check_time(t, rows, blocks)

@@ -19,6 +19,7 @@ from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
 from mmblocks.models.var.attention import CosineAttention
 from mmblocks.models.var.layout import VAR_FORMER, VAR_LAYOUTS
 from mmblocks.models.var.sampling import Scale, ScaleQuantizer, VARSample, guided, smoothed
+from mmblocks.sequence.masks import Everything
 from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.support.checks import check_range
@@ -260,7 +261,8 @@ class VAR(Block):
         self, tokens: Float[Tensor, "B l D"], condition: Float[Tensor, "B D"], table: TokenTable, cache: KVCache | None
     ) -> Float[Tensor, "B l D"]:
         of = torch.arange(len(condition), device=condition.device)[:, None]
-        return self.trunk(tokens, table, cache, conditions=Conditions(condition, of))
+        mask = None if cache is None else Everything()  # scale by scale all that is there is attended to
+        return self.trunk(tokens, table, cache, mask=mask, conditions=Conditions(condition, of))
 
     def _places(self) -> Float[Tensor, "L D"]:
         level = [self.levels.weight[index].expand(count, -1) for index, count in enumerate(self.counts)]

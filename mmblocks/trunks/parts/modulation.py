@@ -71,13 +71,17 @@ class TokenConditions(NamedTuple):
 
     Attributes:
         vectors: the conditions.
-        of: which of them each token has, in the layers' order of tokens: (B, L), (B, 1) where all tokens of a row have the same, or
-            (N,) sorted by expert; M for a token without one.
+        of: which of them the tokens have, in the layers' order: (B, K) for K runs of equal length in each row, or (N,) sorted by
+            expert; M for a token without one.
+        runs: K, or None where each token has an entry.
+        complete: whether every token is known to have one.
         mapped: what the trunk's shared map makes of them; None where there is none.
     """
 
     vectors: Float[Tensor, "M C"]
     of: Int[Tensor, "*N"]
+    runs: int | None = None
+    complete: bool = False
     mapped: Float[Tensor, "M _"] | None = None
 
 
@@ -95,31 +99,51 @@ def read_conditions(
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise ValueError(f"conditions.vectors is {tuple(vectors.shape)}; accepted: (M, {width})")
     rows, length = shape
-    if tuple(of.shape) not in ((rows, length), (rows, 1)):
-        raise ValueError(f"conditions.of is {tuple(of.shape)}; accepted: {(rows, length)} or {(rows, 1)}")
-    count = len(vectors)
-    if is_readable(of) and of.numel() and not -1 <= int(of.min()) <= int(of.max()) < count:
-        raise ValueError(f"conditions.of lies in [{int(of.min())}, {int(of.max())}]; accepted: [-1, {count - 1}]")
-    index = torch.where(of < 0, count, of)
+    if of.ndim != 2 or of.shape[0] != rows or of.shape[1] < 1 or length % of.shape[1]:
+        raise ValueError(
+            f"conditions.of is {tuple(of.shape)}; accepted: ({rows}, {length}), or as many runs as divide the {length}"
+        )
+    count, complete = len(vectors), False
+    if is_readable(of) and of.numel():
+        low, high = int(of.min()), int(of.max())
+        if low < -1 or high >= count:
+            raise ValueError(f"conditions.of lies in [{low}, {high}]; accepted: [-1, {count - 1}]")
+        complete = low >= 0
+    index = of if complete else torch.where(of < 0, count, of)
+    runs = of.shape[1] if of.shape[1] != length else None
     if groups is not None:
-        index = groups.sort(index.expand(rows, length).flatten())
-    return TokenConditions(vectors, index, None if shared is None else shared(vectors))
+        index, runs = groups.sort(index.repeat_interleave(length // of.shape[1], dim=1).flatten()), None
+    return TokenConditions(vectors, index, runs, complete, None if shared is None else shared(vectors))
 
 
 class Moves(NamedTuple):
-    """What one branch of a layer is modulated by; all None where nothing is."""
+    """What one branch of a layer is modulated by; all None where nothing is.
 
-    shift: Float[Tensor, "*N D"] | None = None
-    scale: Float[Tensor, "*N D"] | None = None
-    gate: Float[Tensor, "*N D"] | None = None
+    Attributes:
+        shift, scale, gate: for each token; or (B, runs, 1, D).
+        runs: runs of tokens in a row that have the same; None where each token has its own.
+    """
+
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    gate: Tensor | None = None
+    runs: int | None = None
 
     def read(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """What the branch reads."""
-        return x if self.shift is None or self.scale is None else modulate(x, self.shift, self.scale)
+        if self.shift is None or self.scale is None:
+            return x
+        return self._joined(modulate(self._cut(x), self.shift, self.scale))
 
     def gated(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """What the branch gives."""
-        return x if self.gate is None else x * self.gate
+        return x if self.gate is None else self._joined(self._cut(x) * self.gate)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x if self.runs is None else x.unflatten(1, (self.runs, -1))
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return x if self.runs is None else x.flatten(1, 2)
 
 
 NO_MOVES = (Moves(), Moves())
@@ -147,22 +171,25 @@ class LayerModulation(nn.Module):
         self.own = nn.Parameter(torch.randn(3 * branches, dim) / dim**0.5) if parts.shared else None
 
     def forward(self, conditions: TokenConditions | None) -> tuple[Moves, Moves]:
-        """What each branch is modulated by; computed for each condition, then gathered for each token."""
+        """What each branch is modulated by; computed for each condition, then gathered for each token or run."""
         if conditions is None:
             return NO_MOVES
         moves = self._of_conditions(conditions)
-        unmoved = torch.zeros_like(moves[:1])
-        unmoved[:, :, 2] = 1
-        tokens = embedding(conditions.of, torch.cat([moves, unmoved]).flatten(1))
-        shift, scale, gate, *others = tokens.chunk(3 * self.branches, dim=-1)
-        first = Moves(shift, scale, gate)
-        return first, Moves(*others) if others else first
+        if not conditions.complete:
+            unmoved = moves.new_zeros(1, 3 * self.branches, moves.shape[1] // (3 * self.branches))
+            unmoved[:, 2::3] = 1  # gates
+            moves = torch.cat([moves, unmoved.flatten(1)])
+        gathered = embedding(conditions.of, moves)
+        if conditions.runs is not None:
+            gathered = gathered[:, :, None]
+        pieces = gathered.chunk(3 * self.branches, dim=-1)
+        branches = [Moves(*three, conditions.runs) for three in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)]
+        return branches[0], branches[-1]
 
-    def _of_conditions(self, conditions: TokenConditions) -> Float[Tensor, "M branches 3 D"]:
+    def _of_conditions(self, conditions: TokenConditions) -> Float[Tensor, "M _"]:
         if self.map is not None:
-            moves: Tensor = self.map(conditions.vectors)
-        elif self.own is not None and conditions.mapped is not None:
-            moves = conditions.mapped + self.own.flatten()
-        else:
+            own: Tensor = self.map(conditions.vectors)
+            return own
+        if self.own is None or conditions.mapped is None:
             raise ValueError("the layer's modulation is shared, but the trunk has no map; accepted: layers that a Decoder built")
-        return moves.unflatten(-1, (self.branches, 3, -1))
+        return conditions.mapped + self.own.flatten()
