@@ -195,6 +195,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "EmbeddingHead": "embedding",
         "MatchingHead": "embedding",
         "OutputMapper": "output_mapper",
+        "NextScaleHead": "next_scale",
         "TiedLMHead": "vocabularies",
         "ModalityLMHead": "vocabularies",
         "MultiTokenHead": "vocabularies",
