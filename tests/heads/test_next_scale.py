@@ -20,6 +20,10 @@ def both():
     return var, quantizer, head
 
 
+def head_of_codes() -> NextScaleHead:
+    return both()[2]
+
+
 def spans_of(rows: int, labels=None, values=None) -> Spans:
     places = torch.arange(rows * 11)
     given = {} if labels is None else {"class": labels}
