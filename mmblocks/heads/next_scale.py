@@ -129,7 +129,7 @@ class NextScaleHead(Block):
         """Cross entropy of every token, in float32."""
         states = hidden
         if isinstance(self.output, ModulatedLinear) and reading.condition is not None:
-            by_span = hidden.unflatten(0, (spans.num_spans, -1))
+            by_span = hidden.unflatten(0, (spans.num_spans, sum(self.counts)))
             states = self.output.modulated(by_span, reading.condition[:, None]).flatten(0, 1)
         codes = self.output.linear if isinstance(self.output, ModulatedLinear) else self.output
         return vocabulary_losses(states, codes.weight, self._ids(spans).flatten(), codes.bias)
@@ -178,7 +178,7 @@ class NextScaleHead(Block):
         self._check_counts(spans)
         ids = spans.rows()
         check_range("ids", ids, self.num_codes)
-        return ids.view(spans.num_spans, -1)
+        return ids.view(spans.num_spans, sum(self.counts))
 
     def _check_counts(self, spans: Spans) -> None:
         if set(spans.counts) - {sum(self.counts)}:
