@@ -193,7 +193,7 @@ class NextScaleHead(Block):
         if self.class_name not in spans.given:
             raise ValueError(f"spans are given {list(spans.given)}; accepted: {self.class_name!r} among them, a class for each")
         labels = spans.given[self.class_name]
-        if labels.ndim != 1 or len(labels) % spans.num_spans or (not written and len(labels) != spans.num_spans):
+        if labels.ndim != 1 or len(labels) % max(spans.num_spans, 1) or (not written and len(labels) != spans.num_spans):
             check_shape(self.class_name, labels, spans.num_spans)
             raise ValueError(f"{self.class_name} has {len(labels)} entries; accepted: {spans.num_spans} for each stream")
         if drop is None and self.training and not written:
