@@ -38,6 +38,7 @@ class Block(Configurable, has_name=False):
 
     Attributes:
         layouts: the published checkpoints that the class can read; see ``mmblocks.checkpoints.layouts.layout``.
+        former: names that tensors had in earlier versions, as a layout; see ``Configurable``.
         origin: the published checkpoint that the Block was loaded from, however often it was saved since; None if there is none.
 
     Raises:
@@ -56,6 +57,7 @@ class Block(Configurable, has_name=False):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ()
+    former: ClassVar[Layout | None] = None
     origin: Origin | None = None
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:

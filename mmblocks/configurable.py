@@ -47,6 +47,8 @@ class Configurable(nn.Module):
 
     Attributes:
         layouts: the published checkpoints that the class can read.
+        former: a layout whose side "theirs" has the names that earlier versions of the class saved tensors under; None where all
+            names are what they were.
         shorthand: a function of keywords, or a class: what the ``**`` at the end of the constructor's signature stands for, so that
             arguments that several classes share are written once. ``functools.partial`` gives it other defaults, which the
             constructor has to use too; ``together`` makes one of several.
@@ -59,6 +61,7 @@ class Configurable(nn.Module):
 
     __signature__: ClassVar[Any] = _Signature()
     layouts: ClassVar[tuple[Any, ...]] = ()
+    former: ClassVar[Any] = None  # checkpoints.layouts.layout.Layout, which stands above
     shorthand: ClassVar[Callable[..., Any] | None] = None
     shorthand_of: ClassVar[str] = ""
     origin: Any = None  # checkpoints.origin.Origin, which stands above

@@ -19,8 +19,9 @@ from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.finite import warn_of_not_finite
 from mmblocks.checkpoints.hub import locating
+from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.published import build_published
-from mmblocks.checkpoints.layouts.rules import unchanged
+from mmblocks.checkpoints.layouts.rules import Source, unchanged
 from mmblocks.checkpoints.origin import Place
 from mmblocks.checkpoints.placement import OneDevice, Placement, Where
 from mmblocks.configurable import Configurable, find, parts, replaced_names
@@ -144,12 +145,22 @@ def _job(folder: Path, block: Configurable, given: Collection[str]) -> Job:
     return Job(
         title=f"{type(block).__name__} from {folder}",
         slots=tensors.own_slots(block),
-        sources={key: unchanged(key) for key in stored},
+        sources=_sources(block, stored),
         stored=stored,
         unknown=[],
         check=partial(checksums.check, content, stored, contents, set(given), str(folder)),
         reads_all=content.get(checksums.NAME) is not None,
     )
+
+
+def _sources(block: Configurable, stored: Collection[str]) -> dict[str, Source]:
+    """Where each tensor of a folder of ours goes: to its own name, or to that which a former name has now."""
+    sources = {key: unchanged(key) for key in stored}
+    former: Layout | None = type(block).former
+    if former is not None:
+        renamed = former.sources([key for key in stored if former.to_ours(key)], block.config)
+        sources = {key: source for key, source in sources.items() if not former.to_ours(key)} | renamed
+    return sources
 
 
 def _create_buffers(block: Configurable, overrides: dict[str, Any], placement: OneDevice | Placement) -> None:

@@ -10,6 +10,7 @@ from mmblocks.heads.masked import MaskedTokenHead as MaskedTokenHead
 from mmblocks.heads.masked_spans import MaskedCodesHead as MaskedCodesHead
 from mmblocks.heads.masked_vectors import MaskedVectorsHead as MaskedVectorsHead
 from mmblocks.heads.metric_flow import MetricFlowHead as MetricFlowHead
+from mmblocks.heads.next_scale import NextScaleHead as NextScaleHead
 from mmblocks.heads.nova import NOVAFlowHead as NOVAFlowHead
 from mmblocks.heads.orthus import OrthusDiffusionHead as OrthusDiffusionHead
 from mmblocks.heads.output_mapper import OutputMapper as OutputMapper

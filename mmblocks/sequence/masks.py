@@ -57,6 +57,19 @@ class Intervals(NamedTuple):
     end: Int[Tensor, "B Lq"]
 
 
+class Everything(NamedTuple):
+    """Every query attends to every key; needs no tensor, and no mask at all while attention is computed.
+
+    For those who know so: ``lower`` does not look for it.
+
+    Examples:
+        >>> from mmblocks.sequence.masks import Everything, as_text, densify
+        >>> print(as_text(densify(Everything(), num_queries=2, num_keys=3, device="cpu")))
+        x x x
+        x x x
+    """
+
+
 class Dense(NamedTuple):
     """Every pair: True where the query attends to the key. Nothing cheaper says that of noised copies; see ``visible``.
 
@@ -72,7 +85,7 @@ class Dense(NamedTuple):
     visible: Bool[Tensor, "B Lq Lk"]
 
 
-Mask = Causal | Intervals | Dense
+Mask = Causal | Intervals | Everything | Dense
 """Any form of which tokens attend to which."""
 
 MaskRule = Callable[[TokenTable, TokenTable], Tensor]
@@ -263,13 +276,15 @@ def find_mask(mask: Mask | MaskRule | None, queries: TokenTable, keys: TokenTabl
 
 
 def densify(mask: Mask, num_queries: int, num_keys: int, device: torch.device | str) -> Bool[Tensor, "B Lq Lk"]:
-    """Any form as a boolean for every pair; B is 1 for a causal mask."""
+    """Any form as a boolean for every pair; B is 1 for a mask without tensors."""
     match mask:
         case Dense():
             return mask.visible
         case Intervals():
             key = torch.arange(num_keys, device=device)
             return (key >= mask.start[..., None]) & (key < mask.end[..., None])
+        case Everything():
+            return torch.ones(1, num_queries, num_keys, dtype=torch.bool, device=device)
         case _:
             causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
             return causal.tril(num_keys - num_queries)[None]

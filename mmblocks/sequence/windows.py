@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, changes
+from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, changes
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
 
@@ -48,6 +48,9 @@ def within_window(
     if isinstance(mask, Causal):
         end = (query_places + 1).expand(queries.shape)
         mask = Intervals(torch.zeros_like(end), end)
+    if isinstance(mask, Everything):
+        start = torch.zeros(queries.shape, dtype=torch.long, device=keys.document.device)
+        mask = Intervals(start, torch.full_like(start, keys.shape[1]))
     return Intervals(torch.maximum(mask.start, first), mask.end)
 
 

@@ -27,6 +27,7 @@ from mmblocks.trunks.parts.linears import Linear as Linear
 from mmblocks.trunks.parts.linears import LowRank as LowRank
 from mmblocks.trunks.parts.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from mmblocks.trunks.parts.mixture_of_experts import load_balance as load_balance
+from mmblocks.trunks.parts.modulation import AdaLN as AdaLN
 from mmblocks.trunks.parts.norms import Norm as Norm
 from mmblocks.trunks.parts.part import Part as Part
 from mmblocks.trunks.parts.part import Site as Site

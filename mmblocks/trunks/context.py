@@ -17,6 +17,7 @@ from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import in_reading_order, within_window
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.hooks import TrunkHooks
+from mmblocks.trunks.parts.modulation import TokenConditions
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class ForwardContext:
         positions: a scheme of the trunk's own, or None.
         total_length: tokens that rows will have in the end, or None for those read so far.
         images: (B, M, Q, C) what cross-attention reads, or None.
+        conditions: what the new tokens are conditioned on, in the layers' order of tokens, or None.
         routers: probabilities of the routers, (B, L, E), by layer, as far as layers have run.
         angles: rotary angles of the new tokens, by what they were computed for.
 
@@ -68,10 +70,11 @@ class ForwardContext:
         positions: PositionScheme | None = None,
         total_length: int | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
+        conditions: TokenConditions | None = None,
     ) -> None:
         self.table, self.keys, self.cache, self.groups = table, keys, cache, groups
         self.hooks = TrunkHooks() if hooks is None else hooks
-        self.positions, self.total_length, self.images = positions, total_length, images
+        self.positions, self.total_length, self.images, self.conditions = positions, total_length, images, conditions
         # Attention weights are computed pair by pair where a hook reads them.
         self.mask = Dense(densify(mask, *self.lengths, table.document.device)) if self.hooks.attention else mask
         self.routers: dict[int, Tensor] = {}

@@ -18,16 +18,18 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.sequence.masks import Mask, MaskRule, find_mask
 from mmblocks.sequence.positions import PositionScheme
+from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS
 from mmblocks.trunks.hooks import TrunkHooks
-from mmblocks.trunks.layer import Layer
+from mmblocks.trunks.layer import Layer, shared_modulation
 from mmblocks.trunks.llama import LlamaArguments, llama_layer
 from mmblocks.trunks.parts.cross_attention import ImageReader, projected
+from mmblocks.trunks.parts.modulation import read_conditions
 from mmblocks.trunks.parts.norms import Norm
-from mmblocks.trunks.parts.part import Part, Site, has_static_step, memory_of, prepare
+from mmblocks.trunks.parts.part import Part, Site, condition_dim_of, has_static_step, memory_of, prepare
 from mmblocks.trunks.routing import RouteRule, check_experts, experts_of, group_tokens
 
 ONE_KIND = "layer"
@@ -112,6 +114,8 @@ class Decoder(Block):
         self.layers = nn.ModuleList(
             kinds[kind].build(Site(dim, layer, num_layers, dropout)) for layer, kind in enumerate(self.layer_types)
         )
+        self.modulation = shared_modulation(kinds.values(), dim)
+        self.condition_dim = condition_dim_of(*self.layers)
         self.norm = (norm or _norm_of(kinds.values())).build(dim)
 
     def forward(
@@ -124,6 +128,7 @@ class Decoder(Block):
         hooks: TrunkHooks | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
         total_length: int | None = None,
+        conditions: Conditions | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm.
 
@@ -136,11 +141,16 @@ class Decoder(Block):
             images: what cross-attention layers read, such as a ``PerceiverResampler`` makes of each image of a row.
             total_length: tokens that rows will have in the end, padding included, for angles that follow from it; those read so far
                 if None.
+            conditions: what layers with a modulation are told of tokens; without them nothing is modulated. ``of`` may have fewer
+                columns, one for each of as many runs of equal length: (B, 1) where it is the same in a whole row.
 
         Raises:
-            ValueError: shapes that do not fit each other, a full cache, or hooks of layers that are not there.
+            ValueError: shapes that do not fit each other, a full cache, hooks of layers that are not there, or conditions for
+                layers that take none.
         """
-        context = self.context(embeds, table, cache, mask=mask, hooks=hooks, images=images, total_length=total_length)
+        context = self.context(
+            embeds, table, cache, mask=mask, hooks=hooks, images=images, total_length=total_length, conditions=conditions
+        )
         x = self.scaled(embeds)
         x = context.in_order(self.run(context.as_rows(x), context))
         return self.norm(context.hooks.state(len(self.layers), x))
@@ -155,6 +165,7 @@ class Decoder(Block):
         hooks: TrunkHooks | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
         total_length: int | None = None,
+        conditions: Conditions | None = None,
     ) -> ForwardContext:
         """What the layers share in a pass over these tokens, which are noted in the cache; arguments as of ``forward``."""
         if embeds.shape[:2] != table.shape or embeds.shape[2] != self.dim:
@@ -162,6 +173,10 @@ class Decoder(Block):
             raise ValueError(f"{found} do not fit; accepted: (B, L, {self.dim}) and (B, L)")
         if hooks is not None:
             hooks.check(len(self.layers))
+        groups = group_tokens(table, self.experts, self.route)
+        told = None
+        if conditions is not None:
+            told = read_conditions(conditions, table.shape, self.condition_dim, groups, self.modulation)
         keys = table if cache is None else cache.append(table)
         past = None if cache is None else cache.past_of(keys)
         return ForwardContext(
@@ -170,10 +185,11 @@ class Decoder(Block):
             past.mask if mask is None and past is not None else find_mask(mask, table, keys),
             cache=cache,
             hooks=hooks,
-            groups=group_tokens(table, self.experts, self.route),
+            groups=groups,
             positions=self.positions,
             total_length=total_length,
             images=images,
+            conditions=told,
         )
 
     def run(

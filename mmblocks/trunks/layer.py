@@ -3,6 +3,7 @@
 Shapes: N tokens (on one or more axes), D width.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 from jaxtyping import Float
@@ -10,8 +11,19 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from mmblocks.trunks.context import ForwardContext
+from mmblocks.trunks.parts.modulation import NO_MOVES, AdaLN
 from mmblocks.trunks.parts.norms import Norm
-from mmblocks.trunks.parts.part import Part, Site, TrunkPart, check_part, has_static_step, memory_of, prepare, reads_rows
+from mmblocks.trunks.parts.part import (
+    Part,
+    Site,
+    TrunkPart,
+    check_part,
+    condition_dim_of,
+    has_static_step,
+    memory_of,
+    prepare,
+    reads_rows,
+)
 
 NormPlace = Literal["before", "after", "both"]
 
@@ -26,6 +38,7 @@ class Layer(Part):
         norm_place: "before" mixer and feed-forward part (Llama), "after" them (Chameleon 34B, OLMo 2), or "both" (Gemma 2).
         parallel: whether both read the same input, under one norm, and are added together (Cohere, Phi).
         residual_scale: what both are multiplied by before they are added (Granite, MiniCPM).
+        modulation: how conditions of tokens change what both read and give (DiT); None for not at all.
 
     Examples:
         >>> from mmblocks import Decoder
@@ -47,6 +60,7 @@ class Layer(Part):
     norm_place: NormPlace = "before"
     parallel: bool = False
     residual_scale: float = 1.0
+    modulation: AdaLN | None = None
 
     def check(self) -> None:
         """Refuses what is no part, and places of norms that do not go together."""
@@ -56,6 +70,11 @@ class Layer(Part):
             raise ValueError(f"norm_place is {self.norm_place!r}; accepted: 'before', 'after', 'both'")
         if self.parallel and self.norm_place != "before":
             raise ValueError(f"norm_place is {self.norm_place!r}; accepted with parallel: 'before'")
+
+    @property
+    def branches(self) -> int:
+        """How many branches a modulation has numbers for."""
+        return 1 if self.parallel else 2
 
     def build(self, site: Site) -> nn.Module:
         """The module."""
@@ -73,6 +92,7 @@ class DecoderLayer(TrunkPart):
         attention: the mixer, of whatever kind, under the name that checkpoints have for it.
         mlp: the feed-forward part, likewise.
         dropout: on both branches, while training.
+        modulation: of both branches, or None.
     """
 
     def __init__(self, parts: Layer, site: Site) -> None:
@@ -86,6 +106,9 @@ class DecoderLayer(TrunkPart):
         self.attention_post_norm = parts.norm.build(site.dim) if both else None
         self.mlp_post_norm = parts.norm.build(site.dim) if both else None
         self.dropout = site.dropout
+        modulation = parts.modulation
+        self.modulation = None if modulation is None else modulation.build(site.dim, parts.branches)
+        self.condition_dim = condition_dim_of(self.attention, self.mlp, self.modulation)
         self._sorted = [reads_rows(self.attention), reads_rows(self.mlp)]
         self.static_step = has_static_step(self.attention) and has_static_step(self.mlp)
         self.memory = memory_of(self.attention)
@@ -97,22 +120,25 @@ class DecoderLayer(TrunkPart):
 
     def forward(self, x: Float[Tensor, "*N D"], context: ForwardContext, layer: int) -> Float[Tensor, "*N D"]:
         """One layer; ``layer`` is its index."""
+        mixing, feeding = NO_MOVES if self.modulation is None else self.modulation(context.conditions)
         if self.norm_place == "after":
-            x = self._added(x, context.apply(self.attention_norm, self._mixed(x, context, layer)))
-            return self._added(x, self._normed(self.mlp_norm, self._fed_forward(x, context, layer), context))
-        normed = context.apply(self.attention_norm, x)
+            mixed = self._mixed(mixing.read(x), context, layer)
+            x = self._added(x, mixing.gated(context.apply(self.attention_norm, mixed)))
+            made = self._fed_forward(feeding.read(x), context, layer)
+            return self._added(x, feeding.gated(self._normed(self.mlp_norm, made, context)))
+        normed = mixing.read(context.apply(self.attention_norm, x))
         mixed = self._mixed(normed, context, layer)
         if self.mlp_norm is None:
-            return self._added(x, mixed + self._fed_forward(normed, context, layer))
-        x = self._added(x, self._normed(self.attention_post_norm, mixed, context))
-        made = self._fed_forward(context.apply(self.mlp_norm, x), context, layer)
-        return self._added(x, self._normed(self.mlp_post_norm, made, context))
+            return self._added(x, mixing.gated(mixed + self._fed_forward(normed, context, layer)))
+        x = self._added(x, mixing.gated(self._normed(self.attention_post_norm, mixed, context)))
+        made = self._fed_forward(feeding.read(context.apply(self.mlp_norm, x)), context, layer)
+        return self._added(x, feeding.gated(self._normed(self.mlp_post_norm, made, context)))
 
     def _normed(self, norm: nn.Module | None, x: Tensor, context: ForwardContext) -> Tensor:
         return x if norm is None else context.apply(norm, x)
 
     def _added(self, x: Tensor, branch: Tensor) -> Tensor:
-        branch = dropout(branch, self.dropout, self.training)
+        branch = dropout(branch, self.dropout, self.training) if self.dropout else branch
         return x + (branch if self.residual_scale == 1 else branch * self.residual_scale)
 
     def _mixed(self, x: Tensor, context: ForwardContext, layer: int) -> Tensor:
@@ -127,3 +153,16 @@ class DecoderLayer(TrunkPart):
             found: Tensor = part(x, context, layer)
             return found
         return context.as_rows(part(context.in_order(x), context, layer))
+
+
+def shared_modulation(kinds: Iterable[Part], dim: int) -> nn.Module | None:
+    """The map of conditions that the layers of a trunk share; None where each has its own.
+
+    Raises:
+        ValueError: layers that would need different maps.
+    """
+    modulated = [kind for kind in kinds if isinstance(kind, Layer) and kind.modulation is not None and kind.modulation.shared]
+    maps = {(kind.modulation, kind.branches) for kind in modulated}
+    if len(maps) > 1:
+        raise ValueError("layers share maps of conditions that differ; accepted: one AdaLN(shared=True), all parallel or none")
+    return next((modulation.build_map(dim, branches) for modulation, branches in maps if modulation is not None), None)

@@ -2,7 +2,8 @@
 
 Those in ``saved`` come from the code of 21 November 2026: "without_checksums" from the first that saved folders, the others from
 the first that had all these trunks. Modules have moved since then. Those in ``saved_wholes`` come from the last code whose
-constructors had all arguments in one list.
+constructors had all arguments in one list, those in ``saved_conditioned`` from the last in which ACDiT and VAR had layers of their
+own kind, whose tensors had other names.
 """
 
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 import torch
 
 from mmblocks import Block
-from tests.shared import saved_models, saved_wholes
+from tests.shared import saved_conditioned, saved_models, saved_wholes
 from tests.shared.saved_models import read
 
-SAVED = {**saved_models.SAVED, **saved_wholes.WHOLES}
+SAVED = {**saved_models.SAVED, **saved_wholes.WHOLES, **saved_conditioned.CONDITIONED}
 HERE = Path(__file__).parent
-FOLDERS = {path.name: path for top in ("saved", "saved_wholes") for path in (HERE / top).iterdir()}
+FOLDERS = {path.name: path for top in ("saved", "saved_wholes", "saved_conditioned") for path in (HERE / top).iterdir()}
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -1,10 +1,14 @@
 """torch.compile(fullgraph=True): forward, a training step, bfloat16."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmblocks import Decoder, TokenTable, codes, image, text
+from mmblocks.sequence import Conditions
 from mmblocks.sequence.masks import lower
+from mmblocks.trunks import AdaLN, llama_layer
 from tests.shared.tiny import FORMAT, TOKENIZER, tiny_model
 
 pytestmark = pytest.mark.unchecked
@@ -37,6 +41,22 @@ def test_the_trunks_forward_is_one_graph(lowered: bool, dtype: torch.dtype) -> N
     compiled = torch.compile(trunk, fullgraph=True, backend=BACKEND)
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 5e-2, "rtol": 5e-2}
     torch.testing.assert_close(compiled(embeds, table, mask=mask), trunk(embeds, table), **tolerance)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_modulated_trunks_forward_is_one_graph(shared: bool, per_row: bool) -> None:
+    torch.manual_seed(0)
+    usual = llama_layer(num_heads=4, mlp_dim=48)
+    trunk = Decoder(dim=32, num_layers=2, layers=replace(usual, modulation=AdaLN(condition_dim=6, shared=shared)))
+    for parameter in trunk.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    embeds, table = torch.randn(2, 4, 32), TokenTable.text(2, 4)
+    of = torch.tensor([[2], [-1]]) if per_row else torch.tensor([[-1, 0, 0, 2], [1, 1, -1, -1]])
+    conditions = Conditions(torch.randn(3, 6), of)
+    compiled = torch.compile(trunk, fullgraph=True, backend=BACKEND)
+    wanted = trunk(embeds, table, conditions=conditions)
+    torch.testing.assert_close(compiled(embeds, table, conditions=conditions), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_the_trunk_compiles_to_machine_code() -> None:

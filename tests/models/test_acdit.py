@@ -69,7 +69,7 @@ def test_hooks_see_what_is_computed_and_change_what_they_should() -> None:
     options = {"num_steps": 2, "noise": torch.randn(6, 2, 4, 3), "hooks": TrunkHooks(heads={1: lambda found: found * 0})}
     made = [model.sample(torch.tensor([1, 4]), cached=cached, **options) for cached in (True, False)]
     with torch.no_grad():
-        model.layers[1].output.weight.zero_()
+        model.trunk.layers[1].attention.output.weight.zero_()
     wanted = model.sample(torch.tensor([1, 4]), **{**options, "hooks": TrunkHooks(attention={0: lambda _: None})})
     for each in made:
         torch.testing.assert_close(each, wanted, atol=1e-4, rtol=1e-4)

@@ -12,7 +12,7 @@ from mmblocks import Block, TextEmbedding, TokenTable
 from mmblocks.encoders import EVACLIPText
 from mmblocks.layers.diffusion.metric_path import MetricPath
 from tests.encoders import test_timm_encoder
-from tests.heads import test_denoising
+from tests.heads import test_denoising, test_next_scale
 from tests.models import test_acdit, test_mar, test_var
 from tests.support.test_pickling import TOWER, eva
 from tests.tokenizers import test_diffusers_autoencoder, test_grids, test_lavit, test_swap
@@ -48,6 +48,11 @@ class Example:
 
 def pixels(*size: int) -> Callable[[], Tensor]:
     return lambda: torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def next_scale_loss(part: Block, x: Tensor) -> Tensor:
+    spans = test_next_scale.spans_of(len(x), torch.ones(len(x)).long(), torch.ones(11 * len(x)).long())
+    return part.loss(x.flatten(0, 1), spans, part.corrupt(spans)).view(len(x), 11)
 
 
 def values(*shape: int) -> Callable[[], Tensor]:
@@ -330,6 +335,7 @@ HEADS = {
     "MARDiffusionHead": head(test_denoising.mar, drawn_loss, is_rowwise=False),
     "OrthusDiffusionHead": head(test_denoising.orthus, drawn_loss, is_rowwise=False),
     "NOVAFlowHead": head(test_denoising.nova, drawn_loss, is_rowwise=False),
+    "NextScaleHead": Example(test_next_scale.head_of_codes, values(11, 16), next_scale_loss),
     "RegressionHead": head(lambda: mmblocks.heads.RegressionHead(dim=10, target_dim=3), loss_of),
     "EmbeddingHead": head(lambda: mmblocks.heads.EmbeddingHead(dim=10, embed_dim=3), loss_of, is_rowwise=False),
 }

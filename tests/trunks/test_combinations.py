@@ -199,7 +199,7 @@ def test_a_config_reads_as_the_call_does(tmp_path) -> None:
         "_kind": "GatedCrossAttentionLayer", "context_dim": 6, "num_heads": 2, "head_dim": 8, "mlp_dim": 16,
     }  # fmt: skip
     usual = config["layers"]["usual"]
-    assert list(usual) == ["_kind", "mixer", "feed_forward", "norm", "norm_place", "parallel", "residual_scale"]
+    assert list(usual) == ["_kind", "mixer", "feed_forward", "norm", "norm_place", "parallel", "residual_scale", "modulation"]
     assert usual["norm"] == {
         "_kind": "Norm", "kind": "rms", "eps": 1e-05, "weight": True, "bias": False, "one_plus": False,
         "experts": ["text", "vision"],

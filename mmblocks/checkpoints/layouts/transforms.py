@@ -3,9 +3,10 @@
 A new one is an entry in ``transforms``. Both functions must also work on the meta device, where they tell the shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -62,12 +63,37 @@ def _unsqueeze_first_two(tensor: Tensor) -> Tensor:
     return tensor[None, None]
 
 
+def _reordered(*order: int) -> Transform:
+    """Pieces of equal size along the first dimension: ours are theirs in this order."""
+
+    def take(tensor: Tensor, pieces: Sequence[int]) -> Tensor:
+        if tensor.ndim == 0 or tensor.shape[0] % len(order):
+            raise ValueError(f"expected a first dimension of {len(order)} equal pieces, but got {tuple(tensor.shape)}")
+        cut = tensor.unflatten(0, (len(order), -1))
+        return torch.cat([cut[piece] for piece in pieces])
+
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return Transform(lambda tensor: take(tensor, order), lambda tensor: take(tensor, back))
+
+
+def _after(first: Transform, second: Transform) -> Transform:
+    return Transform(lambda tensor: second.forward(first.forward(tensor)), lambda tensor: first.backward(second.backward(tensor)))
+
+
+_BY_BRANCH = _reordered(4, 2, 0, 5, 3, 1)
+"""Both gates, scales, shifts of a layer's branches -> shift, scale and gate of one, then of the other."""
+
+
 transforms: dict[str, Transform] = {
     "same": Transform(_same, _same),
     "transpose": Transform(_transpose, _transpose),
     "squeeze_first": Transform(_squeeze_first, _unsqueeze_first),
     "unsqueeze_first": Transform(_unsqueeze_first, _squeeze_first),
     "unsqueeze_first_two": Transform(_unsqueeze_first_two, _squeeze_first_two),
+    "swap_halves": _reordered(1, 0),
+    "by_branch": _BY_BRANCH,
+    "squeeze_first_by_branch": _after(Transform(_squeeze_first, _unsqueeze_first), _BY_BRANCH),
+    "squeeze_first_two_by_branch": _after(Transform(_squeeze_first_two, _unsqueeze_first_two), _BY_BRANCH),
     "squeeze_1": _squeeze(1),
     "squeeze_1x1": _squeeze(2),
     "unsqueeze_1x1": _inverse(_squeeze(2)),

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, densify
+from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, densify
 
 SHORTEST_SPANNED = 1024
 """Below so many keys one call with a boolean mask beats one call per span on a CPU."""
@@ -65,7 +65,7 @@ class Observed(NamedTuple):
     heads: Hook | None = None
 
 
-Prepared = Causal | Dense | Spans | Blocks | Observed
+Prepared = Causal | Everything | Dense | Spans | Blocks | Observed
 """What ``attend`` reads."""
 
 
@@ -82,7 +82,7 @@ def prepare(mask: Mask, num_queries: int, num_keys: int, device: torch.device) -
                 return interval_spans(mask)
         case Causal() if num_queries == num_keys or num_queries == 1:
             return mask
-        case Dense():
+        case Dense() | Everything():
             return mask
     return Dense(densify(mask, num_queries, num_keys, device))
 
@@ -117,6 +117,8 @@ def attend(
     match mask:
         case Dense():
             return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
+        case Everything():
+            return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
         case _:
             causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
             return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)

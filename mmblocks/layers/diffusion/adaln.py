@@ -1,6 +1,6 @@
 """Adaptive layer norm: a condition, such as a time step or a class, shifts and scales what a norm gives.
 
-Shapes: N rows, D width.
+Shapes: N rows, C width of a condition, D width.
 """
 
 import math
@@ -60,3 +60,27 @@ class Modulation(nn.Sequential):
         nn.init.zeros_(project.weight)
         nn.init.zeros_(project.bias)
         super().__init__(nn.SiLU(), project)
+
+
+class ModulatedLinear(nn.Module):
+    """A linear map of states that a condition shifts and scales: the last layer of DiT and its kin, after the trunk's norm.
+
+    Args:
+        dim: D.
+        condition_dim: C.
+        out_dim: O.
+    """
+
+    def __init__(self, dim: int, condition_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(condition_dim, dim, 2)
+        self.linear = nn.Linear(dim, out_dim)
+
+    def forward(self, states: Float[Tensor, "*N D"], condition: Float[Tensor, "*rows C"]) -> Float[Tensor, "*N O"]:
+        """Outputs; there may be one condition for several states, with axes of one."""
+        return self.linear(self.modulated(states, condition))
+
+    def modulated(self, states: Float[Tensor, "*N D"], condition: Float[Tensor, "*rows C"]) -> Float[Tensor, "*N D"]:
+        """What the linear map reads."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return modulate(states, shift, scale)

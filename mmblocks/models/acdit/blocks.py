@@ -1,6 +1,6 @@
 """The blocks that ACDiT makes one after the other: which tokens they hold, and their table.
 
-Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width of a head, L tokens.
+Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, L tokens.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmblocks.models.acdit.positions import Angles, angles, block_order
+from mmblocks.models.acdit.positions import block_order
 from mmblocks.sequence.tokens import Modality, TokenTable
 
 
@@ -20,7 +20,6 @@ class BlockGrid(nn.Module):
         grid: (frames, rows, columns) of tokens.
         size: S; must divide the tokens of the grid.
         square: whether blocks are squares, rather than runs of rows or of frames.
-        widths: channels of a head for each axis that has a position.
 
     Attributes:
         count: T.
@@ -31,9 +30,9 @@ class BlockGrid(nn.Module):
 
     order: Tensor
 
-    def __init__(self, grid: Sequence[int], size: int, square: bool, widths: tuple[int, ...]) -> None:
+    def __init__(self, grid: Sequence[int], size: int, square: bool) -> None:
         super().__init__()
-        self.grid, self.size, self.square, self.widths = (grid[0], grid[1], grid[2]), size, square, widths
+        self.grid, self.size, self.square = (grid[0], grid[1], grid[2]), size, square
         self.reset_buffers(torch.get_default_device())
         self.count = len(self.order) // size
 
@@ -80,8 +79,3 @@ class BlockGrid(nn.Module):
         _, rows, columns = self.grid
         index = self.order[places]
         return torch.stack([index // (rows * columns), index // columns % rows, index % columns], dim=-1)
-
-    def angles(self, places: Int[Tensor, " L"]) -> Angles:
-        """Rotary angles of the tokens at these places of the sequence of blocks."""
-        axes = len(self.widths)
-        return angles(self.positions(places)[:, -axes:], self.grid[-axes:], self.widths)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.checkpoints.layouts.published_config import only, stated
 
 _SIZES = {
@@ -114,6 +114,10 @@ _HARMLESS = (
 )
 
 
+_LAYER = "trunk.layers.{}"
+_QKV = tuple(f"{_LAYER}.attention.{part}.*" for part in ("query", "key", "value"))
+
+
 ACDIT_LAYOUTS = (
     Layout(
         "acdit",
@@ -121,18 +125,18 @@ ACDIT_LAYOUTS = (
             Rule("t_embedder.mlp.{}.*", "time.mlp.{}.*"),
             Rule("y_embedder.embedding_table.weight", "classes.weight"),
             Rule("x_embedder.weight", "embed.weight"),
-            Rule("blocks.{}.norm1.weight", "layers.{}.attention_norm.weight"),
-            Rule("blocks.{}.attn.qkv.*", "layers.{}.qkv.*"),
-            Rule("blocks.{}.attn.q_norm.weight", "layers.{}.query_norm.weight"),
-            Rule("blocks.{}.attn.k_norm.weight", "layers.{}.key_norm.weight"),
-            Rule("blocks.{}.attn.proj.*", "layers.{}.output.*"),
-            Rule("blocks.{}.norm2.weight", "layers.{}.mlp_norm.weight"),
-            Rule("blocks.{}.mlp.fc1.*", "layers.{}.up.*"),
-            Rule("blocks.{}.mlp.fc2.*", "layers.{}.down.*"),
-            Rule("blocks.{}.adaLN_modulation.{}.*", "layers.{}.modulation.{}.*"),
-            Rule("final_layer.norm_final.weight", "norm.weight"),
-            Rule("final_layer.linear.*", "predict.*"),
-            Rule("final_layer.adaLN_modulation.{}.*", "modulation.{}.*"),
+            Rule("blocks.{}.norm1.weight", f"{_LAYER}.attention_norm.weight"),
+            Split("blocks.{}.attn.qkv.*", _QKV),
+            Rule("blocks.{}.attn.q_norm.weight", f"{_LAYER}.attention.query_norm.weight"),
+            Rule("blocks.{}.attn.k_norm.weight", f"{_LAYER}.attention.key_norm.weight"),
+            Rule("blocks.{}.attn.proj.*", f"{_LAYER}.attention.output.*"),
+            Rule("blocks.{}.norm2.weight", f"{_LAYER}.mlp_norm.weight"),
+            Rule("blocks.{}.mlp.fc1.*", f"{_LAYER}.mlp.up.*"),
+            Rule("blocks.{}.mlp.fc2.*", f"{_LAYER}.mlp.down.*"),
+            Rule("blocks.{}.adaLN_modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*"),
+            Rule("final_layer.norm_final.weight", "trunk.norm.weight"),
+            Rule("final_layer.linear.*", "output.linear.*"),
+            Rule("final_layer.adaLN_modulation.{}.*", "output.modulation.{}.*"),
         ),
         config=_config,
         published_config=_published_config,
@@ -141,3 +145,18 @@ ACDIT_LAYOUTS = (
     ),
 )
 """Of ``ACDiT``."""
+
+ACDIT_FORMER = Layout(
+    "acdit until version 0.2",
+    (
+        *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.{name}.*") for name in ("attention_norm", "mlp_norm")),
+        *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.attention.{name}.*") for name in ("query_norm", "key_norm", "output")),
+        *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.mlp.{name}.*") for name in ("up", "down")),
+        Split("layers.{}.qkv.*", _QKV),
+        Rule("layers.{}.modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*"),
+        Rule("norm.weight", "trunk.norm.weight"),
+        Rule("modulation.{}.*", "output.modulation.{}.*"),
+        Rule("predict.*", "output.linear.*"),
+    ),
+)
+"""Names that folders saved by earlier versions have."""

@@ -8,20 +8,27 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.attention.attend import Prepared, prepare
-from mmblocks.layers.diffusion.adaln import Modulation, TimeEmbedding, modulate
+from mmblocks.layers.diffusion.adaln import ModulatedLinear, TimeEmbedding
 from mmblocks.models.acdit.blocks import BlockGrid
-from mmblocks.models.acdit.layer import ACDiTLayer
-from mmblocks.models.acdit.layout import ACDIT_LAYOUTS
-from mmblocks.models.acdit.positions import head_split
+from mmblocks.models.acdit.layout import ACDIT_FORMER, ACDIT_LAYOUTS
+from mmblocks.models.acdit.positions import BlockRotary, head_split
 from mmblocks.models.acdit.scheduler import Scheduler, published_scheduler
-from mmblocks.sequence.masks import Dense, visible
+from mmblocks.sequence.masks import Everything, visible
+from mmblocks.sequence.spans import Conditions
+from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.checks import check_range
-from mmblocks.trunks.caches.kv_cache import KVCache, Memory
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
+from mmblocks.trunks.layer import Layer
+from mmblocks.trunks.parts.attention import Attention
+from mmblocks.trunks.parts.feed_forward import MLP
+from mmblocks.trunks.parts.modulation import AdaLN
+from mmblocks.trunks.parts.norms import Norm
 
 
 class ACDiT(Block):
@@ -64,6 +71,7 @@ class ACDiT(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ACDIT_LAYOUTS
+    former: ClassVar[Layout | None] = ACDIT_FORMER
 
     def __init__(
         self,
@@ -85,20 +93,23 @@ class ACDiT(Block):
         axes = 2 if grid[0] == 1 else 3
         if dim % num_heads or len(axis_shares) != axes:
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, axis_shares {axis_shares}; accepted: a multiple, {axes} shares")
-        self.head_dim, self.num_heads = dim // num_heads, num_heads
-        self.blocks = BlockGrid(grid, block_size, square_blocks, head_split(self.head_dim, axis_shares))
+        self.blocks = BlockGrid(grid, block_size, square_blocks)
         self.latent_dim, self.num_classes, self.label_dropout = latent_dim, num_classes, label_dropout
         self.time = TimeEmbedding(dim)
         # Upstream has a vector for "no class" only where classes are left out while training.
         self.classes = nn.Embedding(num_classes + (label_dropout > 0), dim)
         nn.init.normal_(self.classes.weight, std=0.02)
         self.embed = nn.Linear(latent_dim, dim, bias=False)
-        self.layers = nn.ModuleList(
-            ACDiTLayer(dim=dim, num_heads=num_heads, mlp_dim=int(dim * mlp_ratio), qk_norm=qk_norm) for _ in range(num_layers)
+        norm, widths = Norm(eps=1e-6), head_split(dim // num_heads, axis_shares)
+        rotary = BlockRotary(lengths=self.blocks.grid[-axes:], widths=widths)
+        layer = Layer(
+            mixer=Attention(num_heads=num_heads, qkv_bias=True, output_bias=True, qk_norm=norm if qk_norm else None, rotary=rotary),
+            feed_forward=MLP(hidden_dim=int(dim * mlp_ratio)),
+            norm=norm,
+            modulation=AdaLN(),
         )
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.modulation = Modulation(dim, dim, 2)
-        self.predict = nn.Linear(dim, latent_dim)
+        self.trunk = Decoder(dim=dim, num_layers=num_layers, layers=layer)
+        self.output = ModulatedLinear(dim, dim, latent_dim)
 
     def forward(
         self,
@@ -125,12 +136,9 @@ class ACDiT(Block):
         for name, values in (("clean", clean), ("noised", noised)):
             if tuple(values.shape[1:]) != blocks:
                 raise ValueError(f"{name} is {tuple(values.shape)}; accepted: (N, {', '.join(map(str, blocks))})")
-        table = self.blocks.table(len(clean))
-        mask = prepare(Dense(visible(table)), table.shape[1], table.shape[1], clean.device)
         tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
-        places = torch.arange(self.blocks.count * self.blocks.size, device=clean.device)
         condition = self._condition(t, labels, len(clean), self.blocks.count)
-        return self._run(tokens, condition, places.repeat(2), mask, None, hooks).unflatten(1, (self.blocks.count, self.blocks.size))
+        return self._run(tokens, condition, self.blocks.table(len(clean)), None, hooks)
 
     def loss(
         self,
@@ -231,13 +239,7 @@ class ACDiT(Block):
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for all blocks of ``batch`` rows."""
-        return KVCache(
-            layers=[Memory(self.num_heads, self.head_dim)] * len(self.layers),
-            batch=batch,
-            capacity=self.blocks.count * self.blocks.size,
-            dtype=self.embed.weight.dtype,
-            device=self.embed.weight.device,
-        )
+        return self.trunk.new_cache(batch, self.blocks.count * self.blocks.size)
 
     def _next_block(
         self,
@@ -250,42 +252,30 @@ class ACDiT(Block):
         hooks: TrunkHooks | None,
     ) -> Tensor:
         """The noise in block ``index``, after clean blocks of which the cache lacks the last ones, ``unread``."""
-        first = index - len(unread)
-        table = self.blocks.table(len(noised), clean=range(first, index), noised=[index])
-        keys = table if cache is None else cache.append(table)
-        mask = None
-        if unread or hooks is not None:  # without a mask all is seen, which hooks want to be told
-            mask = prepare(Dense(visible(table, keys)), table.shape[1], keys.shape[1], noised.device)
-        places = torch.arange(first * self.blocks.size, (index + 1) * self.blocks.size, device=noised.device)
+        table = self.blocks.table(len(noised), clean=range(index - len(unread), index), noised=[index])
         condition = self._condition(t, labels, len(noised), 1)
-        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, places, mask, cache, hooks)
+        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, table, cache, hooks)
         if cache is not None:
             cache.forget(self.blocks.size)  # the noised block is read anew in each step, and never kept
-        return predicted
+        return predicted[:, 0]
 
     def _run(
         self,
-        tokens: Tensor,
-        condition: Tensor,
-        places: Tensor,
-        mask: Prepared | None,
+        tokens: Float[Tensor, "N L C"],
+        condition: Float[Tensor, "N blocks D"],
+        table: TokenTable,
         cache: KVCache | None,
         hooks: TrunkHooks | None,
-    ) -> Float[Tensor, "N L C"]:
-        hooks = hooks or TrunkHooks()
-        hooks.check(len(self.layers))
-        num_noised = condition.shape[1] * self.blocks.size
-        num_clean = tokens.shape[1] - num_noised
-        table = self.blocks.angles(places)
-        x = self.embed(tokens)
-        for index, layer in enumerate(self.layers):
-            x = hooks.state(index, x)
-            seen = None if mask is None else hooks.observed(index, mask)
-            x = layer(x, condition, num_clean, table, seen, cache, index)
-        x = hooks.state(len(self.layers), x)
-        shift, scale = (part[:, :, None] for part in self.modulation(condition).chunk(2, dim=-1))
-        blocks = self.norm(x[:, num_clean:]).unflatten(1, (condition.shape[1], -1))
-        return self.predict(modulate(blocks, shift, scale)).flatten(1, 2)
+    ) -> Float[Tensor, "N blocks S C"]:
+        """The noise in the noised blocks, the last ones of the tokens, each with its condition."""
+        rows, noised = condition.shape[:2]
+        clean = tokens.shape[1] // self.blocks.size - noised
+        of = pad(torch.arange(rows * noised, device=tokens.device).view(rows, noised), (clean, 0), value=-1)
+        conditions = Conditions(condition.flatten(0, 1), of)  # block by block
+        mask = visible if clean or cache is None else Everything()
+        states = self.trunk(self.embed(tokens), table, cache, mask=mask, hooks=hooks, conditions=conditions)
+        blocks = states.unflatten(1, (clean + noised, -1))[:, clean:]
+        return self.output(blocks, condition[:, :, None])
 
     def _condition(self, t: Tensor, labels: Tensor | None, rows: int, blocks: int) -> Float[Tensor, "N T D"]:
         self._check_time(t, rows, blocks)

@@ -1,22 +1,18 @@
 """ACDiT's order of tokens and its rotary positions.
 
-Shapes: F frames, R rows, C columns of tokens; L = F x R x C tokens; D width of a head.
+Shapes: F frames, R rows, C columns of tokens; L = F x R x C tokens, B rows of a batch, H heads, E width of a head.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
-class Angles(NamedTuple):
-    """Cosines and sines for every channel of a head, in float32."""
-
-    cos: Float[Tensor, "L D"]
-    sin: Float[Tensor, "L D"]
+from mmblocks.sequence.positions import RotaryTable
+from mmblocks.trunks.context import ForwardContext
+from mmblocks.trunks.parts.rotary import Rotary
 
 
 def block_order(grid: tuple[int, int, int], block_size: int, square: bool) -> Int[Tensor, " L"]:
@@ -55,27 +51,49 @@ def head_split(head_dim: int, shares: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(2 * unit * share for share in shares)
 
 
-def angles(positions: Int[Tensor, "L axes"], lengths: tuple[int, ...], widths: tuple[int, ...]) -> Angles:
-    """Angles per channel: each axis has its own channels, frequencies and base, which follows from its length.
+class BlockRotary(Rotary):
+    """Rotary embedding by the places of tokens in their grid.
 
-    The frequencies run down to the inverse base itself, and the axes' channels stand side by side, while ``turn`` pairs channel
-    i with channel i + D/2: no rotation in the strict sense, but what the published weights were trained with.
+    Each axis has its own channels, frequencies and base, which follows from its length. The frequencies run down to the inverse
+    base itself, and the axes' channels stand side by side, while channel i is turned with channel i + E/2: no rotation in the
+    strict sense, but what the published weights were trained with.
+
+    Args:
+        lengths: of the axes that have a position, the last ones of (frames, rows, columns).
+        widths: channels of a head for each of them.
 
     Source: thunlp/ACDiT, whose base lets the slowest angle reach about pi over eight times the length.
     """
-    head_dim = sum(widths)
-    parts = []
-    for axis, (length, width) in enumerate(zip(lengths, widths, strict=True)):
-        base = (int(8 * length / math.pi) // 100 + 1) * 100
-        exponents = torch.linspace(0, head_dim, width // 2, device=positions.device) / head_dim
-        angle = positions[:, axis, None].float() * (1.0 / base**exponents)
-        parts += [angle, angle]
-    joined = torch.cat(parts, dim=-1)
-    return Angles(joined.cos(), joined.sin())
 
+    lengths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
 
-def turn(x: Float[Tensor, "N H L D"], table: Angles) -> Float[Tensor, "N H L D"]:
-    """Turns queries or keys, in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    crossed = torch.cat([-second, first], dim=-1)
-    return (x.float() * table.cos + crossed * table.sin).to(x.dtype)
+    def check_head(self, head_dim: int) -> None:
+        """Refuses heads of another width."""
+        if sum(self.widths) != head_dim or len(self.lengths) != len(self.widths):
+            raise ValueError(f"lengths is {self.lengths}, widths {self.widths}; accepted: one for each axis, {head_dim} in all")
+
+    def turned(self, head_dim: int) -> int:
+        """All channels."""
+        return head_dim
+
+    def table(self, context: ForwardContext, head_dim: int) -> RotaryTable:
+        """The angles of the new tokens, for every channel."""
+        return self.angles_at(context.table.grid)
+
+    def angles_at(self, grid: Int[Tensor, "*L 3"]) -> RotaryTable:
+        """The angles of tokens at these (frame, row, column)."""
+        parts = []
+        for axis, (length, width) in enumerate(zip(self.lengths, self.widths, strict=True), start=3 - len(self.lengths)):
+            base = (int(8 * length / math.pi) // 100 + 1) * 100
+            exponents = torch.linspace(0, sum(self.widths), width // 2, device=grid.device) / sum(self.widths)
+            angle = grid[..., axis, None].float() * (1.0 / base**exponents)
+            parts += [angle, angle]
+        joined = torch.cat(parts, dim=-1)
+        return RotaryTable(joined.cos(), joined.sin())
+
+    def rotate(self, x: Float[Tensor, "B H L E"], angles: RotaryTable) -> Float[Tensor, "B H L E"]:
+        """Turned heads, in float32."""
+        first, second = x.float().chunk(2, dim=-1)
+        crossed = torch.cat([-second, first], dim=-1)
+        return (x.float() * angles.cos[:, None] + crossed * angles.sin[:, None]).to(x.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
 
 _TOKENIZER = ("quant", "vae_kwargs")
 
@@ -101,6 +101,11 @@ def _difference(table: Tensor, wanted: Tensor) -> float:
 _HARMLESS = ("drop_rate", "attn_drop_rate", "flash_if_available", "fused_if_available")
 
 
+_LAYER = "trunk.layers.{}"
+_ATTENTION = f"{_LAYER}.attention"
+_QKV = tuple(f"{_ATTENTION}.{part}.weight" for part in ("query", "key", "value"))
+
+
 VAR_LAYOUTS = (
     Layout(
         "var",
@@ -110,18 +115,18 @@ VAR_LAYOUTS = (
             Rule("word_embed.*", "embed.*"),
             Rule("class_emb.weight", "classes.weight"),
             Rule("lvl_embed.weight", "levels.weight"),
-            Rule("shared_ada_lin.{}.*", "shared_modulation.{}.*"),
-            Rule("blocks.{}.ada_gss", "layers.{}.own_modulation", "squeeze_first"),
-            Rule("blocks.{}.ada_lin.{}.*", "layers.{}.modulation.{}.*"),
-            Rule("blocks.{}.attn.scale_mul_1H11", "layers.{}.attention.log_scale", "squeeze_first"),
-            Rule("blocks.{}.attn.q_bias", "layers.{}.attention.query_bias"),
-            Rule("blocks.{}.attn.v_bias", "layers.{}.attention.value_bias"),
-            Rule("blocks.{}.attn.mat_qkv.weight", "layers.{}.attention.qkv.weight"),
-            Rule("blocks.{}.attn.proj.*", "layers.{}.attention.output.*"),
-            Rule("blocks.{}.ffn.fc1.*", "layers.{}.up.*"),
-            Rule("blocks.{}.ffn.fc2.*", "layers.{}.down.*"),
-            Rule("head_nm.ada_lin.{}.*", "modulation.{}.*"),
-            Rule("head.*", "predict.*"),
+            Rule("shared_ada_lin.{}.*", "trunk.modulation.{}.*", "by_branch"),
+            Rule("blocks.{}.ada_gss", f"{_LAYER}.modulation.own", "squeeze_first_two_by_branch"),
+            Rule("blocks.{}.ada_lin.{}.*", f"{_LAYER}.modulation.map.{{}}.*", "by_branch"),
+            Rule("blocks.{}.attn.scale_mul_1H11", f"{_ATTENTION}.query_norm.log_scale", "squeeze_first"),
+            Rule("blocks.{}.attn.q_bias", f"{_ATTENTION}.query.bias"),
+            Rule("blocks.{}.attn.v_bias", f"{_ATTENTION}.value.bias"),
+            Split("blocks.{}.attn.mat_qkv.weight", _QKV),
+            Rule("blocks.{}.attn.proj.*", f"{_ATTENTION}.output.*"),
+            Rule("blocks.{}.ffn.fc1.*", f"{_LAYER}.mlp.up.*"),
+            Rule("blocks.{}.ffn.fc2.*", f"{_LAYER}.mlp.down.*"),
+            Rule("head_nm.ada_lin.{}.*", "output.modulation.{}.*", "swap_halves"),
+            Rule("head.*", "output.linear.*"),
         ),
         ignored=("vae_quant.*",),
         derived=(
@@ -135,3 +140,21 @@ VAR_LAYOUTS = (
     ),
 )
 """Of ``VAR``; the tokenizer is a part of its own."""
+
+VAR_FORMER = Layout(
+    "var until version 0.2",
+    (
+        Rule("shared_modulation.{}.*", "trunk.modulation.{}.*", "by_branch"),
+        Rule("layers.{}.own_modulation", f"{_LAYER}.modulation.own", "squeeze_first_by_branch"),
+        Rule("layers.{}.modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*", "by_branch"),
+        Rule("layers.{}.attention.log_scale", f"{_ATTENTION}.query_norm.log_scale"),
+        Rule("layers.{}.attention.query_bias", f"{_ATTENTION}.query.bias"),
+        Rule("layers.{}.attention.value_bias", f"{_ATTENTION}.value.bias"),
+        Split("layers.{}.attention.qkv.weight", _QKV),
+        Rule("layers.{}.attention.output.*", f"{_ATTENTION}.output.*"),
+        *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.mlp.{name}.*") for name in ("up", "down")),
+        Rule("modulation.{}.*", "output.modulation.{}.*", "swap_halves"),
+        Rule("predict.*", "output.linear.*"),
+    ),
+)
+"""Names that folders saved by earlier versions have."""

@@ -13,17 +13,23 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.attention.attend import Prepared, prepare
 from mmblocks.layers.categorical import Sampling, sample_ids, truncate
-from mmblocks.layers.diffusion.adaln import Modulation, modulate
+from mmblocks.layers.diffusion.adaln import ModulatedLinear
 from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
-from mmblocks.models.var.layer import VARLayer
-from mmblocks.models.var.layout import VAR_LAYOUTS
+from mmblocks.models.var.attention import CosineAttention
+from mmblocks.models.var.layout import VAR_FORMER, VAR_LAYOUTS
 from mmblocks.models.var.sampling import Scale, ScaleQuantizer, VARSample, guided, smoothed
-from mmblocks.sequence.masks import find_mask
+from mmblocks.sequence.masks import Everything
+from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import Modality, TokenTable
 from mmblocks.support.checks import check_range
-from mmblocks.trunks.caches.kv_cache import KVCache, Memory
+from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.layer import Layer
+from mmblocks.trunks.parts.attention import Attention
+from mmblocks.trunks.parts.feed_forward import MLP
+from mmblocks.trunks.parts.modulation import AdaLN
+from mmblocks.trunks.parts.norms import Norm
 
 
 class VAR(Block):
@@ -62,6 +68,7 @@ class VAR(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = VAR_LAYOUTS
+    former: ClassVar[Layout | None] = VAR_FORMER
 
     def __init__(
         self,
@@ -84,28 +91,20 @@ class VAR(Block):
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, scales {scales}; accepted: heads that divide dim, and a scale")
         self.scales = tuple((scale, scale) if isinstance(scale, int) else (scale[0], scale[1]) for scale in scales)
         self.counts = [rows * columns for rows, columns in self.scales]
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.num_classes, self.num_codes, self.code_dim, self.label_dropout = num_classes, num_codes, code_dim, label_dropout
         self.embed = nn.Linear(code_dim, dim)
         self.classes = nn.Embedding(num_classes + 1, dim)
         self.start = nn.Parameter(torch.empty(self.counts[0], dim))
         self.positions = nn.Parameter(torch.empty(sum(self.counts), dim))
         self.levels = nn.Embedding(len(scales), dim)
-        self.shared_modulation = Modulation(dim, dim, 6) if shared_modulation else None
-        self.layers = nn.ModuleList(
-            VARLayer(
-                dim=dim,
-                num_heads=num_heads,
-                mlp_dim=round(dim * mlp_ratio),
-                norm_eps=norm_eps,
-                l2_norm=l2_norm,
-                shared=shared_modulation,
-            )
-            for _ in range(num_layers)
+        layer = Layer(
+            mixer=_attention(num_heads, dim // num_heads, l2_norm),
+            feed_forward=MLP(hidden_dim=round(dim * mlp_ratio)),
+            norm=Norm(kind="layer", eps=norm_eps, weight=False),
+            modulation=AdaLN(shared=shared_modulation),
         )
-        self.norm = nn.LayerNorm(dim, eps=norm_eps, elementwise_affine=False)
-        self.modulation = Modulation(dim, dim, 2)
-        self.predict = nn.Linear(dim, num_codes)
+        self.trunk = Decoder(dim=dim, num_layers=num_layers, layers=layer)
+        self.output = ModulatedLinear(dim, dim, num_codes)
         for weight in (self.classes.weight, self.start, self.positions, self.levels.weight):
             nn.init.trunc_normal_(weight, std=(1 / dim / 3) ** 0.5)
 
@@ -120,7 +119,7 @@ class VAR(Block):
         Raises:
             ValueError: shapes that do not fit, or a class that does not exist (checked on CPU).
         """
-        return self.predict(self._states(labels, inputs)).float()
+        return self.output(*self._states(labels, inputs)).float()
 
     def loss(
         self,
@@ -148,8 +147,9 @@ class VAR(Block):
         if drop is not None:
             labels = torch.where(drop, self.num_classes, labels)
         self._check_ids(ids, len(labels))
-        states = self._states(labels, inputs).flatten(0, 1)
-        return vocabulary_losses(states, self.predict.weight, ids.flatten(), self.predict.bias).view_as(ids)
+        states = self.output.modulated(*self._states(labels, inputs)).flatten(0, 1)
+        codes = self.output.linear
+        return vocabulary_losses(states, codes.weight, ids.flatten(), codes.bias).view_as(ids)
 
     @torch.no_grad()
     def sample(
@@ -203,9 +203,9 @@ class VAR(Block):
         chosen: list[Tensor] = []
         given = None if ids is None else ids.split(self.counts, dim=1)
         for step, size in enumerate(self.scales):
-            cache.append(self.table(len(labels), step))
             share = step / max(steps - 1, 1)
-            scale_logits = self.predict(self._run(tokens, condition, None, cache)).float()
+            states = self._run(tokens, condition, self.table(len(labels), step), cache)
+            scale_logits = self.output(states, condition[:, None]).float()
             scale_logits = guided(scale_logits, rows, guidance * share)
             if logits is not None:
                 logits.append(scale_logits)
@@ -244,34 +244,25 @@ class VAR(Block):
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for all scales of ``batch`` rows."""
-        return KVCache(
-            layers=[Memory(self.num_heads, self.head_dim)] * len(self.layers),
-            batch=batch,
-            capacity=sum(self.counts),
-            dtype=self.positions.dtype,
-            device=self.positions.device,
-        )
+        return self.trunk.new_cache(batch, sum(self.counts))
 
-    def _states(self, labels: Int[Tensor, " B"], inputs: Float[Tensor, "B L2 C"]) -> Float[Tensor, "B L D"]:
-        """What the codes of all scales are predicted from, in one pass."""
+    def _states(
+        self, labels: Int[Tensor, " B"], inputs: Float[Tensor, "B L2 C"]
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B 1 D"]]:
+        """What the codes of all scales are predicted from, in one pass: states, and the class."""
         rest = sum(self.counts[1:])
         if tuple(inputs.shape[1:]) != (rest, self.code_dim):
             raise ValueError(f"inputs is {tuple(inputs.shape)}; accepted: (B, {rest}, {self.code_dim})")
         condition = self._classes(labels)
-        table = self.table(len(labels))
-        mask = prepare(find_mask(None, table, table), table.shape[1], table.shape[1], inputs.device)
         tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
-        return self._run(tokens, condition, mask, None)
+        return self._run(tokens, condition, self.table(len(labels)), None), condition[:, None]
 
-    def _run(self, tokens: Tensor, condition: Tensor, mask: Prepared | None, cache: KVCache | None) -> Float[Tensor, "B l D"]:
-        moves = condition
-        if self.shared_modulation is not None:
-            moves = self.shared_modulation(condition).unflatten(-1, (1, 6, -1))
-        x = tokens
-        for index, layer in enumerate(self.layers):
-            x = layer(x, moves, mask, cache, index)
-        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return modulate(self.norm(x), shift, scale)
+    def _run(
+        self, tokens: Float[Tensor, "B l D"], condition: Float[Tensor, "B D"], table: TokenTable, cache: KVCache | None
+    ) -> Float[Tensor, "B l D"]:
+        of = torch.arange(len(condition), device=condition.device)[:, None]
+        mask = None if cache is None else Everything()  # scale by scale all that is there is attended to
+        return self.trunk(tokens, table, cache, mask=mask, conditions=Conditions(condition, of))
 
     def _places(self) -> Float[Tensor, "L D"]:
         level = [self.levels.weight[index].expand(count, -1) for index, count in enumerate(self.counts)]
@@ -285,3 +276,11 @@ class VAR(Block):
     def _classes(self, labels: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         check_range("labels", labels, self.num_classes + 1, ", the last for no class")
         return self.classes(labels)
+
+
+def _attention(num_heads: int, head_dim: int, l2_norm: bool) -> Attention:
+    if l2_norm:
+        return CosineAttention(num_heads=num_heads, qkv_bias=True, key_bias=False, output_bias=True, rotary=None)
+    # Upstream's factor 0.25 is the start of the learned sharpness, which without it stays.
+    scale = 0.25 / math.sqrt(head_dim)
+    return Attention(num_heads=num_heads, qkv_bias=True, key_bias=False, output_bias=True, rotary=None, scale=scale)

@@ -30,6 +30,7 @@ class Attention(Part):
         num_kv_heads: K; H if None. Must divide it.
         head_dim: E; ``dim / num_heads`` if None.
         qkv_bias, output_bias: biases on q, k and v (Qwen2), and on the output.
+        key_bias: whether k has one, where that is not ``qkv_bias`` (VAR); None for as that says.
         qk_norm: a norm on q and k before the rotation (Qwen3, Emu3.5), or None.
         qk_norm_over: what that norm spans: "head", each head with one set of weights; "each_head", each head with weights of its
             own (Chameleon, Cohere), the same for all experts; "all_heads", all heads as one vector (OLMo 2).
@@ -58,6 +59,7 @@ class Attention(Part):
     head_dim: int | None = None
     qkv_bias: bool = False
     output_bias: bool = False
+    key_bias: bool | None = None
     qk_norm: Norm | None = None
     qk_norm_over: NormedOver = "head"
     rotary: Rotary | None = Rotary()
@@ -133,7 +135,7 @@ class SelfAttention(TrunkPart):
         self.scale, self.softcap, self.window, self.rotary = parts.scale, parts.softcap, parts.window, parts.rotary
         inner, inner_kv = parts.num_heads * self.head_dim, parts.kv_heads * self.head_dim
         self.query = parts.linear.build("query", dim, inner, parts.qkv_bias)
-        self.key = parts.linear.build("key", dim, inner_kv, parts.qkv_bias)
+        self.key = parts.linear.build("key", dim, inner_kv, parts.qkv_bias if parts.key_bias is None else parts.key_bias)
         self.value = parts.linear.build("value", dim, inner_kv, parts.qkv_bias)
         self.output = parts.linear.build("output", inner, dim, parts.output_bias)
         self.norms_all_heads = parts.qk_norm_over == "all_heads"

@@ -55,6 +55,7 @@ class Part(Description):
     - ``memory``, a ``Memory``: what it remembers of a row between calls. With a cache, ``context.cache.update(layer, key, value)``
       adds keys and values, ``context.cache.states[layer]`` is its state, and ``context.cache.keep_state`` replaces that;
       ``sequence.document_begins(context.keys)`` says where a recurrence begins anew, and padding should leave its state alone;
+    - ``condition_dim``, the width of the conditions that it reads from ``context.conditions``, which is None where there are none;
     - ``static_step``, True if a step of one token neither reads values on the host nor copies any to the device.
 
     Fields called ``experts`` and ``names`` that hold strings name experts of the trunk, as those of ``Linear`` do.
@@ -116,6 +117,19 @@ def memory_of(module: nn.Module) -> Memory:
     return said(module, "memory", Memory())
 
 
+def condition_dim_of(*modules: nn.Module | None) -> int | None:
+    """The width of the conditions that parts take; None where none says that it takes any.
+
+    Raises:
+        ValueError: several widths.
+    """
+    none: int | None = None
+    widths = {said(module, "condition_dim", none) for module in modules if module is not None} - {None}
+    if len(widths) > 1:
+        raise ValueError(f"conditions are taken in several widths, {widths}; accepted: one for all layers of a trunk")
+    return next(iter(widths), None)
+
+
 def has_static_step(module: nn.Module) -> bool:
     """Whether a part says that its step can be recorded."""
     return said(module, "static_step", False)
@@ -139,11 +153,13 @@ class TrunkPart(nn.Module):
         reads_rows: whether it takes tokens as rows sorted by expert, too; others are given (B, L, D) always.
         static_step: whether a step can be recorded as a CUDA graph.
         memory: what it remembers of a row.
+        condition_dim: width of the conditions that it takes, or None for none.
     """
 
     reads_rows: ClassVar[bool] = True
     static_step: bool = True
     memory: Memory = Memory()
+    condition_dim: int | None = None
 
     def prepare(self, context: ForwardContext) -> None:
         """Computes what several layers share."""

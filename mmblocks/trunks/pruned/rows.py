@@ -65,7 +65,7 @@ def stage_mask(
     # Numbers rise along a row, so an interval of all tokens is one of those that are left, unless padding lies in between.
     after = padding & ((~padding).long().cumsum(dim=1) > 0)
     ascending = torch.where(after, num_old + num_new, numbers)
-    if not isinstance(mask, Dense) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
+    if isinstance(mask, Causal | Intervals) and bool((ascending[:, 1:] >= ascending[:, :-1]).all()):
         start, end = (0 * places, num_old + places + 1) if isinstance(mask, Causal) else (_take(edge, places) for edge in mask)
         left = (torch.searchsorted(ascending, edge.contiguous()) for edge in (start, end))
         return Intervals(*(torch.where(is_real, edge, own) for edge, own in zip(left, (slots, slots + 1), strict=True)))

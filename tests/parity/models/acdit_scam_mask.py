@@ -44,9 +44,10 @@ def check_training(case: Case) -> None:
     case.check("out.noised", noised)
     case.check("out.pred", model(clean, noised, t, labels).flatten(1, 2))
     places = torch.arange(model.blocks.count * model.blocks.size)
-    table = model.blocks.angles(places)
+    rotary, grid = model.trunk.layers[0].attention.rotary, model.blocks.positions(places)
+    table = rotary.angles_at(grid)
     if "out.position_ids" in case.io:
-        case.check("out.position_ids", model.blocks.positions(places)[:, -len(model.blocks.widths) :].T)
+        case.check("out.position_ids", grid[:, -len(rotary.widths) :].T)
     if "out.rope_cos" in case.io:
         case.check("out.rope_cos", table.cos)
         case.check("out.rope_sin", table.sin)
