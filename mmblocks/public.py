@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "EMU35": "grid_format",
         "chameleon_format": "grid_format",
         "raster_format": "grid_format",
+        "DepthCodeFormat": "depth_code_format",
         "ByteTokenizer": "text_tokenizers",
         "TokenizerFile": "text_tokenizers",
         "CodeIds": "code_ids",
@@ -111,6 +112,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "StructuredEmbedder": "structured",
         "ClassLabelEmbedding": "class_label",
         "CaptionEmbedding": "caption",
+        "DepthCodeEmbedding": "depth_codes",
     },
     "encoders": {
         "EVACLIP": "eva_clip",
@@ -197,6 +199,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "TiedLMHead": "vocabularies",
         "ModalityLMHead": "vocabularies",
         "MultiTokenHead": "vocabularies",
+        "DepthCodeHead": "depth_codes",
     },
     "pixels": {
         "ConditionalUNet": "conditional_unet",
