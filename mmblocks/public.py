@@ -261,6 +261,10 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "checkpoints": {
         "list_pretrained": "hub.catalogue",
+        "attach_lora": "surgery.low_rank",
+        "merge_lora": "surgery.low_rank",
+        "save_adapters": "surgery.adapters",
+        "load_adapters": "surgery.adapters",
         "Pretrained": "hub.catalogue",
         "Origin": "origin",
         "write_golden": "golden",
