@@ -113,6 +113,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "ClassLabelEmbedding": "class_label",
         "CaptionEmbedding": "caption",
         "DepthCodeEmbedding": "depth_codes",
+        "ClipEmbedder": "clip",
     },
     "encoders": {
         "EVACLIP": "eva_clip",

@@ -216,6 +216,9 @@ EMBEDDERS = {
     "LinearPatchEmbedding": embedder(
         lambda: mmblocks.embedders.LinearPatchEmbedding(dim=8, patch_size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), (4, 6)
     ),
+    "ClipEmbedder": embedder(
+        lambda: mmblocks.embedders.ClipEmbedder(embedder=mmblocks.embedders.NEOPatchEmbedding(dim=8, hidden_dim=16)), (32, 32)
+    ),
     "RenderedTextEmbedding": embedder(lambda: mmblocks.embedders.RenderedTextEmbedding(dim=8), (16, 48)),
     "StructuredEmbedder": embedder(
         lambda: mmblocks.embedders.StructuredEmbedder(
