@@ -32,7 +32,8 @@ class Block(Configurable, has_name=False):
       tensors and needs at once are computed on an explicit ``device="cpu"``.
     - Tensors that are in no checkpoint, such as non-persistent buffers, have no values after loading. A module that has some
       defines ``reset_buffers(self, device)`` and creates them there, and may call it from its constructor too.
-    - A function may be an argument. Its name is noted when saving, and the function is handed in again when loading.
+    - A function may be an argument. Its name is noted when saving. When loading, a function at the top of a module that is imported
+      by then is found by that name, if the module is yours, or holds rules of mmblocks; any other is handed in again.
 
     Lists and tuples are recorded, and handed in when loading, as tuples.
 

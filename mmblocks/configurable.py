@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from torch import nn
 
 from mmblocks.public import home
+from mmblocks.support.constructor_errors import with_names
 
 RESERVED = (
     "id_or_path",
@@ -72,6 +73,8 @@ class Configurable(nn.Module):
     def __init_subclass__(cls, *, has_name: bool = True, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         _check_constructor(cls)
+        if "__init__" in vars(cls):
+            cls.__init__ = with_names(cls.__init__)  # type: ignore[method-assign]
         if has_name:
             register(cls)
 

@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "EMU35": "grid_format",
         "chameleon_format": "grid_format",
         "raster_format": "grid_format",
+        "DepthCodeFormat": "depth_code_format",
         "ByteTokenizer": "text_tokenizers",
         "TokenizerFile": "text_tokenizers",
         "CodeIds": "code_ids",
@@ -112,6 +113,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "StructuredEmbedder": "structured",
         "ClassLabelEmbedding": "class_label",
         "CaptionEmbedding": "caption",
+        "DepthCodeEmbedding": "depth_codes",
+        "ClipEmbedder": "clip",
     },
     "encoders": {
         "EVACLIP": "eva_clip",
@@ -205,6 +208,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "TiedLMHead": "vocabularies",
         "ModalityLMHead": "vocabularies",
         "MultiTokenHead": "vocabularies",
+        "DepthCodeHead": "depth_codes",
     },
     "pixels": {
         "ConditionalUNet": "conditional_unet",
@@ -269,6 +273,10 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "checkpoints": {
         "list_pretrained": "hub.catalogue",
+        "attach_lora": "surgery.low_rank",
+        "merge_lora": "surgery.low_rank",
+        "save_adapters": "surgery.adapters",
+        "load_adapters": "surgery.adapters",
         "Pretrained": "hub.catalogue",
         "Origin": "origin",
         "write_golden": "golden",

@@ -9,3 +9,7 @@ from mmblocks.checkpoints.layouts.layout import Layout as Layout
 from mmblocks.checkpoints.layouts.layout import Rule as Rule
 from mmblocks.checkpoints.layouts.layout import Split as Split
 from mmblocks.checkpoints.origin import Origin as Origin
+from mmblocks.checkpoints.surgery.adapters import load_adapters as load_adapters
+from mmblocks.checkpoints.surgery.adapters import save_adapters as save_adapters
+from mmblocks.checkpoints.surgery.low_rank import attach_lora as attach_lora
+from mmblocks.checkpoints.surgery.low_rank import merge_lora as merge_lora

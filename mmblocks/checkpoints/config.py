@@ -1,10 +1,9 @@
 """config.json: a Block's class and arguments as JSON, and the checks that it means exactly what it says.
 
 ``{"_block": "trunk"}`` stands for the Block in that subfolder, ``{"_kind": "Attention", ...}`` for a description of that class,
-``{"_code": "module.function"}`` for a function, of which only the name is noted. Lists and tuples both become JSON lists, and are
-tuples when read. ``_shared_tensors`` names the tensors that are
-not stored because they are the same as another: ``{"head.weight": "embedding.weight"}``; see ``checksums`` and ``origin`` for
-the other entries that are no arguments.
+``{"_code": "module.function"}`` for a function, of which only the name is noted; see ``functions``. Lists and tuples both become
+JSON lists, and are tuples when read. ``_shared_tensors`` names the tensors that are not stored because they are the same as
+another: ``{"head.weight": "embedding.weight"}``; see ``checksums`` and ``origin`` for the other entries that are no arguments.
 """
 
 import math

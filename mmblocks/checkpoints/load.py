@@ -18,6 +18,7 @@ from mmblocks.checkpoints.files import checksums, folders
 from mmblocks.checkpoints.files import stored as files
 from mmblocks.checkpoints.filling import Job
 from mmblocks.checkpoints.finite import warn_of_not_finite
+from mmblocks.checkpoints.functions import find_function
 from mmblocks.checkpoints.hub import locating
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.checkpoints.layouts.published import build_published
@@ -102,8 +103,9 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
 
     arguments = dict(overrides)
     for name in [name for name in written if name not in overrides]:
-        _check_code(cls, name, written[name], folder, subfolder)
-        arguments[name] = config.decode(written[name], part)
+        value = written[name]
+        is_code = isinstance(value, dict) and config.CODE in value
+        arguments[name] = _function(cls, name, value[config.CODE], folder, subfolder) if is_code else config.decode(value, part)
     block = build(cls, arguments, title, overrides)
     _share(block, config.shared(content), tensors.ids(overrides), folder)
     block.origin = origin.read(content)
@@ -111,14 +113,16 @@ def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str,
     return block
 
 
-def _check_code(cls: type[Configurable], name: str, value: object, folder: Path, subfolder: str) -> None:
-    """A function is not stored, so that it has to be handed in."""
-    if not isinstance(value, dict) or config.CODE not in value:
-        return
+def _function(cls: type[Configurable], name: str, code: object, folder: Path, subfolder: str) -> Any:
+    """The function of that name where it may be found; it is not stored, so that any other has to be handed in."""
+    found = find_function(code)
+    if found is not None:
+        return found
     call = f"from_pretrained({str(folder)!r}, {name}=...)"
     if subfolder:
         call = f"part = Block.{call}, and hand the part in: from_pretrained(..., {subfolder.partition('/')[0]}=...)"
-    raise ValueError(f"argument {name!r} of {cls.__name__} is code ({value[config.CODE]}), which is not stored; hand it in: {call}")
+    what = f"argument {name!r} of {cls.__name__} is code ({code}), which is not stored"
+    raise ValueError(f"{what} and is no function at the top of a module of yours that is imported; hand it in: {call}")
 
 
 def _share(block: Configurable, names: dict[str, str], given: set[int], folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from mmblocks.embedders.caption import CaptionEmbedding as CaptionEmbedding
 from mmblocks.embedders.class_label import ClassLabelEmbedding as ClassLabelEmbedding
+from mmblocks.embedders.clip import ClipEmbedder as ClipEmbedder
+from mmblocks.embedders.depth_codes import DepthCodeEmbedding as DepthCodeEmbedding
 from mmblocks.embedders.encoder_embedder import EncoderEmbedder as EncoderEmbedder
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding as EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment as EVE1PatchAlignment

@@ -1,10 +1,12 @@
 """Several encoders as one: their features side by side in width, in turn, one after the other, or one at two resolutions.
 
-Each encoder sees the same image at its own size and names its own grid; the classes differ in what becomes of the features.
+Each encoder sees the same image at its own size and names its own grid; the classes differ in what becomes of the features. An
+encoder may be a fused one itself, or one of tiles, whose features are fused tile by tile.
 
 Shapes: B images, H and W pixels, h and w places, D width.
 """
 
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -17,7 +19,8 @@ from mmblocks.block import Block
 from mmblocks.layers.images.pixels import check_pixels, dtype_of
 from mmblocks.roles import AnySize, OneSize, Sized, Wide
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
+"""Rows and columns, after the number of tiles where there are some; or a number of tokens without places."""
 
 
 class EncoderGroup(Block):
@@ -48,7 +51,7 @@ class EncoderGroup(Block):
         if not encoders:
             raise ValueError("encoders is empty; accepted: at least one")
         for name, encoder in encoders.items():
-            if not isinstance(encoder, Wide) or not isinstance(encoder, AnySize | OneSize):
+            if width_of(encoder) is None or not isinstance(encoder, AnySize | OneSize):
                 kind = type(encoder).__name__
                 raise TypeError(
                     f"encoder {name!r}, a {kind}, does not name its width and grid; accepted: with dim, grid or grid_of"
@@ -56,12 +59,18 @@ class EncoderGroup(Block):
         self.encoders = nn.ModuleDict(encoders)
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width, where all encoders take the same one size; None otherwise: each is shown the image at its own."""
+        sizes = {_own_size(encoder) for encoder in self.encoders.values()}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
     def dims(self) -> dict[str, int]:
         """The width of each encoder's features."""
         return {name: cast(Wide, encoder).dim for name, encoder in self.encoders.items()}
 
     def grids(self, height: int, width: int) -> dict[str, Grid]:
-        """Rows and columns of each encoder's features of an image of this size.
+        """The grid of each encoder's features of an image of this size, usually rows and columns.
 
         Raises:
             ValueError: a size that one of them does not take; the message names it.
@@ -70,8 +79,7 @@ class EncoderGroup(Block):
         for name, encoder in self.encoders.items():
             size = _own_size(encoder) or (height, width)
             try:
-                grid = encoder.grid_of(*size) if isinstance(encoder, AnySize) else cast(OneSize, encoder).grid
-                found[name] = cast(Grid, grid)
+                found[name] = tuple(encoder.grid_of(*size) if isinstance(encoder, AnySize) else cast(OneSize, encoder).grid)
             except ValueError as error:
                 raise ValueError(f"encoder {name!r}: {error}") from error
         return found
@@ -81,7 +89,7 @@ class EncoderGroup(Block):
         return next(iter(self.grids(height, width).values()))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
-        """What each encoder sees, (B, h, w, D) on its own grid.
+        """What each encoder sees, (B, *grid, D) on its own grid.
 
         Raises:
             TypeError: pixels that are not floating point.
@@ -94,6 +102,21 @@ class EncoderGroup(Block):
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Any:
         """The features of all encoders, a list in their order. Arguments and errors as for ``features``."""
         return list(self.features(pixels).values())
+
+    def _grid(self, height: int, width: int, fixed: tuple[int, int] | None) -> Grid:
+        """The grid of the first encoder, with other rows and columns where they are fixed.
+
+        Raises:
+            ValueError: an encoder whose features have no rows and columns, or other tiles than the first one's; as ``grids``.
+        """
+        grids = self.grids(height, width)
+        first, grid = next(iter(grids.items()))
+        for name, own in grids.items():
+            if len(own) < 2 or own[:-2] != grid[:-2]:
+                tiles = f" after the tiles {grid[:-2]} of {first!r}" if grid[:-2] else ""
+                accepted = f"rows and columns{tiles} (TokenConcat takes any)"
+                raise ValueError(f"encoder {name!r} gives features on a grid of {own}; accepted: {accepted}")
+        return (*grid[:-2], *(fixed or grid[-2:]))
 
 
 class ChannelFusion(EncoderGroup):
@@ -118,14 +141,19 @@ class ChannelFusion(EncoderGroup):
 
     def __init__(self, *, encoders: dict[str, Block], grid: tuple[int, int] | None = None) -> None:
         super().__init__(encoders=encoders)
+        _check_fixed(grid)
         self.fixed = grid
         self.dim = sum(self.dims.values())
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """Rows and columns of the features; raises what ``grids`` raises."""
-        return self.fixed or super().grid_of(height, width)
+        """Rows and columns of the features, after the tiles where there are some.
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        Raises:
+            ValueError: encoders without rows and columns, or of different tiles; as ``grids``.
+        """
+        return self._grid(height, width, self.fixed)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *grid D"]:
         """Arguments and errors as for ``features``."""
         grid = self.grid_of(pixels.shape[2], pixels.shape[3])
         return torch.cat([_on_grid(features, grid) for features in self.features(pixels).values()], dim=-1)
@@ -157,21 +185,25 @@ class TokenInterleave(EncoderGroup):
     def __init__(self, *, encoders: dict[str, Block], dim: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__(encoders=encoders)
         self.projections = _projections(self.dims, dim)
+        _check_fixed(grid)
         self.fixed = grid
         self.dim = dim
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """Rows, and columns times encoders; raises what ``grids`` raises."""
-        rows, columns = self.fixed or super().grid_of(height, width)
-        return rows, columns * len(self.encoders)
+        """Rows, and columns times encoders, after the tiles where there are some.
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        Raises:
+            ValueError: encoders without rows and columns, or of different tiles; as ``grids``.
+        """
+        grid = self._grid(height, width, self.fixed)
+        return (*grid[:-1], grid[-1] * len(self.encoders))
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *grid D"]:
         """Arguments and errors as for ``features``."""
-        rows, columns = self.grid_of(pixels.shape[2], pixels.shape[3])
-        grid = rows, columns // len(self.encoders)
+        grid = self._grid(pixels.shape[2], pixels.shape[3], self.fixed)
         features = self.features(pixels)
         parts = [_on_grid(self.projections[name](own), grid) for name, own in features.items()]
-        return rearrange(torch.stack(parts), "e b h w d -> b h (w e) d")
+        return rearrange(torch.stack(parts), "e ... w d -> ... (w e) d")
 
 
 class TokenConcat(EncoderGroup):
@@ -204,12 +236,12 @@ class TokenConcat(EncoderGroup):
 
     def grid_of(self, height: int, width: int) -> Any:
         """(tokens,): the places of all encoders together; raises what ``grids`` raises."""
-        return (sum(rows * columns for rows, columns in self.grids(height, width).values()),)
+        return (sum(math.prod(grid) for grid in self.grids(height, width).values()),)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B tokens D"]:
         """Arguments and errors as for ``features``."""
         parts = zip(self.features(pixels).items(), self.marks, strict=True)
-        return torch.cat([self.projections[name](features).flatten(1, 2) + mark for (name, features), mark in parts], dim=1)
+        return torch.cat([self.projections[name](features).flatten(1, -2) + mark for (name, features), mark in parts], dim=1)
 
 
 class DualResolution(EncoderGroup):
@@ -248,21 +280,43 @@ class DualResolution(EncoderGroup):
         self.gate = nn.Sequential(nn.Linear(2 * self.dim, self.dim // 2), nn.GELU(), nn.Linear(self.dim // 2, self.dim), nn.Tanh())
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """The grid of "low"; raises what ``grids`` raises."""
+        """The grid of "low".
+
+        Raises:
+            ValueError: encoders without rows and columns, or of different tiles; as ``grids``.
+        """
+        self._grid(height, width, None)
         return self.grids(height, width)["low"]
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *grid D"]:
         """Arguments and errors as for ``features``."""
+        self.grid_of(pixels.shape[2], pixels.shape[3])
         features = self.features(pixels)
-        low = features["low"]
+        shape = features["low"].shape[:-3]  # of images, and of tiles where there are some
+        low, high = features["low"].flatten(0, -4), features["high"].flatten(0, -4)
         near = self.from_low(low.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        far = self.from_high(_on_grid(features["high"], (low.shape[1], low.shape[2]), mode="area"))
+        far = self.from_high(_on_grid(high, (low.shape[1], low.shape[2]), mode="area"))
         gate = self.gate(torch.cat([near.mean(dim=(1, 2)), far.mean(dim=(1, 2))], dim=-1))
-        return low + near + gate[:, None, None] * far
+        return (low + near + gate[:, None, None] * far).unflatten(0, shape)
+
+
+def _check_fixed(grid: tuple[int, int] | None) -> None:
+    if grid is not None and min(grid) < 1:
+        raise ValueError(f"grid is {grid}; accepted: at least one row and column, or None")
 
 
 def _projections(dims: dict[str, int], dim: int) -> nn.ModuleDict:
+    if dim < 1:
+        raise ValueError(f"dim is {dim}; accepted: 1 or more")
     return nn.ModuleDict({name: nn.Linear(width, dim) for name, width in dims.items()})
+
+
+def width_of(encoder: nn.Module) -> int | None:
+    """D; None of an encoder that does not name it, or has several."""
+    try:
+        return cast(Wide, encoder).dim if isinstance(encoder, Wide) else None
+    except AttributeError:  # of a part of its own
+        return None
 
 
 def _own_size(encoder: nn.Module) -> tuple[int, int] | None:
@@ -282,8 +336,10 @@ def _resized(pixels: Tensor, encoder: nn.Module) -> Tensor:
 
 
 def _on_grid(features: Tensor, grid: Grid, mode: Literal["bilinear", "area"] = "bilinear") -> Tensor:
-    """(B, h, w, D) on another grid."""
-    if tuple(features.shape[1:3]) == tuple(grid):
+    """(B, *tiles, h, w, D) with other rows and columns."""
+    if tuple(features.shape[-3:-1]) == tuple(grid[-2:]):
         return features
     options = {} if mode == "area" else {"align_corners": False}
-    return interpolate(features.permute(0, 3, 1, 2), grid, mode=mode, **options).permute(0, 2, 3, 1)
+    maps = features.flatten(0, -4).permute(0, 3, 1, 2)
+    resized = interpolate(maps, (grid[-2], grid[-1]), mode=mode, **options).permute(0, 2, 3, 1)
+    return resized.unflatten(0, features.shape[:-3])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmblocks.block import Block
+from mmblocks.encoders.fused import EncoderGroup, width_of
 from mmblocks.layers.images.pixels import check_pixels, dtype_of, pixels_of, widened
 from mmblocks.layers.images.resizing import smart_resize, upright_rgb
 from mmblocks.roles import AnySize, GridConnector, OneSize, Sized, TokenEncoder, Wide
@@ -59,15 +60,16 @@ class TiledEncoder(Block):
         encoder(encoder.preprocess(image)[None])             # (1, T, h, w, D)
 
     Args:
-        encoder: of images of one size; see ``image_size`` and ``grid`` of those here.
+        encoder: of images of one size, or of any with ``tile``; fused ones too. It names its ``grid``, or has ``grid_of``.
         max_tiles: the most that ``preprocess`` makes of an image, and that are taken.
         min_tiles: the fewest that ``preprocess`` makes.
         thumbnail: show the encoder the whole image too, where it is more than one tile: resized (bicubic, antialiased), the last.
         connector: what the features of each tile go through, by itself; None for nothing.
+        tile: height and width of a tile, for an encoder that takes several sizes; None for the one size of the encoder.
 
     Raises:
-        TypeError: an encoder that does not name its one size and grid.
-        ValueError: fewer tiles at most than at least.
+        TypeError: an encoder that does not name its grid, its width, or its one size where ``tile`` does not.
+        ValueError: fewer tiles at most than at least; a tile that the encoder does not take; an encoder of tiles.
 
     Source: InternVL 1.5 (arXiv 2404.16821), whose thumbnail comes from the image as it was before tiling.
 
@@ -81,22 +83,29 @@ class TiledEncoder(Block):
     """
 
     def __init__(
-        self, *, encoder: Block, max_tiles: int = 12, min_tiles: int = 1, thumbnail: bool = True, connector: Block | None = None
+        self,
+        *,
+        encoder: Block,
+        max_tiles: int = 12,
+        min_tiles: int = 1,
+        thumbnail: bool = True,
+        connector: Block | None = None,
+        tile: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, Sized):
-            raise TypeError(f"encoder {type(encoder).__name__} has no image_size; accepted: one for images of one size")
-        size = encoder.image_size
-        if size is None:
-            raise TypeError(f"encoder {type(encoder).__name__} takes any size; accepted: one for images of one size")
+        name, size = type(encoder).__name__, _tile_of(encoder, tile)
         choose_tiles(1, 1, tile=size, max_tiles=max_tiles, min_tiles=min_tiles)
         self.encoder = encoder
         self.connector = connector
-        self.tile: tuple[int, int] = (size[0], size[1])
+        self.tile: tuple[int, int] = size
         self.max_tiles = max_tiles
         self.min_tiles = min_tiles
         self.thumbnail = thumbnail
-        self._tile_grid = tuple(encoder.grid if isinstance(encoder, OneSize) else cast(AnySize, encoder).grid_of(*self.tile))
+        self._tile_grid = tuple(encoder.grid_of(*size) if isinstance(encoder, AnySize) else cast(OneSize, encoder).grid)
+        if len(self._tile_grid) > 2:
+            raise ValueError(f"encoder {name} gives a grid of {self._tile_grid}; accepted: rows and columns, or tokens")
+        if connector is None and width_of(encoder) is None:
+            raise TypeError(f"encoder {name} does not name its dim; accepted without a connector: one that does, of one width")
 
     @property
     def dim(self) -> int:
@@ -171,6 +180,22 @@ class TiledEncoder(Block):
         return pixels_of(image.resize(size, PILImage.Resampling.BICUBIC))
 
 
+def _tile_of(encoder: Block, tile: tuple[int, int] | None) -> tuple[int, int]:
+    """The size that an encoder is to see tiles at."""
+    name = type(encoder).__name__
+    if not isinstance(encoder, AnySize | OneSize):
+        raise TypeError(f"encoder {name} does not name its grid; accepted: one with grid_of, or with image_size and grid")
+    own = encoder.image_size if isinstance(encoder, Sized) else None
+    if own is None and tile is None:
+        raise TypeError(f"encoder {name} takes several sizes; accepted: one for images of one size, or tile=(height, width)")
+    if tile is not None and own is not None and tuple(tile) != tuple(own):
+        raise ValueError(f"tile is {tuple(tile)}; accepted: {tuple(own)}, the one size of encoder {name}, or None")
+    size = cast("tuple[int, int]", own if tile is None else tile)
+    if min(size) < 1:
+        raise ValueError(f"tile is {tuple(size)}; accepted: sides of at least one pixel")
+    return size[0], size[1]
+
+
 class NativeResolution(Block):
     """An image at about its own size and shape, for an encoder that takes any.
 
@@ -202,8 +227,12 @@ class NativeResolution(Block):
         name = type(encoder).__name__
         if not isinstance(encoder, AnySize):
             raise TypeError(f"encoder {name} does not name its grid; accepted: one with grid_of")
-        if isinstance(encoder, Sized) and encoder.image_size is not None:
+        # A group shows each encoder the image at its own size.
+        if isinstance(encoder, Sized) and encoder.image_size is not None and not isinstance(encoder, EncoderGroup):
             raise ValueError(f"encoder {name} takes images of one size; accepted: one that takes any (any_size=True)")
+        if multiple < 1 or not 1 <= min_pixels <= max_pixels:
+            given = f"multiple is {multiple}, min_pixels {min_pixels}, max_pixels {max_pixels}"
+            raise ValueError(f"{given}; accepted: 1 or more, and not more at least than at most")
         self.encoder = encoder
         self.multiple = multiple
         self.min_pixels = min_pixels
@@ -218,13 +247,15 @@ class NativeResolution(Block):
         """The encoder's grid; raises what it raises."""
         return cast(AnySize, self.encoder).grid_of(height, width)
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *grid D"]:
         """The encoder's features; raises what it raises."""
         return self.encoder(pixels)
 
     def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
-        """The encoder's tokens; raises what it raises."""
-        return cast(TokenEncoder, self.encoder).tokens(pixels)
+        """The encoder's tokens; raises what it raises, and a ``TypeError`` where it gives none."""
+        if not isinstance(self.encoder, TokenEncoder):
+            raise TypeError(f"encoder {type(self.encoder).__name__} has no method tokens; accepted: one that has")
+        return self.encoder.tokens(pixels)
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:

@@ -219,6 +219,10 @@ class TimmEncoder(Block):
             TypeError, ValueError: as ``forward``; also a layer that is not there.
         """
         maps = self._intermediates(pixels, layers, normed)
+        if self.feature_layer in layers:
+            own = maps[list(layers).index(self.feature_layer)]
+            if tuple(own.shape[2:]) != self.grid_of(pixels.shape[2], pixels.shape[3]):
+                raise ValueError(self._unfit(pixels))
         return [features.permute(0, 2, 3, 1) for features in maps]
 
     def tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M D"]:
@@ -263,10 +267,26 @@ class TimmEncoder(Block):
             raise ValueError(f"layers are {list(layers)}; accepted: at least one, each from {-count} to {count - 1}")
         indices = [layer % count for layer in layers]
         asked = sorted(set(indices))
-        maps = self.model.forward_intermediates(
-            self._normalised(pixels), indices=asked, norm=normed, stop_early=True, intermediates_only=True, **options
-        )
+        values = self._normalised(pixels)
+        try:
+            maps = self.model.forward_intermediates(
+                values, indices=asked, norm=normed, stop_early=True, intermediates_only=True, **options
+            )
+        except (RuntimeError, AssertionError, IndexError) as error:  # of a model that takes few sizes and does not say which
+            if torch.compiler.is_compiling() or tuple(pixels.shape[2:]) == self._built_for:
+                raise
+            raise ValueError(f"{self._unfit(pixels)} ({error})") from error
         return [maps[asked.index(index)] for index in indices]
+
+    @property
+    def _built_for(self) -> tuple[int, int]:
+        height, width = self.config["image_size"] or self.model.pretrained_cfg["input_size"][1:]
+        return height, width
+
+    def _unfit(self, pixels: Tensor) -> str:
+        height, width = self._built_for
+        found = f"image is {pixels.shape[2]}x{pixels.shape[3]}, of which {self.name} makes no grid"
+        return f"{found}; accepted: sizes that it takes, such as {height}x{width} (see image_size)"
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, num_axes=4)

@@ -212,8 +212,10 @@ def draw_grids(
 def _check_image_opens(grammar: GridGrammar, prompt: Batch) -> tuple[int, int]:
     """The size of the image that every row of the prompt opens."""
     size = grammar.size
-    if not isinstance(size, tuple):
+    if not isinstance(size, tuple) or len(size) != 2:
         raise ValueError(f"size of the grammar is {size!r}; accepted: (height, width)")
+    if grammar.format.num_levels > 1:
+        raise ValueError(f"the format's codes have {grammar.format.num_levels} levels; accepted: one token a place")
     if grammar.format.codes.table is not None:
         raise ValueError("the format's codes have a table; accepted: a format whose codes have ids in their own order")
     opening = grammar.format.head(*size)

@@ -1,6 +1,7 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
 from mmblocks.heads.denoising import DenoisingHead as DenoisingHead
+from mmblocks.heads.depth_codes import DepthCodeHead as DepthCodeHead
 from mmblocks.heads.embedding import EmbeddingHead as EmbeddingHead
 from mmblocks.heads.embedding import MatchingHead as MatchingHead
 from mmblocks.heads.generator import GeneratorHead as GeneratorHead

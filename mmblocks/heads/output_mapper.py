@@ -28,8 +28,11 @@ class OutputMapper(Block):
         num_layers: encoder and decoder layers each; 0, with ``num_tokens`` None, for a linear map alone (DreamLLM).
         num_heads: of the attention.
 
+    As a head of a ``MultimodalModel``, which hands over states one by one, it maps each to one token of the condition, with
+    ``num_tokens`` None. Where queries read all states of an image, call it with these: ``mapper.loss(output.hidden[...], target)``.
+
     Raises:
-        ValueError: ``num_tokens`` without layers.
+        ValueError: ``num_tokens`` without layers, or sizes that do not go together.
 
     Source: GILLMapper of GILL (arXiv 2305.17216), DreamLLM (arXiv 2309.11499), Nexus-Gen (arXiv 2504.21356).
 
@@ -52,6 +55,10 @@ class OutputMapper(Block):
         num_heads: int = 4,
     ) -> None:
         super().__init__()
+        if min(dim, condition_dim) < 1 or (num_tokens is not None and num_tokens < 1):
+            raise ValueError(f"dim is {dim}, condition_dim {condition_dim}, num_tokens {num_tokens}; accepted: 1 or more each")
+        if num_tokens is not None and (num_heads < 1 or width < 1 or width % num_heads):
+            raise ValueError(f"width is {width}, num_heads {num_heads}; accepted: a width that is a multiple of the heads")
         if num_tokens is not None and num_layers < 1:
             raise ValueError(f"num_tokens is {num_tokens} with num_layers {num_layers}; accepted: 1 layer or more, or None")
         self.condition_dim, self.num_tokens = condition_dim, num_tokens
@@ -76,8 +83,16 @@ class OutputMapper(Block):
         )
         self.output = nn.Linear(width, condition_dim)
 
-    def forward(self, hidden: Float[Tensor, "B Q D"]) -> Float[Tensor, "B N C"]:
-        """States of each image's tokens to its condition."""
+    def forward(self, hidden: Float[Tensor, "*B Q D"]) -> Float[Tensor, "*B N C"]:
+        """States of each image's tokens to its condition; with ``num_tokens`` None states one by one, (Q, D), too.
+
+        Raises:
+            TypeError: states one by one for queries, which read all states of an image.
+        """
+        if hidden.ndim == 2 and self.num_tokens is not None:
+            reason = f"its {self.num_tokens} queries read all states of an image"
+            accepted = "(B, Q, D), or num_tokens=None to map states one by one, as a head of a MultimodalModel"
+            raise TypeError(f"hidden has shape {tuple(hidden.shape)}, and {reason}; accepted: {accepted}")
         hidden = self.input(hidden)
         if self.transformer is not None and self.queries is not None:
             hidden = self.transformer(hidden, self.queries.expand(len(hidden), -1, -1))
@@ -85,11 +100,14 @@ class OutputMapper(Block):
         return mapped
 
     def loss(
-        self, hidden: Float[Tensor, "B Q D"], target: Float[Tensor, "B N C"], weight: Float[Tensor, " B"] | None = None
+        self, hidden: Float[Tensor, "B *Q D"], target: Float[Tensor, "B *N C"], weight: Float[Tensor, " B"] | None = None
     ) -> Float[Tensor, " B"]:
         """Mean squared distance from the condition that the generator's own encoder gives, an image a row, in float32.
 
+        With ``num_tokens`` None a row may be one state (B, D), with one token of the condition as its target.
+
         Raises:
+            TypeError: as ``forward``.
             ValueError: shapes that do not fit, or conditions that are not finite (checked on CPU).
         """
         mapped = self(hidden)
@@ -98,9 +116,9 @@ class OutputMapper(Block):
         check_finite("target", target)
         if weight is not None:
             check_shape("weight", weight, (len(hidden),))
-        return weighted((mapped.float() - target.float()).square().mean(dim=(1, 2)), weight)
+        return weighted((mapped.float() - target.float()).square().flatten(1).mean(dim=1), weight)
 
-    def sample(self, hidden: Float[Tensor, "B Q D"], *, generator: Generator | None = None) -> Float[Tensor, "B N C"]:
-        """The condition; nothing is random."""
+    def sample(self, hidden: Float[Tensor, "B *Q D"], *, generator: Generator | None = None) -> Float[Tensor, "B *N C"]:
+        """The condition; nothing is random. Shapes and errors as for ``loss``."""
         mapped: Tensor = self(hidden)
         return mapped

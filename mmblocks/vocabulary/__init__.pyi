@@ -1,6 +1,7 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
 from mmblocks.vocabulary.code_ids import CodeIds as CodeIds
+from mmblocks.vocabulary.depth_code_format import DepthCodeFormat as DepthCodeFormat
 from mmblocks.vocabulary.grid_format import EMU3 as EMU3
 from mmblocks.vocabulary.grid_format import EMU35 as EMU35
 from mmblocks.vocabulary.grid_format import GridFormat as GridFormat

@@ -97,6 +97,17 @@ class CodeIds:
         """The ids of codes as ranges ``first <= id < stop``, in ascending order; one where no other id stands between them."""
         return self._spans
 
+    def ranges_of(self, number: int) -> tuple[tuple[int, int], ...]:
+        """The ids of one codebook's codes, as ``ranges``.
+
+        Raises:
+            ValueError: no such number.
+        """
+        begin, count = self._place(number)
+        if self.table is None:
+            return ((self.start + begin, self.start + begin + count),)
+        return _ranges_of(sorted(self.table[begin : begin + count]))
+
     def ids(self, number: int | None = None, *, device: torch.device | str = "cpu") -> Int[Tensor, " K"]:
         """The vocabulary ids of one codebook's codes in their order, or of all codes: rows of an embedding, columns of logits.
 

@@ -2,8 +2,9 @@
 
     begin  height x width (digits)  image  row row_end row row_end ... row [row_end]  closing...
 
-Everything is a pure function of (height, width, offset), where the offset counts the tokens after the head, which ends
-with ``image``. Which ids the codes have is said by ``CodeIds``.
+A grid has rows and columns (H, W), is one row of codes (N,), or a clip of frames (T, H, W). Everything is a pure function of its
+size and of an offset, which counts the tokens after the head, which ends with ``image``. Which ids the codes have is said by
+``CodeIds``; codes of Q levels are Q tokens a place. For one token a place see ``depth_code_format``.
 """
 
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.former_names import former_attribute, takes_former_arguments
+from mmblocks.vocabulary.grid_sizes import AXES, axes_in_words, grid_size, places_of, three_sides
 
 ANY_CODE = -1
 """In place of an id: any visual code may stand here."""
@@ -52,22 +54,28 @@ class GridFormat:
         last_row_end: whether the last row is closed too (Emu3 yes, Emu3.5 no).
         closing: what follows the last row; its last id ends the image (``<|image end|>``).
         digits: the ids of "0" ... "9", which write the size.
-        times: the id between height and width ("*").
-        codes: the ids of the visual codes, of one codebook.
-        fixed_size: (height, width) of every image, where the size is not written.
+        times: the id between the sides of a size ("*").
+        codes: the ids of the visual codes. Those of several codebooks, the Q levels of a residual tokenizer, follow each other in
+            each place: a grid is (*size, Q).
+        fixed_size: (N,), (height, width) or (frames, height, width) of every image, where the size is not written.
+        axes: of a size that is written: 1, 2 or 3; None for as many as ``fixed_size`` has, or 2.
+        frame_end: closes each frame of a clip, the last too; the frames' last rows are closed as ``last_row_end`` says.
 
     Raises:
-        ValueError: a size that is neither written nor fixed, or codes of several codebooks.
+        ValueError: a size that is neither written nor fixed, or of other than 1 to 3 axes; ``frame_end`` without frames.
 
     Examples:
         >>> import torch
-        >>> from mmblocks.vocabulary import EMU3
+        >>> from mmblocks.vocabulary import EMU3, CodeIds, GridFormat
         >>> grid = torch.tensor([[5, 6, 7], [8, 9, 10]])
         >>> ids = EMU3.write(grid).ids
         >>> len(ids) == len(EMU3.head(2, 3)) + EMU3.length(2, 3)
         True
         >>> torch.equal(EMU3.read_image(ids.tolist()), grid)
         True
+        >>> levels = GridFormat(begin=0, closing=(1,), codes=CodeIds(sizes=(8, 8), first=2), fixed_size=(3,))
+        >>> levels.write(torch.tensor([[0, 7], [1, 6], [2, 5]])).ids.tolist()  # three places of two levels
+        [0, 2, 17, 3, 16, 4, 15, 1]
     """
 
     begin: int | None
@@ -78,81 +86,111 @@ class GridFormat:
     last_row_end: bool = False
     digits: tuple[int, ...] = ()
     times: int | None = None
-    fixed_size: tuple[int, int] | None = None
+    fixed_size: tuple[int, ...] | None = None
+    axes: int | None = None
+    frame_end: int | None = None
 
     first_code = former_attribute("first_code", "start")
     num_codes = former_attribute("num_codes", "num_ids")
     code_ids = former_attribute("code_ids", "table")
 
     def __post_init__(self) -> None:
-        written = self.image is not None and self.times is not None and len(self.digits) == 10
+        written = self.image is not None and len(self.digits) == 10 and (self.times is not None or self.axes == 1)
         if written == (self.fixed_size is not None):
             raise ValueError(f"fixed_size is {self.fixed_size}; accepted: a size, or image, times and ten digits to write it with")
-        if self.fixed_size is not None and min(self.fixed_size) < 1:
-            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: height and width of at least 1 token")
-        if len(self.codes.sizes) > 1:
-            raise ValueError(f"codes has {len(self.codes.sizes)} codebooks; accepted: one, whose codes are a token each")
+        if self.fixed_size is not None and (len(self.fixed_size) not in AXES or min(self.fixed_size) < 1):
+            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: one of {axes_in_words()}, with sides of at least 1 token")
+        if self.num_axes not in AXES or self.num_axes != len(self.fixed_size or range(self.num_axes)):
+            raise ValueError(f"axes is {self.axes}, fixed_size {self.fixed_size}; accepted: 1, 2 or 3, as many as a fixed size has")
+        if self.frame_end is not None and self.num_axes < 3:
+            raise ValueError(f"frame_end is {self.frame_end} with {self.num_axes} axes; accepted: None, or three axes (T, H, W)")
+
+    @property
+    def num_axes(self) -> int:
+        """Sides of a size: 1, 2 or 3."""
+        return self.axes if self.axes is not None else 2 if self.fixed_size is None else len(self.fixed_size)
+
+    @property
+    def num_levels(self) -> int:
+        """Q: tokens of a place."""
+        return len(self.codes.sizes)
 
     @property
     def structure(self) -> frozenset[int]:
         """The ids that stand inside an image alone, after ``begin``, and are no codes."""
-        return frozenset(i for i in (self.image, self.row_end, *self.closing) if i is not None)
+        return frozenset(i for i in (self.image, self.row_end, self.frame_end, *self.closing) if i is not None)
 
-    def head(self, height: int, width: int) -> list[int]:
+    def head(self, *size: int) -> list[int]:
         """What stands before the first code: ``begin``, the size and ``image``, as far as the format has them."""
-        ids = [self.begin, *self.size_ids(height, width), self.image]
+        ids = [self.begin, *self.size_ids(*size), self.image]
         return [i for i in ids if i is not None]
 
-    def size_ids(self, height: int, width: int) -> list[int]:
-        """The size as token ids, ``"height*width"``: one id per digit; none where the size is fixed."""
-        if self.times is None:
+    def size_ids(self, *size: int) -> list[int]:
+        """The size as token ids, such as ``"height*width"``: one id per digit; none where the size is fixed."""
+        if self.fixed_size is not None:
             return []
-        return [*self._number(height), self.times, *self._number(width)]
+        between = () if self.times is None else (self.times,)
+        sides = [[self.digits[int(digit)] for digit in str(side)] for side in size]
+        return [i for number, side in enumerate(sides) for i in (*(between if number else ()), *side)]
 
-    def write(self, codes: Int[Tensor, "H W"]) -> GridText:
+    def write(self, codes: Int[Tensor, "*size_and_q"]) -> GridText:
         """A grid of codes as ids, from ``begin`` to the end of ``closing``.
+
+        Args:
+            codes: (N,), (H, W) or (T, H, W), as many axes as the format has; with Q last where there are several codebooks.
 
         Raises:
             ValueError: if a code is outside the visual vocabulary, the grid is empty, or of another size than a fixed one.
         """
-        if codes.ndim != 2 or 0 in codes.shape:
-            raise ValueError(f"codes has shape {tuple(codes.shape)}; accepted: (H, W) with H and W at least 1")
-        height, width = codes.shape
-        if self.fixed_size not in (None, (height, width)):
-            raise ValueError(f"codes has shape {(height, width)}; accepted: {self.fixed_size}, the only size of this format")
-        head = torch.tensor(self.head(height, width), dtype=torch.long)
-        offset = torch.arange(self.length(height, width))
-        body = self.expected(offset, height, width)
+        size = grid_size(codes, self.num_axes, self.codes.sizes)
+        if self.fixed_size not in (None, size):
+            raise ValueError(f"codes has shape {tuple(codes.shape)}; accepted: {self.fixed_size}, the only size of this format")
+        head = torch.tensor(self.head(*size), dtype=torch.long)
+        offset = torch.arange(self.length(*size))
+        body = self.expected(offset, *size)
         is_code = body == ANY_CODE
-        body[is_code] = self.codes.to_vocabulary(codes.flatten().cpu())
+        body[is_code] = self.codes.to_vocabulary(codes.cpu()).flatten()
 
         place = torch.full((len(head) + len(body), 3), -1)
-        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        grid = torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)
-        place[len(head) :][is_code] = grid
+        place[len(head) :][is_code] = places_of(size).repeat_interleave(self.num_levels, dim=0)
         return GridText(torch.cat([head, body]), place)
 
-    def length(self, height: int, width: int) -> int:
+    def length(self, *size: int) -> int:
         """How many tokens follow the head, the closing ones included."""
-        return self._rows_end(height, width) + len(self.closing)
+        return self._rows_end(*size) + len(self.closing)
 
-    def expected(
-        self, offset: Int[Tensor, "*N"], height: int | Int[Tensor, "*N"], width: int | Int[Tensor, "*N"]
-    ) -> Int[Tensor, "*N"]:
+    def expected(self, offset: Int[Tensor, "*N"], *size: int | Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """The id that must stand ``offset`` tokens after the head, or ``ANY_CODE``, or ``FINISHED``. Batched."""
-        rows_end = self._rows_end(height, width)
+        rows_end = self._rows_end(*size)
         inside = torch.full_like(offset, ANY_CODE)
+        within = offset if self.frame_end is None else offset % self._frame_length(*size)
         if self.row_end is not None:
-            inside = torch.where(offset % (width + 1) == width, self.row_end, inside)
+            width = size[-1] * self.num_levels
+            inside = torch.where(within % (width + 1) == width, self.row_end, inside)
+        if self.frame_end is not None:
+            inside = torch.where(within == self._frame_length(*size) - 1, self.frame_end, inside)
         closing = torch.tensor([*self.closing, FINISHED], device=offset.device)
         after = closing[(offset - rows_end).clamp(0, len(self.closing))]
         return torch.where(offset < rows_end, inside, after)
 
     def place(self, offset: int, width: int) -> tuple[int, int]:
-        """(row, column) of the code that stands ``offset`` tokens after the head."""
-        return divmod(offset, width + (self.row_end is not None))
+        """(row, column) of the code that stands ``offset`` tokens after the head, in an image or a frame."""
+        row, column = divmod(offset, width * self.num_levels + (self.row_end is not None))
+        return row, column // self.num_levels
 
-    def read(self, ids: Sequence[int]) -> list[list[int] | Int[Tensor, "H W"]]:
+    def place_in(self, offset: int, *size: int) -> tuple[int, int, int]:
+        """(t, h, w) of the code that stands ``offset`` tokens after the head of a grid of this size."""
+        _, height, width = three_sides(size)
+        frame, within = divmod(offset, self._frame_length(*size)) if self.frame_end is not None else (0, offset)
+        row, column = self.place(within, width)
+        return (frame, row, column) if self.frame_end is not None else (*divmod(row, height), column)
+
+    def level(self, offset: int, *size: int) -> int:
+        """The level (of Q) of the code that stands ``offset`` tokens after the head; its ids are ``codes.ranges_of(level)``."""
+        within = offset % self._frame_length(*size) if self.frame_end is not None else offset
+        return within % (size[-1] * self.num_levels + (self.row_end is not None)) % self.num_levels
+
+    def read(self, ids: Sequence[int]) -> list[list[int] | Int[Tensor, "*size_and_q"]]:
         """Splits a row of ids into runs of text ids (lists) and images (grids of codes), in order.
 
         Raises:
@@ -173,7 +211,7 @@ class GridFormat:
             pieces.append(grid)
         return [*pieces, text] if text else pieces
 
-    def read_image(self, ids: Sequence[int]) -> Int[Tensor, "H W"]:
+    def read_image(self, ids: Sequence[int]) -> Int[Tensor, "*size_and_q"]:
         """The codes of one image, written out from ``begin`` to the end of ``closing``.
 
         Raises:
@@ -187,52 +225,68 @@ class GridFormat:
         return grid
 
     @overload
-    def _rows_end(self, height: int, width: int) -> int: ...
+    def _rows_end(self, *size: int) -> int: ...
 
     @overload
-    def _rows_end(self, height: int | Tensor, width: int | Tensor) -> int | Tensor: ...
+    def _rows_end(self, *size: int | Tensor) -> int | Tensor: ...
 
-    def _rows_end(self, height: int | Tensor, width: int | Tensor) -> int | Tensor:
+    def _rows_end(self, *size: int | Tensor) -> int | Tensor:
         """The offset after the last row; of numbers or of tensors."""
-        if self.row_end is None:
-            return height * width
-        return height * (width + 1) - int(not self.last_row_end)
+        return self._frame_length(*size) if self.frame_end is None else size[0] * self._frame_length(*size)
 
-    def _number(self, value: int) -> list[int]:
-        return [self.digits[int(digit)] for digit in str(value)]
+    @overload
+    def _frame_length(self, *size: int) -> int: ...
+
+    @overload
+    def _frame_length(self, *size: int | Tensor) -> int | Tensor: ...
+
+    def _frame_length(self, *size: int | Tensor) -> int | Tensor:
+        """Tokens of a frame with what closes it; of all frames where nothing does."""
+        frames, height, width = three_sides(size)
+        rows = height if self.frame_end is not None else frames * height
+        if self.row_end is None:
+            return rows * width * self.num_levels + int(self.frame_end is not None)
+        return rows * (width * self.num_levels + 1) - int(not self.last_row_end) + int(self.frame_end is not None)
 
     def _read_image(self, ids: Sequence[int], at: int) -> tuple[Tensor, int]:
         """The grid of the image that begins at ``at``, and the place after its last token."""
         at += self.begin is not None
         if self.fixed_size is not None:
-            height, width = self.fixed_size
+            size = self.fixed_size
         else:
             first = at
             while at < len(ids) and ids[at] != self.image:
                 at += 1
-            height, width = self.read_size([int(i) for i in ids[first:at]])
+            size = self.read_size([int(i) for i in ids[first:at]])
             at += 1
-        length = self.length(height, width)
+        title = "x".join(map(str, size))
+        length = self.length(*size)
         body = torch.as_tensor(ids[at : at + length])
-        expected = self.expected(torch.arange(length), height, width)
+        expected = self.expected(torch.arange(length), *size)
         if len(body) < len(expected):
-            raise ValueError(f"ids end inside a {height}x{width} image: {len(body)} of {len(expected)} tokens are there")
-        codes, is_code = self.codes.places(body), expected == ANY_CODE
-        if not torch.where(is_code, codes >= 0, body == expected).all():
-            raise ValueError(f"ids of a {height}x{width} image do not follow the format (row ends, closing, codes)")
-        return codes[is_code].reshape(height, width), at + len(expected)
+            raise ValueError(f"ids end inside a {title} image: {len(body)} of {len(expected)} tokens are there")
+        is_code = expected == ANY_CODE
+        broken = f"ids of a {title} image do not follow the format (row ends, closing, codes)"
+        if not (is_code | (body == expected)).all():
+            raise ValueError(broken)
+        try:
+            codes = self.codes.from_vocabulary(body[is_code].reshape(size if self.num_levels == 1 else (*size, self.num_levels)))
+        except ValueError as error:
+            raise ValueError(f"{broken}: {error}") from error
+        return codes, at + len(expected)
 
-    def read_size(self, ids: list[int]) -> tuple[int, int]:
-        """(height, width) from the ids that spell it.
+    def read_size(self, ids: list[int]) -> tuple[int, ...]:
+        """(height, width), or as many sides as the format has, from the ids that spell it.
 
         Raises:
             ValueError: if they spell no size.
         """
         spelled = "".join("*" if i == self.times else str(self.digits.index(i)) if i in self.digits else "?" for i in ids)
-        height, times, width = spelled.partition("*")
-        if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
-            raise ValueError(f"ids {ids} between begin and image do not spell a size such as 2*3")
-        return int(height), int(width)
+        sides = spelled.split("*")
+        if len(sides) != self.num_axes or not all(side.isdigit() and int(side) for side in sides):
+            example = "*".join(("2", "3", "4")[: self.num_axes])
+            raise ValueError(f"ids {ids} between begin and image do not spell a size such as {example}")
+        return tuple(int(side) for side in sides)
 
 
 def chameleon_format(code_ids: CodeIds | Sequence[int] = CodeIds(sizes=(8192,), first=4)) -> GridFormat:  # noqa: B008  frozen

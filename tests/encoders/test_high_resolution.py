@@ -80,8 +80,12 @@ def test_any_size_has_the_numbers_of_a_tower_of_that_size() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: TiledEncoder(encoder=eva(any_size=True)), TypeError, "takes any size; accepted: one for images of one size"),
-        (lambda: TiledEncoder(encoder=PixelShuffle()), TypeError, "PixelShuffle has no image_size"),
+        (
+            lambda: TiledEncoder(encoder=eva(any_size=True)),
+            TypeError,
+            "takes several sizes; accepted: one for images of one size, or tile",
+        ),
+        (lambda: TiledEncoder(encoder=PixelShuffle()), TypeError, "PixelShuffle does not name its grid"),
         (lambda: TiledEncoder(encoder=eva(), max_tiles=0), ValueError, "min_tiles is 1, max_tiles 0"),
         (lambda: TiledEncoder(encoder=eva())(torch.zeros(1, 3, 16, 20)), ValueError, "1 to 12 whole tiles of 16x16"),
         (lambda: TiledEncoder(encoder=eva(), max_tiles=2).grid_of(32, 32), ValueError, "image is 32x32; accepted: 1 to 2 whole"),

@@ -55,8 +55,6 @@ def test_formats_that_cannot_write_a_size_are_refused() -> None:
         GridFormat(begin=1, closing=(2,), codes=CodeIds(sizes=(4,), first=3))
     with pytest.raises(ValueError, match="only size of this format"):
         raster_format(2, 2, 5).write(torch.zeros(2, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="codes has 2 codebooks; accepted: one"):
-        GridFormat(begin=1, closing=(2,), codes=CodeIds(sizes=(4, 4), first=3), fixed_size=(1, 1))
 
 
 def test_codes_among_which_other_ids_stand() -> None:

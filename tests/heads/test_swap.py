@@ -158,6 +158,25 @@ def test_output_mapper_reads_the_states_of_queries(mapping, tmp_path) -> None:
     torch.testing.assert_close(again.outputs["condition"].sample(again.hidden(batch)[:, -4:]), mapper.sample(states))
 
 
+def test_output_mapper_as_a_head_maps_states_one_by_one() -> None:
+    torch.manual_seed(0)
+    model = model_with(heads={"head": OutputMapper(dim=DIM, condition_dim=3, num_tokens=None)})
+    batch = model.batch_builder()(samples("regression", "head"))
+    output = model(batch)
+    mapped = model.outputs["head"].sample(output.hidden.flatten(0, 1)[batch.targets["head"].places])
+    wanted = (mapped - batch.targets["head"].values).square().mean(dim=1)
+    torch.testing.assert_close(output.token_losses["head"], wanted)
+    output.losses["head"].backward()
+    assert model.outputs["head"].output.weight.grad.any()
+
+
+def test_output_mapper_of_queries_says_why_it_is_no_head() -> None:
+    head = OutputMapper(dim=DIM, condition_dim=3, num_tokens=5, width=8, num_layers=1, num_heads=2)
+    model = model_with(heads={"head": head})
+    with pytest.raises(TypeError, match=r"its 5 queries read all states of an image; accepted: \(B, Q, D\), or num_tokens=None"):
+        model(model.batch_builder()(samples("regression", "head")))
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", [*HEADS, "mapper"])
 def test_targets_and_weights_of_another_shape_are_refused(name) -> None:

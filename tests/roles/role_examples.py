@@ -221,6 +221,9 @@ EMBEDDERS = {
     "LinearPatchEmbedding": embedder(
         lambda: mmblocks.embedders.LinearPatchEmbedding(dim=8, patch_size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), (4, 6)
     ),
+    "ClipEmbedder": embedder(
+        lambda: mmblocks.embedders.ClipEmbedder(embedder=mmblocks.embedders.NEOPatchEmbedding(dim=8, hidden_dim=16)), (32, 32)
+    ),
     "RenderedTextEmbedding": embedder(lambda: mmblocks.embedders.RenderedTextEmbedding(dim=8), (16, 48)),
     "StructuredEmbedder": embedder(
         lambda: mmblocks.embedders.StructuredEmbedder(
@@ -331,6 +334,12 @@ HEADS = {
         lambda: mmblocks.heads.MultiTokenHead(dim=10, vocab_size=13, num_tokens=2),
         lambda part, x: part.loss(x, torch.ones(len(x), 2, dtype=torch.long)),
     ),
+    "DepthCodeHead": head(
+        lambda: mmblocks.heads.DepthCodeHead(
+            dim=10, sizes=(5, 4), trunk=mmblocks.Decoder(dim=8, num_layers=1, num_heads=2, mlp_dim=8)
+        ),
+        lambda part, x: part.loss(x, torch.ones(len(x), 2, dtype=torch.long)),
+    ),
     "DenoisingHead": head(test_denoising.flow, drawn_loss, is_rowwise=False),
     "MARDiffusionHead": head(test_denoising.mar, drawn_loss, is_rowwise=False),
     "OrthusDiffusionHead": head(test_denoising.orthus, drawn_loss, is_rowwise=False),
@@ -345,6 +354,7 @@ EXAMPLES: dict[str, Example] = TOKENIZERS | BOTTLENECKS | ENCODERS | EMBEDDERS |
 WITHOUT = {
     "EVACLIPText": "reads ids",
     "TextEmbedding": "reads ids",
+    "DepthCodeEmbedding": "reads codes",
     "ClassLabelEmbedding": "reads labels",
     "OpenClipEncoder": "its own models are large: tests/encoders/test_open_clip_encoder.py registers small ones",
     "EVE1PatchAlignment": "a loss between states of a trunk and features of a teacher",

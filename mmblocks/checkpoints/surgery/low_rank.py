@@ -48,7 +48,7 @@ _CHANGED = re.compile(r"pissa(_niter_[0-9]{1,2})?|olora")
 _A = re.compile(r"(?P<layer>.*)\.lora_(embedding_)?A(\.weight)?")
 """What an adapter's first matrix is called; its rank comes first in the shape."""
 
-_BASE = ".base_layer."
+BASE = ".base_layer."
 """Where peft keeps the layer itself."""
 
 
@@ -75,6 +75,14 @@ def attach_lora(
     Raises:
         ImportError: peft is not installed.
         ValueError: a rank below 1, a pattern that fits no linear layer, or a module that has adapters already.
+
+    Examples:
+        >>> from mmblocks import Decoder
+        >>> from mmblocks.checkpoints import attach_lora
+        >>> trunk = Decoder(dim=16, num_layers=2, num_heads=2, mlp_dim=16)
+        >>> report = attach_lora(trunk, ("layers.{}.attention.query",), rank=2)
+        >>> sum(parameter.requires_grad for parameter in trunk.parameters())  # two matrices in each of two layers
+        4
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}; accepted: 1 or more")
@@ -100,6 +108,16 @@ def lora_names(module: nn.Module) -> list[str]:
     ]
 
 
+def adapted_parts(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that ``attach_lora`` was given, by name: a model, or parts of it. peft is not imported where there is none."""
+    return {name: part for name, part in module.named_modules() if "peft_config" in vars(part)}
+
+
+def detach_lora(module: nn.Module) -> None:
+    """Takes the adapters away without adding them to the weights."""
+    _take_away(module, merge=False)
+
+
 def save_lora(module: nn.Module, folder: str | Path) -> None:
     """Writes the adapters alone, as peft does: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -111,10 +129,18 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
     """
     if not _adapted(module):
         raise ValueError(f"{type(module).__name__} has no adapters; attach_lora gives it some")
-    state = {_PREFIX + name: tensor.contiguous() for name, tensor in _state(module).items()}
+    if "peft_config" not in vars(module):
+        parts = ", ".join(adapted_parts(module))
+        raise ValueError(f"the adapters were attached to {parts}; accepted: these parts one by one, or save_adapters for all")
     with folders.replacing(Path(folder)) as temporary:
-        module.peft_config[_ADAPTER].save_pretrained(str(temporary))  # type: ignore[union-attr, index]
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_lora(module, temporary)
+
+
+def write_lora(module: nn.Module, folder: Path) -> None:
+    """The two files of ``save_lora``, into a folder that is there."""
+    state = {_PREFIX + name: tensor.contiguous() for name, tensor in _state(module).items()}
+    module.peft_config[_ADAPTER].save_pretrained(str(folder))  # type: ignore[union-attr, index]
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_lora(module: nn.Module, folder: str | Path) -> Report:
@@ -155,11 +181,22 @@ def merge_lora(module: nn.Module) -> Report:
     """Adds every adapter to its layer's weight and takes it away, in place: the module is as it was built, and can be saved.
 
     What was frozen stays so. In the report the layers' weights are new, and the adapters are dropped.
+
+    Examples:
+        >>> from mmblocks import Decoder
+        >>> from mmblocks.checkpoints import attach_lora, merge_lora
+        >>> trunk = Decoder(dim=16, num_layers=2, num_heads=2, mlp_dim=16)
+        >>> names = list(trunk.state_dict())
+        >>> report = attach_lora(trunk, ("layers.{}.mlp.down",), rank=2)
+        >>> merge_lora(trunk).new
+        ('layers.0.mlp.down.weight', 'layers.1.mlp.down.weight')
+        >>> list(trunk.state_dict()) == names
+        True
     """
     before = dict(module.state_dict(keep_vars=True))
     merged = {f"{name}.weight" for name in _take_away(module, merge=True)}
     after = dict(module.state_dict(keep_vars=True))
-    origins = {name.replace(_BASE, "."): name for name in before}
+    origins = {name.replace(BASE, "."): name for name in before}
     copied = {name: origins[name] for name in after if name not in merged}
     dropped = tuple(name for name in before if name not in copied.values())
     return Report(copied, {}, {}, tuple(name for name in after if name in merged), dropped, (after, before))
@@ -223,7 +260,7 @@ def _inject(module: nn.Module, config: _Config) -> Report:
     before = dict(module.state_dict(keep_vars=True))
     _peft().inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
     after = dict(module.state_dict(keep_vars=True))
-    copied = {name: old for name in after if (old := name.replace(_BASE, ".")) in before}
+    copied = {name: old for name in after if (old := name.replace(BASE, ".")) in before}
     return Report(copied, {}, {}, tuple(name for name in after if name not in copied), (), (after, before))
 
 

@@ -19,6 +19,9 @@ from mmblocks.ops.group_norm_silu import group_norm_silu
 
 Norm = Callable[[int], nn.Module]
 
+NUM_GROUPS = 32
+"""Groups of every norm, so that all widths are multiples of it."""
+
 
 class Conv2d(nn.Conv2d):
     """Square kernels on zeros around the map; as fast as float32 where a CPU lacks half precision (see ``ops.conv2d``)."""
@@ -34,10 +37,17 @@ class Conv2d(nn.Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, eps 1e-6; takes no condition."""
+    """32 groups, eps 1e-6; takes no condition.
+
+    Raises:
+        ValueError: channels that are no positive multiple of 32.
+    """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(32, channels, eps=1e-6)
+        if channels < 1 or channels % NUM_GROUPS:
+            where = "at a norm (channels times each of multipliers, latent_channels where a norm comes before it)"
+            raise ValueError(f"channels is {channels} {where}; accepted: multiples of {NUM_GROUPS}")
+        super().__init__(NUM_GROUPS, channels, eps=1e-6)
 
 
 def norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
