@@ -10,7 +10,7 @@ Shapes: S streams, B rows, N rows served together, D width, V ids served.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from mmblocks.generation.id_heads import IdHead as IdHead
 from mmblocks.generation.id_heads import check_ids, ids_of
 from mmblocks.generation.id_heads import id_head as id_head_named
 from mmblocks.layers.categorical import Sampling, sample_ids
-from mmblocks.roles import AnyHead, Head
+from mmblocks.roles import AnyHead, Head, check_role
 from mmblocks.sequence.segments import NO_ID
 from mmblocks.support.named import Named
 
@@ -31,16 +31,6 @@ FEW = 8
 
 MOST_REMEMBERED = 256
 """Sets of allowed ids that one generation remembers."""
-
-
-class GuidedHead(Protocol):
-    """A head over vectors that guides them itself."""
-
-    def sample(
-        self, hidden: Tensor, *, unconditional: Tensor | None, guidance: float | None, generator: Generator | None
-    ) -> Tensor:
-        """One vector per row."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +119,7 @@ class _Kind(NamedTuple):
     guided: bool
     head: str | None
     writes: str
+    levels: tuple[bool, ...] = ()
 
 
 class Chooser:
@@ -185,7 +176,7 @@ class Chooser:
         vectors: dict[int, Tensor] = {}
         for kind, rows in groups.items():
             if kind.writes == "vector":
-                values = self._sample_vectors(cast(Head, self.heads[str(kind.head)]), streams[:, rows], step)
+                values = self._sample_vectors(kind, streams[:, rows], step)
                 vectors.update(zip(rows, values, strict=True))
             if kind.writes != "id":
                 ids.append(torch.full((len(rows),), NO_ID, device=hidden.device))
@@ -217,7 +208,7 @@ class Chooser:
             return _Kind(self._allowed(((0, 1),)), False, False, None, "id")  # never read: any id will do
         described = grammar.describe(state)
         if described.writes != "id":
-            return _Kind(self._allowed(()), True, False, described.head, described.writes)
+            return _Kind(self._allowed(()), True, False, described.head, described.writes, described.levels)
         guided = described.is_visual or not self.guidance.images_only
         return _Kind(self._allowed(grammar.allowed(state)), state.in_image, guided, described.head, "id")
 
@@ -230,13 +221,20 @@ class Chooser:
                 known = self._by_ranges[ranges] = self._by_object[id(ranges)] = _Allowed(ranges)
         return known
 
-    def _sample_vectors(self, head: Head, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
-        """Vectors; guided where the head knows how, from the first stream alone elsewhere."""
-        rule = self.guidance
-        if isinstance(rule, ClassifierFree) and (rule.last_step is None or step <= rule.last_step) and _guides(head):
-            guided = cast(GuidedHead, head)
-            return guided.sample(hidden[0], unconditional=hidden[1], guidance=rule.scale, generator=self.generator)
-        return head.sample(hidden[0], generator=self.generator)
+    def _sample_vectors(self, kind: _Kind, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
+        """Vectors, or codes of several levels; guided where the head knows how, from the first stream alone elsewhere."""
+        head = self.heads[str(kind.head)]
+        check_role(head, Head, f"head {kind.head!r}, which is to write one vector after the other,", "sample")
+        sample = cast(Head, head).sample
+        known, rule = signature(sample).parameters, self.guidance
+        more: dict[str, Any] = {}  # what heads take differs
+        if kind.levels:
+            more["present"] = torch.tensor(kind.levels, device=hidden.device).expand(hidden.shape[1], -1)
+        if "sampling" in known:
+            more["sampling"] = self.sampling.image
+        if isinstance(rule, ClassifierFree) and (rule.last_step is None or step <= rule.last_step) and "unconditional" in known:
+            more |= {"unconditional": hidden[1], "guidance": rule.scale}
+        return sample(hidden[0], generator=self.generator, **more)
 
     def _id_head(self, name: str | None) -> tuple[IdHead, int]:
         """The head of that name, or the one where none is named; and the vocabulary's id of its first."""
@@ -267,7 +265,3 @@ class Chooser:
             logits = logits.masked_fill(forbidden, float("-inf"))  # whatever a hook says of them
         sampling = self.sampling.image if kind.in_image else self.sampling.text
         return sample_ids(logits, sampling, generator=self.generator) + first
-
-
-def _guides(head: Head) -> bool:
-    return "unconditional" in signature(head.sample).parameters

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
-from mmblocks.sequence.pieces import NO_ID
-from mmblocks.sequence.segments import Segment, Vectors
+from mmblocks.sequence.pieces import NO_ID, raster_grid
+from mmblocks.sequence.segments import Codes, Segment, Vectors
 from mmblocks.sequence.segments import codes as as_codes
 from mmblocks.sequence.segments import image as as_image
 from mmblocks.sequence.segments import vectors as as_vectors
 from mmblocks.sequence.tokens import Modality
+from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,14 @@ class VectorBlock:
     Attributes:
         begin: text id that opens an image; None where images follow at once, without text.
         end: id that closes it; None where nothing does.
-        size: (height, width) of every image, in vectors; also (N,) or (T, height, width) where ``whole`` is set.
+        size: (height, width) of every image, in vectors; also (N,) or (T, height, width).
         head: the head that writes them: one after the other by ``sample(hidden, generator=...)``, (N, D) to (N, D'), or where
             ``whole`` is set all of them as a ``roles.SpanHead`` does.
         input: the embedder that reads them.
         whole: whether the head writes whole spans.
         modality: what they stand for.
+        format: of codes with several levels, which a ``DepthCodeHead`` writes as the vectors; None for real vectors.
+        order: which vector is written first, which next, and so on, counted row by row; row by row if None.
         read_back: the finished image to what is read in its place, where that is something else; None for the image itself.
 
     Examples:
@@ -46,6 +49,8 @@ class VectorBlock:
     input: str
     whole: bool = False
     modality: int = Modality.VISION
+    format: DepthCodeFormat | None = None
+    order: tuple[int, ...] | None = None
     read_back: Callable[[Segment], Sequence[Segment]] | None = None
 
 
@@ -63,7 +68,7 @@ class VectorGrammar:
 
     Examples:
         >>> from mmblocks.generation import VectorBlock, VectorGrammar
-        >>> from mmblocks.sequence.segments import NO_ID
+        >>> from mmblocks.sequence.segments import NO_ID, raster_grid
         >>> block = VectorBlock(begin=7, end=8, size=(1, 2), head="latents", input="latents")
         >>> grammar = VectorGrammar(block, vocab_size=16)
         >>> state = grammar.start(prompt=[1, 7])
@@ -75,11 +80,19 @@ class VectorGrammar:
     """
 
     def __init__(self, block: VectorBlock, *, vocab_size: int, num_images: int = 1, stop: tuple[int, ...] = ()) -> None:
-        if min(block.size) < 1 or not (len(block.size) == 2 or (block.whole and len(block.size) <= 3)):
-            raise ValueError(f"size is {block.size}; accepted: height and width of at least 1 vector")
+        count = math.prod(block.size)
+        if not 1 <= len(block.size) <= 3 or min(block.size) < 1:
+            raise ValueError(f"size is {block.size}; accepted: one to three sides of at least 1 vector, such as (height, width)")
+        if block.order is not None and (sorted(block.order) != list(range(count)) or block.whole or block.format is not None):
+            raise ValueError(f"order is {block.order}; accepted: each of 0 to {count - 1} once, and vectors one after the other")
         if num_images < 0 or (num_images == 0 and not stop):
             raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
         self.block, self.vocab_size, self.num_images, self.stop = block, vocab_size, num_images, stop
+        places: list[list[int]] = raster_grid(block.size)[list(block.order) if block.order else slice(None)].tolist()
+        self._places = [(t, h, w) for t, h, w in places]
+        self._count = count if block.format is None else block.format.length(*block.size)
+        present: list[list[bool]] | None = None if block.format is None else block.format.present(*block.size).tolist()
+        self._levels = None if present is None else [tuple(one) for one in present]
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """In text, or after the id that opens an image where the prompt ends with it."""
@@ -103,8 +116,9 @@ class VectorGrammar:
         block = self.block
         if block.whole:
             return Described(int(block.modality), True, (0, 0, 0), block.head, block.input, "span", block.size)
-        row, column = divmod(state.offset, block.size[1])
-        return Described(int(block.modality), True, (0, row, column), block.head, block.input, "vector")
+        place = self._places[min(state.offset, len(self._places) - 1)]
+        levels = () if self._levels is None else self._levels[state.offset]
+        return Described(int(block.modality), True, place, block.head, block.input, "vector", levels=levels)
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after an id, or after a vector, which has ``NO_ID``.
@@ -135,9 +149,14 @@ class VectorGrammar:
             return None
         return self._count + (self.block.end is not None) - state.offset
 
-    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str = "text") -> Vectors:
-        """The vectors of a complete image, for the embedder of the ``VectorBlock``."""
-        return as_vectors(torch.stack(list(vectors)).view(state.height, state.width, -1), input=self.block.input)
+    def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor], *, input: str = "text") -> Codes | Vectors:
+        """The vectors of a complete image, or its codes of several levels, for the embedder of the ``VectorBlock``."""
+        block, made = self.block, torch.stack(list(vectors))
+        if block.format is not None:
+            return as_codes(block.format.read(made, *block.size), block.format, input=block.input, modality=block.modality)
+        if block.order is not None:
+            made = torch.empty_like(made).index_copy(0, torch.tensor(block.order, device=made.device), made)
+        return as_vectors(made.view(*block.size, -1), input=block.input, modality=block.modality)
 
     def span(self, state: State, values: Tensor) -> Segment:
         """What a head of whole spans has written, as a segment: pixels, ids, or vectors."""
@@ -153,10 +172,6 @@ class VectorGrammar:
     def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
         """What is read in the place of a finished span."""
         return [segment] if self.block.read_back is None else self.block.read_back(segment)
-
-    @property
-    def _count(self) -> int:
-        return math.prod(self.block.size)
 
     def _is_vector(self, state: State) -> bool:
         return state.offset < self._count

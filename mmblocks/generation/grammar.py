@@ -24,6 +24,7 @@ class State(NamedTuple):
         offset: tokens written after the id that opens the grid.
         size: ids of the size written so far.
         num_images: images completed.
+        frames: of the clip being written; 0 where not yet known.
         parts: where each kind of image stands, in a grammar of several; see ``UnionGrammar``.
     """
 
@@ -33,6 +34,7 @@ class State(NamedTuple):
     offset: int = 0
     size: tuple[int, ...] = ()
     num_images: int = 0
+    frames: int = 0
     parts: "tuple[State, ...]" = ()
 
     @property
@@ -50,6 +52,7 @@ class Described(NamedTuple):
         input: the embedder that reads it; None for that of ids.
         writes: an id, a vector, or a whole span of them.
         size: of the span, in values.
+        levels: which levels have a code in this token, where it is one of a ``DepthCodeFormat``.
     """
 
     modality: int
@@ -59,6 +62,7 @@ class Described(NamedTuple):
     input: str | None = None
     writes: Literal["id", "vector", "span"] = "id"
     size: tuple[int, ...] = ()
+    levels: tuple[bool, ...] = ()
 
     @property
     def is_visual(self) -> bool:

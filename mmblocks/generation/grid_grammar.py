@@ -19,7 +19,7 @@ from mmblocks.sequence.segments import Codes, codes
 from mmblocks.sequence.tokens import Modality
 from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED, GridFormat
 
-SizeRule = tuple[int, int] | Literal["reference", "first"]
+SizeRule = tuple[int, ...] | Literal["reference", "first"]
 """A fixed (height, width), or which image's size the next one takes; see ``GridGrammar``."""
 
 
@@ -84,10 +84,11 @@ class GridGrammar:
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
         self._codes: tuple[IdRange, ...] = format.codes.ranges
+        self._levels: tuple[tuple[IdRange, ...], ...] = tuple(map(format.codes.ranges_of, range(format.num_levels)))
         self._text = _ranges_without(vocab_size, self._codes, structure)
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
-        self._bodies: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -117,7 +118,10 @@ class GridGrammar:
                 return self._allowed_in_size(state)
             case "grid":
                 expected = self._expected(state)
-                return self._codes if expected == ANY_CODE else ((expected, expected + 1),)
+                if expected != ANY_CODE:
+                    return ((expected, expected + 1),)
+                levels = self._levels
+                return self._codes if len(levels) == 1 else levels[self.format.level(state.offset, *self._size(state))]
             case _:
                 return self._text
 
@@ -125,8 +129,7 @@ class GridGrammar:
         """A visual token where a code comes next, text elsewhere."""
         if state.mode != "grid" or self._expected(state) != ANY_CODE:
             return TEXT_TOKEN
-        row, column = self.format.place(state.offset, state.width)
-        return Described(self.modality, True, (0, row, column), self.head, self.input)
+        return Described(self.modality, True, self.format.place_in(state.offset, *self._size(state)), self.head, self.input)
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
         """Codes, text, and digits of sizes, as far as they may still come."""
@@ -162,8 +165,7 @@ class GridGrammar:
             case "text":
                 return self._opened(state) if next_id == self.format.begin else state
             case "size" if next_id == self.format.image:
-                height, width = self.format.read_size(list(state.size))
-                return state._replace(mode="grid", height=height, width=width, offset=0, size=())
+                return _sized(state, self.format.read_size(list(state.size)))._replace(size=())
             case "size":
                 return state._replace(size=(*state.size, next_id))
             case _:
@@ -176,18 +178,18 @@ class GridGrammar:
             return 0
         if self.stop or state.mode == "text" or (following and self.format.begin is not None):
             return None
-        height, width, written = state.height, state.width, state.offset
+        size, written = self._size(state), state.offset
         if state.mode == "size":
             wanted = self._wanted_size(state)
             if wanted is None:
                 return None
-            height, width = self.format.read_size(list(wanted[:-1]))
+            size = self.format.read_size(list(wanted[:-1]))
             written = len(state.size) - len(wanted)
-        return (following + 1) * self.format.length(height, width) - written
+        return (following + 1) * self.format.length(*size) - written
 
     def image(self, state: State, ids: Sequence[int], vectors: Sequence[Tensor] = (), *, input: str = "text") -> Codes:
         """The codes of a complete image, whose size ``state`` says."""
-        head = self.format.head(state.height, state.width)
+        head = self.format.head(*self._size(state))
         return codes(self.format.read_image([*head, *ids]), self.format, input=self.input or input, modality=self.modality)
 
     def _allows(self, state: State, next_id: int) -> bool:
@@ -208,8 +210,11 @@ class GridGrammar:
         """After ``begin``."""
         if self.format.fixed_size is None:
             return state._replace(mode="size", size=())
-        height, width = self.format.fixed_size
-        return state._replace(mode="grid", height=height, width=width, offset=0)
+        return _sized(state, self.format.fixed_size)
+
+    def _size(self, state: State) -> tuple[int, ...]:
+        """Of the grid being written, or of the last one: as many sides as the format has."""
+        return (state.frames, state.height, state.width)[-self.format.num_axes :]
 
     def _after_grid_token(self, state: State) -> State:
         state = state._replace(offset=state.offset + 1)
@@ -222,7 +227,7 @@ class GridGrammar:
         return after if self.format.begin is not None else self._opened(after)
 
     def _expected(self, state: State) -> int:
-        size = state.height, state.width
+        size = self._size(state)
         if size not in self._bodies:
             self._bodies[size] = _expected_ids(self.format, *size)
         return self._bodies[size][state.offset]
@@ -231,7 +236,7 @@ class GridGrammar:
         """The ids that must spell the size, up to ``image``; None where the model chooses."""
         size = self.size
         if isinstance(size, str):
-            size = (state.height, state.width) if state.height else None
+            size = self._size(state) if state.height else None
         if size is None or self.format.image is None:
             return None
         return (*self.format.size_ids(*size), self.format.image)
@@ -241,26 +246,32 @@ class GridGrammar:
         wanted = self._wanted_size(state)
         if wanted is not None:
             return ((wanted[len(written)], wanted[len(written)] + 1),)
-        if form.times is None or form.image is None:
+        if form.image is None or (form.times is None and form.num_axes > 1):
             raise ValueError("the format writes no size")
         fewest, most = self.size_digits
-        has_times = form.times in written
-        digits = written[written.index(form.times) + 1 :] if has_times else written
+        begins = [0, *(place + 1 for place, one in enumerate(written) if one == form.times)]
+        sides, digits = len(begins), written[begins[-1] :]
         if not digits:
             return self._digit[1:]  # no leading zero
-        after = form.image if has_times else form.times
+        after = form.image if sides == form.num_axes or form.times is None else form.times
         end = ((after, after + 1),) if len(digits) >= fewest else ()
         return (*end, *(self._digit if len(digits) < most else ()))
 
 
 @lru_cache(maxsize=256)
-def _expected_ids(form: GridFormat, height: int, width: int) -> tuple[int, ...]:
+def _expected_ids(form: GridFormat, *size: int) -> tuple[int, ...]:
     """What stands at every offset of an image, up to the first after it."""
-    return tuple(form.expected(torch.arange(form.length(height, width) + 1), height, width).tolist())
+    return tuple(form.expected(torch.arange(form.length(*size) + 1), *size).tolist())
 
 
 def _first(ids: IdRange) -> int:
     return ids[0]
+
+
+def _sized(state: State, size: tuple[int, ...]) -> State:
+    """At the first token of a grid of this size."""
+    frames, height, width = (1, 1, *size)[-3:]
+    return state._replace(mode="grid", frames=frames, height=height, width=width, offset=0)
 
 
 def _ranges_without(vocab_size: int, codes: tuple[IdRange, ...], excluded: set[int]) -> tuple[IdRange, ...]:

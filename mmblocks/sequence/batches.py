@@ -15,7 +15,7 @@ from torch import Tensor
 from mmblocks.sequence.masks import Mask, lower
 from mmblocks.sequence.pieces import Piece, span_pieces
 from mmblocks.sequence.rows import Laid, Placed, Pooled, fill_rows, lay_out, placed_inputs, placed_labels, placed_spans, table_of
-from mmblocks.sequence.segments import Image, Label, Segment
+from mmblocks.sequence.segments import Image, Label, Segment, Vectors
 from mmblocks.sequence.spans import SpanLayout, Spans
 from mmblocks.sequence.tokens import ImageLayout, ImageLayoutRule, TokenTable
 from mmblocks.support.named import Named
@@ -208,6 +208,9 @@ class BatchBuilder:
         if reads_pixels and unread and segment.target not in self.spans and segment.target in self.heads:
             accepted = f"a head of whole spans, of {list(self.spans)}"
             raise ValueError(f"sample {index} has an image as target of {segment.target!r}; accepted: {accepted}")
+        if isinstance(segment, Vectors) and segment.input in self.layouts:
+            found = f"sample {index} has vectors for input {segment.input!r}, which reads images"
+            raise ValueError(f"{found}; accepted: an input that reads vectors")
         if known is not None and not unread and segment.input not in known:
             what = "embedders of images" if reads_pixels else "inputs"
             raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")
@@ -226,8 +229,8 @@ class _Remembered:
         self._rule = weightless(rule)
         self._remember = lru_cache(NUM_REMEMBERED)(rule)
 
-    def __call__(self, height: int, width: int) -> ImageLayout:
-        return self._remember(height, width)
+    def __call__(self, *size: int) -> ImageLayout:
+        return self._remember(*size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Remembered, (self._rule,)

@@ -98,7 +98,9 @@ class Piece(NamedTuple):
     def ids(self) -> Int[Tensor, " n"]:
         """The tokens' ids, ``NO_ID`` where they have none."""
         payload = self.payload
-        return payload if payload is not None and payload.dtype == torch.long else torch.full_like(self.modality, NO_ID)
+        if payload is None or payload.dtype != torch.long or payload.ndim != 1:
+            return torch.full_like(self.modality, NO_ID)
+        return payload
 
 
 @lru_cache(256)

@@ -141,7 +141,7 @@ def placed_inputs(laid: list[Laid], places: tuple[Tensor, ...]) -> dict[str, Pla
             values.append(piece.payload)
             own.append(place)
     return {
-        name: Placed(values if values[0].ndim == 3 else torch.cat(values), torch.cat(own))  # images are (3, H, W)
+        name: Placed(values if values[0].ndim >= 3 else torch.cat(values), torch.cat(own))  # images are (3, H, W)
         for name, (values, own) in gathered.items()
     }
 

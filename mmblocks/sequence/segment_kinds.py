@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmblocks.sequence.pieces import Piece, raster_grid
 from mmblocks.sequence.tokens import ImageLayoutRule, Modality
+from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
@@ -64,8 +65,8 @@ class Image:
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, as many as the embedder will make of the image; one where a head writes it, which says how many."""
-        size = (self.pixels.shape[-2], self.pixels.shape[-1])
-        grid = torch.zeros(1, 3, dtype=torch.long) if self.target is not None else layouts[self.input](*size).grid
+        size = (*self.pixels.shape[:-3], *self.pixels.shape[-2:])  # frames of a clip, height, width
+        grid = torch.zeros(1, 3, dtype=torch.long) if self.target is not None else self._layout(layouts[self.input])
         everything = torch.ones(len(grid), dtype=torch.bool)
         return Piece(
             input=self.input,
@@ -82,13 +83,23 @@ class Image:
             given=dict(self.given),
         )
 
+    def _layout(self, layout: ImageLayoutRule) -> Tensor:
+        height, width = self.pixels.shape[-2:]
+        frames = self.pixels.shape[:-3]
+        try:
+            return layout(height, width, *frames).grid
+        except TypeError as error:
+            if not frames:
+                raise
+            raise ValueError(f"input {self.input!r} reads images, and was given a clip; accepted: an embedder of clips") from error
+
 
 @dataclass(frozen=True)
 class Codes:
     """A grid of visual codes written as token ids; see ``codes``."""
 
     grid: Tensor
-    format: GridFormat | None
+    format: GridFormat | DepthCodeFormat | None
     target: str | None
     structure: bool
     input: str

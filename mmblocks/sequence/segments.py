@@ -21,6 +21,7 @@ from mmblocks.sequence.segment_kinds import Segment as Segment
 from mmblocks.sequence.segment_kinds import Text as Text
 from mmblocks.sequence.segment_kinds import Vectors as Vectors
 from mmblocks.sequence.tokens import Modality
+from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
 from mmblocks.vocabulary.grid_format import GridFormat
 
 
@@ -47,7 +48,7 @@ def text(content: str | Sequence[int], *, target: str | None = None, input: str 
 
 
 def image(
-    pixels: Float[Tensor, "3 H W"],
+    pixels: Float[Tensor, "*T C H W"],
     *,
     input: str = "vision",
     target: str | None = None,
@@ -59,7 +60,7 @@ def image(
     """An image for an embedder to read, or for a head of whole images to write.
 
     Args:
-        pixels: RGB in [0, 1].
+        pixels: RGB in [0, 1]; also of one channel, such as depth, and clips (T, C, H, W), for embedders that read them.
         input: the embedder that reads it.
         target: the head that learns to write it, which then says what is read in its place; None where it is only read.
         bidirectional: whether its tokens see each other, or only those before.
@@ -69,8 +70,8 @@ def image(
 
     Raises:
         TypeError: if the pixels are not floating point.
-        ValueError: if they are not (3, H, W), hold no pixel, or lie outside [0, 1] (NaN included); a weight that is negative or not
-            finite; a modality below 0.
+        ValueError: if they are not (3, H, W), (1, H, W) or clips of these, hold no pixel, or lie outside [0, 1] (NaN included); a
+            weight that is negative or not finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -83,8 +84,9 @@ def image(
     """
     if not pixels.is_floating_point():
         raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
-        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: (3, H, W) with H and W at least 1")
+    if pixels.ndim not in (3, 4) or pixels.shape[-3] not in (1, 3) or 0 in pixels.shape:
+        accepted = "(3, H, W), (1, H, W) or clips (T, 3, H, W), with sides of at least 1"
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: {accepted}")
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
@@ -93,8 +95,8 @@ def image(
 
 
 def codes(
-    grid: Int[Tensor, "*size"],
-    format: GridFormat | None = None,
+    grid: Int[Tensor, "*size_and_q"],
+    format: GridFormat | DepthCodeFormat | None = None,
     *,
     target: str | None = None,
     structure: bool = False,

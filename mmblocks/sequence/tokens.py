@@ -211,5 +211,5 @@ def vectors_of(made: VisionTokens | Float[Tensor, "*N D"]) -> Float[Tensor, "*N 
     return made.embeds if isinstance(made, VisionTokens) else made
 
 
-ImageLayoutRule = Callable[[int, int], ImageLayout]
-"""(height, width) in pixels -> which tokens the image becomes."""
+ImageLayoutRule = Callable[..., ImageLayout]
+"""(height, width) in pixels, and of clips the frames -> which tokens the image becomes."""

@@ -124,7 +124,7 @@ def attend(
             return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
-def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Causal | Dense, scale: float | None) -> Tensor:
+def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None) -> Tensor:
     """One query each: the heads of a group are taken as queries of one head, so that its keys and values are read once."""
     queries = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
     seen = mask.visible[:, None] if isinstance(mask, Dense) else None
