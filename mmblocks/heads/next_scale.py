@@ -82,7 +82,7 @@ class NextScaleHead(Block):
         dim: int,
         quantizer: Block,
         num_classes: int | None = None,
-        class_name: str = "class",
+        class_name: str = "label",
         label_dropout: float = 0.1,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -149,7 +149,9 @@ class NextScaleHead(Block):
             states = yield Pass(reading, keep=True, part=(first, first + count))
             share = step / max(len(self.scales) - 1, 1)
             logits = guide(self._logits(states, condition, count), strength=share)
-            ids = sample_ids(logits, self.sampling, generator=generator).view(-1, count)
+            rows = logits.unflatten(0, (spans.num_spans, count))
+            sources = spans.generators or (generator,) * spans.num_spans
+            ids = torch.stack([sample_ids(row, self.sampling, generator=source) for row, source in zip(rows, sources, strict=True)])
             made.append(ids)
             total, following = self.quantizer.add_scale(total, self.quantizer.vectors(ids).unflatten(1, size), step)
             if step + 1 < len(self.scales):

@@ -202,7 +202,8 @@ class Conditions(NamedTuple):
 
     Attributes:
         vectors: the conditions.
-        of: which of them each token has; -1 for a token without one.
+        of: which of them each token has; -1 for a token without one. Of K columns, where K divides L, each stands for a run of
+            L / K tokens: (B, 1) is one for a whole row.
 
     Examples:
         >>> import torch
@@ -213,7 +214,7 @@ class Conditions(NamedTuple):
     """
 
     vectors: Float[Tensor, "M C"]
-    of: Int[Tensor, "B L"]
+    of: Int[Tensor, "B K"]
 
 
 class Reading(NamedTuple):

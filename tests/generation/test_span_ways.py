@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from mmblocks import GREEDY, Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, codes, text, vectors
 from mmblocks.generation import VectorBlock, VectorGrammar
-from mmblocks.heads import MaskedCodesHead, MaskedVectorsHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
+from mmblocks.heads import MaskedCodesHead, MaskedVectorsHead, NextScaleHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
 from mmblocks.layers import DiffusersSampler
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 from mmblocks.layers.spans import Read
 from mmblocks.sequence.segments import Codes, Segment, Text, Vectors
 from mmblocks.sequence.spans import Pass, Reading, SpanLayout, Spans
+from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 
 DIM, BEGIN, END = 32, 7, 8
 SIZE = (2, 3)
@@ -62,8 +63,13 @@ HEADS: dict[str, Callable[[], Any]] = {
         head=LMHead(dim=DIM, vocab_size=9), mask_id=9, sampler=ConfidenceSampler(num_steps=STEPS, sampling={"temperature": 0.8})
     ),
     "masked vectors": lambda: MaskedVectorsHead(head=RegressionHead(dim=DIM, target_dim=4), dim=DIM, num_steps=STEPS),
+    "next scale": lambda: NextScaleHead(dim=DIM, quantizer=MultiScaleQuantizer(dim=4, num_codes=9, scales=(1, (1, 2), (1, 3)))),
     "of one's own": LearnedGrid,
 }
+
+
+CODES = ("masked", "next scale")
+"""Ways whose values are codes."""
 
 
 def model_of(way: str, **options: Any) -> MultimodalModel:
@@ -78,17 +84,19 @@ def model_of(way: str, **options: Any) -> MultimodalModel:
 
 
 def reads(way: str) -> str:
-    return "codes" if way == "masked" else "latents"
+    return "codes" if way in CODES else "latents"
 
 
 def picture(way: str, seed: int, size: tuple[int, ...] = SIZE, target: str | None = "image") -> Segment:
     generator = torch.Generator().manual_seed(seed)
-    if way == "masked":
-        return codes(torch.randint(9, size, generator=generator), input="codes", target=target)
+    if way in CODES:
+        grid = torch.randint(9, size if way == "masked" else (6,), generator=generator)
+        return codes(grid, input="codes", target=target)
     return vectors(torch.randn(*size, 4, generator=generator), input="latents", target=target)
 
 
 def grammar(way: str, *, num_images: int = 1, stop: tuple[int, ...] = (), size: tuple[int, ...] = SIZE) -> VectorGrammar:
+    size = (6,) if way == "next scale" else size
     block = VectorBlock(begin=BEGIN, end=END, size=size, head="image", input=reads(way), whole=True)
     return VectorGrammar(block, vocab_size=16, num_images=num_images, stop=stop)
 
@@ -133,7 +141,7 @@ def test_packed_and_padded_equal_separate(way: str) -> None:
         if way == "masked":
             parts = [torch.rand(count, generator=g) for count, g in zip(spans.counts, drawn, strict=True)]
             return {"image": {"t": torch.linspace(0.1, 0.9, 4)[start : start + spans.num_spans], "order": torch.cat(parts)}}
-        if way in ("placeholders", "of one's own"):
+        if way in ("placeholders", "of one's own", "next scale"):
             return {}
         if way == "masked vectors":
             return {"image": {"share": torch.ones(spans.num_spans), "order": torch.rand(spans.num_tokens)}}
@@ -179,11 +187,19 @@ def test_every_pass_on_the_cache_equals_one_without(way: str, guidance: float | 
     unconditional = None if guidance is None else [[text([9])]]
     written = [segment for _, segment in model.generate([[text([1, 2, BEGIN])]], rule, options, unconditional=unconditional)]
     sample: list[Segment] = [text([1, 2, BEGIN])]
+    assert sum(not isinstance(segment, Text) for segment in written) == 2
     kept = iter(passes)
     count = 1 if way in ("placeholders", "of one's own") else STEPS
     for segment in written:
         if isinstance(segment, Text):
             sample.append(text([END, *segment.content, BEGIN]))
+            continue
+        if way == "next scale":  # whose passes are parts of the row, and stay in it
+            sample.append(segment)
+            batch = model.batch_builder()([sample])
+            found = torch.cat([next(kept)[1] for _ in range(STEPS)])
+            rows = model.hidden(batch).flatten(0, 1)
+            torch.testing.assert_close(found, rows[batch.spans["image"].states[-6:]], rtol=1e-5, atol=1e-5)
             continue
         batch = model.batch_builder()([[*sample, picture(way, 0)]])
         spans = batch.spans["image"]
@@ -211,7 +227,8 @@ def with_end(first: Reading, last: Reading) -> Reading:
 
 def teacher_forced(model: MultimodalModel, segments: list[Segment]) -> Tensor:
     """Logits of text after every token of a sample, as a prompt reads it."""
-    batch = model.batch_builder()([segments], learn=False)
+    scales = isinstance(model.outputs["image"], NextScaleHead)  # what is read of them is the same while they are learned
+    batch = model.batch_builder()([segments], learn=scales)
     hidden = model.trunk(model.embed(batch), batch.table, mask=batch.mask)
     return model.outputs["text"].logits(hidden[0])
 
@@ -219,7 +236,7 @@ def teacher_forced(model: MultimodalModel, segments: list[Segment]) -> Tensor:
 @pytest.mark.parametrize("way", [way for way in HEADS if way != "placeholders"])
 def test_text_after_an_image_reads_what_was_written(way: str) -> None:
     model = model_of(way)
-    rule = grammar(way, num_images=1, stop=(0,))
+    rule = grammar(way, num_images=1, stop=(15,))
     greedy = Generation(max_tokens=16, generator=3, sampling=GREEDY)
     written = [segment for _, segment in model.generate([[text([1, 2, BEGIN])]], rule, greedy)]
     image, after = written[0], written[1]

@@ -26,7 +26,7 @@ def head_of_codes() -> NextScaleHead:
 
 def spans_of(rows: int, labels=None, values=None) -> Spans:
     places = torch.arange(rows * 11)
-    given = {} if labels is None else {"class": labels}
+    given = {} if labels is None else {"label": labels}
     grid = torch.zeros(rows * 11, 3, dtype=torch.long)
     return Spans("codes", ((11,),) * rows, (11,) * rows, grid, places, places[:0], places, values, given, None)
 
@@ -108,8 +108,8 @@ def test_without_classes_nothing_is_modulated() -> None:
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        (spans_of(1, values=torch.zeros(11, dtype=torch.long)), "spans are given .*; accepted: 'class' among them"),
-        (spans_of(1, torch.tensor([6]), torch.zeros(11, dtype=torch.long)), r"class lie in \[6, 6\]; accepted: \[0, 5\]"),
+        (spans_of(1, values=torch.zeros(11, dtype=torch.long)), "spans are given .*; accepted: 'label' among them"),
+        (spans_of(1, torch.tensor([6]), torch.zeros(11, dtype=torch.long)), r"label lies in \[6, 6\]; accepted: \[0, 5\]"),
         (spans_of(1, torch.tensor([0]), torch.full((11,), 10)), r"ids lie in \[10, 10\]; accepted: \[0, 9\]"),
         (spans_of(1, torch.tensor([0]))._replace(counts=(5,)), r"spans have \(5,\) tokens; accepted: 11"),
     ],
