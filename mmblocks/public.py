@@ -21,6 +21,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "codes": "segments",
         "vectors": "segments",
         "label": "segments",
+        "drop_conditions": "dropout",
         "Batch": "batches",
         "BatchBuilder": "batches",
         "SpanLayout": "spans",
@@ -235,6 +236,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "LlamaGenT2I": "llamagen",
     },
     "layers": {
+        "LossBalance": "losses.balance",
         "Sampling": "categorical",
         "GREEDY": "categorical",
         "SoftCodeEmbedding": "soft_codes",

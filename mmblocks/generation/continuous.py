@@ -12,6 +12,7 @@ from mmblocks.sequence.pieces import NO_ID, raster_grid
 from mmblocks.sequence.segments import Codes, Segment, Vectors
 from mmblocks.sequence.segments import codes as as_codes
 from mmblocks.sequence.segments import image as as_image
+from mmblocks.sequence.segments import text as as_text
 from mmblocks.sequence.segments import vectors as as_vectors
 from mmblocks.sequence.tokens import Modality
 from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
@@ -161,6 +162,8 @@ class VectorGrammar:
     def span(self, state: State, values: Tensor) -> Segment:
         """What a head of whole spans has written, as a segment: pixels, ids, or vectors."""
         block = self.block
+        if values.dtype == torch.long and block.modality == Modality.TEXT:
+            return as_text(values.tolist(), target=block.head, input=block.input)
         if values.dtype == torch.long:
             grid = values.view(block.size) if len(values) == self._count else values
             return as_codes(grid, target=block.head, input=block.input, modality=block.modality)

@@ -1,13 +1,14 @@
-"""Masked codes in a row of other tokens: some of a span's codes are hidden, and found where they stand.
+"""Masked codes in a row of other tokens: some of a span's codes are hidden, or replaced at random, and found where they stand.
 
 Shapes: N tokens of all spans, S spans of L tokens, G streams, D width of the trunk, V codes.
 """
 
 from collections.abc import Generator as Coroutine
+from collections.abc import Sequence
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
@@ -36,9 +37,12 @@ class CodeHead(Protocol):
 class MaskedCodesHead(Block):
     """Hides a random share of the codes of each span and learns them where they stand; writes all of a span in a few passes.
 
+    Spans may be images of codes, and text: discrete diffusion over both.
+
     Args:
         head: over the codes alone, such as ``LMHead``, or over a whole vocabulary, in which the codes are ids (Show-o).
-        mask_id: what the spans' embedder reads where a code is hidden.
+        mask_id: what the spans' embedder reads where a code is hidden (absorbing noise); None where it reads a random code there
+            (uniform noise): which codes are wrong must be found too, and all of a span are learned.
         first: id of the first code, as samples and the embedder have it.
         num_codes: V; as many as ``head`` has ids if None.
         schedule: how a uniform number becomes the share that is hidden; see ``masked_share``.
@@ -49,7 +53,8 @@ class MaskedCodesHead(Block):
         TypeError: a head without logits.
         ValueError: codes that the head does not have, or a mask that is a code.
 
-    Source: MaskGIT (arXiv 2202.04200), MAGVIT (arXiv 2212.05199), Show-o (arXiv 2408.12528; showlab/Show-o).
+    Source: MaskGIT (arXiv 2202.04200), MAGVIT (arXiv 2212.05199), Show-o (arXiv 2408.12528; showlab/Show-o); text and codes: MMaDA
+    (arXiv 2505.15809), UniD3 (arXiv 2211.14842), whose noise may be uniform.
 
     Examples:
         >>> import torch
@@ -76,7 +81,7 @@ class MaskedCodesHead(Block):
         self,
         *,
         head: Block,
-        mask_id: int,
+        mask_id: int | None,
         first: int = 0,
         num_codes: int | None = None,
         schedule: str = "cosine",
@@ -93,7 +98,7 @@ class MaskedCodesHead(Block):
         self.offset = 0 if size == self.num_codes else first
         if first < 0 or self.num_codes < 1 or self.offset + self.num_codes > size:
             raise ValueError(f"codes are {first} to {first + self.num_codes - 1}; accepted: ids of the head, below {size}")
-        if first <= mask_id < first + self.num_codes:
+        if mask_id is not None and first <= mask_id < first + self.num_codes:
             raise ValueError(f"mask_id is {mask_id}, a code; accepted: another id than {first} to {first + self.num_codes - 1}")
         masked_share(schedule, torch.zeros(1, device="cpu"))  # an unknown name is refused here
         self.sampler = sampler or ConfidenceSampler()
@@ -105,6 +110,7 @@ class MaskedCodesHead(Block):
         *,
         t: Float[Tensor, " S"] | None = None,
         order: Float[Tensor, " N"] | None = None,
+        other: Int[Tensor, " N"] | None = None,
         generator: Generator | None = None,
     ) -> Reading:
         """Hides at least one code of each span.
@@ -113,6 +119,7 @@ class MaskedCodesHead(Block):
             spans: what is learned.
             t: a time in [0, 1] for each span, in place of a random one.
             order: a number in [0, 1] for each token: the smallest of a span are hidden.
+            other: ids that stand at hidden places, in place of random ones; for uniform noise alone.
             generator: source of randomness.
 
         Raises:
@@ -129,10 +136,16 @@ class MaskedCodesHead(Block):
         counts = torch.tensor(spans.counts, device=ids.device)
         wanted = (counts * masked_share(self.schedule, t)).round().clamp(min=1)
         hidden = spans.ranks(order) < wanted[spans.of]
-        return Reading(values=torch.where(hidden, self.mask_id, ids), learned=hidden)
+        if self.mask_id is not None:
+            other = torch.full_like(ids, self.mask_id)
+        if other is None:
+            other = self._random(ids, (generator,))
+        check_shape("other", other, tuple(ids.shape))
+        learned = torch.ones_like(hidden) if self.mask_id is None else hidden
+        return Reading(values=torch.where(hidden, other, ids), learned=learned)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " S"]:
-        """Cross entropy at hidden codes, its mean over those of each span, in float32."""
+        """Cross entropy at hidden codes, or at all of them, its mean over those of each span, in float32."""
         chosen = reading.learned
         losses = self.head.loss(hidden[chosen], spans.rows()[chosen] - self.first + self.offset)
         return spans.mean(losses, chosen)
@@ -142,11 +155,13 @@ class MaskedCodesHead(Block):
     ) -> Coroutine[Pass, Float[Tensor, "G N D"], Tensor]:
         """All codes, the surest of each pass first. The spans must be of one size."""
         rows = torch.full((spans.num_spans, spans.counts[0]), -1, device=spans.device)  # -1 is a hidden code to the sampler
+        sources = spans.generators or (generator,)
         steps = self.sampler.stepwise(rows, -1, generator=spans.generators or generator)
         try:
             codes, _ = next(steps)
             while True:
-                ids = torch.where(codes < 0, self.mask_id, codes + self.first).flatten()
+                other = self._random(codes, sources) if self.mask_id is None else torch.full_like(codes, self.mask_id)
+                ids = torch.where(codes < 0, other, codes + self.first).flatten()
                 hidden = yield Pass(Reading(values=ids), shown=None if bool((codes < 0).all()) else ids)
                 logits = self.head.logits(hidden.flatten(0, 1), self.offset, self.offset + self.num_codes)
                 guided = guide(logits.view(*hidden.shape[:2], -1))
@@ -154,3 +169,10 @@ class MaskedCodesHead(Block):
         except StopIteration as stop:
             found: Tensor = stop.value
         return found.flatten() + self.first
+
+    def _random(self, like: Tensor, sources: Sequence[Generator | None]) -> Tensor:
+        """Random ids of codes: of all from one source, or of each row from its own."""
+        stop = self.first + self.num_codes
+        shape = tuple(like.shape) if len(sources) == 1 else (1, *like.shape[1:])
+        drawn = [torch.randint(self.first, stop, shape, device=like.device, generator=source) for source in sources]
+        return torch.cat(drawn)

@@ -7,6 +7,7 @@ from mmblocks.layers.categorical import Sampling as Sampling
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler as DiffusersSampler
 from mmblocks.layers.images.grid_positions import LearnedPositions as LearnedPositions
 from mmblocks.layers.images.grid_positions import SinCosPositions as SinCosPositions
+from mmblocks.layers.losses.balance import LossBalance as LossBalance
 from mmblocks.layers.reduction.token_folding import TokenShuffle as TokenShuffle
 from mmblocks.layers.reduction.token_folding import TokenUnshuffle as TokenUnshuffle
 from mmblocks.layers.soft_codes import SoftCodeEmbedding as SoftCodeEmbedding

@@ -3,6 +3,7 @@
 from mmblocks.sequence.batches import Batch as Batch
 from mmblocks.sequence.batches import BatchBuilder as BatchBuilder
 from mmblocks.sequence.documents import document_begins as document_begins
+from mmblocks.sequence.dropout import drop_conditions as drop_conditions
 from mmblocks.sequence.masks import Causal as Causal
 from mmblocks.sequence.masks import Dense as Dense
 from mmblocks.sequence.masks import Intervals as Intervals

@@ -144,6 +144,8 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
         ValueError: a span with structure inside, such as row ends; another number of values than the layout has tokens; or one that
             would be read, as in a prompt, and has no clean form.
     """
+    if not piece.in_span.any():  # text, which is a span as a whole where a head writes it so
+        piece = piece._replace(in_span=torch.ones_like(piece.in_span), size=(piece.num_tokens,))
     inside = piece.in_span.nonzero()[:, 0]
     first, stop = int(inside[0]), int(inside[-1]) + 1
     if stop - first != len(inside):

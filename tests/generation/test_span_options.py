@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks import Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, text, vectors
+from mmblocks import Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, codes, text, vectors
 from mmblocks.generation import VectorBlock, VectorGrammar
 from mmblocks.generation.guidance import ThreeWay, VisualContrastive
 from mmblocks.generation.span_writing import Preview
-from mmblocks.heads import DenoisingHead, MaskedVectorsHead, RegressionHead, SpanDenoisingHead
+from mmblocks.heads import DenoisingHead, MaskedCodesHead, MaskedVectorsHead, RegressionHead, SpanDenoisingHead
 from mmblocks.layers import DiffusersSampler
 from mmblocks.layers.diffusion.adaln_mlp import AdaLNMLP
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 from mmblocks.layers.diffusion.noise_paths import FlowPath
-from mmblocks.sequence.segments import Segment, Vectors
+from mmblocks.sequence import Modality
+from mmblocks.sequence.segments import Segment, Text, Vectors
 
 DIM, BEGIN, SIZE = 16, 7, (2, 3)
 
@@ -164,3 +166,24 @@ def test_regression_alone_is_no_head_of_spans() -> None:
     model = model_of(RegressionHead(dim=DIM, target_dim=4))
     with pytest.raises(ValueError, match="lets head 'image' write whole spans"):
         made(model, Generation())
+
+
+def test_text_and_codes_are_masked_and_written_by_one_head() -> None:
+    """As in discrete diffusion over both: one vocabulary, one mask."""
+    torch.manual_seed(0)
+    whole = MaskedCodesHead(head=LMHead(dim=DIM, vocab_size=16), mask_id=16, sampler=ConfidenceSampler(num_steps=2))
+    model = MultimodalModel(
+        inputs={"text": TextEmbedding(vocab_size=17, dim=DIM)},
+        trunk=Decoder(dim=DIM, num_layers=2, num_heads=2, mlp_dim=32),
+        outputs={"any": whole},
+    ).eval()
+    grid = codes(torch.randint(8, 16, (2, 3)), target="any")
+    batch = model.batch_builder()([[text([1, BEGIN]), grid, text([2, 3, 4], target="any")]])
+    assert batch.spans["any"].counts == (6, 3)
+    assert batch.table.modality[0].tolist() == [0] * 2 + [1] * 12 + [0] * 3
+    model(batch).losses["any"].backward()
+    block = VectorBlock(begin=None, end=None, size=(4,), head="any", input="text", whole=True, modality=Modality.TEXT)
+    ((_, made),) = model.generate([[text([1, 2])]], VectorGrammar(block, vocab_size=16), Generation(generator=0))
+    assert isinstance(made, Text)
+    assert len(made.content) == 4
+    assert max(made.content) < 16

@@ -62,13 +62,16 @@ HEADS: dict[str, Callable[[], Any]] = {
     "masked": lambda: MaskedCodesHead(
         head=LMHead(dim=DIM, vocab_size=9), mask_id=9, sampler=ConfidenceSampler(num_steps=STEPS, sampling={"temperature": 0.8})
     ),
+    "uniform": lambda: MaskedCodesHead(
+        head=LMHead(dim=DIM, vocab_size=9), mask_id=None, sampler=ConfidenceSampler(num_steps=STEPS)
+    ),
     "masked vectors": lambda: MaskedVectorsHead(head=RegressionHead(dim=DIM, target_dim=4), dim=DIM, num_steps=STEPS),
     "next scale": lambda: NextScaleHead(dim=DIM, quantizer=MultiScaleQuantizer(dim=4, num_codes=9, scales=(1, (1, 2), (1, 3)))),
     "of one's own": LearnedGrid,
 }
 
 
-CODES = ("masked", "next scale")
+CODES = ("masked", "uniform", "next scale")
 """Ways whose values are codes."""
 
 
@@ -90,7 +93,7 @@ def reads(way: str) -> str:
 def picture(way: str, seed: int, size: tuple[int, ...] = SIZE, target: str | None = "image") -> Segment:
     generator = torch.Generator().manual_seed(seed)
     if way in CODES:
-        grid = torch.randint(9, size if way == "masked" else (6,), generator=generator)
+        grid = torch.randint(9, (6,) if way == "next scale" else size, generator=generator)
         return codes(grid, input="codes", target=target)
     return vectors(torch.randn(*size, 4, generator=generator), input="latents", target=target)
 
@@ -118,7 +121,7 @@ def test_text_and_image_are_learned_in_one_pass(way: str) -> None:
     sample = [text([1, 2, BEGIN]), picture(way, 0), text([END, 3, 4], target="text")]
     output = model(model.batch_builder()([sample, sample[:2]]), generator=torch.Generator().manual_seed(0))
     assert output.token_losses["text"].shape == (3,)
-    assert output.token_losses["image"].shape == ((2,) if "masked" in way else (12,))
+    assert output.token_losses["image"].shape == ((2,) if "masked" in way or way == "uniform" else (12,))
     assert output.losses["image"] > 0.1
     sum(output.losses.values()).backward()
     assert all(p.grad is not None for p in model.trunk.parameters())
@@ -138,9 +141,11 @@ def test_packed_and_padded_equal_separate(way: str) -> None:
         """The same numbers for the same spans."""
         spans = batch.spans["image"]
         drawn = [torch.Generator().manual_seed(start + index) for index in range(spans.num_spans)]
-        if way == "masked":
+        if way in ("masked", "uniform"):
             parts = [torch.rand(count, generator=g) for count, g in zip(spans.counts, drawn, strict=True)]
-            return {"image": {"t": torch.linspace(0.1, 0.9, 4)[start : start + spans.num_spans], "order": torch.cat(parts)}}
+            said = {"t": torch.linspace(0.1, 0.9, 4)[start : start + spans.num_spans], "order": torch.cat(parts)}
+            other = {"other": (spans.rows() * 2 + 1) % 9} if way == "uniform" else {}
+            return {"image": said | other}
         if way in ("placeholders", "of one's own", "next scale"):
             return {}
         if way == "masked vectors":
