@@ -15,8 +15,8 @@ def within_window(
     mask: Mask,
     window: int,
     queries: TokenTable,
-    query_places: Int[Tensor, " Lq"],
-    key_places: Int[Tensor, " Lk"],
+    query_places: Int[Tensor, "*B Lq"],
+    key_places: Int[Tensor, "*B Lk"],
     keys: TokenTable,
 ) -> Mask:
     """The mask, of which each query keeps the ``window`` tokens of its row up to itself, or those since its own image began.
@@ -36,7 +36,7 @@ def within_window(
         mask: for all keys.
         window: tokens, the query included; 1 or more.
         queries: the queries' table.
-        query_places: which token of its row each query is, and
+        query_places: which token of its row each query is, in all rows or in each, and
         key_places: each key.
         keys: the keys' table, in the mask's order.
 
@@ -44,7 +44,7 @@ def within_window(
     """
     first = torch.minimum(query_places - window + 1, _image_begins(queries, query_places, keys, key_places))
     if isinstance(mask, Dense):
-        return Dense(mask.visible & (key_places >= first[..., None]))
+        return Dense(mask.visible & (key_places[..., None, :] >= first[..., None]))
     if isinstance(mask, Causal):
         end = (query_places + 1).expand(queries.shape)
         mask = Intervals(torch.zeros_like(end), end)
@@ -55,20 +55,30 @@ def within_window(
 
 
 def _image_begins(
-    queries: TokenTable, query_places: Int[Tensor, " Lq"], keys: TokenTable, key_places: Int[Tensor, " Lk"]
+    queries: TokenTable, query_places: Int[Tensor, "*B Lq"], keys: TokenTable, key_places: Int[Tensor, "*B Lk"]
 ) -> Int[Tensor, "B Lq"]:
     """Where the image of each query begins in its row, as far as there are keys of it; the query's own place for text."""
-    if len(query_places) == 1:  # a step of decoding looks at each key once, without sorting
+    if queries.shape[1] == 1:  # a step of decoding looks at each key once, without sorting
         own = (keys.span == queries.span) & (keys.document == queries.document) & (queries.span != NO_SPAN)
         return torch.where(own, key_places, query_places).amin(dim=1, keepdim=True)
-    document = torch.cat([queries.document, keys.document], dim=1)
+    document = 2 * torch.cat([queries.document, keys.document], dim=1) + torch.cat([queries.noisy, keys.noisy], dim=1)
     span = torch.cat([queries.span, keys.span], dim=1)
-    place = torch.cat([query_places, key_places]).expand_as(span)
+    place = torch.cat([query_places.expand_as(queries.span), key_places.expand_as(keys.span)], dim=1)
     image, order = (document * (span.amax() + 2) + span + 1).sort(dim=1)  # one integer for each image of each document
     run = changes(image).long().cumsum(dim=1) - 1
     first = torch.zeros_like(place).scatter_reduce(1, run, place.gather(1, order), "amin", include_self=False)
     begins = torch.empty_like(first).scatter(1, order, first.gather(1, run))
-    return torch.where(span == NO_SPAN, place, begins)[:, : len(query_places)]
+    return torch.where(span == NO_SPAN, place, begins)[:, : queries.shape[1]]
+
+
+def clean_places(table: TokenTable) -> Int[Tensor, "B L"]:
+    """Which token of its row each is, where noised copies count on from what is before them, and nothing counts them."""
+    noisy = table.noisy.long()
+    before = noisy.cumsum(dim=1) - noisy
+    begins = changes(noisy) | changes(table.span) | changes(table.document)
+    index = torch.arange(table.shape[1], device=noisy.device).expand_as(noisy)
+    run = torch.where(begins, index, 0).cummax(dim=1).values
+    return torch.where(table.noisy, index - before.gather(1, run), index - before)
 
 
 def in_reading_order(num_queries: int, num_keys: int, device: torch.device) -> tuple[Int[Tensor, " Lq"], Int[Tensor, " Lk"]]:

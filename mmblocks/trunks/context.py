@@ -14,7 +14,7 @@ from mmblocks.ops.routed_linear import RowGroups
 from mmblocks.sequence.masks import Causal, Dense, Mask, densify
 from mmblocks.sequence.positions import PositionScheme, RotaryTable, sequential
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.sequence.windows import in_reading_order, within_window
+from mmblocks.sequence.windows import clean_places, in_reading_order, within_window
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.parts.modulation import TokenConditions
@@ -125,6 +125,9 @@ class ForwardContext:
     def _places(self) -> tuple[Tensor, Tensor, TokenTable]:
         """Which token of its row each query and each key is, and the keys' table, in the order in which the cache gives keys."""
         if self.cache is None:
+            if isinstance(self.mask, Dense):  # noised copies among them take no place from the tokens after them
+                places = clean_places(self.keys)
+                return places, places, self.keys
             length, total = self.lengths
             return *in_reading_order(length, total, self.table.document.device), self.keys
         return self.cache.places(self.table.shape[1])
