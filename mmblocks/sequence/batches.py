@@ -5,7 +5,6 @@ Shapes: B rows, L tokens of the longest row, N tokens (of one input or target) i
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -24,6 +23,9 @@ from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 Sample = Sequence[Segment]
 """One document: segments in reading order."""
+
+NOTHING: dict[str, Any] = {}
+"""What a batch has none of; never written to. A batch goes from worker to model, and a read-only mapping could not."""
 
 NUM_REMEMBERED = 128
 """Sizes of images of which a builder remembers the layouts."""
@@ -56,11 +58,11 @@ class Batch(NamedTuple):
     inputs: dict[str, Placed]
     targets: dict[str, Placed]
     mask: Mask | None
-    weights: Mapping[str, Tensor] = MappingProxyType({})
-    pooled: Mapping[str, Pooled] = MappingProxyType({})
-    spans: Mapping[str, Spans] = MappingProxyType({})
-    copies: Mapping[str, Spans] = MappingProxyType({})
-    beside: Mapping[str, Tensor] = MappingProxyType({})
+    weights: Mapping[str, Tensor] = NOTHING
+    pooled: Mapping[str, Pooled] = NOTHING
+    spans: Mapping[str, Spans] = NOTHING
+    copies: Mapping[str, Spans] = NOTHING
+    beside: Mapping[str, Tensor] = NOTHING
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""

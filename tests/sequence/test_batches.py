@@ -1,9 +1,13 @@
+import pickle
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from mmblocks.sequence.batches import BatchBuilder
+from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.masks import Causal, Intervals
 from mmblocks.sequence.segments import NO_ID, codes, image, text, vectors
+from mmblocks.sequence.spans import SpanLayout
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, ImageLayout, Modality
 from mmblocks.vocabulary.code_ids import CodeIds
 from mmblocks.vocabulary.grid_format import GridFormat
@@ -151,3 +155,18 @@ def test_a_string_without_a_tokenizer_is_refused() -> None:
 def test_pixels_that_are_none_are_refused(pixels, error, message) -> None:
     with pytest.raises(error, match=message):
         image(pixels)
+
+
+def test_a_batch_goes_from_worker_to_model() -> None:
+    """With spans and without: what a batch does not have can be pickled too."""
+    head = SimpleNamespace(span=SpanLayout(lead=1))
+    build = BatchBuilder(heads={"lm": object(), "image": head})
+    picture = vectors(torch.ones(2, 2, 4), input="latents", target="image")
+    for sample in ([text([1]), text([2], target="lm")], [text([1]), picture, text([2], target="lm")]):
+        batch = build([sample])
+        came = pickle.loads(pickle.dumps(batch))
+        assert torch.equal(came.ids, batch.ids)
+        assert {name: spans.places.tolist() for name, spans in came.spans.items()} == {
+            name: spans.places.tolist() for name, spans in batch.spans.items()
+        }
+        assert pickle.loads(pickle.dumps(Batch(*batch[:5]))).weights == {}
