@@ -149,8 +149,8 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x . . . . . . . . . .
         x x x x . . . . . . . .
         x x x x . . . . . . . .
-        x . . . . x . . . . . .
-        x . . . . x . . . . . .
+        x x x x x x . . . . . .
+        x x x x x x . . . . . .
         . . . . . . x x . . . .
         . . . . . . x x . . . .
         x x . . . . . . x x . .
