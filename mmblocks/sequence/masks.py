@@ -180,9 +180,9 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x x x x . . . .
         x x x x x . . . .
         x . . . . x . . .
-        x . . . . x . . .
-        x . . . . x . . .
-        x . . . . x . . .
+        x . . . . x x x x
+        x . . . . x x x x
+        x . . . . x x x x
     """
     keys = queries if keys is None else keys
     key_order, query_order = keys.order[:, None, :], queries.order[:, :, None]
