@@ -162,8 +162,8 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x . . . . . . . . . .
         x x x x . . . . . . . .
         x x x x . . . . . . . .
-        x . . . . x . . . . . .
-        x . . . . x . . . . . .
+        x x x x x x . . . . . .
+        x x x x x x . . . . . .
         . . . . . . x x . . . .
         . . . . . . x x . . . .
         x x . . . . . . x x . .
@@ -193,9 +193,9 @@ def visible(queries: TokenTable, keys: TokenTable | None = None) -> Bool[Tensor,
         x x x x x . . . .
         x x x x x . . . .
         x . . . . x . . .
-        x . . . . x . . .
-        x . . . . x . . .
-        x . . . . x . . .
+        x . . . . x x x x
+        x . . . . x x x x
+        x . . . . x x x x
     """
     keys = queries if keys is None else keys
     key_order, query_order = keys.order[:, None, :], queries.order[:, :, None]
