@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 
 from mmblocks import BatchBuilder, LMHead, codes, image, text, vectors
-from mmblocks.heads import MaskedCodesHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
+from mmblocks.heads import MaskedCodesHead, NextScaleHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
 from mmblocks.sequence import SpanLayout, visible
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.segments import Segment
 from mmblocks.sequence.tokens import Modality
+from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "ways"
 CELL, GAP, LEFT, TOP = 20, 2, 28, 48
@@ -74,6 +75,7 @@ def ways() -> dict[str, Way]:
     ids = [codes(torch.zeros(2, 2, dtype=torch.long), input="codes", target="image")]
     blocks = [vectors(torch.zeros(1, 2, 4), input="latents", target="image") for _ in range(2)]
     scales = [codes(torch.zeros(5, dtype=torch.long), input="codes", target="image")]
+    quantizer = MultiScaleQuantizer(dim=4, num_codes=16, scales=(1, 2))
     pixels = [image(torch.zeros(3, 8, 8), input="pixels", target="image")]
     return {
         "one-after-the-other": Way("one value after the other", LMHead(dim=8, vocab_size=16), ids),
@@ -85,9 +87,7 @@ def ways() -> dict[str, Way]:
         "denoising-in-place": Way("read as it was noised", _denoising(context="read"), latents, "noised"),
         "denoising-blocks": Way("block after block", _denoising(), blocks, "noised"),
         "masked-codes": Way("masked codes", MaskedCodesHead(head=LMHead(dim=8, vocab_size=9), mask_id=9), ids, "hidden"),
-        "next-scale": Way(
-            "scale after scale", Spanning(SpanLayout(writes="ids", scales=((1, 1), (2, 2)), context="read")), scales, "scales"
-        ),
+        "next-scale": Way("scale after scale", Spanning(NextScaleHead(dim=8, quantizer=quantizer).span), scales, "scales"),
         "generator": Way(
             "queries for a generator",
             Spanning(SpanLayout(writes="pixels", num_tokens=4, context="read", whole=True)),
