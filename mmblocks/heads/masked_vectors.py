@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.layers.diffusion.random_orders import mask_counts, mask_of, sample_orders, sample_share
-from mmblocks.layers.losses.row_losses import check_shape
+from mmblocks.layers.losses.row_losses import check_shape, loss_by
 from mmblocks.roles import Head, check_role
 from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
 from mmblocks.support.checks import check_finite
@@ -124,12 +124,13 @@ class MaskedVectorsHead(Block):
         check_shape("order", order, (len(values),))
         counts = torch.tensor(spans.counts, device=values.device)
         wanted = torch.minimum((counts * share).ceil().clamp(min=1).long(), counts)
-        return self._reading(values, spans.ranks(order) < wanted[spans.of])
+        return self._reading(values, spans.ranks(order) < wanted[spans.of])._replace(learned=generator)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " S"]:
         """The head's loss at masked vectors, its mean over those of each span, in float32."""
         masked = cast(Tensor, reading.alone)
-        return spans.mean(self.head.loss(hidden[masked], spans.rows()[masked]), masked)
+        losses = loss_by(self.head.loss, hidden[masked], spans.rows()[masked], reading.learned)
+        return spans.mean(losses, masked)
 
     def write(
         self, spans: Spans, *, guide: Guide, generator: Generator | None = None

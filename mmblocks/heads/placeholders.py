@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
+from mmblocks.layers.losses.row_losses import loss_by
 from mmblocks.roles import Head, check_role
 from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
 
@@ -59,18 +60,18 @@ class PlaceholderHead(Block):
         self.span = SpanLayout(writes="vectors", attends=attends, context="read")
 
     def corrupt(self, spans: Spans, *, generator: Generator | None = None) -> Reading:
-        """The queries; nothing is random.
+        """The queries; what is random in the head's loss comes from ``generator``.
 
         Raises:
             ValueError: a span of more values than there are queries.
         """
         if max(spans.counts) > len(self.queries):
             raise ValueError(f"a span has {max(spans.counts)} values; accepted: at most {len(self.queries)}, as there are queries")
-        return Reading(added=torch.cat([self.queries[:count] for count in spans.counts]))
+        return Reading(added=torch.cat([self.queries[:count] for count in spans.counts]), learned=generator)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
         """That of the head for each value."""
-        return self.head.loss(hidden, spans.rows())
+        return loss_by(self.head.loss, hidden, spans.rows(), reading.learned)
 
     def write(
         self, spans: Spans, *, guide: Guide, generator: Generator | None = None

@@ -3,9 +3,12 @@
 Shapes: N rows, D width.
 """
 
+from collections.abc import Callable
+from inspect import signature
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def check_rows(hidden: Tensor, target: Tensor, weight: Tensor | None, width: int | None = None) -> None:
@@ -33,3 +36,10 @@ def weighted_mean(losses: Float[Tensor, " N"], weight: Float[Tensor, " N"]) -> F
     """The mean of losses that were multiplied by ``weight`` already: their sum by that of the weights; 0 where these are all 0."""
     total = weight.float().sum()
     return losses.sum() / torch.where(total > 0, total, 1.0)
+
+
+def loss_by(
+    loss: Callable[..., Tensor], hidden: Float[Tensor, "N D"], target: Tensor, generator: Generator | None
+) -> Float[Tensor, " N"]:
+    """A head's loss of each row, with what is random in it from ``generator`` where the head takes one."""
+    return loss(hidden, target, generator=generator) if "generator" in signature(loss).parameters else loss(hidden, target)
