@@ -5,7 +5,6 @@ Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows o
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from mmblocks.generation.span_writing import Shown, SpanWriter
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.roles import AnyHead, Cache, Trunk
-from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.batches import NOTHING, Batch
 from mmblocks.sequence.pieces import NO_ID
 from mmblocks.sequence.segments import Segment
 from mmblocks.support.named import Named
@@ -46,7 +45,7 @@ class Step(NamedTuple):
     before: tuple[State, ...]
     states: tuple[State, ...]
     vectors: Mapping[int, Float[Tensor, " D2"]]
-    spans: Mapping[int, Segment] = MappingProxyType({})
+    spans: Mapping[int, Segment] = NOTHING
 
 
 @takes_old_keywords

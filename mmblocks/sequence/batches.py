@@ -24,7 +24,7 @@ from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 Sample = Sequence[Segment]
 """One document: segments in reading order."""
 
-NOTHING: dict[str, Any] = {}
+NOTHING: dict[Any, Any] = {}
 """What a batch has none of; never written to. A batch goes from worker to model, and a read-only mapping could not."""
 
 NUM_REMEMBERED = 128
