@@ -4,7 +4,7 @@ Each recipe in ``recipes/`` composes a model from parts. It learns rows such as 
 loss is of words and one of images; where the prompt is dropped, the words after the image must be read off it. Then a prompt is
 replied to with an image and a word, and held-out digits are named. An independent classifier reads what was written.
 
-    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus] [--steps 600]
+    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus] [--steps 800]
 """
 
 import argparse
@@ -95,7 +95,7 @@ def evaluate(
         if isinstance(segment, Text):
             said[row] += segment.content
         else:
-            written[row] = tokenizers.decode(way, segment)
+            written[row] = tokenizers.decode(segment)
     pixels, labels = held_out.pixels[::5], held_out.labels[::5]
     shown = [[*NOTHING, *way.read(image)] for image in tokenizers.encode(way.images, pixels)]
     names = [""] * len(shown)
@@ -142,6 +142,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and summary.json")
     parser.add_argument("--ways", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="which ones; all by default")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each")
+    parser.add_argument("--steps", type=int, default=800, help="training steps of each")
     arguments = parser.parse_args()
     main(arguments.out, arguments.ways, arguments.steps)

@@ -6,7 +6,7 @@ import mmblocks as mm
 from mmblocks.sequence.segments import Segment
 
 from latents import CHANNELS, SIZE
-from recipes.way import BEGIN, END, STOP, TEXT, Sizes, Way, embedders, framed, of_latents, replies
+from recipes.way import BEGIN, END, STOP, TEXT, Sizes, Way, embed_latents, embed_text, framed, of_latents, replies
 
 
 def emu3_like(sizes: Sizes) -> Way:
@@ -38,7 +38,7 @@ def orthus_like(sizes: Sizes) -> Way:
     """
     head = {"width": sizes.dim, "num_blocks": 3, "repeats": 4, "num_steps": 2 * sizes.num_steps}
     model = mm.MultimodalModel(
-        inputs=embedders(sizes.dim),
+        inputs={"text": embed_text(sizes.dim), "latents": embed_latents(sizes.dim)},
         trunk=mm.Decoder(**sizes.trunk),
         outputs={
             "text": mm.LMHead(dim=sizes.dim, vocab_size=TEXT.vocab_size),

@@ -13,7 +13,6 @@ from digits import Digits
 from emu3_like import train_tokenizer
 from fit import DEVICE
 from latents import latents_of, pixels_of, train_autoencoder
-from recipes.way import Way
 
 
 class Tokenizers(NamedTuple):
@@ -29,10 +28,10 @@ class Tokenizers(NamedTuple):
         return latents_of(self.vae, pixels) / self.spread if images == "latents" else self.vq.encode(pixels.to(DEVICE)).ids.cpu()
 
     @torch.no_grad()
-    def decode(self, way: Way, image: Segment) -> Tensor:
+    def decode(self, image: Segment) -> Tensor:
         """What a model has written, as pixels (3, 28, 28)."""
         if isinstance(image, Codes):
-            return self.vq.decode((image.grid - way.first_code)[None].to(DEVICE))[0].cpu()
+            return self.vq.decode(image.grid[None].to(DEVICE))[0].cpu()
         return pixels_of(self.vae, image.values[None] * self.spread)[0]
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import mmblocks as mm
 from mmblocks.generation.grammar import Grammar
@@ -53,7 +54,6 @@ class Way(NamedTuple):
         grammar: of a reply: an image, then text.
         weights: of the losses, by head.
         guidance: how strongly a prompt counts; None where nothing is learned without one.
-        first_code: what an image's codes are counted from, where they are words of the vocabulary.
     """
 
     model: mm.MultimodalModel
@@ -63,13 +63,32 @@ class Way(NamedTuple):
     grammar: Grammar
     weights: dict[str, float]
     guidance: float | None
-    first_code: int = 0
 
 
-def embedders(dim: int) -> dict[str, Any]:
-    """Of text, and of latents."""
-    latents = mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2)
-    return {"text": mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5), "latents": latents}
+class Placed(mm.Block):
+    """What an embedder makes of whole images, and a learned vector for each place: rotations alone are slow to tell where one is.
+
+    Args:
+        embedder: of codes or latents.
+        dim: width of the trunk.
+    """
+
+    def __init__(self, *, embedder: mm.Block, dim: int) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.places = nn.Parameter(torch.empty(SIZE[0] * SIZE[1], dim).normal_(std=0.5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Rows of whole images, one after the other, to (N, dim)."""
+        return (self.embedder(values).unflatten(0, (-1, len(self.places))) + self.places).flatten(0, 1)
+
+
+def embed_text(dim: int) -> mm.TextEmbedding:
+    return mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5)
+
+
+def embed_latents(dim: int) -> mm.Block:
+    return mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2)
 
 
 def flow_head(dim: int, num_steps: int, **options: Any) -> mm.heads.SpanDenoisingHead:
