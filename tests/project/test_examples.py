@@ -32,7 +32,8 @@ def canvases(digits):
 def test_the_index_names_every_example() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     named = {name for line in index.splitlines() if line.startswith("| [") for name in re.findall(r"\]\(([^)]+)\)", line)}
-    assert named == {path.name for path in EXAMPLES.glob("*.py")}
+    files = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    assert named == {file for file in files if not file.endswith("__init__.py")}
 
 
 LENGTHS = [
