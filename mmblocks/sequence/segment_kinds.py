@@ -106,6 +106,7 @@ class Codes:
     modality: int = Modality.VISION
     weight: float = 1.0
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    bidirectional: bool = False
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, from the id that opens the image to the one that closes it."""
@@ -120,7 +121,7 @@ class Codes:
             modality=torch.where(is_code, int(self.modality), int(Modality.TEXT)),
             grid=place.clamp(min=0),
             in_span=is_code,
-            one_step=False,
+            one_step=self.bidirectional,
             target=self.target,
             learned=is_code | self.structure,
             values=ids,

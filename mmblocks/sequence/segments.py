@@ -101,6 +101,7 @@ def codes(
     target: str | None = None,
     structure: bool = False,
     input: str = "text",
+    bidirectional: bool = False,
     modality: int = Modality.VISION,
     weight: float = 1.0,
     given: Mapping[str, Tensor | float] | None = None,
@@ -115,13 +116,14 @@ def codes(
         structure: whether it also learns the ids around them (size, row ends, closing), as a model must that decides
             itself when to write an image and how large.
         input: the embedder that reads the ids.
+        bidirectional: whether codes that are only read, without a format, see each other, or only those before.
         modality: what the codes stand for: a ``Modality``, or another whole number of one's own.
         weight: of their losses.
         given: by name, what the head is told of them beside, such as a class.
 
     Raises:
-        ValueError: without a format, a grid of no axis or of more than three, or without codes; a weight that is negative or not
-            finite; a modality below 0.
+        ValueError: without a format, a grid of no axis or of more than three, or without codes; ``bidirectional`` with a format; a
+            weight that is negative or not finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -134,8 +136,11 @@ def codes(
     """
     if format is None and (not 1 <= grid.ndim <= 3 or 0 in grid.shape):
         raise ValueError(f"grid has shape {tuple(grid.shape)}; accepted without a format: (N,), (H, W) or (T, H, W)")
+    if format is not None and bidirectional:
+        raise ValueError("bidirectional is True and a format is given; accepted: either")
     said = _given(given)
-    return Codes(grid, format, target, structure, input, _checked_modality(modality), _checked_weight(weight), said)
+    weight, modality = _checked_weight(weight), _checked_modality(modality)
+    return Codes(grid, format, target, structure, input, modality, weight, said, bidirectional)
 
 
 def vectors(

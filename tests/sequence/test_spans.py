@@ -144,6 +144,11 @@ def test_a_segment_says_modality_weight_order_and_what_is_given() -> None:
         builder()([sample(given={"label": 3}), sample()])
 
 
+def test_codes_that_are_read_may_see_each_other() -> None:
+    batch = BatchBuilder()([[text([5]), codes(torch.tensor([[3, 4]]), bidirectional=True), text([6])]])
+    assert batch.table.order[0].tolist() == [0, 1, 1, 2]
+
+
 def test_labels_of_a_state_or_of_a_mean_take_no_token() -> None:
     build = BatchBuilder(heads=("lm", "match"))
     first = [text([1, 2, 3]), label(1, target="match"), text([4], target="lm")]
@@ -183,6 +188,7 @@ def test_layouts_that_cannot_be_are_refused(options: dict[str, Any], message: st
         (lambda: vectors(LATENTS, input="x", order=torch.tensor([0, 0])), "accepted: each of 0 to 1 once"),
         (lambda: vectors(LATENTS, input="x", weight=-1), "weight is -1"),
         (lambda: codes(torch.zeros(1, 1, 1, 1, dtype=torch.long)), "accepted without a format"),
+        (lambda: codes(torch.zeros(1, 2, dtype=torch.long), raster_format(1, 2, 4), bidirectional=True), "accepted: either"),
         (lambda: text([1], weight=float("nan")), "weight is nan"),
         (lambda: image(torch.rand(3, 2, 2), modality=-1), "modality is -1"),
         (lambda: label(1, target="x", of="first"), "accepted: 'last', 'mean'"),
