@@ -2,7 +2,7 @@
 
 A position scheme is any function of a ``TokenTable`` that returns (B, L) or (B, L, axes), integer or float; the ones
 that published models use are here. Positions restart in every packed document and do not count padding. Noised copies count on
-from the clean tokens before them and take no position from those after them: a copy has the positions of what it copies.
+from the clean tokens of smaller order, and nothing counts them: a copy has the positions of what it copies, wherever it stands.
 
 Shapes: B batch, L tokens, H heads, D width of a head.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from mmblocks.sequence.documents import document_begins, last_real
@@ -164,6 +164,20 @@ def _inside(table: TokenTable) -> Int[Tensor, "B L"]:
     return torch.arange(table.shape[1], device=table.order.device) - _run_begins(table)
 
 
+def _last_attended(table: TokenTable) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """For noised tokens: where the last clean token stands that comes before their span, and whether there is one.
+
+    Clean tokens stand in the order in which they are generated; a noised copy may stand before or after what it copies.
+    """
+    far = torch.iinfo(torch.long).max
+    order = table.order.gather(1, _run_begins(table))
+    clean = torch.where(table.noisy | table.is_padding, far, (table.document << 32) + table.order)
+    ranked, places = clean.sort(dim=1, stable=True)
+    rank = torch.searchsorted(ranked, (table.document << 32) + order) - 1
+    place = places.gather(1, rank.clamp(min=0))
+    return place, (rank >= 0) & (table.document.gather(1, place) == table.document)
+
+
 def _with_noised(
     table: TokenTable,
     found: Num[Tensor, "B L *axes"],
@@ -183,9 +197,7 @@ def _with_noised(
         step: how far the first noised token is from ``last``.
         alone: where a noised span begins that nothing clean stands before.
     """
-    clean = last_real(table._replace(document=torch.where(table.noisy, PADDING, table.document)))
-    before = clean.clamp(min=0)
-    own = (clean >= 0) & (table.document.gather(1, before) == table.document)
+    before, own = _last_attended(table)
     shape = before.shape + (1,) * (last.ndim - 2)
     counted = last.gather(1, before.view(shape)) + step
     start = torch.where(own.view(shape), counted, torch.full_like(counted, alone))

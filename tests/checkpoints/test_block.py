@@ -187,5 +187,5 @@ def test_tensors_without_values_are_not_saved(tmp_path):
 
 def test_what_a_block_does_with_files_is_listed() -> None:
     """Files may name methods of parts (golden numbers), but none of these."""
-    own = {name for name in vars(Block) if not name.startswith("_")} - {"layouts", "origin"}
+    own = {name for name in vars(Block) if not name.startswith("_")} - {"layouts", "origin", "former"}
     assert own == set(configurable.ABOUT_FILES)
