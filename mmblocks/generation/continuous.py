@@ -69,7 +69,7 @@ class VectorGrammar:
 
     Examples:
         >>> from mmblocks.generation import VectorBlock, VectorGrammar
-        >>> from mmblocks.sequence.segments import NO_ID, raster_grid
+        >>> from mmblocks.sequence.segments import NO_ID
         >>> block = VectorBlock(begin=7, end=8, size=(1, 2), head="latents", input="latents")
         >>> grammar = VectorGrammar(block, vocab_size=16)
         >>> state = grammar.start(prompt=[1, 7])

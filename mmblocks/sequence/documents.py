@@ -16,6 +16,15 @@ def last_real(table: TokenTable) -> Int[Tensor, "B L"]:
     return torch.where(table.is_padding, -1, index).cummax(dim=1).values
 
 
+def noised_run_begins(table: TokenTable) -> Int[Tensor, "B L"]:
+    """Where the run of each token begins: of one document, one span, all noised or all clean. Padding belongs to any."""
+    place = last_real(table).clamp(min=0)
+    kind = torch.stack([table.noisy.long(), table.span, table.document]).gather(2, place.expand(3, -1, -1))
+    begins = torch.cat([torch.ones_like(table.noisy[:, :1]), (kind[..., 1:] != kind[..., :-1]).any(dim=0)], dim=1)
+    index = torch.arange(table.shape[1], device=table.order.device).expand_as(table.order)
+    return torch.where(begins, index, 0).cummax(dim=1).values
+
+
 def document_begins(table: TokenTable) -> Bool[Tensor, "B L"]:
     """True at the first token of each document, whatever padding stands inside: where a recurrence over a row begins anew.
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from mmblocks.sequence.documents import document_begins, last_real
+from mmblocks.sequence.documents import document_begins, last_real, noised_run_begins
 from mmblocks.sequence.masks import changes
 from mmblocks.sequence.tokens import NO_SPAN, PADDING, TokenTable
 
@@ -55,8 +55,9 @@ def by_order(table: TokenTable) -> Int[Tensor, "B L"]:
     found = torch.where(clean.is_padding, 0, steps - first)
     if clean is table:
         return found
-    inside = changes(table.order).long().cumsum(dim=1)
-    return _with_noised(table, found, found, inside - inside.gather(1, _run_begins(table)))
+    order = table.order.gather(1, last_real(table).clamp(min=0))
+    inside = changes(order).long().cumsum(dim=1)
+    return _with_noised(table, found, found, inside - inside.gather(1, noised_run_begins(table)))
 
 
 def grid_2d(table: TokenTable) -> Int[Tensor, "B L 2"]:
@@ -152,16 +153,10 @@ def _clean(table: TokenTable) -> TokenTable:
     return table._replace(document=torch.where(table.noisy, PADDING, table.document))
 
 
-def _run_begins(table: TokenTable) -> Int[Tensor, "B L"]:
-    """Where the noised span begins that a noised token belongs to."""
-    begins = changes(table.noisy.long()) | changes(table.span) | changes(table.document)
-    index = torch.arange(table.shape[1], device=table.order.device).expand_as(table.order)
-    return torch.where(begins, index, 0).cummax(dim=1).values
-
-
 def _inside(table: TokenTable) -> Int[Tensor, "B L"]:
-    """How many tokens of its noised span stand before a noised token."""
-    return torch.arange(table.shape[1], device=table.order.device) - _run_begins(table)
+    """How many tokens of its noised span stand before a noised token, padding aside."""
+    count = (~table.is_padding).long().cumsum(dim=1)
+    return count - count.gather(1, noised_run_begins(table))
 
 
 def _last_attended(table: TokenTable) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
@@ -170,7 +165,7 @@ def _last_attended(table: TokenTable) -> tuple[Int[Tensor, "B L"], Bool[Tensor, 
     Clean tokens stand in the order in which they are generated; a noised copy may stand before or after what it copies.
     """
     far = torch.iinfo(torch.long).max
-    order = table.order.gather(1, _run_begins(table))
+    order = table.order.gather(1, noised_run_begins(table))
     clean = torch.where(table.noisy | table.is_padding, far, (table.document << 32) + table.order)
     ranked, places = clean.sort(dim=1, stable=True)
     rank = torch.searchsorted(ranked, (table.document << 32) + order) - 1

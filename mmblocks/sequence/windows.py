@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmblocks.sequence.documents import noised_run_begins
 from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, changes
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
@@ -75,10 +76,8 @@ def clean_places(table: TokenTable) -> Int[Tensor, "B L"]:
     """Which token of its row each is, where noised copies count on from what is before them, and nothing counts them."""
     noisy = table.noisy.long()
     before = noisy.cumsum(dim=1) - noisy
-    begins = changes(noisy) | changes(table.span) | changes(table.document)
     index = torch.arange(table.shape[1], device=noisy.device).expand_as(noisy)
-    run = torch.where(begins, index, 0).cummax(dim=1).values
-    return torch.where(table.noisy, index - before.gather(1, run), index - before)
+    return torch.where(table.noisy, index - before.gather(1, noised_run_begins(table)), index - before)
 
 
 def in_reading_order(num_queries: int, num_keys: int, device: torch.device) -> tuple[Int[Tensor, " Lq"], Int[Tensor, " Lk"]]:

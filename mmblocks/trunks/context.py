@@ -124,11 +124,11 @@ class ForwardContext:
 
     def _places(self) -> tuple[Tensor, Tensor, TokenTable]:
         """Which token of its row each query and each key is, and the keys' table, in the order in which the cache gives keys."""
+        length, total = self.lengths
+        if isinstance(self.mask, Dense) and (self.cache is None or type(self.cache) is KVCache):
+            places = clean_places(self.keys)  # noised copies among them take no place from the tokens after them
+            return places[:, total - length :], places, self.keys
         if self.cache is None:
-            if isinstance(self.mask, Dense):  # noised copies among them take no place from the tokens after them
-                places = clean_places(self.keys)
-                return places, places, self.keys
-            length, total = self.lengths
             return *in_reading_order(length, total, self.table.document.device), self.keys
         return self.cache.places(self.table.shape[1])
 

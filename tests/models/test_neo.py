@@ -45,7 +45,7 @@ def test_trains_and_saves(tmp_path, tied: bool) -> None:
 
 def test_two_generations_run_at_once() -> None:
     model = neo().eval()
-    prompts, grammar = [sample(2, 3)[:-1], sample(1, 2)[:-1]], TextGrammar(20, stop=(19,))
+    prompts, grammar = [sample(2, 3)[:-1], sample(1, 2)[:-1]], TextGrammar(20)
     alone = [next(iter(model.generate([prompt], grammar, Generation(max_tokens=5, generator=seeded())))) for prompt in prompts]
     running = [iter(model.generate([prompt], grammar, Generation(max_tokens=5, generator=seeded()))) for prompt in prompts]
     for one, steps in zip(alone, running, strict=True):

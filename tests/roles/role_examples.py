@@ -11,6 +11,7 @@ import mmblocks
 from mmblocks import Block, TextEmbedding, TokenTable
 from mmblocks.encoders import EVACLIPText
 from mmblocks.layers.diffusion.metric_path import MetricPath
+from mmblocks.sequence.spans import Spans
 from tests.encoders import test_timm_encoder
 from tests.heads import test_denoising, test_next_scale
 from tests.models import test_acdit, test_mar, test_var
@@ -53,6 +54,20 @@ def pixels(*size: int) -> Callable[[], Tensor]:
 def next_scale_loss(part: Block, x: Tensor) -> Tensor:
     spans = test_next_scale.spans_of(len(x), torch.ones(len(x)).long(), torch.ones(11 * len(x)).long())
     return part.loss(x.flatten(0, 1), spans, part.corrupt(spans)).view(len(x), 11)
+
+
+def spans_loss(values: Tensor, **given: Any) -> Call:
+    """The loss of spans of 3 tokens with these values."""
+
+    def call(part: Any, x: Tensor) -> Tensor:
+        count, places = len(x), torch.arange(3 * len(x))
+        own = values.repeat(count, *[1] * (values.ndim - 1))
+        grid = torch.zeros(3 * count, 3, dtype=torch.long)
+        spans = Spans("x", ((3,),) * count, (3,) * count, grid, places, places[:0], places, own, {}, None)
+        random = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in given.items()}
+        return part.loss(x.flatten(0, 1), spans, part.corrupt(spans, **random)).view(count, -1)
+
+    return call
 
 
 def values(*shape: int) -> Callable[[], Tensor]:
@@ -344,6 +359,26 @@ HEADS = {
     "MARDiffusionHead": head(test_denoising.mar, drawn_loss, is_rowwise=False),
     "OrthusDiffusionHead": head(test_denoising.orthus, drawn_loss, is_rowwise=False),
     "NOVAFlowHead": head(test_denoising.nova, drawn_loss, is_rowwise=False),
+    "SpanDenoisingHead": Example(
+        lambda: mmblocks.heads.SpanDenoisingHead(dim=16, channels=4),
+        values(3, 16),
+        spans_loss(torch.ones(3, 4), t=torch.tensor([400]), noise=torch.zeros(3, 4)),
+    ),
+    "MaskedCodesHead": Example(
+        lambda: mmblocks.heads.MaskedCodesHead(head=mmblocks.LMHead(dim=16, vocab_size=9), mask_id=9),
+        values(3, 16),
+        spans_loss(torch.tensor([1, 2, 3]), t=torch.tensor([0.5]), order=torch.tensor([0.1, 0.3, 0.2])),
+    ),
+    "MaskedVectorsHead": Example(
+        lambda: mmblocks.heads.MaskedVectorsHead(head=mmblocks.heads.RegressionHead(dim=16, target_dim=4), dim=16),
+        values(3, 16),
+        spans_loss(torch.ones(3, 4), share=torch.tensor([0.7]), order=torch.tensor([0.1, 0.3, 0.2])),
+    ),
+    "PlaceholderHead": Example(
+        lambda: mmblocks.heads.PlaceholderHead(head=mmblocks.heads.RegressionHead(dim=16, target_dim=4), num_tokens=3, dim=16),
+        values(3, 16),
+        spans_loss(torch.ones(3, 4)),
+    ),
     "NextScaleHead": Example(test_next_scale.head_of_codes, values(11, 16), next_scale_loss),
     "RegressionHead": head(lambda: mmblocks.heads.RegressionHead(dim=10, target_dim=3), loss_of),
     "EmbeddingHead": head(lambda: mmblocks.heads.EmbeddingHead(dim=10, embed_dim=3), loss_of, is_rowwise=False),
