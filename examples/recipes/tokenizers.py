@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mmblocks as mm
-from mmblocks.sequence.segments import Codes, Segment
+from mmblocks.sequence.segments import Codes, Image, Segment
 
 from digits import Digits
 from emu3_like import train_tokenizer
@@ -24,12 +24,16 @@ class Tokenizers(NamedTuple):
 
     @torch.no_grad()
     def encode(self, images: str, pixels: Tensor) -> Tensor:
-        """Pixels to "latents" or "codes"."""
+        """Pixels to "latents" or "codes", or as they are."""
+        if images == "pixels":
+            return pixels
         return latents_of(self.vae, pixels) / self.spread if images == "latents" else self.vq.encode(pixels.to(DEVICE)).ids.cpu()
 
     @torch.no_grad()
     def decode(self, image: Segment) -> Tensor:
         """What a model has written, as pixels (3, 28, 28)."""
+        if isinstance(image, Image):
+            return image.pixels.cpu()
         if isinstance(image, Codes):
             return self.vq.decode(image.grid[None].to(DEVICE))[0].cpu()
         return pixels_of(self.vae, image.values[None] * self.spread)[0]

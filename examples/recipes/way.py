@@ -48,7 +48,7 @@ class Way(NamedTuple):
 
     Attributes:
         model: to be trained.
-        images: what an image is to it: "latents" (7, 7, 4), or "codes" (7, 7).
+        images: what an image is to it: "latents" (7, 7, 4), "codes" (7, 7), or "pixels" (3, 28, 28).
         written: an image that it learns to begin and to write.
         read: an image that it learns to read.
         grammar: of a reply: an image, then text.
@@ -57,7 +57,7 @@ class Way(NamedTuple):
     """
 
     model: mm.MultimodalModel
-    images: Literal["latents", "codes"]
+    images: Literal["latents", "codes", "pixels"]
     written: Framed
     read: Framed
     grammar: Grammar

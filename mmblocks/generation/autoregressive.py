@@ -3,7 +3,6 @@
 Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows of the first stream, then of the next, ...
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import Chooser, IdHead
-from mmblocks.generation.grammar import BoundedGrammar, Grammar, State
+from mmblocks.generation.grammar import BoundedGrammar, Grammar, SpanGrammar, State
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
@@ -96,10 +95,11 @@ def generate_ids(
     reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
-    write = SpanWriter(model, reader, tables, guide, options.generator, options.given, options.previews)
+    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
+    write = SpanWriter(model, reader, tables, guide, options.generator, options.given, options.previews, may_span)
     left = [max_tokens] * rows
     for step in range(max_tokens):
-        states = tuple(_stopped(g, s, room) for g, s, room in zip(grammars, states, left, strict=True))
+        states = tuple(DONE if room < write.num_tokens(g, s) else s for g, s, room in zip(grammars, states, left, strict=True))
         if all(state.mode == "done" for state in states):
             return
         spans = yield from write(grammars, states, newest)
@@ -113,7 +113,7 @@ def generate_ids(
             chosen = chosen._replace(ids=torch.tensor(ids, device=chosen.ids.device))
         before = states
         states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, ids, strict=True))
-        left = [room - (spans[row].num_values if row in spans else 1) for row, room in enumerate(left)]
+        left = [room - (spans[row].num_tokens if row in spans else 1) for row, room in enumerate(left)]
         yield Step(chosen.ids, before, states, chosen.vectors, {row: one.segment for row, one in spans.items()})
         if all(state.mode == "done" or not room for state, room in zip(states, left, strict=True)):
             return
@@ -121,14 +121,6 @@ def generate_ids(
             newest = read_rows(reader, tables, newest, Rows(grammars, before, states, chosen, spans))
         else:
             newest = reader.read(chosen, tables.next(grammars, before, states), grammars, before)
-
-
-def _stopped(grammar: Grammar, state: State, left: int) -> State:
-    """The state, or the end of the row where what comes next does not fit in what may still be written."""
-    if state.mode == "done" or left < 1:
-        return DONE
-    described = grammar.describe(state)
-    return DONE if described.writes == "span" and math.prod(described.size) > left else state
 
 
 def _check_sampled(written: Sequence[int], step: int) -> None:

@@ -24,7 +24,8 @@ class Generation:
     """How rows are continued: how long, how ids are sampled, and which parts of the model read and write them.
 
     Args:
-        max_tokens: tokens at most per row; None where the grammar knows how many it writes, as for one image of a fixed size.
+        max_tokens: tokens at most per row, those of whole spans included; None where the grammar knows how many it writes, as for
+            one image of a fixed size.
         sampling: how ids are sampled. ``ModalSampling`` treats text and images differently.
         guidance: scale of classifier-free guidance, any other ``Guidance``, or None for none.
         hooks: functions that change logits after guidance and grammar, before temperature and truncation.

@@ -49,12 +49,12 @@ class WrittenSpan(NamedTuple):
 
     Attributes:
         segment: what it is.
-        num_values: how many values it has.
+        num_tokens: how many tokens it took.
         kept: whether what was read of it stays in the cache.
     """
 
     segment: Segment
-    num_values: int
+    num_tokens: int
     kept: bool
 
 
@@ -80,8 +80,8 @@ class SpanWriter:
         generator: source of randomness, or a seed.
         given: by name, what heads are told of each of the SB rows beside.
         previews: whether spans are shown as they look in each pass.
+        possible: whether a grammar of the rows knows spans.
         seed: of the randomness of all spans; found when the first is written.
-        possible: whether a grammar of the rows may ask for a span; likewise.
     """
 
     model: object
@@ -91,15 +91,13 @@ class SpanWriter:
     generator: Generator | int | None
     given: Mapping[str, Tensor]
     previews: bool
+    possible: bool
     seed: int | None = None
-    possible: bool | None = None
 
     def __call__(
         self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
-        if self.possible is None:
-            self.possible = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
         if not self.possible:
             return {}
         wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
@@ -112,6 +110,13 @@ class SpanWriter:
             sources = tuple(self._source(row, states[row].num_images) for row in rows)
             written.update((yield from self._write(group, grammars, states, newest, sources)))
         return written
+
+    def num_tokens(self, grammar: Grammar, state: State) -> int:
+        """How many tokens a row writes next: a whole span's, or one."""
+        described = _described(grammar, state) if self.possible else None
+        if described is None or described.writes != "span":
+            return 1
+        return self._head(str(described.head))[1].count(described.size)
 
     def _write(
         self,
@@ -143,9 +148,8 @@ class SpanWriter:
         if kept:
             self.tables.count(table, dict.fromkeys(group.rows, 1), len(grammars))
         made = {}
-        for row, own, size in zip(group.rows, _by_span(values, spans), spans.sizes, strict=True):
-            segment = span_grammar(grammars[row]).span(states[row], own)
-            made[row] = WrittenSpan(segment, int(torch.Size(size).numel()), kept)
+        for row, own in zip(group.rows, _by_span(values, spans), strict=True):
+            made[row] = WrittenSpan(span_grammar(grammars[row]).span(states[row], own), layout.count(group.size), kept)
         return made
 
     def _pass(self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest) -> Tensor:

@@ -53,7 +53,7 @@ def test_text_and_images_of_two_sizes_are_learned_in_one_pass(model: MultimodalM
 @pytest.mark.parametrize("guidance", [None, 2.0])
 def test_an_image_then_text_that_reads_the_queries(model: MultimodalModel, guidance: float | None) -> None:
     grammar = VectorGrammar(BLOCK, vocab_size=16, stop=(0,))
-    options = Generation(max_tokens=106, sampling=GREEDY, generator=0, guidance=guidance)
+    options = Generation(max_tokens=13, sampling=GREEDY, generator=0, guidance=guidance)
     without = None if guidance is None else [[text([9])]]
     (_, made), (_, after), *_ = model.generate(prompts()[:1], grammar, options, unconditional=without)
     assert isinstance(made, Image)

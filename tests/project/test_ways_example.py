@@ -12,7 +12,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytest.importorskip("mlxtend")
 pytest.importorskip("sklearn")
 pytest.importorskip("diffusers")
-WAYS = ("emu3", "orthus", "show_o", "transfusion", "bagel", "nexus")
+WAYS = ("emu3", "orthus", "show_o", "transfusion", "bagel", "nexus", "metaqueries")
+SEGMENTS = {"codes": "Codes", "latents": "Vectors", "pixels": "Image"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def tokenizers(example, digits, tmp_path_factory):
 
 def image(way, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
+    if way.images == "pixels":
+        return torch.rand(3, 28, 28, generator=generator)
     return torch.randn(7, 7, 4, generator=generator) if way.images == "latents" else torch.randint(128, (7, 7), generator=generator)
 
 
@@ -95,9 +98,11 @@ def test_a_reply_holds_an_image_and_words(example, sizes, digits, tokenizers, na
     way = example.RECIPES[name](sizes)
     assert len(example.train_way(way, tokenizers, digits[0], num_steps=2)) == 2
     written = [segment for _, segment in example.reply(way, [[*example.told(3), example.BEGUN]], way.grammar)]
-    assert [type(segment).__name__ for segment in written] == ["Codes" if way.images == "codes" else "Vectors", "Text"]
+    assert [type(segment).__name__ for segment in written] == [SEGMENTS[way.images], "Text"]
     assert tokenizers.decode(written[0]).shape == (3, 28, 28)
-    assert example.measure(way, range(1))[0] == {"emu3": 50, "orthus": 50, "nexus": 2}.get(name, 1 + sizes.num_steps)
+    assert example.measure(way, range(1))[0] == {"emu3": 50, "orthus": 50, "nexus": 2, "metaqueries": 2}.get(
+        name, 1 + sizes.num_steps
+    )
 
 
 def test_figures_are_of_every_reply(example, sizes, digits, tokenizers) -> None:
