@@ -133,7 +133,7 @@ class MaskedCodesHead(Block):
             order = torch.rand(len(ids), device=ids.device, generator=generator)
         check_shape("t", t, (spans.num_spans,))
         check_shape("order", order, (len(ids),))
-        counts = torch.tensor(spans.counts, device=ids.device)
+        counts = torch.tensor(spans.counts, dtype=torch.long, device=ids.device)
         wanted = (counts * masked_share(self.schedule, t)).round().clamp(min=1)
         hidden = spans.ranks(order) < wanted[spans.of]
         if self.mask_id is not None:

@@ -122,7 +122,7 @@ class MaskedVectorsHead(Block):
             order = torch.rand(len(values), generator=generator, device=values.device)
         check_shape("share", share, (spans.num_spans,))
         check_shape("order", order, (len(values),))
-        counts = torch.tensor(spans.counts, device=values.device)
+        counts = torch.tensor(spans.counts, dtype=torch.long, device=values.device)
         wanted = torch.minimum((counts * share).ceil().clamp(min=1).long(), counts)
         return self._reading(values, spans.ranks(order) < wanted[spans.of])._replace(learned=generator)
 

@@ -65,9 +65,10 @@ class PlaceholderHead(Block):
         Raises:
             ValueError: a span of more values than there are queries.
         """
-        if max(spans.counts) > len(self.queries):
-            raise ValueError(f"a span has {max(spans.counts)} values; accepted: at most {len(self.queries)}, as there are queries")
-        return Reading(added=torch.cat([self.queries[:count] for count in spans.counts]), learned=generator)
+        most = max(spans.counts, default=0)
+        if most > len(self.queries):
+            raise ValueError(f"a span has {most} values; accepted: at most {len(self.queries)}, as there are queries")
+        return Reading(added=torch.cat([self.queries[:0], *(self.queries[:count] for count in spans.counts)]), learned=generator)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
         """That of the head for each value."""

@@ -209,7 +209,7 @@ class SpanDenoisingHead(Block):
         if labels is None:
             labels = torch.full((spans.num_spans,), self.num_classes, device=told.device)
         check_range("label", labels, self.num_classes + 1, ", the last for no class")
-        return told.repeat(len(labels) // len(told), 1) + self.classes(labels)
+        return told.repeat(len(labels) // max(len(told), 1), 1) + self.classes(labels)
 
     def _predicted(self, hidden: Tensor, condition: Tensor, spans: Spans) -> Float[Tensor, "*G N C"]:
         if not isinstance(self.output, ModulatedOutput):
@@ -219,7 +219,8 @@ class SpanDenoisingHead(Block):
         return self.output(hidden, told if hidden.ndim == 3 else told[0])
 
     def _by_token(self, condition: Float[Tensor, "GS D"], spans: Spans) -> Float[Tensor, "G N D"]:
-        return condition.unflatten(0, (-1, spans.num_spans))[:, spans.of]
+        streams = len(condition) // spans.num_spans if spans.num_spans else 1
+        return condition.unflatten(0, (streams, spans.num_spans))[:, spans.of]
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -135,7 +135,7 @@ class Spans(NamedTuple):
     @property
     def of(self) -> Int[Tensor, " N"]:
         """Which span each token belongs to."""
-        counts = torch.tensor(self.counts, device=self.device)
+        counts = torch.tensor(self.counts, dtype=torch.long, device=self.device)
         return torch.arange(self.num_spans, device=self.device).repeat_interleave(counts, output_size=self.num_tokens)
 
     def per_token(self, values: Shaped[Tensor, "S *rest"]) -> Shaped[Tensor, "N *rest"]:
@@ -158,7 +158,7 @@ class Spans(NamedTuple):
         of = self.of
         by_number = torch.sort(numbers, stable=True).indices
         order = by_number[torch.sort(of[by_number], stable=True).indices]
-        counts = torch.tensor(self.counts, device=self.device)
+        counts = torch.tensor(self.counts, dtype=torch.long, device=self.device)
         before = counts.cumsum(0) - counts
         ranks = torch.empty_like(of)
         ranks[order] = torch.arange(self.num_tokens, device=self.device) - before[of]

@@ -72,7 +72,7 @@ def test_near_codes_come_first() -> None:
 @pytest.mark.unchecked
 def test_bad_input_is_refused() -> None:
     ids = torch.randint(11, (2, 7))
-    with pytest.raises(ValueError, match="nothing is asked for"):
+    with pytest.raises(ValueError, match="accepted: at least one hidden place"):
         masked().decode(lambda *_: torch.zeros(2, 7, 11), ids)
     with pytest.raises(ValueError, match=r"sampled has shape \(1, 2, 7\); accepted: \(4, 2, 7\)"):
         masked().decode(lambda *_: torch.zeros(2, 7, 11), ids * 0 + 11, sampled=ids[None])

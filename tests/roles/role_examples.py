@@ -56,8 +56,8 @@ def next_scale_loss(part: Block, x: Tensor) -> Tensor:
     return part.loss(x.flatten(0, 1), spans, part.corrupt(spans)).view(len(x), 11)
 
 
-def spans_loss(values: Tensor, **given: Any) -> Call:
-    """The loss of spans of 3 tokens with these values."""
+def spans_loss(values: Tensor, by_span: int = 3, **given: Any) -> Call:
+    """The loss of spans of 3 tokens with these values: so many numbers a span."""
 
     def call(part: Any, x: Tensor) -> Tensor:
         count, places = len(x), torch.arange(3 * len(x))
@@ -65,7 +65,7 @@ def spans_loss(values: Tensor, **given: Any) -> Call:
         grid = torch.zeros(3 * count, 3, dtype=torch.long)
         spans = Spans("x", ((3,),) * count, (3,) * count, grid, places, places[:0], places, own, {}, None)
         random = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in given.items()}
-        return part.loss(x.flatten(0, 1), spans, part.corrupt(spans, **random)).view(count, -1)
+        return part.loss(x.flatten(0, 1), spans, part.corrupt(spans, **random)).view(count, by_span)
 
     return call
 
@@ -367,12 +367,12 @@ HEADS = {
     "MaskedCodesHead": Example(
         lambda: mmblocks.heads.MaskedCodesHead(head=mmblocks.LMHead(dim=16, vocab_size=9), mask_id=9),
         values(3, 16),
-        spans_loss(torch.tensor([1, 2, 3]), t=torch.tensor([0.5]), order=torch.tensor([0.1, 0.3, 0.2])),
+        spans_loss(torch.tensor([1, 2, 3]), 1, t=torch.tensor([0.5]), order=torch.tensor([0.1, 0.3, 0.2])),
     ),
     "MaskedVectorsHead": Example(
         lambda: mmblocks.heads.MaskedVectorsHead(head=mmblocks.heads.RegressionHead(dim=16, target_dim=4), dim=16),
         values(3, 16),
-        spans_loss(torch.ones(3, 4), share=torch.tensor([0.7]), order=torch.tensor([0.1, 0.3, 0.2])),
+        spans_loss(torch.ones(3, 4), 1, share=torch.tensor([0.7]), order=torch.tensor([0.1, 0.3, 0.2])),
     ),
     "PlaceholderHead": Example(
         lambda: mmblocks.heads.PlaceholderHead(head=mmblocks.heads.RegressionHead(dim=16, target_dim=4), num_tokens=3, dim=16),
