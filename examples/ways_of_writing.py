@@ -1,10 +1,10 @@
-"""Six published ways of writing an image, side by side: the same digits, words, trunk size and training steps.
+"""Seven published ways of writing an image, side by side: the same digits, words, trunk size and training steps.
 
 Each recipe in ``recipes/`` composes a model from parts. It learns rows such as "seven <image> ... <image end> seven", of which one
 loss is of words and one of images; where the prompt is dropped, the words after the image must be read off it. Then a prompt is
 replied to with an image and a word, and held-out digits are named. An independent classifier reads what was written.
 
-    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus] [--steps 600]
+    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus metaqueries] [--steps 600]
 """
 
 import argparse
