@@ -96,7 +96,7 @@ def generate_ids(
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
     may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
-    write = SpanWriter(model, reader, tables, guide, options.generator, options.given, options.previews, may_span)
+    write = SpanWriter(reader, tables, guide, options.generator, options.given, options.previews, may_span)
     left = [max_tokens] * rows
     for step in range(max_tokens):
         states = tuple(DONE if room < write.num_tokens(g, s) else s for g, s, room in zip(grammars, states, left, strict=True))

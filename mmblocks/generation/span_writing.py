@@ -73,8 +73,7 @@ class SpanWriter:
     """Lets heads of whole spans write.
 
     Args:
-        model: whose heads they are.
-        reader: lets it read.
+        reader: lets the model read whose heads they are.
         tables: tables of what is read.
         guidance: how streams become one.
         generator: source of randomness, or a seed.
@@ -84,7 +83,6 @@ class SpanWriter:
         seed: of the randomness of all spans; found when the first is written.
     """
 
-    model: object
     reader: Reader
     tables: TableWriter
     guidance: Guidance
@@ -182,10 +180,11 @@ class SpanWriter:
         return states
 
     def _head(self, name: str) -> tuple[SpanHead, SpanLayout]:
-        if not isinstance(self.model, SpanModel):
-            raise TypeError(f"a span is to be written by a {type(self.model).__name__}; accepted: a model such as MultimodalModel")
-        if name not in self.model.outputs or not isinstance(head := self.model.outputs[name], SpanHead):
-            writers = [own for own in self.model.outputs if isinstance(self.model.outputs[own], SpanHead)]
+        model = self.reader.model
+        if not isinstance(model, SpanModel):
+            raise TypeError(f"a span is to be written by a {type(model).__name__}; accepted: a model such as MultimodalModel")
+        if name not in model.outputs or not isinstance(head := model.outputs[name], SpanHead):
+            writers = [own for own in model.outputs if isinstance(model.outputs[own], SpanHead)]
             raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {writers}")
         return head, head.span
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mmblocks.sequence.spans import SpanLayout
+from mmblocks.vocabulary.grid_sizes import places_of
 
 NO_ID = -1
 """In place of an id, where an embedder writes something that has none."""
@@ -127,8 +128,7 @@ def span_grid(layout: SpanLayout, size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
 @lru_cache(256)
 def raster_grid(size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
     """(t, h, w) of each place of a grid of one to three axes, row by row."""
-    axes = (1,) * (3 - len(size)) + tuple(size)
-    return torch.stack(torch.meshgrid(*(torch.arange(side) for side in axes), indexing="ij"), dim=-1).reshape(-1, 3)
+    return places_of(size)
 
 
 def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool) -> list[Piece]:

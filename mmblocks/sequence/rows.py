@@ -205,7 +205,7 @@ def _spans(name: str, entries: list[tuple[Laid, SpanPart]]) -> Spans:
         [torch.arange(entry.place + lead, entry.place + lead + count) for (entry, _), count in zip(entries, counts, strict=True)]
     )
     states = places
-    if layout.predicts == "next" and not copies_of(entries):
+    if layout.predicts == "next" and not entries[0][1].copies:  # nothing predicts a clean copy
         if not lead and any(entry.is_first for entry, _ in entries):
             raise ValueError(f"a span of head {name!r} begins a sample, where no state comes before it; accepted: after a token")
         states = places - 1
@@ -223,8 +223,3 @@ def _spans(name: str, entries: list[tuple[Laid, SpanPart]]) -> Spans:
         given={said: torch.stack([span.given[said] for _, span in entries]) for said in entries[0][1].given},
         weight=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
     )
-
-
-def copies_of(entries: list[tuple[Laid, SpanPart]]) -> bool:
-    """Whether these are clean copies, which nothing predicts."""
-    return entries[0][1].copies

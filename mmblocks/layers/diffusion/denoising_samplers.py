@@ -28,7 +28,7 @@ Predict = Callable[[Tensor, int], Tensor]
 
 
 Steps = Coroutine[tuple[Tensor, int], Tensor, Tensor]
-"""Yields (noised rows, index of the step), is sent the network's guided output, and returns the data."""
+"""Yields (rows as the network reads them, index of the step), is sent its guided output, and returns the data."""
 
 
 def run_steps(steps: Steps, predict: Predict) -> Tensor:

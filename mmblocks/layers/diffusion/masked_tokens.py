@@ -5,7 +5,6 @@ Shapes: B rows, L tokens of a row, V codes, S steps.
 
 import math
 from collections.abc import Callable, Sequence
-from collections.abc import Generator as Coroutine
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.layers.categorical import Sampling, check_logits, sample_ids
+from mmblocks.layers.diffusion.denoising_samplers import Steps, run_steps
 from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.support.checks import check_finite
 from mmblocks.support.deprecation import former_keywords, former_method
@@ -181,13 +181,7 @@ class ConfidenceSampler(Block):
                 look-up of such a code stops the program).
         """
         steps = self.stepwise(ids, mask_id, sampled=sampled, gumbel=gumbel, generator=generator, allowed=allowed)
-        try:
-            ids, step = next(steps)
-            while True:
-                ids, step = steps.send(predict(ids, step))
-        except StopIteration as stop:
-            found: Tensor = stop.value
-            return found
+        return run_steps(steps, predict)
 
     def stepwise(
         self,
@@ -198,7 +192,7 @@ class ConfidenceSampler(Block):
         gumbel: Float[Tensor, "S B L"] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         allowed: Bool[Tensor, " V"] | None = None,
-    ) -> Coroutine[tuple[Tensor, int], Tensor, Tensor]:
+    ) -> Steps:
         """``sample`` as a coroutine: yields (ids, index of the step), is sent logits (B, L, V), and returns the ids.
 
         Each row may have a generator of its own.
