@@ -152,7 +152,12 @@ def normalisation(
     scale = 1.0 if abs(scale - 1) < 1e-6 else scale
     if not _given(entries, "do_normalize", True):
         means, stds = (0.0,) * 3, (1.0,) * 3
-    return {"mean": tuple(value / scale for value in means), "std": tuple(value / scale for value in stds)}
+    found = {"mean": tuple(value / scale for value in means), "std": tuple(value / scale for value in stds)}
+    if not all(0 < value < math.inf for value in found["std"]):  # too small, or too large, for a float
+        raise ValueError(
+            f"{title(entries, 'rescale_factor')} is {factors[0]:g} with image_std {stds}; accepted: factors near 1 / 255"
+        )
+    return found
 
 
 def published_normalisation(mean: Iterable[float], std: Iterable[float]) -> dict[str, Any]:
