@@ -81,7 +81,8 @@ class SigLIPVision(Block):
         """
         check_pixels(pixels, 4)
         if pixels.shape[2:] != self.image_size:
-            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: (B, 3, *{self.image_size})")
+            rows, columns = self.image_size
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: (B, 3, {rows}, {columns})")
         return self.tower.patches(normalised_for(self.tower, pixels, self.mean, self.std)).unflatten(1, self.grid)
 
     @weightless

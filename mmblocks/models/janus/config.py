@@ -160,6 +160,8 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' names and defaults."""
     check_model(config, "janus")
     language, vision, codes = _language(config["text_config"]), config["vision_config"], config["vq_config"]
+    check_model(vision, "janus_vision_model")
+    check_model(codes, "janus_vqgan")
     dim, width = language["dim"], stated(vision, "hidden_size", 1024)
     tower = {
         "image_size": stated(vision, "image_size", 384),
@@ -277,5 +279,8 @@ def _published_transformers_images(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-JANUS_IMAGES = Preprocessor(_images, _published_images)
-TRANSFORMERS_IMAGES = Preprocessor(_transformers_images, _published_transformers_images)
+_COLOUR = ("background_color",)
+"""What follows from the mean, whatever a file says."""
+
+JANUS_IMAGES = Preprocessor(_images, _published_images, harmless=_COLOUR)
+TRANSFORMERS_IMAGES = Preprocessor(_transformers_images, _published_transformers_images, harmless=_COLOUR)

@@ -12,10 +12,10 @@ from mmblocks.vocabulary.grid_format import GridFormat, raster_format
 class JanusPrompt:
     """How a Janus is prompted, and the settings of its own code.
 
-    A prompt is ``bos``, then the system's text and ``separators[0]`` where there is such a text, then each turn: its role, ": ", what is
-    said, and ``separators[0]`` after the user's turns, ``separators[1]`` after the assistant's. It ends with the assistant's role and
-    ":". Each ``placeholder`` in what the user says is an image: ``image_begin``, its tokens, ``image_end``. To get an image,
-    ``image_begin`` follows the prompt, which then has no system's text; nothing closes what is written.
+    A prompt is ``bos``, then the system's text and ``separators[0]`` where there is such a text, then each turn: its role, ": ",
+    what is said, and ``separators[0]`` after the user's turns, ``separators[1]`` after the assistant's. It ends with the
+    assistant's role and ":". Each ``placeholder`` in what the user says is an image: ``image_begin``, its tokens, ``image_end``.
+    To get an image, ``image_begin`` follows the prompt, which then has no system's text; nothing closes what is written.
 
     Attributes:
         user, assistant: the roles.
