@@ -77,7 +77,7 @@ def logits_of(model: Chameleon, ids: list[int]) -> torch.Tensor:
 
 
 def test_states_and_logits_are_transformers(both) -> None:
-    theirs, ours, folder = both
+    theirs, ours, _ = both
     assert ours.config["post_norm"] == theirs.config.swin_norm
     ids = torch.randint(60, (2, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -124,8 +124,8 @@ def test_images_are_prepared_as_transformers_does(both, size: tuple[int, int]) -
     tokenizer = ChameleonVQ.from_pretrained(folder)
     mean, std = (torch.tensor(getattr(tokenizer, name))[:, None, None] for name in ("mean", "std"))
     difference = ((tokenizer.preprocess(picture) - mean) / std - wanted).abs()
-    # The official code rounds the longer side, transformers cuts it off, so that odd sizes differ; see the tokenizer's own tests.
-    assert difference.shape == (3, 32, 32) and (difference.max() < 1e-5 or size in [(37, 91), (7, 300)])
+    longer = 32 * max(size) / min(size)  # rounded by the official code, cut off by transformers
+    assert (difference.max() < 1e-5) == (round(longer) == int(longer))
 
 
 def test_a_folder_comes_back_byte_for_byte(both, tmp_path) -> None:
@@ -242,7 +242,7 @@ def test_lumina_mgpts_ids_are_its_own() -> None:
     ids = form.write(torch.zeros(48, 32, dtype=torch.long)).ids.tolist()
     assert ids[:3] == [8197, 8804 + 24, 8804 + 16] and ids[3 + 32] == CHAMELEON_IDS["<reserved08799>"] == 8803
     assert len(ids) == 3 + 48 * 33 + 1 and ids[-2:] == [8803, 8196]
-    assert (8828, 8829) in {(own, own + 1) for own in (8828,)} and 8828 in form.structure
+    assert 8828 in form.structure  # no text
 
 
 @pytest.mark.parametrize("target", [512, 768, 1024])

@@ -361,4 +361,4 @@ def test_a_batch_of_both_tasks_learns_and_saves(tmp_path) -> None:
 def test_prompts_name_what_the_authors_code_has() -> None:
     assert (JANUS_PRO_PROMPT.user, JANUS_PRO_PROMPT.assistant) == ("<|User|>", "<|Assistant|>")
     assert (JANUS_PROMPT.user, JANUS_PROMPT.system) == ("User", JANUS_PRO_PROMPT.system)
-    assert transformers.models.janus.processing_janus.DEFAULT_SYSTEM_PROMPT == JANUS_PROMPT.system + JANUS_PROMPT.separators[0]
+    assert JANUS_PROMPT.system + JANUS_PROMPT.separators[0] == transformers.models.janus.processing_janus.DEFAULT_SYSTEM_PROMPT
