@@ -47,7 +47,7 @@ MAR_HALVES = {f"{half}_{name}": value for half, value in (("encoder", 4), ("deco
 MAR_SIZES = {"channels": 3, "grid": (3, 3), "num_classes": 4, "encoder_dim": 16, "decoder_dim": 12, "patch_size": 2}
 VAR_SIZES = {"num_codes": 10, "code_dim": 4, "num_classes": 5, "dim": 16, "num_layers": 2, "num_heads": 2, "scales": (1, 2, 3)}
 ACDIT = {"latent_dim": 3, "dim": 24, "num_layers": 2, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2.0}
-JANUS_TOWER = {"image_size": 32, "patch_size": 8, "dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 20, "activation": "gelu"}
+JANUS_TOWER = {"image_size": 32, "patch_size": 8, "dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 20}
 JANUS_TOWER |= {"fit": "pad", "mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.25)}
 JANUS = {name: value for name, value in MODEL.items() if name != "head_dim"}
 JANUS |= {"num_codes": 12, "code_dim": 3, "vision": JANUS_TOWER}
