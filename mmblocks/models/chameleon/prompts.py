@@ -113,7 +113,8 @@ class ChameleonPrompt:
         """What each further stream of ``guidance`` reads in the place of a prompt.
 
         With three streams: images without text, then nothing; both after ``bos``. With two: the image that is begun alone, without
-        ``bos``. Later text is not read by either.
+        ``bos``. Text that is written is read by neither, images by both; the authors' code lets its third stream forget an image
+        when the next begins.
 
         Args:
             prompt: segments; ids where an image is begun, at the end.
