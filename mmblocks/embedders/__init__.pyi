@@ -11,6 +11,7 @@ from mmblocks.embedders.eve2 import EVE2PatchEmbedding as EVE2PatchEmbedding
 from mmblocks.embedders.fuyu import FuyuPatchEmbedding as FuyuPatchEmbedding
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding as LinearPatchEmbedding
 from mmblocks.embedders.neo import NEOPatchEmbedding as NEOPatchEmbedding
+from mmblocks.embedders.projected import ProjectedEmbedding as ProjectedEmbedding
 from mmblocks.embedders.rendered_text import RenderedTextEmbedding as RenderedTextEmbedding
 from mmblocks.embedders.structured import StructuredEmbedder as StructuredEmbedder
 from mmblocks.embedders.text import TextEmbedding as TextEmbedding

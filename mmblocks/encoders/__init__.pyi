@@ -12,4 +12,5 @@ from mmblocks.encoders.high_resolution import NativeResolution as NativeResoluti
 from mmblocks.encoders.high_resolution import TiledEncoder as TiledEncoder
 from mmblocks.encoders.image_folder import embed_folder as embed_folder
 from mmblocks.encoders.open_clip_encoder import OpenClipEncoder as OpenClipEncoder
+from mmblocks.encoders.siglip import SigLIPVision as SigLIPVision
 from mmblocks.encoders.timm_encoder import TimmEncoder as TimmEncoder

@@ -78,6 +78,8 @@ class GridGrammar:
             raise ValueError(f"size_digits is {size_digits}; accepted: (fewest, most), at least 1")
         if format.fixed_size is not None and size not in (None, format.fixed_size):
             raise ValueError(f"size is {size}; accepted: {format.fixed_size}, the only size of this format")
+        if isinstance(size, tuple):
+            format.size_ids(*size)  # which refuses sides that cannot be written
         self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
         self.size, self.head, self.input, self.modality = size or format.fixed_size, head, input, int(modality)
         vocab_size = format.codes.stop if vocab_size is None else vocab_size
@@ -87,7 +89,7 @@ class GridGrammar:
         self._levels: tuple[tuple[IdRange, ...], ...] = tuple(map(format.codes.ranges_of, range(format.num_levels)))
         self._text = _ranges_without(vocab_size, self._codes, structure)
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
-        self._digit = tuple((digit, digit + 1) for digit in format.digits)
+        self._digit = tuple((digit, digit + 1) for digit in (*format.digits, *sorted(own for _, own in format.sides)))
         self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def start(self, prompt: Sequence[int] = ()) -> State:
@@ -164,10 +166,8 @@ class GridGrammar:
                 return state._replace(mode="done")
             case "text":
                 return self._opened(state) if next_id == self.format.begin else state
-            case "size" if next_id == self.format.image:
-                return _sized(state, self.format.read_size(list(state.size)))._replace(size=())
             case "size":
-                return state._replace(size=(*state.size, next_id))
+                return self._after_size_token(state, next_id)
             case _:
                 return self._after_grid_token(state)
 
@@ -183,7 +183,7 @@ class GridGrammar:
             wanted = self._wanted_size(state)
             if wanted is None:
                 return None
-            size = self.format.read_size(list(wanted[:-1]))
+            size = self.format.read_size([one for one in wanted if one != self.format.image])
             written = len(state.size) - len(wanted)
         return (following + 1) * self.format.length(*size) - written
 
@@ -216,6 +216,14 @@ class GridGrammar:
         """Of the grid being written, or of the last one: as many sides as the format has."""
         return (state.frames, state.height, state.width)[-self.format.num_axes :]
 
+    def _after_size_token(self, state: State, next_id: int) -> State:
+        """A size ends with ``image``, or with its last side where each is one id."""
+        form, ends = self.format, next_id == self.format.image
+        size = state.size if ends else (*state.size, next_id)
+        if ends or (form.image is None and len(size) == form.num_axes):
+            return _sized(state, form.read_size(list(size)))._replace(size=())
+        return state._replace(size=size)
+
     def _after_grid_token(self, state: State) -> State:
         state = state._replace(offset=state.offset + 1)
         if self._expected(state) != FINISHED:
@@ -233,19 +241,21 @@ class GridGrammar:
         return self._bodies[size][state.offset]
 
     def _wanted_size(self, state: State) -> tuple[int, ...] | None:
-        """The ids that must spell the size, up to ``image``; None where the model chooses."""
-        size = self.size
+        """The ids that must spell the size, up to ``image``; None where the model chooses, and where nothing is written."""
+        size, image = self.size, self.format.image
         if isinstance(size, str):
             size = self._size(state) if state.height else None
-        if size is None or self.format.image is None:
+        if size is None or self.format.fixed_size is not None:
             return None
-        return (*self.format.size_ids(*size), self.format.image)
+        return (*self.format.size_ids(*size), *(() if image is None else (image,)))
 
     def _allowed_in_size(self, state: State) -> tuple[IdRange, ...]:
         written, form = state.size, self.format
         wanted = self._wanted_size(state)
         if wanted is not None:
             return ((wanted[len(written)], wanted[len(written)] + 1),)
+        if form.sides:
+            return self._digit if len(written) < form.num_axes or form.image is None else ((form.image, form.image + 1),)
         if form.image is None or (form.times is None and form.num_axes > 1):
             raise ValueError("the format writes no size")
         fewest, most = self.size_digits

@@ -21,4 +21,5 @@ from mmblocks.heads.regression import RegressionHead as RegressionHead
 from mmblocks.heads.span_denoising import SpanDenoisingHead as SpanDenoisingHead
 from mmblocks.heads.vocabularies import ModalityLMHead as ModalityLMHead
 from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead
+from mmblocks.heads.vocabularies import ProjectedLMHead as ProjectedLMHead
 from mmblocks.heads.vocabularies import TiedLMHead as TiedLMHead

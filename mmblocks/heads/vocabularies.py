@@ -155,6 +155,42 @@ class ModalityLMHead(LMHead):
         return super().sample(hidden, sampling=sampling, allowed=allowed, generator=generator, gumbel=gumbel) + self.first
 
 
+class ProjectedLMHead(LMHead):
+    """A linear layer with a GELU before the map to logits, both with biases: what Janus writes image codes with.
+
+    Args:
+        dim: D.
+        vocab_size: number of ids.
+        hidden_dim: width between the two; ``dim`` if None.
+        init_std: of the initial weights to logits.
+
+    Source: Janus (arXiv 2410.13848; deepseek-ai/Janus).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import ProjectedLMHead
+        >>> head = ProjectedLMHead(dim=8, vocab_size=16, hidden_dim=12)
+        >>> tuple(head.logits(torch.randn(3, 8)).shape), tuple(head.loss(torch.randn(3, 8), torch.tensor([0, 5, 15])).shape)
+        ((3, 16), (3,))
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = ()
+
+    def __init__(self, *, dim: int, vocab_size: int, hidden_dim: int | None = None, init_std: float = 0.02) -> None:
+        super().__init__(dim=hidden_dim or dim, vocab_size=vocab_size, init_std=init_std, bias=True)
+        self.project = nn.Linear(dim, hidden_dim or dim)
+
+    def logits(self, hidden: Float[Tensor, "*N D"], start: int = 0, stop: int | None = None) -> Float[Tensor, "*N V"]:
+        """As ``LMHead.logits``."""
+        return super().logits(nn.functional.gelu(self.project(hidden)), start, stop)
+
+    def loss(
+        self, hidden: Float[Tensor, "N D"], target: Int[Tensor, " N"], weight: Float[Tensor, " N"] | None = None
+    ) -> Float[Tensor, " N"]:
+        """As ``LMHead.loss``."""
+        return super().loss(nn.functional.gelu(self.project(hidden)), target, weight)
+
+
 class MultiTokenHead(Block):
     """K ids from one state, each by a small residual layer of its own and a vocabulary that all share.
 

@@ -1,11 +1,11 @@
 """Orthus: a Chameleon that reads and writes images as continuous latents."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
-from mmblocks.checkpoints.layouts.published_config import check_arguments, only, stated
+from mmblocks.checkpoints.layouts.published_config import WithDefaults, check_arguments, only, stated
 from mmblocks.compose import MultimodalModel
 from mmblocks.configurable import together
 from mmblocks.embedders.text import TextEmbedding
@@ -16,6 +16,7 @@ from mmblocks.layers.soft_codes import SoftCodeEmbedding
 from mmblocks.trunks.chameleon import (
     CHAMELEON_HARMLESS,
     CHAMELEON_RULES,
+    CHAMELEON_SIZES,
     ChameleonTrunk,
     chameleon_config,
     published_chameleon,
@@ -23,47 +24,19 @@ from mmblocks.trunks.chameleon import (
 from mmblocks.trunks.decoder_layouts import INVERSE_FREQUENCIES
 from mmblocks.trunks.llama import LlamaArguments, llama_layer
 
-_SIZES = {
-    "vocab_size": 65536,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "rms_norm_eps": 1e-5,
-}
-"""Of a Chameleon's config that does not name them, and of Orthus-7B."""
-
-
-class _Sized(Mapping[str, Any]):
-    """A config that has these sizes where it names none."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-
-    def __getitem__(self, key: str) -> Any:
-        found = self.config.get(key)
-        return _SIZES[key] if found is None and key in _SIZES else self.config[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({**dict.fromkeys(self.config), **dict.fromkeys(_SIZES)})
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A Chameleon's config; the head's entries, which upstream's class takes beside it, are Orthus-7B's where it has none."""
     only(config, "tie_word_embeddings", False)
     codebook, head = stated(config, "vq_config", {}), stated(config, "mlp_head", {})
-    arguments = chameleon_config(_Sized(config), models=("chameleon", "orthus"))
+    arguments = chameleon_config(WithDefaults(config, CHAMELEON_SIZES), models=("chameleon", "orthus"))
     only(head, "z_channels", arguments["dim"])
     latent_dim = stated(codebook, "embed_dim", head.get("in_channels", 256))
     for name in ("in_channels", "out_channels"):
         only(head, name, latent_dim)
     return {
         **arguments,
-        "vocab_size": stated(config, "vocab_size", _SIZES["vocab_size"]),
+        "vocab_size": stated(config, "vocab_size", CHAMELEON_SIZES["vocab_size"]),
         "num_codes": codebook.get("num_embeddings", 8192),
         "latent_dim": latent_dim,
         "head_width": stated(config, "diffloss_w", head.get("model_channels", 1536)),

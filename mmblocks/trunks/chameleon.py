@@ -17,6 +17,17 @@ from mmblocks.trunks.parts.norms import Norm
 
 HEAD_NORM_EPS = 1e-5
 
+CHAMELEON_SIZES = {
+    "vocab_size": 65536,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-5,
+}
+"""Of a Chameleon's config that does not name them: those of 7B."""
+
 
 def chameleon_config(config: Mapping[str, Any], *, models: tuple[str, ...] = ("chameleon", "chameleon_xllmx")) -> dict[str, Any]:
     """Chameleon's transformers config as ``ChameleonTrunk`` arguments, or that of a model of another name that was built on it."""

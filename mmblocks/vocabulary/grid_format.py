@@ -55,6 +55,7 @@ class GridFormat:
         closing: what follows the last row; its last id ends the image (``<|image end|>``).
         digits: the ids of "0" ... "9", which write the size.
         times: the id between the sides of a size ("*").
+        sides: in place of ``digits``, (side, id) for each side that has an id of its own (Lumina-mGPT): a size is one id a side.
         codes: the ids of the visual codes. Those of several codebooks, the Q levels of a residual tokenizer, follow each other in
             each place: a grid is (*size, Q).
         fixed_size: (N,), (height, width) or (frames, height, width) of every image, where the size is not written.
@@ -62,7 +63,8 @@ class GridFormat:
         frame_end: closes each frame of a clip, the last too; the frames' last rows are closed as ``last_row_end`` says.
 
     Raises:
-        ValueError: a size that is neither written nor fixed, or of other than 1 to 3 axes; ``frame_end`` without frames.
+        ValueError: a size that is neither written nor fixed, or of other than 1 to 3 axes; ``frame_end`` without frames; a side or
+            an id twice among ``sides``.
 
     Examples:
         >>> import torch
@@ -89,15 +91,20 @@ class GridFormat:
     fixed_size: tuple[int, ...] | None = None
     axes: int | None = None
     frame_end: int | None = None
+    sides: tuple[tuple[int, int], ...] = ()
 
     first_code = former_attribute("first_code", "start")
     num_codes = former_attribute("num_codes", "num_ids")
     code_ids = former_attribute("code_ids", "table")
 
     def __post_init__(self) -> None:
-        written = self.image is not None and len(self.digits) == 10 and (self.times is not None or self.axes == 1)
-        if written == (self.fixed_size is not None):
-            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: a size, or image, times and ten digits to write it with")
+        by_digits = self.image is not None and len(self.digits) == 10 and (self.times is not None or self.axes == 1)
+        by_sides = bool(self.sides) and not self.digits and self.times is None
+        if (by_digits or by_sides) == (self.fixed_size is not None):
+            accepted = "a size, or image, times and ten digits to write it with, or sides alone"
+            raise ValueError(f"fixed_size is {self.fixed_size}; accepted: {accepted}")
+        if any(len(set(column)) < len(self.sides) for column in zip(*self.sides, strict=True)):
+            raise ValueError(f"sides is {self.sides}; accepted: pairs of a side and its id, each of them once")
         if self.fixed_size is not None and (len(self.fixed_size) not in AXES or min(self.fixed_size) < 1):
             raise ValueError(f"fixed_size is {self.fixed_size}; accepted: one of {axes_in_words()}, with sides of at least 1 token")
         if self.num_axes not in AXES or self.num_axes != len(self.fixed_size or range(self.num_axes)):
@@ -118,7 +125,8 @@ class GridFormat:
     @property
     def structure(self) -> frozenset[int]:
         """The ids that stand inside an image alone, after ``begin``, and are no codes."""
-        return frozenset(i for i in (self.image, self.row_end, self.frame_end, *self.closing) if i is not None)
+        ids = (self.image, self.row_end, self.frame_end, *self.closing, *(own for _, own in self.sides))
+        return frozenset(i for i in ids if i is not None)
 
     def head(self, *size: int) -> list[int]:
         """What stands before the first code: ``begin``, the size and ``image``, as far as the format has them."""
@@ -126,9 +134,18 @@ class GridFormat:
         return [i for i in ids if i is not None]
 
     def size_ids(self, *size: int) -> list[int]:
-        """The size as token ids, such as ``"height*width"``: one id per digit; none where the size is fixed."""
+        """The size as token ids, such as ``"height*width"``: one id per digit, or per side; none where the size is fixed.
+
+        Raises:
+            ValueError: a side that has no id.
+        """
         if self.fixed_size is not None:
             return []
+        if self.sides:
+            known = dict(self.sides)
+            if not known.keys() >= set(size):
+                raise ValueError(f"size is {size}; accepted: sides of {_some_of(sorted(known))} tokens")
+            return [known[side] for side in size]
         between = () if self.times is None else (self.times,)
         sides = [[self.digits[int(digit)] for digit in str(side)] for side in size]
         return [i for number, side in enumerate(sides) for i in (*(between if number else ()), *side)]
@@ -254,11 +271,9 @@ class GridFormat:
         if self.fixed_size is not None:
             size = self.fixed_size
         else:
-            first = at
-            while at < len(ids) and ids[at] != self.image:
-                at += 1
-            size = self.read_size([int(i) for i in ids[first:at]])
-            at += 1
+            end = self._size_end(ids, at)
+            size = self.read_size([int(i) for i in ids[at:end]])
+            at = end + (self.image is not None)
         title = "x".join(map(str, size))
         length = self.length(*size)
         body = torch.as_tensor(ids[at : at + length])
@@ -275,18 +290,36 @@ class GridFormat:
             raise ValueError(f"{broken}: {error}") from error
         return codes, at + len(expected)
 
+    def _size_end(self, ids: Sequence[int], at: int) -> int:
+        """The place after the last id of the size that begins at ``at``."""
+        if self.sides:
+            return at + self.num_axes
+        while at < len(ids) and ids[at] != self.image:
+            at += 1
+        return at
+
     def read_size(self, ids: list[int]) -> tuple[int, ...]:
         """(height, width), or as many sides as the format has, from the ids that spell it.
 
         Raises:
             ValueError: if they spell no size.
         """
+        if self.sides:
+            known = {own: side for side, own in self.sides}
+            if len(ids) != self.num_axes or not known.keys() >= set(ids):
+                raise ValueError(f"ids {ids} after begin are no size; accepted: {self.num_axes} of {_some_of(sorted(known))}")
+            return tuple(known[own] for own in ids)
         spelled = "".join("*" if i == self.times else str(self.digits.index(i)) if i in self.digits else "?" for i in ids)
         sides = spelled.split("*")
         if len(sides) != self.num_axes or not all(side.isdigit() and int(side) for side in sides):
             example = "*".join(("2", "3", "4")[: self.num_axes])
             raise ValueError(f"ids {ids} between begin and image do not spell a size such as {example}")
         return tuple(int(side) for side in sides)
+
+
+def _some_of(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: all of a few, or the ends of many."""
+    return ", ".join(map(str, numbers)) if len(numbers) < 4 else f"{numbers[0]}, {numbers[1]}, ... {numbers[-1]}"
 
 
 def chameleon_format(code_ids: CodeIds | Sequence[int] = CodeIds(sizes=(8192,), first=4)) -> GridFormat:  # noqa: B008  frozen

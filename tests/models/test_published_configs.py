@@ -10,6 +10,8 @@ from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.models import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I
 from mmblocks.models.acdit.model import ACDiT
+from mmblocks.models.chameleon.model import Chameleon
+from mmblocks.models.janus.model import Janus
 from mmblocks.models.mar.model import MAR
 from mmblocks.models.neo import NEO
 from mmblocks.models.orthus import Orthus
@@ -35,6 +37,17 @@ MONO = {"llm_config": {**LLAMA, "bias": False}}
 MAR_CONFIG = {f"{half}_{name}": 16 for half in ("encoder", "decoder") for name in ("embed_dim", "depth", "num_heads")}
 VAR_CONFIG = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 ACDIT_CONFIG = {"hidden_size": 16, "depth": 2, "num_heads": 2, "block_size": 4, "spatial_len": 16}
+ALIGNER = {"projector_type": "mlp_gelu"}
+JANUS_CONFIG = {
+    "language_config": LLAMA,
+    "vision_config": {"params": {}},
+    "aligner_config": {"params": ALIGNER},
+    "gen_vision_config": {"params": {"image_token_size": 8, "n_embed": 4}},
+    "gen_aligner_config": {"params": ALIGNER},
+    "gen_head_config": {"params": {"image_token_embed": 16}},
+}
+WIDTH = {"projection_dim": 16}
+JANUS_TRANSFORMERS = {"text_config": LLAMA, "vision_config": WIDTH, "vq_config": {**WIDTH, "image_token_embed_dim": 16}}
 LLAMAGEN_CONFIG = {"dim": 16, "n_layer": 2, "n_head": 2}
 
 CONFIGS: dict[str, tuple[type[Block], Mapping[str, Any]]] = {
@@ -47,7 +60,10 @@ CONFIGS: dict[str, tuple[type[Block], Mapping[str, Any]]] = {
     "neo": (NEO, NEO_CONFIG),
     "neo trunk": (NEOTrunk, NEO_CONFIG),
     "neo-llm": (NEOTrunk, LLAMA),
-    "chameleon": (ChameleonTrunk, LLAMA),
+    "chameleon trunk": (ChameleonTrunk, LLAMA),
+    "chameleon": (Chameleon, LLAMA),
+    "janus": (Janus, JANUS_CONFIG),
+    "janus-transformers": (Janus, JANUS_TRANSFORMERS),
     "orthus": (Orthus, {**LLAMA, "vq_config": {"num_embeddings": 8, "embed_dim": 4}}),
     "mar": (MAR, MAR_CONFIG),
     "var": (VAR, VAR_CONFIG),
@@ -81,8 +97,15 @@ def test_the_least_config_is_enough_and_an_unknown_entry_too_much(name: str) -> 
         arguments(name, {"an_entry_of_tomorrow": 1})
 
 
-LLAMA_LIKE = ("emu3", "emu3.5", "eve1", "eve2", "eve2 trunk", "chameleon", "orthus")
-INSIDE = {"mono-internvl": "llm_config.", "neo": "llm_config.", "neo trunk": "llm_config.", "neo-llm": ""}
+LLAMA_LIKE = ("emu3", "emu3.5", "eve1", "eve2", "eve2 trunk", "chameleon", "chameleon trunk", "orthus")
+INSIDE = {
+    "janus": "language_config.",
+    "janus-transformers": "text_config.",
+    "mono-internvl": "llm_config.",
+    "neo": "llm_config.",
+    "neo trunk": "llm_config.",
+    "neo-llm": "",
+}
 
 
 @pytest.mark.parametrize("name", [*LLAMA_LIKE, *INSIDE])
@@ -109,19 +132,30 @@ def test_rotary_bases_are_followed_under_both_names(name: str) -> None:
     assert arguments(name, {})["rope_theta"] == (1e6 if name.startswith("emu3") else 10000.0)
 
 
-@pytest.mark.parametrize("name", ["emu3", "emu3.5", "eve1", "eve2", "orthus"])
+@pytest.mark.parametrize("name", ["emu3", "emu3.5", "eve1", "eve2", "chameleon", "orthus"])
 def test_a_tied_head_is_refused_where_there_is_one_of_its_own(name: str) -> None:
     arguments(name, {"tie_word_embeddings": False})
     with pytest.raises(ValueError, match="tie_word_embeddings is True; accepted: False"):
         arguments(name, {"tie_word_embeddings": True})
 
 
+TOWER_OF_22 = {"image_size": 336, "patch_size": 16, "dim": 1024, "num_heads": 16, "mlp_dim": 4096, "num_layers": 22}
 FOLLOWED: list[tuple[str, str, Any, str, Any]] = [
     ("emu3", "attention_dropout", 0.3, "dropout", 0.3),
     ("emu3.5", "num_attention_heads", 4, "head_dim", 128),
     ("emu3.5", "head_dim", 6, "head_dim", 6),
     ("chameleon", "swin_norm", True, "post_norm", True),
     ("chameleon", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling", {"type": "linear", "factor": 2.0}),
+    ("chameleon trunk", "swin_norm", True, "post_norm", True),
+    ("janus", "vision_config.params", {"image_size": 32, "select_layer": -3}, "vision", {**TOWER_OF_22, "image_size": 32}),
+    ("janus", "vision_config.params", {"dim": 8, "select_layer": 22}, "vision", {**TOWER_OF_22, "dim": 8}),
+    ("janus", "aligner_config.params", {"depth": 2}, "aligner_layers", 2),
+    ("janus", "gen_aligner_config.params", {"depth": 3}, "code_layers", 3),
+    ("janus", "gen_head_config.params", {"image_token_embed": 9}, "head_dim_codes", 9),
+    ("janus-transformers", "vision_config.depth", 3, "aligner_layers", 3),
+    ("janus-transformers", "vq_config.num_hidden_layers", 3, "code_layers", 3),
+    ("janus-transformers", "vq_config.embed_dim", 5, "code_dim", 5),
+    ("janus-transformers", "tie_word_embeddings", True, "tie_embeddings", True),
     ("orthus", "swin_norm", True, "post_norm", True),
     ("orthus", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling", {"type": "linear", "factor": 2.0}),
     ("orthus", "mlp_head", {"in_channels": 4, "model_channels": 7, "num_res_blocks": 2, "z_channels": 16}, "head_width", 7),
@@ -156,6 +190,21 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("eve2", "add_moe", False, "add_moe is False"),
     ("eve2", "moe_part", "norm", "moe_part is 'norm'"),
     ("chameleon", "mlp_bias", True, "mlp_bias is True"),
+    ("chameleon trunk", "mlp_bias", True, "mlp_bias is True"),
+    ("chameleon", "qk_layernorm", False, "qk_layernorm is False"),
+    ("janus", "vision_config.params", {"model_name": "sam_b"}, "model_name is 'sam_b'"),
+    ("janus", "vision_config.params", {"pixel_mean": [0.5]}, "pixel_mean is"),
+    ("janus", "aligner_config.params", {"projector_type": "linear"}, "projector_type is 'linear'"),
+    ("janus", "aligner_config.params", {"input_dim": 7}, "input_dim is 7"),
+    ("janus", "gen_head_config.params", {"image_token_embed": 9, "image_token_size": 7}, "image_token_size is 7"),
+    ("janus", "gen_vision_config.cls", "VQ-8", "cls is 'VQ-8'"),
+    ("janus", "language_config.tie_word_embeddings", True, "tie_word_embeddings is True"),
+    ("janus-transformers", "vision_config.use_qk_norm", True, "use_qk_norm is True"),
+    ("janus-transformers", "vision_config.hidden_act", "relu", "hidden_act is 'relu'"),
+    ("janus-transformers", "vision_config.layer_norm_eps", 1e-5, "layer_norm_eps is 1e-05"),
+    ("janus-transformers", "vision_config.num_image_tokens", 7, "num_image_tokens is 7"),
+    ("janus-transformers", "vision_config.projection_dim", 7, "projection_dim is 7"),
+    ("janus-transformers", "vq_config.image_token_embed_dim", 7, "image_token_embed_dim is 7"),
     ("orthus", "attention_bias", True, "attention_bias is True"),
     ("orthus", "mlp_head", {"in_channels": 4, "out_channels": 6}, "mlp_head.out_channels is 6; accepted: 4"),
     ("orthus", "mlp_head", {"z_channels": 5}, "mlp_head.z_channels is 5; accepted: 16"),
@@ -198,7 +247,10 @@ def test_acdit_by_the_options_of_its_training() -> None:
 
 @pytest.mark.parametrize(
     ("name", "cls", "options"),
-    [("emu3", "Emu3TextConfig", {"pad_token_id": 0}), ("chameleon", "ChameleonConfig", {}), ("orthus", "ChameleonConfig", {})],
+    [
+        ("emu3", "Emu3TextConfig", {"pad_token_id": 0}),
+        *((name, "ChameleonConfig", {}) for name in ("chameleon", "chameleon trunk", "orthus")),
+    ],
 )
 def test_all_that_transformers_writes_is_known(name: str, cls: str, options: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")

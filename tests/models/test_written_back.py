@@ -12,6 +12,8 @@ from mmblocks import TokenTable
 from mmblocks.block import Block
 from mmblocks.models import EVE1, EVE2, Emu3, LlamaGen, LlamaGenT2I
 from mmblocks.models.acdit.model import ACDiT
+from mmblocks.models.chameleon.model import Chameleon
+from mmblocks.models.janus.model import Janus
 from mmblocks.models.mar.model import MAR
 from mmblocks.models.neo import NEO
 from mmblocks.models.omnigen.model import OmniGen
@@ -45,6 +47,11 @@ MAR_HALVES = {f"{half}_{name}": value for half, value in (("encoder", 4), ("deco
 MAR_SIZES = {"channels": 3, "grid": (3, 3), "num_classes": 4, "encoder_dim": 16, "decoder_dim": 12, "patch_size": 2}
 VAR_SIZES = {"num_codes": 10, "code_dim": 4, "num_classes": 5, "dim": 16, "num_layers": 2, "num_heads": 2, "scales": (1, 2, 3)}
 ACDIT = {"latent_dim": 3, "dim": 24, "num_layers": 2, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2.0}
+JANUS_TOWER = {"image_size": 32, "patch_size": 8, "dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 20}
+JANUS_TOWER |= {"fit": "pad", "mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.25)}
+JANUS = {name: value for name, value in MODEL.items() if name != "head_dim"}
+JANUS |= {"num_codes": 12, "code_dim": 3, "vision": JANUS_TOWER}
+PADDED = {**JANUS_TOWER, "fit": "pad-rounded"}
 CODES = {"vocab_size": 11, "dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "norm_eps": 1e-4, "dropout": 0.3}
 
 CASES: list[tuple[type[Block], str, Mapping[str, Any]]] = [
@@ -61,6 +68,10 @@ CASES: list[tuple[type[Block], str, Mapping[str, Any]]] = [
     (NEOTrunk, "neo", {**LLAMA, **PLACES}),
     (NEOTrunk, "neo-llm", {**LLAMA, **PLACES}),
     (ChameleonTrunk, "chameleon", {**LLAMA, "post_norm": True, "rope_scaling": DYNAMIC}),
+    (Chameleon, "chameleon", {**MODEL, "post_norm": True, "rope_scaling": LINEAR}),
+    (Janus, "janus", {**JANUS, "head_dim_codes": 9, "aligner_layers": 1, "code_layers": 3, "rope_scaling": LINEAR}),
+    (Janus, "janus-transformers", {**JANUS, "vision": PADDED, "aligner_layers": 3, "code_layers": 1}),
+    (Janus, "janus-transformers", {**JANUS, "vision": PADDED, "tie_embeddings": True}),
     (Orthus, "orthus", {**MODEL, **LATENTS, "post_norm": True, "rope_scaling": LINEAR}),
     (
         OmniGen,
@@ -118,6 +129,13 @@ def test_every_layout_is_written_back() -> None:
         (OmniGen, "omnigen", {**OMNIGEN, "table_size": 8, "rope_scaling": LINEAR}, "rope_scaling has type 'linear'"),
         (OmniGen, "omnigen-diffusers", {**OMNIGEN, "table_size": 8, "interpolation": 2.0}, "interpolation is 2.0"),
         (Orthus, "orthus", {**MODEL, **LATENTS, "first_code": 2}, "first_code is 2"),
+        (Janus, "janus", {**JANUS, "tie_embeddings": True}, "tie_embeddings is True"),
+        (Janus, "janus", {**JANUS, "vision": {**JANUS_TOWER, "num_layers": 25}}, "vision has num_layers 25"),
+        (Janus, "janus", {**JANUS, "vision": {**JANUS_TOWER, "activation": "gelu_tanh"}}, "activation is 'gelu_tanh'"),
+        (Janus, "janus", {**JANUS, "vision": PADDED}, "fit is 'pad-rounded'"),
+        (Janus, "janus-transformers", JANUS, "fit is 'pad'"),
+        (Janus, "janus-transformers", {**JANUS, "vision": PADDED, "head_dim_codes": 9}, "head_dim_codes is 9"),
+        (Janus, "janus-transformers", {**JANUS, "vision": {**PADDED, "dim": 22, "mlp_dim": 30}}, "vision has mlp_dim 30"),
         (RoutedDecoder, "eve2", {**LLAMA, "qkv_bias": True, "rope_sections": (2, 1, 1)}, r"rope_sections is \(2, 1, 1\)"),
         (RoutedDecoder, "mono-internvl", {**LLAMA, "routed": ("mlp",), "rope_sections": (2, 1, 1)}, "rope_sections is"),
     ],

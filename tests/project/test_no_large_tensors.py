@@ -18,7 +18,15 @@ from torch.utils._pytree import tree_leaves
 import mmblocks.heads
 import mmblocks.tokenizers.bottlenecks
 from mmblocks import Block, LMHead, TextEmbedding
-from mmblocks.heads import EmbeddingHead, MaskedTokenHead, MetricFlowHead, ModalityLMHead, MultiTokenHead, TiedLMHead
+from mmblocks.heads import (
+    EmbeddingHead,
+    MaskedTokenHead,
+    MetricFlowHead,
+    ModalityLMHead,
+    MultiTokenHead,
+    ProjectedLMHead,
+    TiedLMHead,
+)
 from mmblocks.layers.diffusion.metric_path import MetricPath
 from mmblocks.models import VAR
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, linear_log_prob
@@ -73,6 +81,7 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 HEADS = {
     LMHead: lambda: LMHead(dim=DIM, vocab_size=MANY),
+    ProjectedLMHead: lambda: ProjectedLMHead(dim=DIM, vocab_size=MANY),
     TiedLMHead: lambda: TiedLMHead(table=TextEmbedding(vocab_size=MANY, dim=DIM)),
     ModalityLMHead: lambda: ModalityLMHead(dim=DIM, vocab_size=MANY),
     MaskedTokenHead: lambda: MaskedTokenHead(dim=DIM, vocab_size=MANY),

@@ -206,6 +206,7 @@ ENCODERS = {
         ),
         call=lambda part, x: part.vision(x),
     ),
+    "SigLIPVision": encoder(lambda: mmblocks.encoders.SigLIPVision(image_size=28, dim=16, num_layers=1, num_heads=2, mlp_dim=32)),
     "TimmEncoder": encoder(lambda: test_timm_encoder.encoder("test_vit"), (160, 160)),
     "EncoderGroup": encoder(lambda: mmblocks.encoders.EncoderGroup(encoders={"one": eva(), "two": eva()}), call=of_both),
     "ChannelFusion": encoder(lambda: mmblocks.encoders.ChannelFusion(encoders={"one": eva(), "two": eva()})),
@@ -249,6 +250,13 @@ EMBEDDERS = {
     "EncoderEmbedder": embedder(
         lambda: mmblocks.embedders.EncoderEmbedder(encoder=eva(), connector=mmblocks.connectors.MLPProjector(in_dim=16, dim=8)),
         (28, 28),
+    ),
+    "ProjectedEmbedding": Example(
+        lambda: mmblocks.embedders.ProjectedEmbedding(
+            table=TextEmbedding(vocab_size=9, dim=6), connector=mmblocks.connectors.MLPProjector(in_dim=6, dim=8)
+        ),
+        lambda: torch.tensor([3, 8]),
+        lambda part, x: part(x),
     ),
     "CaptionEmbedding": Example(
         lambda: mmblocks.embedders.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)
@@ -342,6 +350,7 @@ HEADS = {
     "LMHead": head(lambda: mmblocks.LMHead(dim=10, vocab_size=13), choice_loss),
     "TiedLMHead": head(lambda: mmblocks.heads.TiedLMHead(table=TextEmbedding(vocab_size=13, dim=10)), choice_loss),
     "ModalityLMHead": head(lambda: mmblocks.heads.ModalityLMHead(dim=10, vocab_size=13), choice_loss),
+    "ProjectedLMHead": head(lambda: mmblocks.heads.ProjectedLMHead(dim=10, vocab_size=13, hidden_dim=7), choice_loss),
     "MaskedTokenHead": head(lambda: mmblocks.heads.MaskedTokenHead(dim=10, vocab_size=13), choice_loss),
     "MetricFlowHead": head(lambda: mmblocks.heads.MetricFlowHead(dim=10, path=MetricPath(num_codes=13, code_dim=2)), choice_loss),
     "MatchingHead": head(lambda: mmblocks.heads.MatchingHead(dim=10), choice_loss),

@@ -125,6 +125,48 @@ CHAMELEON = {
     "model_parallel_size": 1,
     "vocabulary_map": {"<pad>": 1, "IMGIMGAZ": 4},
 }
+JANUS_PRO = {
+    **LIBRARY,
+    "architectures": ["MultiModalityCausalLM"],
+    "model_type": "multi_modality",
+    "aligner_config": {
+        "cls": "MlpProjector",
+        "model_type": "aligner",
+        "params": {"depth": 2, "input_dim": 1024, "n_embed": 64, "projector_type": "mlp_gelu"},
+    },
+    "gen_aligner_config": {
+        "cls": "MlpProjector",
+        "model_type": "gen_aligner",
+        "params": {"depth": 2, "input_dim": 8, "n_embed": 64, "projector_type": "mlp_gelu"},
+    },
+    "gen_head_config": {
+        "cls": "vision_head",
+        "model_type": "gen_head",
+        "params": {"image_token_embed": 64, "image_token_size": 16384, "n_embed": 64},
+    },
+    "gen_vision_config": {"cls": "VQ-16", "model_type": "gen_vision", "params": {"image_token_size": 16384, "n_embed": 8}},
+    "language_config": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "max_position_embeddings": 16384,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 102400,
+    },
+    "vision_config": {
+        "cls": "CLIPVisionTower",
+        "model_type": "vision",
+        "params": {
+            "image_size": 384,
+            "model_name": "siglip_large_patch16_384",
+            "select_feature": "same",
+            "select_layer": -1,
+        },
+    },
+}
 IMAGE_IDS = {"boi_token_id": 8197, "eoi_token_id": 8196, "image_token_id": 8711}
 XLLMX = {"architectures": ["ChameleonXLLMXForConditionalGeneration"], "mask_image_logits": False, "z_loss_weight": 1e-5}
 NEO = {
@@ -263,16 +305,17 @@ REPOSITORIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "BAAI/EVE-7B-HD-v2.0": (EVE2, "EVE2:eve2 EVE2PatchEmbedding:eve2 RoutedDecoder:eve2 TextEmbedding:llama LMHead:llama"),
     "facebook/chameleon-7b": (
         CHAMELEON,
-        "ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
+        "Chameleon:chameleon ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
     ),
     "leloy/Anole-7b-v0.1-hf": (
         {**CHAMELEON, **IMAGE_IDS},
-        "ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
+        "Chameleon:chameleon ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
     ),
     "Alpha-VLLM/Lumina-mGPT-7B-768": (
         {**CHAMELEON, **XLLMX},
-        "ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
+        "Chameleon:chameleon ChameleonTrunk:chameleon ChameleonVQ:chameleon-transformers-whole TextEmbedding:llama LMHead:llama",
     ),
+    "deepseek-ai/Janus-Pro-1B": (JANUS_PRO, "Janus:janus LlamaGenVQ:janus"),
     "SJTU-Deng-Lab/Orthus-7B-base": (
         {**CHAMELEON, **IMAGE_IDS, "architectures": ["OrthusForConditionalGeneration"], "diffloss_w": 1536, "diffloss_d": 3},
         "Orthus:orthus OrthusDiffusionHead:orthus SoftCodeEmbedding:orthus",

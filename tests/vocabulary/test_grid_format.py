@@ -24,6 +24,38 @@ def test_what_is_written_can_be_read(format, size) -> None:
         assert row < 0 or token == codes[row, column] + format.codes.start
 
 
+SIDES = GridFormat(begin=0, closing=(1,), row_end=2, codes=CodeIds(sizes=(8,), first=20), sides=((1, 10), (2, 11), (4, 12)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (4, 2)])
+@pytest.mark.parametrize("image", [None, 3])
+def test_a_side_may_have_an_id_of_its_own(size, image) -> None:
+    form = replace(SIDES, image=image)
+    grid = torch.arange(size[0] * size[1]).reshape(size)
+    ids = form.write(grid % 8).ids.tolist()
+    named = {1: 10, 2: 11, 4: 12}
+    assert ids[1:3] == [named[side] for side in size] and (image is None or ids[3] == image)
+    assert form.read_size(ids[1:3]) == size
+    pieces = form.read([7, *ids, 8])
+    assert pieces[0] == [7] and torch.equal(pieces[1], grid % 8) and pieces[2] == [8]
+    assert {10, 11, 12, 1, 2} <= form.structure
+
+
+def test_sides_without_an_id_and_ids_without_a_side_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"size is \(2, 3\); accepted: sides of 1, 2, 4 tokens"):
+        SIDES.write(torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"ids \[10, 13\] after begin are no size; accepted: 2 of 10, 11, 12"):
+        SIDES.read([0, 10, 13, 20, 1])
+    with pytest.raises(ValueError, match="are no size"):
+        SIDES.read([0, 10])
+    with pytest.raises(ValueError, match="each of them once"):
+        replace(SIDES, sides=((1, 10), (2, 10)))
+    with pytest.raises(ValueError, match="sides alone"):
+        replace(SIDES, fixed_size=(2, 2))
+    with pytest.raises(ValueError, match="sides alone"):
+        replace(SIDES, digits=tuple(range(30, 40)))
+
+
 def test_expected_is_batched_over_sizes() -> None:
     offset = torch.tensor([3, 3, 0, 99])
     expected = EMU35.expected(offset, torch.tensor([2, 1, 1, 1]), torch.tensor([3, 3, 1, 1]))

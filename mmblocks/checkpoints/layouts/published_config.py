@@ -77,6 +77,32 @@ class PublishedConfig(Mapping[str, Any]):
         return inner
 
 
+class WithDefaults(Mapping[str, Any]):
+    """A config in which some entries have the values that their own code gives them where they are missing, or None.
+
+    Args:
+        config: the config, which notes what is read of it.
+        defaults: the values by name.
+    """
+
+    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.config, self.defaults = config, defaults
+
+    def __getitem__(self, key: str) -> Any:
+        found = self.config.get(key)
+        return self.defaults[key] if found is None and key in self.defaults else self.config[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self.config), **dict.fromkeys(self.defaults)})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def title(self, key: str) -> str:
+        """The entry's name from the top of the file, with dots."""
+        return title(self.config, key)
+
+
 def plain(value: object) -> Any:
     """A value with plain dicts in place of configs, all of which counts as read."""
     if isinstance(value, PublishedConfig):
@@ -90,7 +116,7 @@ def plain(value: object) -> Any:
 
 def title(config: Mapping[str, Any], key: str) -> str:
     """What an entry is called in errors: its name from the top of the file where that is known."""
-    return config.title(key) if isinstance(config, PublishedConfig) else key
+    return config.title(key) if isinstance(config, PublishedConfig | WithDefaults) else key
 
 
 def only(config: Mapping[str, Any], key: str, *accepted: object) -> None:

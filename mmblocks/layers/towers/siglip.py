@@ -11,9 +11,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from mmblocks.checkpoints.layouts.layout import Rule
+from mmblocks.checkpoints.layouts.layout import Rule, Split
+from mmblocks.layers.activations import activation_of
 
 _LAYER = (
     ("layer_norm1.*", "attention_norm.*"),
@@ -22,6 +23,14 @@ _LAYER = (
     ("self_attn.v_proj.*", "attention.value.*"),
     ("self_attn.out_proj.*", "attention.out.*"),
     ("layer_norm2.*", "mlp_norm.*"),
+    ("mlp.fc1.*", "mlp.up.*"),
+    ("mlp.fc2.*", "mlp.down.*"),
+)
+
+_TIMM_LAYER = (
+    ("norm1.*", "attention_norm.*"),
+    ("attn.proj.*", "attention.out.*"),
+    ("norm2.*", "mlp_norm.*"),
     ("mlp.fc1.*", "mlp.up.*"),
     ("mlp.fc2.*", "mlp.down.*"),
 )
@@ -39,6 +48,18 @@ def siglip_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
         Rule(f"{theirs}head.layernorm.*", f"{ours}pool.norm.*"),
         Rule(f"{theirs}head.mlp.fc1.*", f"{ours}pool.mlp.up.*"),
         Rule(f"{theirs}head.mlp.fc2.*", f"{ours}pool.mlp.down.*"),
+    )
+
+
+def siglip_timm_rules(theirs: str, ours: str) -> tuple[Rule | Split, ...]:
+    """timm's names of a vision model at ``theirs``, and those of a ``SiglipPatches`` at ``ours``; both end in a dot."""
+    qkv = tuple(f"{ours}layers.{{}}.attention.{name}.*" for name in ("query", "key", "value"))
+    return (
+        Rule(f"{theirs}patch_embed.proj.*", f"{ours}patch.*"),
+        Rule(f"{theirs}pos_embed", f"{ours}positions", "squeeze_first"),
+        Split(f"{theirs}blocks.{{}}.attn.qkv.*", qkv),
+        *(Rule(f"{theirs}blocks.{{}}.{key}", f"{ours}layers.{{}}.{name}") for key, name in _TIMM_LAYER),
+        Rule(f"{theirs}norm.*", f"{ours}norm.*"),
     )
 
 
@@ -114,27 +135,28 @@ class SiglipAttention(nn.Module):
 
 
 class SiglipMLP(nn.Module):
-    """Two linear layers with a GELU, by its tanh formula, between."""
+    """Two linear layers with an activation between: SigLIP's is a GELU by its tanh formula."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, activation: str = "gelu_tanh") -> None:
         super().__init__()
+        self.activation = activation_of(activation)
         self.up = nn.Linear(dim, hidden_dim)
         self.down = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Works on the last axis."""
-        return self.down(gelu(self.up(x), approximate="tanh"))
+        return self.down(self.activation(self.up(x)))
 
 
 class SiglipLayer(nn.Module):
     """Norm, attention, norm, feed-forward; each pair added to what comes in."""
 
-    def __init__(self, dim: int, *, num_heads: int, mlp_dim: int) -> None:
+    def __init__(self, dim: int, *, num_heads: int, mlp_dim: int, activation: str = "gelu_tanh") -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
         self.attention = SiglipAttention(dim, num_heads=num_heads)
         self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = SiglipMLP(dim, mlp_dim)
+        self.mlp = SiglipMLP(dim, mlp_dim, activation)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Keeps the shape."""
@@ -158,10 +180,39 @@ class SiglipPooling(nn.Module):
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
 
-class SiglipVision(nn.Module):
-    """Patches with learned positions, layers, a norm, and a pooled vector.
+class SiglipPatches(nn.Module):
+    """Patches with learned positions, layers and a norm.
 
     What reads the states of a layer in between calls the parts itself: ``embed``, then some of ``layers``.
+
+    Args:
+        activation: inside the feed-forward parts; see ``ACTIVATIONS``.
+        sizes: the arguments of ``SiglipSizes``.
+    """
+
+    def __init__(self, *, activation: str = "gelu_tanh", **sizes: Unpack[SiglipArguments]) -> None:
+        super().__init__()
+        own = SiglipSizes(**sizes)
+        self.patch = nn.Conv2d(3, own.dim, own.patch_size, own.patch_size)
+        self.positions = nn.Parameter(torch.empty((own.image_size // own.patch_size) ** 2, own.dim).normal_(std=0.02))
+        layer = {"num_heads": own.num_heads, "mlp_dim": own.mlp_dim}
+        self.layers = nn.ModuleList(SiglipLayer(own.dim, activation=activation, **layer) for _ in range(own.num_layers))
+        self.norm = nn.LayerNorm(own.dim, eps=1e-6)
+
+    def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Pixels, normalised, to patches with their positions, row by row."""
+        return self.patch(pixels).flatten(2).transpose(1, 2) + self.positions
+
+    def patches(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """The patches after all layers and the norm."""
+        x = self.embed(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class SiglipVision(SiglipPatches):
+    """As ``SiglipPatches``, and a pooled vector.
 
     Args:
         sizes: the arguments of ``SiglipSizes``.
@@ -170,23 +221,11 @@ class SiglipVision(nn.Module):
     """
 
     def __init__(self, **sizes: Unpack[SiglipArguments]) -> None:
-        super().__init__()
+        super().__init__(**sizes)
         own = SiglipSizes(**sizes)
-        self.patch = nn.Conv2d(3, own.dim, own.patch_size, own.patch_size)
-        self.positions = nn.Parameter(torch.empty((own.image_size // own.patch_size) ** 2, own.dim).normal_(std=0.02))
-        layers = (SiglipLayer(own.dim, num_heads=own.num_heads, mlp_dim=own.mlp_dim) for _ in range(own.num_layers))
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(own.dim, eps=1e-6)
         self.pool = SiglipPooling(own.dim, num_heads=own.num_heads, mlp_dim=own.mlp_dim)
-
-    def embed(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Pixels, normalised, to patches with their positions, row by row."""
-        return self.patch(pixels).flatten(2).transpose(1, 2) + self.positions
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
         """The patches after the norm, and the pooled vector."""
-        x = self.embed(pixels)
-        for layer in self.layers:
-            x = layer(x)
-        x = self.norm(x)
+        x = self.patches(pixels)
         return x, self.pool(x)

@@ -1,0 +1,1 @@
+"""Janus and Janus-Pro: the model, what its published files are like, and how it is prompted."""
