@@ -110,7 +110,14 @@ def _emu35(name: str) -> Known:
     )
 
 
+def _reads(front: str, block: str, *ids: str) -> Known:
+    return Known(front=f"models.chat_fronts:{front}", model=Source(block=block), ids=ids)
+
+
 KNOWN: dict[str, Known] = {
+    "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
+    "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
+    "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),
     "emu3-gen": _emu3("Emu3GenFront", "Emu3-Gen"),
     "emu3-chat": _emu3("EMU3_CHAT", "Emu3-Chat"),
     "emu3-stage1": _emu3("EMU3_STAGE1", "Emu3-Stage1"),
