@@ -8,7 +8,9 @@ from mmblocks import generation as generation
 from mmblocks import heads as heads
 from mmblocks import layers as layers
 from mmblocks import models as models
+from mmblocks import pipelines as pipelines
 from mmblocks import pixels as pixels
+from mmblocks import prompts as prompts
 from mmblocks import roles as roles
 from mmblocks import sequence as sequence
 from mmblocks import tokenizers as tokenizers
@@ -25,6 +27,8 @@ from mmblocks.generation.options import Generation as Generation
 from mmblocks.heads.language import LMHead as LMHead
 from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
+from mmblocks.pipelines.known import list_fronts as list_fronts
+from mmblocks.pipelines.pipeline import Pipeline as Pipeline
 from mmblocks.sequence.batches import Batch as Batch
 from mmblocks.sequence.batches import BatchBuilder as BatchBuilder
 from mmblocks.sequence.segments import codes as codes

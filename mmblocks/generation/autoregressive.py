@@ -3,7 +3,7 @@
 Shapes: B rows, S streams of guidance (one without), SB forward rows: all rows of the first stream, then of the next, ...
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,7 +82,7 @@ def generate_ids(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )
     max_tokens = most_tokens(options, grammars, states)
-    generator = options.generator_on(prompt.ids.device)
+    generator = options.generators_on(prompt.ids.device, rows)
     choose = Chooser(
         model.outputs,
         id_head_of(model.outputs, options.head),
@@ -113,6 +113,8 @@ def generate_ids(
             chosen = chosen._replace(ids=torch.tensor(ids, device=chosen.ids.device))
         before = states
         states = tuple(_advance(g, s, i) for g, s, i in zip(grammars, before, ids, strict=True))
+        if options.ends is not None:
+            states = tuple(_ended(options.ends, row, *one) for row, one in enumerate(zip(before, states, ids, strict=True)))
         left = [room - (spans[row].num_tokens if row in spans else 1) for row, room in enumerate(left)]
         yield Step(chosen.ids, before, states, chosen.vectors, {row: one.segment for row, one in spans.items()})
         if all(state.mode == "done" or not room for state, room in zip(states, left, strict=True)):
@@ -134,6 +136,12 @@ def _check_sampled(written: Sequence[int], step: int) -> None:
 
 def _advance(grammar: Grammar, state: State, next_id: int) -> State:
     return state if state.mode == "done" else grammar.advance(state, next_id)
+
+
+def _ended(ends: Callable[[int, int], bool], row: int, before: State, after: State, next_id: int) -> State:
+    """The state of a row, which the caller may end after any text."""
+    wrote_text = before.mode == after.mode == "text" and next_id >= 0
+    return DONE._replace(num_images=after.num_images) if wrote_text and ends(row, next_id) else after
 
 
 def _one_each(grammar: Grammar | Sequence[Grammar], rows: int) -> list[Grammar]:

@@ -143,7 +143,7 @@ class Chooser:
         guidance: Guidance,
         sampling: Sampling | ModalSampling,
         hooks: Sequence[LogitsHook] = (),
-        generator: Generator | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
     ) -> None:
         self.heads, self.id_head, self.guidance, self.hooks = heads, id_head, guidance, tuple(hooks)
         self.sampling = sampling if isinstance(sampling, ModalSampling) else ModalSampling(text=sampling, image=sampling)
@@ -176,8 +176,7 @@ class Chooser:
         vectors: dict[int, Tensor] = {}
         for kind, rows in groups.items():
             if kind.writes == "vector":
-                values = self._sample_vectors(kind, streams[:, rows], step)
-                vectors.update(zip(rows, values, strict=True))
+                vectors.update(self._sample_all_vectors(kind, streams, rows, step))
             if kind.writes != "id":
                 ids.append(torch.full((len(rows),), NO_ID, device=hidden.device))
             elif kind.allowed.only_id:
@@ -221,7 +220,14 @@ class Chooser:
                 known = self._by_ranges[ranges] = self._by_object[id(ranges)] = _Allowed(ranges)
         return known
 
-    def _sample_vectors(self, kind: _Kind, hidden: Float[Tensor, "S N D"], step: int) -> Tensor:
+    def _sample_all_vectors(self, kind: _Kind, streams: Float[Tensor, "S B D"], rows: list[int], step: int) -> dict[int, Tensor]:
+        """Vectors of rows; row by row where each has a source of randomness of its own."""
+        if isinstance(self.generator, Sequence):
+            each = ((row, self._sample_vectors(kind, streams[:, [row]], step, self.generator[row])) for row in rows)
+            return {row: values[0] for row, values in each}
+        return dict(zip(rows, self._sample_vectors(kind, streams[:, rows], step, self.generator), strict=True))
+
+    def _sample_vectors(self, kind: _Kind, hidden: Float[Tensor, "S N D"], step: int, generator: Generator | None) -> Tensor:
         """Vectors, or codes of several levels; guided where the head knows how, from the first stream alone elsewhere."""
         head = self.heads[str(kind.head)]
         check_role(head, Head, f"head {kind.head!r}, which is to write one vector after the other,", "sample")
@@ -234,7 +240,7 @@ class Chooser:
             more["sampling"] = self.sampling.image
         if isinstance(rule, ClassifierFree) and (rule.last_step is None or step <= rule.last_step) and "unconditional" in known:
             more |= {"unconditional": hidden[1], "guidance": rule.scale}
-        return sample(hidden[0], generator=self.generator, **more)
+        return sample(hidden[0], generator=generator, **more)
 
     def _id_head(self, name: str | None) -> tuple[IdHead, int]:
         """The head of that name, or the one where none is named; and the vocabulary's id of its first."""
@@ -264,4 +270,5 @@ class Chooser:
         if forbidden is not None and self.hooks:
             logits = logits.masked_fill(forbidden, float("-inf"))  # whatever a hook says of them
         sampling = self.sampling.image if kind.in_image else self.sampling.text
-        return sample_ids(logits, sampling, generator=self.generator) + first
+        source = [self.generator[row] for row in rows] if isinstance(self.generator, Sequence) else self.generator
+        return sample_ids(logits, sampling, generator=source) + first

@@ -65,7 +65,8 @@ def segments_of(
             if index not in rows:
                 rows[index] = _Row(TextStream(tokenizer) if stream and tokenizer is not None else None)
             row = rows[index]
-            if before.mode == after.mode == "text":
+            own = grammar[index] if isinstance(grammar, Sequence) else grammar
+            if before.mode == "text" and (after.mode == "text" or (after.mode == "done" and _is_text(own, before, next_id))):
                 if row.stream is not None:
                     yield from _pieces(index, row.stream.push(next_id), input)
                 elif stream:
@@ -85,12 +86,16 @@ def segments_of(
                 row.given_out = False
                 row.image.clear()
             elif after.num_images > before.num_images:
-                own = grammar[index] if isinstance(grammar, Sequence) else grammar
                 yield Generated(index, _image(own, row, before, input))
                 row.image.clear()
                 row.vectors.clear()
     for index, row in rows.items():
         yield from _rest(index, row, tokenizer, input)
+
+
+def _is_text(grammar: Grammar, state: State, next_id: int) -> bool:
+    """Whether an id that a row ends with is text, after which the caller has ended it, and not the grammar's own end."""
+    return next_id >= 0 and grammar.advance(state, next_id).mode == "text"
 
 
 def _rest(index: int, row: _Row, tokenizer: TextTokenizer | None, input: str) -> Iterator[Generated]:

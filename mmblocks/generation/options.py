@@ -29,12 +29,14 @@ class Generation:
         sampling: how ids are sampled. ``ModalSampling`` treats text and images differently.
         guidance: scale of classifier-free guidance, any other ``Guidance``, or None for none.
         hooks: functions that change logits after guidance and grammar, before temperature and truncation.
-        generator: source of randomness, on the model's device; an int seeds a new one for each call; None is PyTorch's own.
+        generator: source of randomness, on the model's device; an int seeds a new one for each call; None is PyTorch's own. With
+            one for each row, a row is the same whatever rows stand beside it.
         input: the embedder of ids.
         head: the head over ids; may be None where the model has one such head.
         given: by name, what heads that write whole spans are told of each row beside, such as a class: one entry for each row of
             all streams of guidance, stream after stream.
         previews: whether spans that heads write as wholes are handed out as they look in each pass, too.
+        ends: told of each id of text that a row writes; True ends the row, such as at a stop string.
 
     Raises:
         TypeError: a field of another type.
@@ -59,11 +61,12 @@ class Generation:
     sampling: Sampling | ModalSampling = field(default_factory=Sampling)
     guidance: float | Guidance | None = None
     hooks: Sequence[LogitsHook] = ()
-    generator: Generator | int | None = None
+    generator: Generator | int | Sequence[Generator | int] | None = None
     input: str = "text"
     head: str | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
     previews: bool = False
+    ends: Callable[[int, int], bool] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hooks", tuple(self.hooks))
@@ -76,12 +79,35 @@ class Generation:
             raise TypeError(f"sampling is {self.sampling!r}; accepted: a Sampling or a ModalSampling")
         if not isinstance(self.guidance, int | float | Guidance | None):
             raise TypeError(f"guidance is {self.guidance!r}; accepted: a number, a Guidance or None")
-        if not isinstance(self.generator, Generator | int | None):
-            raise TypeError(f"generator is {self.generator!r}; accepted: a torch.Generator, an int or None")
+        several = isinstance(self.generator, Sequence) and not isinstance(self.generator, str)
+        if several:
+            object.__setattr__(self, "generator", tuple(self.generator))  # type: ignore[arg-type]  # several
+        each = self.generator if several else (self.generator,)
+        if not all(isinstance(one, Generator | int) or (one is None and not several) for one in each):  # type: ignore[union-attr]
+            accepted = "a torch.Generator, an int, one of these for each row, or None"
+            raise TypeError(f"generator is {self.generator!r}; accepted: {accepted}")
 
     def generator_on(self, device: torch.device) -> Generator | None:
-        """The source of randomness of one call on that device."""
-        return Generator(device).manual_seed(self.generator) if isinstance(self.generator, int) else self.generator
+        """The source of randomness of one call on that device, for a loop that takes one for all rows.
+
+        Raises:
+            ValueError: there is one for each row.
+        """
+        if isinstance(self.generator, tuple):
+            raise ValueError(f"generator holds {len(self.generator)}; accepted here: one for all rows")
+        return _on(self.generator, device)  # type: ignore[arg-type]  # one, or None
+
+    def generators_on(self, device: torch.device, rows: int) -> Generator | list[Generator] | None:
+        """Likewise, or one for each row.
+
+        Raises:
+            ValueError: another number of them than rows.
+        """
+        if not isinstance(self.generator, tuple):
+            return self.generator_on(device)
+        if len(self.generator) != rows:
+            raise ValueError(f"generator holds {len(self.generator)} for {rows} rows; accepted: one, or one for each row")
+        return [one for one in (_on(each, device) for each in self.generator) if one is not None]
 
     def check_used(self, by: str, *names: str) -> None:
         """Refuses options that a loop does not use.
@@ -93,6 +119,10 @@ class Generation:
         unused = [name for name in given if name not in names and given[name] != default[name]]
         if unused:
             raise ValueError(f"options set {', '.join(unused)}, which {by} does not use; accepted: {', '.join(names)}")
+
+
+def _on(source: Generator | int | None, device: torch.device) -> Generator | None:
+    return Generator(device).manual_seed(source) if isinstance(source, int) else source
 
 
 _FIELDS = frozenset(one.name for one in fields(Generation))

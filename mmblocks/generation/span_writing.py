@@ -76,7 +76,7 @@ class SpanWriter:
         reader: lets the model read whose heads they are.
         tables: tables of what is read.
         guidance: how streams become one.
-        generator: source of randomness, or a seed.
+        generator: source of randomness, or a seed; or one of these for each row.
         given: by name, what heads are told of each of the SB rows beside.
         previews: whether spans are shown as they look in each pass.
         possible: whether a grammar of the rows knows spans.
@@ -86,7 +86,7 @@ class SpanWriter:
     reader: Reader
     tables: TableWriter
     guidance: Guidance
-    generator: Generator | int | None
+    generator: Generator | int | Sequence[Generator | int] | None
     given: Mapping[str, Tensor]
     previews: bool
     possible: bool
@@ -209,12 +209,17 @@ class SpanWriter:
 
     def _source(self, row: int, index: int) -> Generator:
         """The randomness of a row's span, which follows from the seed, the row and how many spans it has written."""
-        if self.seed is None:
-            own = self.generator
-            device = own.device if isinstance(own, Generator) else "cpu"
-            self.seed = own if isinstance(own, int) else int(torch.randint(2**62, (), generator=own, device=device))
-        mixed = (int(self.seed) * 1_000_003 + row) * 1_000_003 + index
+        if isinstance(self.generator, Sequence):
+            own, row = self._seed(self.generator[row]), 0  # as if the row stood alone
+        else:
+            own = self.seed = self._seed(self.generator) if self.seed is None else self.seed
+        mixed = (own * 1_000_003 + row) * 1_000_003 + index
         return Generator(self.tables.order.device).manual_seed(mixed % 2**63)
+
+    @staticmethod
+    def _seed(source: Generator | int | None) -> int:
+        device = source.device if isinstance(source, Generator) else "cpu"
+        return source if isinstance(source, int) else int(torch.randint(2**62, (), generator=source, device=device))
 
     def _given(self, name: str, rows: tuple[int, ...]) -> Tensor:
         """What is given of some rows, stream after stream."""

@@ -4,6 +4,7 @@ Shapes: N rows, V ids.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -111,7 +112,7 @@ def sample_ids(
     logits: Float[Tensor, "N V"],
     sampling: Sampling,
     *,
-    generator: Generator | None = None,
+    generator: Generator | Sequence[Generator] | None = None,
     gumbel: Float[Tensor, "N V"] | None = None,
 ) -> Int[Tensor, " N"]:
     """One id per row, distributed as the softmax of its logits.
@@ -122,7 +123,7 @@ def sample_ids(
     Args:
         logits: any real numbers; minus infinity is never sampled. At least one of a row is finite.
         sampling: temperature and truncation; the lowest id wins ties.
-        generator: source of randomness, on the logits' device.
+        generator: source of randomness, on the logits' device; or one for each row.
         gumbel: the noise itself, in place of a generator.
 
     Returns:
@@ -140,14 +141,28 @@ def sample_ids(
         if gumbel is not None:
             check_finite("gumbel", gumbel)
         elif logits.device.type != "cpu":
-            gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+            gumbel = -_exponential(logits, generator).log()
         ids = _by_shares(logits, sampling, generator) if gumbel is None else (truncate(logits, sampling) + gumbel).argmax(dim=-1)
     return ids if is_readable(logits) else torch.where(logits.amax(dim=-1).isfinite(), ids, NO_SAMPLE)
 
 
-def _by_shares(logits: Float[Tensor, "N V"], sampling: Sampling, generator: Generator | None) -> Int[Tensor, " N"]:
+def _exponential(logits: Float[Tensor, "N V"], generator: Generator | Sequence[Generator] | None) -> Float[Tensor, "N V"]:
+    if not isinstance(generator, Sequence):
+        return torch.empty_like(logits).exponential_(generator=generator)
+    return torch.stack([torch.empty_like(row).exponential_(generator=own) for row, own in zip(logits, generator, strict=True)])
+
+
+def _uniform(rows: int, device: torch.device, generator: Generator | Sequence[Generator] | None) -> Float[Tensor, "N 1"]:
+    if not isinstance(generator, Sequence):
+        return torch.rand(rows, 1, dtype=torch.float64, device=device, generator=generator)
+    return torch.cat([torch.rand(1, 1, dtype=torch.float64, device=device, generator=own) for own in generator])
+
+
+def _by_shares(
+    logits: Float[Tensor, "N V"], sampling: Sampling, generator: Generator | Sequence[Generator] | None
+) -> Int[Tensor, " N"]:
     """The id into whose share of the row's probabilities, laid side by side, a random number falls."""
-    where = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+    where = _uniform(len(logits), logits.device, generator)
     rows = max(1, _AT_ONCE // max(1, logits.shape[-1]))
     found = []
     for part, at in zip(logits.split(rows), where.split(rows), strict=True):

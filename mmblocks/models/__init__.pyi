@@ -2,6 +2,8 @@
 
 from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
+from mmblocks.models.emu3.front import Emu3GenFront as Emu3GenFront
+from mmblocks.models.emu3.front import Emu35Front as Emu35Front
 from mmblocks.models.emu3.model import Emu3 as Emu3
 from mmblocks.models.eve import EVE1 as EVE1
 from mmblocks.models.eve import EVE2 as EVE2

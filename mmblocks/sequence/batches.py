@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
+from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, lower
@@ -88,6 +89,13 @@ class _HasLayout(Protocol):
 
 
 @runtime_checkable
+class _Preprocesses(Protocol):
+    """A part that makes its pixels of a picture."""
+
+    def preprocess(self, image: PILImage) -> Tensor: ...
+
+
+@runtime_checkable
 class _WritesSpans(Protocol):
     """A head of whole spans."""
 
@@ -104,7 +112,7 @@ class BatchBuilder:
         heads: the model's heads by name, in the model's order; names alone where none writes whole spans.
 
     A builder may be handed to other processes, the workers of a ``DataLoader`` among them, however they are started: it is written
-    with its embedders' layout rules, without weights; see ``weightless``.
+    with its embedders' rules for layouts and pictures, without weights; see ``weightless``.
 
         DataLoader(samples, batch_size=8, collate_fn=model.batch_builder(tokenizer), num_workers=4)
 
@@ -134,6 +142,8 @@ class BatchBuilder:
         self.layouts: dict[str, ImageLayoutRule] = {
             name: _Remembered(embedder.layout) for name, embedder in embedders.items() if isinstance(embedder, _HasLayout)
         }
+        readers = {**embedders, **writers}
+        self.preprocess = {name: weightless(part.preprocess) for name, part in readers.items() if isinstance(part, _Preprocesses)}
 
     def __call__(
         self,
@@ -176,7 +186,8 @@ class BatchBuilder:
                     raise ValueError(f"sample {index} has a label before any token; accepted: after what it is a label of")
                 pieces += [segment.piece()] if learn else []
                 continue
-            piece = segment.piece(self.tokenizer, self.layouts)
+            ready = segment.prepared(self.preprocess) if isinstance(segment, Image) else segment
+            piece = ready.piece(self.tokenizer, self.layouts)
             layout = None if segment.target is None else self.spans.get(segment.target)
             if layout is not None:
                 followed = any(not isinstance(later, Label) for later in sample[place + 1 :])

@@ -3,15 +3,17 @@
 ``segments.py`` makes and checks them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from mmblocks.sequence.pieces import Piece, raster_grid
 from mmblocks.sequence.tokens import ImageLayoutRule, Modality
+from mmblocks.support.pictures import pixels_of
 from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
@@ -55,13 +57,35 @@ class Text:
 class Image:
     """An image that an embedder reads, or that a head writes; see ``image``."""
 
-    pixels: Tensor
+    content: Tensor | PILImage
     input: str
     bidirectional: bool
     target: str | None = None
     modality: int = Modality.VISION
     weight: float = 1.0
     given: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels.
+
+        Raises:
+            TypeError: a picture that no part has read yet; see ``prepared``.
+        """
+        if not isinstance(self.content, Tensor):
+            raise TypeError("the segment holds a picture that is not preprocessed yet; accepted: pixels, as prepared() makes them")
+        return self.content
+
+    def prepared(self, preprocess: Mapping[str, Callable[[PILImage], Tensor]]) -> "Image":
+        """With pixels in place of a picture, as the part that reads it makes them; as they are where it has no rule.
+
+        Args:
+            preprocess: by name, the ``preprocess`` of embedders, and of heads that images are targets of.
+        """
+        if isinstance(self.content, Tensor):
+            return self
+        rule = preprocess.get(self.input if self.target is None else self.target, pixels_of)
+        return replace(self, content=rule(self.content))
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
         """The segment's tokens, as many as the embedder will make of the image; one where a head writes it, which says how many."""

@@ -21,6 +21,7 @@ from mmblocks.sequence.segment_kinds import Segment as Segment
 from mmblocks.sequence.segment_kinds import Text as Text
 from mmblocks.sequence.segment_kinds import Vectors as Vectors
 from mmblocks.sequence.tokens import Modality
+from mmblocks.support.pictures import Picture, picture_of
 from mmblocks.vocabulary.depth_code_format import DepthCodeFormat
 from mmblocks.vocabulary.grid_format import GridFormat
 
@@ -48,7 +49,7 @@ def text(content: str | Sequence[int], *, target: str | None = None, input: str 
 
 
 def image(
-    pixels: Float[Tensor, "*T C H W"],
+    pixels: Float[Tensor, "*T C H W"] | Picture,
     *,
     input: str = "vision",
     target: str | None = None,
@@ -60,7 +61,9 @@ def image(
     """An image for an embedder to read, or for a head of whole images to write.
 
     Args:
-        pixels: RGB in [0, 1]; also of one channel, such as depth, and clips (T, C, H, W), for embedders that read them.
+        pixels: RGB in [0, 1], of a size that the embedder takes; also of one channel, such as depth, and clips (T, C, H, W), for
+            embedders that read them. Or a picture as people have it: a PIL image, the path of a file or its bytes, or uint8, which
+            goes through the ``preprocess`` of the part that reads it.
         input: the embedder that reads it.
         target: the head that learns to write it, which then says what is read in its place; None where it is only read.
         bidirectional: whether its tokens see each other, or only those before.
@@ -69,9 +72,10 @@ def image(
         given: by name, what the head is told of it beside, such as a class.
 
     Raises:
-        TypeError: if the pixels are not floating point.
-        ValueError: if they are not (3, H, W), (1, H, W) or clips of these, hold no pixel, or lie outside [0, 1] (NaN included); a
-            weight that is negative or not finite; a modality below 0.
+        FileNotFoundError: no such file.
+        TypeError: something that is no picture.
+        ValueError: a file that is no image; or pixels that are not (3, H, W), (1, H, W) or clips of these, hold no pixel, or lie
+            outside [0, 1] (NaN included); a weight that is negative or not finite; a modality below 0.
 
     Examples:
         >>> import torch
@@ -82,16 +86,17 @@ def image(
         >>> batch.table.order.tolist()  # both patches are one step
         [[0, 1, 1]]
     """
-    if not pixels.is_floating_point():
-        raise TypeError(f"pixels are {pixels.dtype}; accepted: floating point in [0, 1] (divide uint8 by 255)")
+    said = _given(given)
+    modality, weight = _checked_modality(modality), _checked_weight(weight)
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        return Image(picture_of(pixels, "pixels"), input, bidirectional, target, modality, weight, said)
     if pixels.ndim not in (3, 4) or pixels.shape[-3] not in (1, 3) or 0 in pixels.shape:
         accepted = "(3, H, W), (1, H, W) or clips (T, 3, H, W), with sides of at least 1"
         raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: {accepted}")
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; accepted: [0, 1]")
-    said = _given(given)
-    return Image(pixels, input, bidirectional, target, _checked_modality(modality), _checked_weight(weight), said)
+    return Image(pixels, input, bidirectional, target, modality, weight, said)
 
 
 def codes(

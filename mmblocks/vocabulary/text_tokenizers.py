@@ -196,19 +196,32 @@ class TokenizerFile:
         file = file / "tokenizer.json" if file.is_dir() else file
         if not file.is_file():
             raise FileNotFoundError(f"path is {str(path)!r}: no tokenizer file is there")
+        tokenizers = _library()
         try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise ImportError('TokenizerFile needs the tokenizers library: pip install "mmblocks[transformers]"') from error
-        try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._read(tokenizers.Tokenizer.from_file(str(file)))
         except Exception as error:  # of no class of its own
             raise ValueError(f"{file} is no tokenizer's file: {error}") from error
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        decoder = self._tokenizer.decoder
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "TokenizerFile":
+        """One around a ``tokenizers.Tokenizer`` that is there already, such as transformers' ``backend_tokenizer``."""
+        self = cls.__new__(cls)
+        self._read(_library().Tokenizer.from_str(tokenizer.to_str()))
+        return self
+
+    def _read(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        decoder = tokenizer.decoder
         self._later = _change_by_later(None if decoder is None else json.loads(decoder.__getstate__()))
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = tokenizer.get_added_tokens_decoder()
         self._specials = {index for index, token in added.items() if token.special}
+
+    @property
+    def content(self) -> str:
+        """What the file says, as JSON."""
+        content: str = self._tokenizer.to_str()
+        return content
 
     def __getitem__(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -247,6 +260,14 @@ class TokenizerFile:
         """Whether the id is a byte, or leaves no text between two that are."""
         token = self._tokenizer.id_to_token(index)
         return token is None or index in self._specials or _BYTE.fullmatch(token) is not None
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError('TokenizerFile needs the tokenizers library: pip install "mmblocks[transformers]"') from error
+    return tokenizers
 
 
 def _change_by_later(decoder: Mapping[str, object] | None) -> Literal["nothing", "bytes", "anything"]:

@@ -8,6 +8,10 @@ from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from mmblocks.support.pictures import image_of as image_of
+from mmblocks.support.pictures import pixels_of as pixels_of
+from mmblocks.support.pictures import rgb_of as rgb_of
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of CLIP's training images, per colour."""
 
@@ -17,9 +21,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Of ImageNet's images, per colour."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-"""Of PIL: grey in 16 bits, which ``convert`` would cut off at 255."""
 
 
 def check_pixels(pixels: Tensor, num_axes: int) -> None:
@@ -53,33 +54,6 @@ def check_some(pixels: Tensor) -> None:
     """
     if not len(pixels):
         raise ValueError(f"pixels have shape {tuple(pixels.shape)}; accepted: at least one image")
-
-
-def rgb_of(image: PILImage.Image) -> PILImage.Image:
-    """A PIL image of any mode in RGB, 8 bits a colour. 16 bits are rounded to 8; transparency is dropped.
-
-    Raises:
-        ValueError: an image of floats, or of integers that are no 16 bits: nothing says which value is white.
-    """
-    if image.mode == "F":
-        raise ValueError("image has mode F, whose white is not known; accepted: any mode of integers, such as RGB, L or I;16")
-    if image.mode not in _DEEP_MODES:
-        return image.convert("RGB")
-    levels = np.array(image).astype(np.int64)
-    if levels.size and not (levels.min() >= 0 and levels.max() <= 65535):
-        raise ValueError(f"image has values in [{levels.min()}, {levels.max()}]; accepted: 16 bits, [0, 65535]")
-    return PILImage.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-
-
-def pixels_of(image: PILImage.Image) -> Float[Tensor, "3 H W"]:
-    """A PIL image as RGB in [0, 1]; raises what ``rgb_of`` raises."""
-    return torch.from_numpy(np.array(rgb_of(image))).permute(2, 0, 1).float() / 255
-
-
-def image_of(pixels: Float[Tensor, "3 H W"]) -> PILImage.Image:
-    """Pixels in [0, 1] as a PIL image. Values are clamped and rounded down, as in Emu3's and Chameleon's own code."""
-    levels = (pixels.detach().float() * 255).clamp(0, 255).to(torch.uint8)
-    return PILImage.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def on_white(image: PILImage.Image) -> PILImage.Image:

@@ -29,7 +29,8 @@ _NAMES = {
     **{_FIRST_EXTRA + index: f"<|extra_{index}|>" for index in range(_NUM_EXTRA)},
     **dict(zip(range(151851, 151854), ("<|image token|>", "<|image start|>", "<|image end|>"), strict=True)),
 }
-_IDS = {name: index for index, name in _NAMES.items()}
+SPECIAL_IDS = {name: index for index, name in _NAMES.items()}
+"""Special tokens of text by name; the visual codes follow."""
 _SPECIAL = re.compile(r"<\|(?:endoftext|im_start|im_end|image token|image start|image end|extra_\d+|visual token \d+)\|>")
 
 EMU3_UNDERSTANDING = "<|extra_203|>You are a helpful assistant. USER: <|IMAGE|>{question}. ASSISTANT:"
@@ -180,8 +181,8 @@ def token_id(name: str) -> int:
     Raises:
         ValueError: for a name that neither Emu3 nor Emu3.5 has.
     """
-    if name in _IDS:
-        return _IDS[name]
+    if name in SPECIAL_IDS:
+        return SPECIAL_IDS[name]
     found = re.fullmatch(r"<\|visual token (\d{6,})\|>", name)
     if found is None or int(found[1]) >= EMU35.codes.num_ids:
         raise ValueError(f"name is {name!r}; accepted: a special token of Emu3, such as <|image start|> or <|extra_200|>")

@@ -1,0 +1,128 @@
+"""What a front makes of what a user wants, and the abilities that a front may have.
+
+A front knows a family's prompts and settings, and holds no weights. It has those of the methods below that its model can do; a
+``Pipeline`` offers them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from PIL.Image import Image as PILImage
+from torch import nn
+
+from mmblocks.compose import MultimodalModel
+from mmblocks.generation.grammar import Grammar
+from mmblocks.generation.options import Generation
+from mmblocks.prompts.messages import Turn
+from mmblocks.roles import Preprocessing, Tokenizer
+from mmblocks.sequence.batches import Sample
+from mmblocks.sequence.segments import Segment
+from mmblocks.vocabulary.text_tokenizers import TextTokenizer
+
+
+@runtime_checkable
+class ImageTokenizer(Tokenizer, Preprocessing, Protocol):
+    """A tokenizer of image files."""
+
+
+@dataclass
+class Components:
+    """The parts of a pipeline; each can be replaced.
+
+    Attributes:
+        model: reads and writes.
+        text_tokenizer: of its text.
+        image_tokenizer: between pictures and the codes or latents that it reads or writes; None where there are none.
+        decoder: from what it writes to pixels, where that is not the image tokenizer's work.
+    """
+
+    model: MultimodalModel
+    text_tokenizer: TextTokenizer
+    image_tokenizer: nn.Module | None = None
+    decoder: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to be continued, and how.
+
+    Attributes:
+        prompt: what stands before what is written.
+        grammar: what may be written.
+        options: the published settings.
+        unconditional: for guidance, the prompt of each further stream.
+    """
+
+    prompt: Sample
+    grammar: Grammar
+    options: Generation
+    unconditional: tuple[Sample, ...] = field(default=())
+
+
+@runtime_checkable
+class Chats(Protocol):
+    """Answers messages."""
+
+    def chat(self, components: Components, turns: Sequence[Turn]) -> Request:
+        """The answer to a conversation."""
+        ...
+
+
+@runtime_checkable
+class DrawsImages(Protocol):
+    """Makes an image of a text."""
+
+    def generate_image(
+        self, components: Components, prompt: str, *, size: tuple[int, int] | None, negative_prompt: str | None
+    ) -> Request:
+        """An image; ``size`` is (height, width) in pixels, None the published one."""
+        ...
+
+
+@runtime_checkable
+class EditsImages(Protocol):
+    """Makes an image of images and a text."""
+
+    def edit(self, components: Components, pictures: Sequence[PILImage], prompt: str, *, size: tuple[int, int] | None) -> Request:
+        """An image; ``size`` is (height, width) in pixels, None the method's choice."""
+        ...
+
+
+@runtime_checkable
+class DrawsVideos(Protocol):
+    """Makes a clip of a text."""
+
+    def generate_video(
+        self, components: Components, prompt: str, *, size: tuple[int, int] | None, num_frames: int | None
+    ) -> Request:
+        """A clip; ``size`` is (height, width) in pixels."""
+        ...
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """Makes pictures of what its model writes."""
+
+    def pictures(self, components: Components, segment: Segment) -> list[PILImage]:
+        """The picture, or a clip's frames."""
+        ...
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """Makes samples for training of conversations."""
+
+    def training_sample(self, components: Components, turns: Sequence[Turn]) -> Sample:
+        """A conversation whose answers are learned, in the format that ``chat`` uses."""
+        ...
+
+
+ABILITIES: dict[str, type] = {
+    "chat": Chats,
+    "generate_image": DrawsImages,
+    "edit": EditsImages,
+    "generate_video": DrawsVideos,
+    "training_samples": Trains,
+}
+"""What a pipeline may be asked to do, and the protocol of a front that can."""
