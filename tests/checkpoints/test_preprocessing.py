@@ -93,6 +93,7 @@ def test_newer_files_nest_it(folder):
         ({"image_std": [0.5, 0, 1]}, "image_std is [0.5, 0, 1]; accepted: a number, or three, above zero"),
         ({"image_mean": [0.5]}, "image_mean is [0.5]; accepted: a number, or three"),
         ({"rescale_factor": "1/255"}, "rescale_factor is '1/255'; accepted"),
+        ({"rescale_factor": 7e305}, "rescale_factor is 7e+305 with image_std"),
         ([1], "holds a list; expected an object"),
     ],
 )

@@ -6,6 +6,7 @@ It stands beside the weights; newer files of transformers have its entries as ``
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +154,9 @@ def normalisation(
     if not _given(entries, "do_normalize", True):
         means, stds = (0.0,) * 3, (1.0,) * 3
     found = {"mean": tuple(value / scale for value in means), "std": tuple(value / scale for value in stds)}
-    if not all(0 < value < math.inf for value in found["std"]):  # too small, or too large, for a float
-        raise ValueError(
-            f"{title(entries, 'rescale_factor')} is {factors[0]:g} with image_std {stds}; accepted: factors near 1 / 255"
-        )
+    if not all(sys.float_info.min <= value < math.inf for value in found["std"]):
+        said = f"{title(entries, 'rescale_factor')} is {factors[0]:g} with image_std {stds}"
+        raise ValueError(f"{said}; accepted: factors near 1 / 255")
     return found
 
 
