@@ -14,6 +14,11 @@ class Event(NamedTuple):
         sample: which of the request's samples, where it has several (``num_images``).
         content: a piece of text, a picture, or a clip's frames.
         step: of a picture that is not finished, the pass of 0, 1, ...; None where it is.
+
+    Examples:
+        >>> from mmblocks.pipelines import Event
+        >>> Event(0, 0, "a cat").step is None
+        True
     """
 
     request: int

@@ -28,6 +28,12 @@ class Settings:
 
     Raises:
         ValueError: an empty stop string.
+
+    Examples:
+        >>> from mmblocks import GREEDY, Generation
+        >>> from mmblocks.pipelines import Settings
+        >>> Settings(sampling=GREEDY).changed(Generation(max_tokens=64)).max_tokens
+        64
     """
 
     max_tokens: int | None = None
@@ -60,7 +66,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chat:
-    """An answer to messages; see ``Pipeline.chat``."""
+    """An answer to messages; see ``Pipeline.chat``.
+
+    Examples:
+        >>> from mmblocks.pipelines import Chat, Settings
+        >>> Chat([{"role": "user", "content": "hello"}], Settings(seed=0)).ability
+        'chat'
+    """
 
     messages: Sequence[Message]
     settings: Settings = field(default_factory=Settings)
@@ -74,7 +86,13 @@ class Chat:
 
 @dataclass(frozen=True)
 class GenerateImage:
-    """Images of a text; see ``Pipeline.generate_image``."""
+    """Images of a text; see ``Pipeline.generate_image``.
+
+    Examples:
+        >>> from mmblocks.pipelines import GenerateImage
+        >>> GenerateImage("a cat", size=(512, 768), num_images=2).num_samples
+        2
+    """
 
     prompt: str
     size: tuple[int, int] | None = None
@@ -98,7 +116,13 @@ class GenerateImage:
 
 @dataclass(frozen=True)
 class Edit:
-    """Images of images and a text; see ``Pipeline.edit``."""
+    """Images of images and a text; see ``Pipeline.edit``.
+
+    Examples:
+        >>> from mmblocks.pipelines import Edit
+        >>> Edit(["cat.jpg"], "make it night").num_samples
+        1
+    """
 
     pictures: Sequence[Picture]
     prompt: str
@@ -127,7 +151,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class GenerateVideo:
-    """A clip of a text; see ``Pipeline.generate_video``."""
+    """A clip of a text; see ``Pipeline.generate_video``.
+
+    Examples:
+        >>> from mmblocks.pipelines import GenerateVideo
+        >>> GenerateVideo("a cat jumps", num_frames=8).ability
+        'generate_video'
+    """
 
     prompt: str
     size: tuple[int, int] | None = None

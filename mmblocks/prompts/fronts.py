@@ -81,6 +81,13 @@ class CodesFront:
         num_images: how many images an answer may hold.
         head: the head of text and codes.
         max_images: in a conversation; None for any number.
+
+    Examples:
+        >>> from mmblocks.vocabulary import EMU3
+        >>> from mmblocks.prompts import ChatFormat, CodesFront
+        >>> front = CodesFront(format=ChatFormat(user="USER: {}", reply=" ASSISTANT:", stop=("<end>",)), codes=EMU3)
+        >>> front.num_images  # it reads images, and answers with text
+        0
     """
 
     format: ChatFormat

@@ -27,6 +27,11 @@ class Turn:
     Attributes:
         role: whose it is.
         content: text and pictures, in reading order; text is never empty.
+
+    Examples:
+        >>> from mmblocks.prompts import Turn
+        >>> Turn("user", ("what is", " this?")).text
+        'what is this?'
     """
 
     role: Role

@@ -35,6 +35,14 @@ class Components:
         text_tokenizer: of its text.
         image_tokenizer: between pictures and the codes or latents that it reads or writes; None where there are none.
         decoder: from what it writes to pixels, where that is not the image tokenizer's work.
+
+    Examples:
+        >>> from mmblocks import ByteTokenizer
+        >>> from mmblocks.models import Emu3
+        >>> from mmblocks.prompts import Components
+        >>> components = Components(Emu3(vocab_size=256, dim=16, num_layers=1, num_heads=2, mlp_dim=16), ByteTokenizer())
+        >>> components.image_tokenizer is None
+        True
     """
 
     model: MultimodalModel
@@ -52,6 +60,12 @@ class Request:
         grammar: what may be written.
         options: the published settings.
         unconditional: for guidance, the prompt of each further stream.
+
+    Examples:
+        >>> from mmblocks import Generation, TextGrammar, text
+        >>> from mmblocks.prompts import Request
+        >>> Request([text("1 + 1 = ")], TextGrammar(256), Generation(max_tokens=4)).unconditional
+        ()
     """
 
     prompt: Sample

@@ -54,6 +54,12 @@ class Emu3GenFront:
         options: how codes are sampled, and guided.
 
     Source: baaivision/Emu3, its example of image generation.
+
+    Examples:
+        >>> from mmblocks.models import Emu3GenFront
+        >>> front = Emu3GenFront(size=(512, 512))
+        >>> front.options.guidance
+        3.0
     """
 
     begin: str = "<|extra_203|>"
@@ -106,6 +112,12 @@ class Emu35Front:
         stop: special tokens that end an answer.
 
     Source: baaivision/Emu3.5.
+
+    Examples:
+        >>> from mmblocks.models import Emu35Front
+        >>> front = Emu35Front(task="howto", size=(64, 64))  # images of 1024 x 1024 pixels
+        >>> front.codes.codes.num_ids
+        131072
     """
 
     task: str = "story"
