@@ -250,6 +250,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "JointDenoiser": "joint_denoiser",
         "Emu3": "emu3.model",
         "Emu3GenFront": "emu3.front",
+        "JanusFront": "janus.front",
+        "ChameleonFront": "chameleon.front",
         "Emu35Front": "emu3.front",
         "NEO": "neo",
         "EVE1": "eve",

@@ -1,12 +1,14 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
 from mmblocks.models.acdit.model import ACDiT as ACDiT
+from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
 from mmblocks.models.emu3.front import Emu3GenFront as Emu3GenFront
 from mmblocks.models.emu3.front import Emu35Front as Emu35Front
 from mmblocks.models.emu3.model import Emu3 as Emu3
 from mmblocks.models.eve import EVE1 as EVE1
 from mmblocks.models.eve import EVE2 as EVE2
+from mmblocks.models.janus.front import JanusFront as JanusFront
 from mmblocks.models.janus.model import Janus as Janus
 from mmblocks.models.joint_denoiser import JointDenoiser as JointDenoiser
 from mmblocks.models.llamagen import LlamaGen as LlamaGen

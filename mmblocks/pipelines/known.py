@@ -114,7 +114,23 @@ def _reads(front: str, block: str, *ids: str) -> Known:
     return Known(front=f"models.chat_fronts:{front}", model=Source(block=block), ids=ids)
 
 
+def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
+    """A model whose repository holds its image tokenizer too."""
+    components = MappingProxyType({"image_tokenizer": Source(block=tokenizer)})
+    return Known(front=front, model=Source(block=block), ids=ids, components=components)
+
+
 KNOWN: dict[str, Known] = {
+    "janus": _own_tokenizer("models.janus.front:JANUS_FRONT", "Janus", "LlamaGenVQ", "deepseek-ai/Janus-1.3B"),
+    "janus-pro": _own_tokenizer("models.janus.front:JanusFront", "Janus", "LlamaGenVQ", "deepseek-*/Janus-Pro-*"),
+    "chameleon": _own_tokenizer("models.chameleon.front:ChameleonFront", "Chameleon", "ChameleonVQ", "facebook/chameleon-*"),
+    "anole": _own_tokenizer("models.chameleon.front:ANOLE_FRONT", "Chameleon", "ChameleonVQ", "*/Anole-7b-*-hf"),
+    "lumina-mgpt": Known(
+        front="models.chameleon.front:LUMINA_MGPT_FRONT",
+        model=Source(block="Chameleon"),
+        ids=("Alpha-VLLM/Lumina-mGPT-7B-768*",),
+        components=MappingProxyType({"image_tokenizer": Source(block="ChameleonVQ", id="facebook/chameleon-7b")}),
+    ),
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),

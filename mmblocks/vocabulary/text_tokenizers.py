@@ -218,6 +218,12 @@ class TokenizerFile:
         self._specials = {index for index, token in added.items() if token.special}
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @property
     def content(self) -> str:
         """What the file says, as JSON."""
         content: str = self._tokenizer.to_str()
