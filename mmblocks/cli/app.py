@@ -260,5 +260,71 @@ def embed(
     reporting.show(result if as_json else f"{target}: {shape[0]} vectors of {shape[1]} numbers", as_json)
 
 
+Front = Annotated[str | None, typer.Option("--front", help="Prompts and settings, where the name does not tell: see the docs.")]
+DType = Annotated[str | None, typer.Option("--dtype", help="Of the model, such as bfloat16.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture that the prompt is about; may be repeated.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens of an answer, at most.", min=1)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of all randomness.")]
+
+
+@app.command()
+def chat(
+    source: Source,
+    prompt: Annotated[str | None, typer.Argument(help="One message; without it each line typed is one.")] = None,
+    image: Images = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder for pictures of replies.")] = Path(),
+    front: Front = None,
+    revision: Revision = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    dtype: DType = None,
+    device: Device = "cpu",
+) -> None:
+    """Talk with a model, about pictures too."""
+    with reporting.one_sentence():
+        from mmblocks.cli import conversing
+
+        pictures = conversing.check_pictures(image or [])
+        if not out.is_dir():
+            raise FileNotFoundError(f"--out is {out}; accepted: a folder that is there")
+        pipe = conversing.load(source, front, revision, dtype, device)
+        conversing.converse(pipe, conversing.typed(prompt), pictures, out, {"max_tokens": max_tokens, "seed": seed})
+
+
+@app.command()
+def draw(
+    source: Source,
+    prompt: Annotated[str, typer.Argument(help="What is to be seen.")],
+    out: Annotated[Path, typer.Option("--out", help="The picture to write; of several, a number is added.", parser=_path)],
+    image: Images = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=1)] = 1,
+    front: Front = None,
+    revision: Revision = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    dtype: DType = None,
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Pictures of a text; with --image, of pictures and a text."""
+    with reporting.one_sentence():
+        from mmblocks.cli import conversing
+        from mmblocks.cli.pictures import save
+
+        files = conversing.check_out(out, num_images, force)
+        pictures, wanted = conversing.check_pictures(image or []), conversing.size_of(size)
+        pipe = conversing.load(source, front, revision, dtype, device)
+        options: dict[str, Any] = {"size": wanted, "num_images": num_images, "max_tokens": max_tokens, "seed": seed}
+        made = pipe.edit(pictures, prompt, **options) if pictures else pipe.generate_image(prompt, **options)
+        for picture, file in zip(made, files, strict=False):
+            save(picture, file)
+        if len(made) < num_images:
+            raise ValueError(f"{len(made)} of {num_images} pictures were finished; accepted: more tokens, with --max-tokens")
+    written = [str(file) for file in files]
+    reporting.show({"files": written} if as_json else "\n".join(written), as_json)
+
+
 def _count(number: int | None) -> str | None:
     return None if number is None else f"{number / 1e6:,.1f}M"

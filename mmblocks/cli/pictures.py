@@ -1,5 +1,6 @@
 """Images in and out of the commands."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -89,8 +90,21 @@ def reconstruct(block: Block, file: Path, target: Path, size: int | None, device
     pixels = tokenizer.preprocess(opened(file, str(file), size)).to(device)[None]
     again = tokenizer.decode(tokenizer.encode(pixels)).clamp(0, 1)
     error = (pixels.double() - again.double()).square().mean()
-    _picture(torch.cat([pixels[0], again[0]], dim=-1)).save(target)
+    save(_picture(torch.cat([pixels[0], again[0]], dim=-1)), target)
     return float(-10 * torch.log10(error.clamp(min=1e-12)))
+
+
+def save(picture: Image.Image, target: Path) -> None:
+    """Writes a picture in one step: a file of that name is whole, or not there."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            picture.save(file, format=Image.registered_extensions()[target.suffix.lower()])
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _picture(pixels: Tensor) -> Image.Image:
