@@ -1,6 +1,10 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
 from mmblocks.models.acdit.model import ACDiT as ACDiT
+from mmblocks.models.emu.images import EmuGen as EmuGen
+from mmblocks.models.emu.model import Emu as Emu
+from mmblocks.models.emu2.images import Emu2Gen as Emu2Gen
+from mmblocks.models.emu2.model import Emu2 as Emu2
 from mmblocks.models.emu3.model import Emu3 as Emu3
 from mmblocks.models.eve import EVE1 as EVE1
 from mmblocks.models.eve import EVE2 as EVE2
