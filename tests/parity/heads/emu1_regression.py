@@ -110,8 +110,6 @@ def finished(
     model: Any, prompts: list[list[Segment]], made: Tensor, form: EmuFormat, *, padding: Any
 ) -> Batch:  # of the models that generate so
     """The prompts, and all embeddings that were made but the last, as one batch."""
-    rows = [
-        [*prompt, text([form.begin]), vectors(one[:-1], input="embeddings")] for prompt, one in zip(prompts, made, strict=True)
-    ]
+    rows = [[*prompt, text([form.begin]), vectors(one[:-1], input="embeddings")] for prompt, one in zip(prompts, made, strict=True)]
     batch: Batch = model.batch_builder()(rows, padding=padding, learn=False)
     return batch
