@@ -127,8 +127,8 @@ def test_embeddings_are_constants_where_they_are_predicted() -> None:
 
 
 def test_an_image_at_the_very_beginning_has_no_first_loss() -> None:
-    model, (one, two) = emu(), images(2)
-    shown, learned = FORM.shown(one)[1], vectors(torch.randn(3, 16), input="embeddings", target="embeddings", weight=2.0)
+    model = emu()
+    shown, learned = FORM.shown(images()[0])[1], vectors(torch.randn(3, 16), input="embeddings", target="embeddings", weight=2.0)
     samples = [[text([9]), shown], [shown, text([10, 3]), learned]]
     for options in ({}, {"pack": 20}):
         output = model(model.batch_builder()(samples, **options))
@@ -176,7 +176,7 @@ def test_text_and_images_in_turn() -> None:
         wanted = 3 if scores.step % 3 == 2 else 9
         bonus = torch.zeros(24)
         bonus[wanted] = 100.0
-        return scores.logits + bonus[scores.start : scores.stop]
+        return scores.logits + bonus[scores.first :][: scores.logits.shape[-1]]
 
     grammar = model.image_grammar(FORM, num_images=2, stop=(2,))
     made = [one.segment for one in model.generate([prompts(FORM)[1]], grammar, Generation(max_tokens=16, hooks=(opens_images,)))]

@@ -147,8 +147,8 @@ def _with_lora(rules: tuple[Rule, ...], base: str) -> tuple[Rule, ...]:
             adapted.append(rule)
             continue
         theirs, ours = rule.theirs.removesuffix(".*").removesuffix(".weight"), rule.ours.removesuffix(".*").removesuffix(".weight")
-        adapters = {side: f"{theirs}.lora_{name}.default.weight" for side, name in (("narrow", "A"), ("widen", "B"))}
-        adapted.append(MergedLoRA(f"{theirs}.{base}weight", f"{ours}.weight", **adapters))
+        narrow, widen = (f"{theirs}.lora_{name}.default.weight" for name in "AB")
+        adapted.append(MergedLoRA(f"{theirs}.{base}weight", f"{ours}.weight", narrow=narrow, widen=widen))
     return tuple(adapted)
 
 

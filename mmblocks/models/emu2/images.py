@@ -6,7 +6,7 @@ Shapes: B images, H and W pixels.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from mmblocks.checkpoints.layouts.layout import Layout, Rule
 from mmblocks.checkpoints.layouts.published_config import only
 from mmblocks.checkpoints.layouts.rules import Arguments
 from mmblocks.configurable import parameters
+from mmblocks.heads.regression import RegressionHead
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler
 from mmblocks.models.emu.images import ENCODER, EmbeddingImages
 from mmblocks.models.emu.layout import frequencies
@@ -190,7 +191,7 @@ class Emu2Gen(EmbeddingImages):
     ) -> None:
         super().__init__()
         self.model, self.decoder = _model(model), _decoder(decoder)
-        width = self.model.latents.encoder.dim
+        width = cast(RegressionHead, self.model.outputs["embeddings"]).target_dim
         if self.decoder.condition_dim != width:
             found = self.decoder.condition_dim
             raise ValueError(f"the decoder reads conditions of width {found}; accepted: that of the embeddings, {width}")

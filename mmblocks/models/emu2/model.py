@@ -20,6 +20,7 @@ from mmblocks.embedders.encoder_embedder import EncoderEmbedder
 from mmblocks.embedders.text import TextEmbedding
 from mmblocks.heads.language import LMHead
 from mmblocks.heads.regression import RegressionHead
+from mmblocks.layers.towers.eva import EvaTower
 from mmblocks.models.emu.format import EmuFormat
 from mmblocks.models.emu.regressing import RegressingModel
 from mmblocks.models.emu2.format import EMU2
@@ -119,7 +120,7 @@ class Emu2(RegressingModel):
     ) -> None:
         (layers,) = _LLAMA(**llama)
         latents = Emu2Latents(num_tokens=num_tokens, **(vision or {}))
-        width = latents.encoder.dim
+        width = cast(EvaTower, latents.encoder).dim
         up = Emu2UpProjection(image_dim=width, dim=dim, num_tokens=None)  # one, wherever features are read
         image, frame = (PooledFeatures(latents=latents, num_tokens=count) for count in (num_tokens, frame_tokens))
         super().__init__(
