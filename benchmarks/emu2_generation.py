@@ -4,9 +4,9 @@
     python -m benchmarks.emu2_generation 1x100 --threads 1      # images x tokens of the prompt
 
 Both sides use the same ``Emu2`` with random weights. What they write is compared in float64: a random model that reads what it
-wrote multiplies any rounding from embedding to embedding, in float32 up to some hundredths at the last of them. The prompt is a text, after images where it is
-long enough for some, and the image tower is no part of what is timed: features are handed in. Upstream reads the prompt and the
-embeddings so far in every step; it tokenizes the prompt again too, which is left out here.
+wrote multiplies any rounding from embedding to embedding, in float32 up to some hundredths at the last of them. The prompt is a
+text, after images where it is long enough for some, and the image tower is no part of what is timed: features are handed in.
+Upstream reads the prompt and the embeddings so far in every step; it tokenizes the prompt again too, which is left out here.
 """
 
 from collections.abc import Callable
