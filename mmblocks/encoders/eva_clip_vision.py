@@ -38,6 +38,7 @@ class EVACLIPVision(Block):
         feature_layer: the block whose states are the features, from 0, or from the end.
         feature_norm: whether the features go through the final norm. The official "all features" do not, nor do Emu's.
         mean, std: what pixels are normalised with.
+        squash: whether ``preprocess`` squashes images whatever their aspect, as Emu does, and does not take their middle.
 
     Raises:
         ValueError: a share of patches outside [0, 1).
@@ -68,6 +69,7 @@ class EVACLIPVision(Block):
         feature_norm: bool = False,
         mean: tuple[float, ...] = CLIP_MEAN,
         std: tuple[float, ...] = CLIP_STD,
+        squash: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= patch_dropout < 1:
@@ -81,6 +83,7 @@ class EVACLIPVision(Block):
         self.feature_norm = feature_norm
         self.mean = mean
         self.std = std
+        self.squash = squash
         norm = self.tower.layer.norm_of
         self.norm = norm(self.dim) if pooling == "class" else nn.Identity()
         self.pool_norm = norm(self.dim) if pooling == "mean" else nn.Identity()
@@ -202,13 +205,13 @@ class EVACLIPVision(Block):
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:
         """The image as the official evaluation has it: resized (bicubic) to the shorter side, and the middle of it.
 
-        A tower for images that are no squares takes the whole image, squashed.
+        A tower for images that are no squares, or with ``squash``, takes the whole image, squashed.
 
         Source: baaivision/EVA, ``eva_clip/transform.py``.
         """
         height, width = self.tower.image_size
         image = rgb_of(image)
-        if height == width:
+        if height == width and not self.squash:
             return pixels_of(torchvision_square(image, height, PILImage.Resampling.BICUBIC))
         return pixels_of(image.resize((width, height), PILImage.Resampling.BICUBIC))
 

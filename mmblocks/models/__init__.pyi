@@ -3,6 +3,10 @@
 from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
+from mmblocks.models.emu.images import EmuGen as EmuGen
+from mmblocks.models.emu.model import Emu as Emu
+from mmblocks.models.emu2.images import Emu2Gen as Emu2Gen
+from mmblocks.models.emu2.model import Emu2 as Emu2
 from mmblocks.models.emu3.front import Emu3GenFront as Emu3GenFront
 from mmblocks.models.emu3.front import Emu35Front as Emu35Front
 from mmblocks.models.emu3.model import Emu3 as Emu3

@@ -84,8 +84,8 @@ class DiffusionDecoder(LatentGenerator):
 
         Args:
             conditions: what the images show: regressed embeddings, or an encoder's.
-            unconditional: what nothing looks like: for Emu2 the regressed embeddings of an empty prompt, or those of a black image.
-                Not needed where ``guidance`` is 1.
+            unconditional: what nothing looks like: for Emu2 the regressed embeddings of an empty prompt, or those of an image of
+                CLIP's mean colour (see ``Emu2Gen``). Not needed where ``guidance`` is 1.
             size: height and width in pixels; multiples of the autoencoder's step.
             guidance: 1 for the conditions as they are, more to exaggerate them.
             noise: the latents to begin with, of unit variance, in place of a generator.
