@@ -61,7 +61,7 @@ def two_numbers(generator: torch.Generator) -> dict[str, torch.Tensor]:
 def learned() -> JointDenoiser:
     model = tiny(shapes={"coin": (1, 1), "number": (1, 1)}, sampler=DiffusersSampler(**EULER.config | {"num_steps": 8}))
     optimizer, generator = torch.optim.Adam(model.parameters(), lr=2e-2), torch.Generator().manual_seed(3)
-    for _ in range(80):
+    for _ in range(120):
         loss = sum(loss.mean() for loss in model.loss(two_numbers(generator), generator=generator).values())
         optimizer.zero_grad()
         loss.backward()

@@ -5,7 +5,7 @@ Shapes: B rows, N tokens of all images that are made, C channels of a latent, h 
 
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Unpack, cast
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -40,8 +40,8 @@ class OmniGen(Block):
     pixels are encoded and decoded outside. A row is: the prompt, causal, each input image seeing all of itself; a token for the
     time; the image that is made, which sees everything.
 
-    It is a ``MultimodalModel``, its attribute ``model``, with inputs "text", "vision" (input images) and "noised", and a head "image".
-    Any of them may stand in another model, beside other inputs and heads.
+    The parts are those of its attribute ``model``, a ``MultimodalModel`` with inputs "text", "vision" (input images) and "noised"
+    and a head "image". Any of them may stand in another model, beside other inputs and heads.
 
     Args:
         vocab_size: text ids.
@@ -178,7 +178,7 @@ class OmniGen(Block):
             image_guidance: likewise, of the input images.
             num_steps: steps.
             shift: above 1 more of the steps are near noise, below 1 near data.
-            cache: "upstream" for a fault of the official code's cache: in its first step the image does not see itself nor the time.
+            cache: "upstream" for a fault of the official cache: in the first step the image sees neither itself nor the time.
             noise: what to start from, in place of a generator.
             generator: its source.
             trajectory: a list that (latents, guided velocities) of every step are appended to.
@@ -248,9 +248,8 @@ class OmniGen(Block):
         if noise is not None:
             return list(noise)
         like = self._head.output.predict.weight
-        return [
-            torch.randn(self.channels, *size, generator=generator, device=like.device, dtype=like.dtype) for size in sizes or ()
-        ]
+        alike: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
+        return [torch.randn(self.channels, *size, **alike) for size in sizes or ()]
 
     def _check(self, prompts: Sequence[Prompt], latents: Sequence[Tensor], t: Tensor) -> None:
         check_prompts(prompts, self.channels, self.patch_size)
