@@ -121,7 +121,7 @@ class MultimodalModel(Block):
             states = rows.new_zeros(len(pooled.values), rows.shape[1]).index_add(0, pooled.of, rows[pooled.places]) / count
             _join(token_losses, name, self._head(name).loss(states, pooled.values))
         for name, read in reads.items():
-            one = self._span_head(name).loss(rows[read.spans.states], read.spans, read.reading)
+            one = self._span_head(name).loss(rows.index_select(0, read.spans.states), read.spans, read.reading)
             _join(token_losses, name, _weighted(one, read.spans))
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)

@@ -105,9 +105,9 @@ class SpanWriter:
                 alike = () if layout_of(self.reader.model, str(one.head)).mixed else one.size
                 groups.setdefault((str(one.head), str(one.input), alike), {})[row] = one
         written: dict[int, WrittenSpan] = {}
-        for (*names, _), told in groups.items():
+        for (head, reads, _), told in groups.items():
             sources = tuple(self._source(row, states[row].num_images) for row in told)
-            written.update((yield from self._write(_Group(*names, told), grammars, states, newest, sources)))
+            written.update((yield from self._write(_Group(head, reads, told), grammars, states, newest, sources)))
         return written
 
     def num_tokens(self, grammar: Grammar, state: State) -> int:

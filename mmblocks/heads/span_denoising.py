@@ -277,7 +277,7 @@ class SpanDenoisingHead(Block):
 
     def _by_token(self, condition: Float[Tensor, "GS X"], spans: Spans) -> Float[Tensor, "G N X"]:
         streams = len(condition) // spans.num_spans if spans.num_spans else 1
-        return condition.unflatten(0, (streams, spans.num_spans))[:, spans.of]
+        return condition.unflatten(0, (streams, spans.num_spans)).index_select(1, spans.of)
 
     @property
     def _dtype(self) -> torch.dtype:

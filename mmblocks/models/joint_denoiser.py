@@ -21,7 +21,7 @@ from mmblocks.layers.diffusion.denoising_guidance import DenoisingGuidance, Line
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
 from mmblocks.layers.diffusion.noise_paths import FlowPath, NoisePath, TwoEndedPath
 from mmblocks.layers.losses.row_losses import check_shape
-from mmblocks.roles import check_role
+from mmblocks.roles import Trunk, check_role
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.masks import Everything
 from mmblocks.sequence.segments import vectors
@@ -99,7 +99,7 @@ class JointDenoiser(Block):
         self.guidance = cast(DenoisingGuidance, guidance)
         self.model = MultimodalModel(
             inputs={name: nn.Linear(shape[-1], dim) for name, shape in self.shapes.items()},
-            trunk=trunk,
+            trunk=cast(Trunk, trunk),
             outputs={
                 name: SpanDenoisingHead(dim=dim, channels=shape[-1], path=path, sampler=sampler, time="token", context="read")
                 for name, shape in self.shapes.items()

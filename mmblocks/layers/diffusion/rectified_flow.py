@@ -6,7 +6,7 @@ Shapes: N rows, C channels.
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
@@ -51,9 +51,9 @@ class RectifiedFlow(Block):
         if is_readable(t) and not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t lies in [{float(t.min()):g}, {float(t.max()):g}]; accepted: [0, 1], 0 is noise")
 
-    def net_time(self, t: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    def net_time(self, t: Real[Tensor, " N"]) -> Float[Tensor, " N"]:
         """The time itself."""
-        return t
+        return t.float()
 
     def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """Data with the noise of its time."""

@@ -83,9 +83,15 @@ class OmniGen(Block):
     ) -> None:
         super().__init__()
         self.patch_size, self.channels = patch_size, channels
-        sizes = {"dim": dim, "patch_size": patch_size, "channels": channels}
-        positions = {"dim": dim, "table_size": table_size, "base_size": base_size, "interpolation": interpolation}
-        noised, vision = (LinearPatchEmbedding(**sizes, positions=SinCosPositions(**positions)) for _ in range(2))
+        noised, vision = (
+            LinearPatchEmbedding(
+                dim=dim,
+                patch_size=patch_size,
+                channels=channels,
+                positions=SinCosPositions(dim=dim, table_size=table_size, base_size=base_size, interpolation=interpolation),
+            )
+            for _ in range(2)
+        )
         head = SpanDenoisingHead(
             dim=dim,
             channels=channels,
@@ -93,7 +99,7 @@ class OmniGen(Block):
             path=RectifiedFlow(),
             sampler=RectifiedFlow.sampler(),
             time="token",
-            output=VelocityHead(**sizes),
+            output=VelocityHead(dim=dim, patch_size=patch_size, channels=channels),
         )
         self.model = MultimodalModel(
             inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision, "noised": noised},
@@ -247,7 +253,7 @@ class OmniGen(Block):
             raise ValueError("sizes and noise are both given, or neither; accepted: one of them")
         if noise is not None:
             return list(noise)
-        like = self._head.output.predict.weight
+        like = next(self._head.output.parameters())
         alike: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
         return [torch.randn(self.channels, *size, **alike) for size in sizes or ()]
 
