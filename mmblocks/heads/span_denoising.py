@@ -230,7 +230,7 @@ class SpanDenoisingHead(Block):
         if noise is None:
             start = spans.normal(self.channels, generator=generator)
         else:
-            start = torch.cat([to_patches(noise[row].float(), self.span.patch) for row in spans.continues])
+            start = torch.cat([to_patches(noise[row].float(), self.span.patch) for row in spans.continues]).to(spans.device)
             check_shape("noise", start, (spans.num_tokens, self.channels))
         times = sampler.times(self.path).to(spans.device)
         steps = sampler.stepwise(start, self.path, generator=generator)

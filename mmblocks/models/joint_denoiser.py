@@ -35,6 +35,10 @@ class JointDenoiser(Block):
     Every token sees every other one. In the table a modality's index is the place of its name in ``shapes``: a ``RoutedDecoder``
     gives each its own weights.
 
+    The parts are those of its attribute ``model``, a ``MultimodalModel`` with an input and a ``SpanDenoisingHead`` for each
+    modality. Sampling has a loop of its own: all spans of a row move in the same step, and are guided by streams in which the
+    others are noise, while ``model.generate`` writes a row's spans one after the other.
+
     Args:
         trunk: embeddings and table to states, such as a ``Decoder``.
         dim: D.
