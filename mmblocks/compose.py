@@ -22,7 +22,7 @@ from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead
 from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
 from mmblocks.sequence.rows import Placed
-from mmblocks.sequence.spans import Conditions, Spans
+from mmblocks.sequence.spans import Conditions, Reading, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
@@ -121,14 +121,25 @@ class MultimodalModel(Block):
             states = rows.new_zeros(len(pooled.values), rows.shape[1]).index_add(0, pooled.of, rows[pooled.places]) / count
             _join(token_losses, name, self._head(name).loss(states, pooled.values))
         for name, read in reads.items():
-            one = self._span_head(name).loss(rows[read.spans.states], read.spans, read.reading)
+            one = self._span_head(name).loss(rows.index_select(0, read.spans.states), read.spans, read.reading)
             _join(token_losses, name, _weighted(one, read.spans))
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)
 
-    def hidden(self, batch: Batch, *, generator: Generator | None = None) -> Float[Tensor, "B L D"]:
-        """The trunk's states of all tokens."""
-        return self._states(batch, self._reads(batch, {}, generator))
+    def hidden(
+        self, batch: Batch, *, readings: Mapping[str, Reading] | None = None, generator: Generator | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """The trunk's states of all tokens.
+
+        Args:
+            batch: as ``batch_builder`` lays it out.
+            readings: by name of a head of whole spans, what is read at the spans that it learns; each head's ``corrupt`` says so if
+                None.
+            generator: source of randomness there.
+        """
+        if readings is None:
+            return self._states(batch, self._reads(batch, {}, generator))
+        return self._states(batch, {name: Read(spans, readings[name]) for name, spans in batch.spans.items()})
 
     def embed(self, batch: Batch, *, generator: Generator | None = None) -> Float[Tensor, "B L D"]:
         """What the trunk reads: every input's tokens in their places, zeros at padding.

@@ -199,6 +199,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "Placeholders": "regression",
         "MaskedTokenHead": "masked",
         "SpanDenoisingHead": "span_denoising",
+        "ModulatedOutput": "span_denoising",
         "MaskedCodesHead": "masked_spans",
         "MaskedVectorsHead": "masked_vectors",
         "PlaceholderHead": "placeholders",
@@ -280,6 +281,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "TokenShuffle": "reduction.token_folding",
         "TokenUnshuffle": "reduction.token_folding",
         "DiffusersSampler": "diffusion.denoising_samplers",
+        "RectifiedFlow": "diffusion.rectified_flow",
         "GatedCrossAttention": "attention.gated_cross_attention",
     },
     "generation": {

@@ -134,7 +134,11 @@ class Connector(Protocol):
 
 @runtime_checkable
 class Trunk(Protocol):
-    """Embeddings to hidden states: the part that lets tokens see each other."""
+    """Embeddings to hidden states: the part that lets tokens see each other.
+
+    One whose class says ``reads_total_length = True`` is also handed ``total_length`` while a model generates: how many tokens the
+    rows will have in the end, padding included, one number for each of the B rows.
+    """
 
     def __call__(
         self,
@@ -150,6 +154,11 @@ class Trunk(Protocol):
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache for ``batch`` rows of at most ``capacity`` tokens."""
         ...
+
+
+def reads_total_length(trunk: object) -> bool:
+    """Whether a trunk says that it is to be told how long rows will become."""
+    return bool(getattr(trunk, "reads_total_length", False))  # a trunk of one's own need not say anything
 
 
 @runtime_checkable

@@ -16,10 +16,10 @@ from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
 from mmblocks.generation.rereading import Rows, read_rows
-from mmblocks.generation.span_writing import Shown, SpanWriter
+from mmblocks.generation.span_writing import Shown, SpanWriter, more_tokens, most_leads
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
-from mmblocks.roles import AnyHead, Cache, Trunk
+from mmblocks.roles import AnyHead, Cache, reads_total_length
 from mmblocks.sequence.batches import NOTHING, Batch
 from mmblocks.sequence.pieces import NO_ID
 from mmblocks.sequence.segments import Segment
@@ -78,10 +78,12 @@ def generate_ids(
     guide = as_guidance(options.guidance)
     rows = check_prompt(prompt, guide.num_streams)
     grammars = _one_each(grammar, rows)
+    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
     states = tuple(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )
-    max_tokens = most_tokens(options, grammars, states)
+    max_tokens = most_tokens(options, grammars, states, model)
+    room = max_tokens + most_leads(model) if may_span else max_tokens - 1  # the last token is written but never read
     generator = options.generators_on(prompt.ids.device, rows)
     choose = Chooser(
         model.outputs,
@@ -92,11 +94,13 @@ def generate_ids(
         generator=generator,
     )
     choose.check(grammars, states)
-    reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
+    kept = model.trunk.new_cache(len(prompt.ids), prompt.ids.shape[1] + room) if cache is None else cache
+    _check_cache(cache, prompt, max_tokens)
+    told = _total_length(prompt, guide.num_streams, max(room, max_tokens)) if reads_total_length(model.trunk) else None
+    reader = Reader(model, kept, options.input, guide.num_streams, cache is None, told)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
-    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
-    write = SpanWriter(reader, tables, guide, options.generator, options.given, options.previews, may_span)
+    write = SpanWriter(reader, tables, guide, options, may_span)
     left = [max_tokens] * rows
     for step in range(max_tokens):
         states = tuple(DONE if room < write.num_tokens(g, s) else s for g, s, room in zip(grammars, states, left, strict=True))
@@ -151,12 +155,17 @@ def _one_each(grammar: Grammar | Sequence[Grammar], rows: int) -> list[Grammar]:
     return grammars
 
 
-def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequence[State]) -> int:
-    """Steps at most: as the options say, or as the longest row's grammar knows."""
+def most_tokens(options: Generation, grammars: Sequence[Grammar], states: Sequence[State], model: IdModel) -> int:
+    """Tokens at most: as the options say, or as the longest row's grammar knows."""
     if options.max_tokens is not None:
         return options.max_tokens
-    pairs = zip(grammars, states, strict=True)
-    known = [grammar.max_tokens(state) if isinstance(grammar, BoundedGrammar) else None for grammar, state in pairs]
+    known = [
+        None
+        if not isinstance(grammar, BoundedGrammar) or (bound := grammar.max_tokens(state)) is None
+        # Grammars count the values of a span, whose head knows how many tokens these are.
+        else bound + more_tokens(model, grammar, state)
+        for grammar, state in zip(grammars, states, strict=True)
+    ]
     unlimited = [row for row, tokens in enumerate(known) if tokens is None]
     if unlimited:
         raise ValueError(f"max_tokens is None, and the grammar sets rows {unlimited} no limit; accepted: a number of tokens")
@@ -202,16 +211,21 @@ def check_prompt(prompt: Batch, num_streams: int) -> int:
     return prompt.ids.shape[0] // num_streams
 
 
-def _check_cache(cache: Cache | None, trunk: Trunk, prompt: Batch, max_tokens: int) -> object:
-    """The cache given, or one that just fits: the last token is written but never read."""
+def _total_length(prompt: Batch, num_streams: int, more: int) -> Int[Tensor, " SB"]:
+    """How many tokens rows will have: as many as the longest of their stream, as if the stream were padded on its own."""
+    longest = (~prompt.table.is_padding).sum(dim=1).view(num_streams, -1).amax(dim=1)
+    return (longest + more).repeat_interleave(len(prompt.ids) // num_streams)
+
+
+def _check_cache(cache: Cache | None, prompt: Batch, max_tokens: int) -> None:
+    """Refuses a cache that is in use, or too small: the last token is written but never read."""
+    if cache is None:
+        return
     rows, length = prompt.ids.shape
     needed = length + max_tokens - 1
-    if cache is None:
-        return trunk.new_cache(rows, needed)
     if cache.length:
         raise ValueError(f"the cache holds {cache.length} tokens; accepted: an empty one for each generation")
     free = cache.free
     if cache.batch != rows or (free is not None and free < needed):
         fitting = f"{rows} rows (rows times streams) of {needed} tokens: a prompt of {length} and {max_tokens} more, less the last"
         raise ValueError(f"the cache has {cache.batch} rows of {free} tokens; accepted: {fitting}")
-    return cache

@@ -95,7 +95,7 @@ def beam_search(
     options.check_used("beam_search", "max_tokens", "input", "head")
     prompts = check_prompt(prompt, 1)
     starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
-    max_tokens = most_tokens(options, [grammar] * prompts, starts)
+    max_tokens = most_tokens(options, [grammar] * prompts, starts, model)
     id_head = some_id_head_of(model.outputs, options.head)
     lowest = ids_of(id_head)[0]
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)

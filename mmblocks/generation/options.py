@@ -35,6 +35,7 @@ class Generation:
         head: the head over ids; may be None where the model has one such head.
         given: by name, what heads that write whole spans are told of each row beside, such as a class: one entry for each row of
             all streams of guidance, stream after stream.
+        writing: by name of a head that writes whole spans, further arguments of its ``write``, such as noise or another sampler.
         previews: whether spans that heads write as wholes are handed out as they look in each pass, too.
         ends: told of each id of text that a row writes; True ends the row, such as at a stop string.
 
@@ -65,6 +66,7 @@ class Generation:
     input: str = "text"
     head: str | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    writing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     previews: bool = False
     ends: Callable[[int, int], bool] | None = None
 

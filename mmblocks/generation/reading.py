@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import Chosen
@@ -99,6 +99,7 @@ class Reader:
         input: the embedder of ids.
         num_streams: S.
         may_grow: whether the cache is the loop's own, and may be given more room.
+        total_length: how many tokens each row will have in the end, for a trunk that is to be told; None otherwise.
     """
 
     model: IdModel
@@ -106,6 +107,7 @@ class Reader:
     input: str
     num_streams: int
     may_grow: bool
+    total_length: Int[Tensor, " SB"] | None = None
 
     def read_prompt(self, prompt: Batch) -> Newest:
         """The prompt, of all streams."""
@@ -152,13 +154,17 @@ class Reader:
         *,
         conditions: Conditions | None = None,
         beside: dict[str, Tensor] | None = None,
+        rule: MaskRule | None = None,
     ) -> Float[Tensor, "SB L D"]:
-        """The states of these tokens, which are added to the cache."""
+        """The states of these tokens, which are added to the cache; ``rule`` takes the place of the model's."""
         # A cache of a trunk of one's own need not have either.
         mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
         self.make_room(embeds.shape[1])
-        mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
+        rule = rule or self.model.mask
+        mask = (rule or lowered) if mask_for is None else mask_for(table, rule, lowered)
         more: dict[str, Any] = {**(beside or {}), **({} if conditions is None else {"conditions": conditions})}
+        if self.total_length is not None:
+            more["total_length"] = self.total_length
         if run is not None and not more:
             states: Tensor = run(self.model.trunk, embeds, table, mask)
             return states

@@ -5,17 +5,19 @@ A pass that is not kept is forgotten, so that the cache of the prompt stays as i
 Shapes: B rows, S streams of guidance, SB rows of all streams, N tokens of the spans of a head, D width.
 """
 
+import math
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
 
 from mmblocks.generation.grammar import Described, Grammar, SpanGrammar, State
 from mmblocks.generation.guidance import Guidance, SpanGuide
-from mmblocks.generation.reading import Newest, Reader, SpanModel
+from mmblocks.generation.options import Generation
+from mmblocks.generation.reading import IdModel, Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
 from mmblocks.layers.spans import Read, conditions_of, embed_spans
 from mmblocks.roles import SpanHead
@@ -59,13 +61,11 @@ class WrittenSpan(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Rows whose next span the same head writes, in the same size."""
+    """Rows whose next span the same head writes, and what the grammar says of each."""
 
     head: str
     input: str
-    size: tuple[int, ...]
-    modality: int
-    rows: tuple[int, ...]
+    told: dict[int, Described]
 
 
 @dataclass
@@ -76,9 +76,7 @@ class SpanWriter:
         reader: lets the model read whose heads they are.
         tables: tables of what is read.
         guidance: how streams become one.
-        generator: source of randomness, or a seed; or one of these for each row.
-        given: by name, what heads are told of each of the SB rows beside.
-        previews: whether spans are shown as they look in each pass.
+        options: how rows are continued.
         possible: whether a grammar of the rows knows spans.
         seed: of the randomness of all spans; found when the first is written.
     """
@@ -86,11 +84,14 @@ class SpanWriter:
     reader: Reader
     tables: TableWriter
     guidance: Guidance
-    generator: Generator | int | Sequence[Generator | int] | None
-    given: Mapping[str, Tensor]
-    previews: bool
+    options: Generation
     possible: bool
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.options.writing if name not in self.reader.model.outputs]
+        if unknown:
+            raise ValueError(f"writing is for heads {unknown}; the model's heads: {list(self.reader.model.outputs)}")
 
     def __call__(
         self, grammars: Sequence[Grammar], states: Sequence[State], newest: Newest
@@ -98,15 +99,15 @@ class SpanWriter:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
         if not self.possible:
             return {}
-        wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
-        groups: dict[tuple[str, str, tuple[int, ...], int], list[int]] = {}
-        for row, one in wanted.items():
-            groups.setdefault((str(one.head), str(one.input), one.size, one.modality), []).append(row)
+        groups: dict[tuple[str, str, tuple[int, ...]], dict[int, Described]] = {}
+        for row, one in enumerate(map(_described, grammars, states)):
+            if one is not None and one.writes == "span":
+                alike = () if layout_of(self.reader.model, str(one.head)).mixed else one.size
+                groups.setdefault((str(one.head), str(one.input), alike), {})[row] = one
         written: dict[int, WrittenSpan] = {}
-        for names, rows in groups.items():
-            group = _Group(*names, tuple(rows))
-            sources = tuple(self._source(row, states[row].num_images) for row in rows)
-            written.update((yield from self._write(group, grammars, states, newest, sources)))
+        for (head, reads, _), told in groups.items():
+            sources = tuple(self._source(row, states[row].num_images) for row in told)
+            written.update((yield from self._write(_Group(head, reads, told), grammars, states, newest, sources)))
         return written
 
     def num_tokens(self, grammar: Grammar, state: State) -> int:
@@ -114,7 +115,7 @@ class SpanWriter:
         described = _described(grammar, state) if self.possible else None
         if described is None or described.writes != "span":
             return 1
-        return self._head(str(described.head))[1].count(described.size)
+        return layout_of(self.reader.model, str(described.head)).count(described.size)
 
     def _write(
         self,
@@ -124,19 +125,20 @@ class SpanWriter:
         newest: Newest,
         sources: tuple[Generator, ...],
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
-        head, layout = self._head(group.head)
-        chunk = _chunk(layout, grammars[group.rows[0]].describe(states[group.rows[0]]))
-        table = self.tables.block(dict.fromkeys(group.rows, chunk), len(grammars), noisy=layout.context == "clean")
-        spans = self._spans(layout, group, chunk)._replace(generators=sources)
+        layout = layout_of(self.reader.model, group.head)
+        head = cast(SpanHead, self.reader.model.outputs[group.head])
+        chunks = {row: _chunk(layout, one) for row, one in group.told.items()}
+        table = self.tables.block(chunks, len(grammars), noisy=layout.context == "clean")
+        spans = self._spans(layout, group, chunks)._replace(generators=sources)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
-        writing = head.write(spans, guide=guide, generator=sources[0])
+        writing = head.write(spans, guide=guide, generator=sources[0], **self.options.writing.get(group.head, {}))
         kept, index = False, 0
         values: Tensor | list[Tensor] = []
         try:
             one = next(writing)
             while True:
-                if self.previews and one.shown is not None:
-                    for row, values in zip(group.rows, _by_span(one.shown, spans), strict=True):
+                if self.options.previews and one.shown is not None:
+                    for row, values in zip(group.told, _by_span(one.shown, spans), strict=True):
                         yield Shown(row, Preview(span_grammar(grammars[row]).span(states[row], values), index))
                 index += 1
                 kept = kept or one.keep
@@ -144,10 +146,10 @@ class SpanWriter:
         except StopIteration as stop:
             values = stop.value
         if kept:
-            self.tables.count(table, dict.fromkeys(group.rows, 1), len(grammars))
+            self.tables.count(table, dict.fromkeys(group.told, 1), len(grammars))
         made = {}
-        for row, own in zip(group.rows, _by_span(values, spans), strict=True):
-            made[row] = WrittenSpan(span_grammar(grammars[row]).span(states[row], own), layout.count(group.size), kept)
+        for row, own, count in zip(group.told, _by_span(values, spans), spans.counts, strict=True):
+            made[row] = WrittenSpan(span_grammar(grammars[row]).span(states[row], own), count, kept)
         return made
 
     def _pass(self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest) -> Tensor:
@@ -162,7 +164,7 @@ class SpanWriter:
         if leads is not None:
             embeds = embeds.index_copy(1, spans.leads, leads.to(embeds.dtype))
         conditions = conditions_of([read], rows, length, streams)
-        hidden = self.reader.forward(embeds.view(-1, length, embeds.shape[-1]), table, conditions=conditions)
+        hidden = self.reader.forward(embeds.view(-1, length, embeds.shape[-1]), table, conditions=conditions, rule=one.mask)
         by_stream = hidden.view(streams, rows, length, -1)
         if layout.predicts == "next":  # the state before a span's first token is the row's newest
             before = torch.cat([newest.states.view(streams, rows, 1, -1), by_stream[:, :, :-1]], dim=2)
@@ -179,40 +181,34 @@ class SpanWriter:
             self.reader.forget(length)
         return states
 
-    def _head(self, name: str) -> tuple[SpanHead, SpanLayout]:
-        model = self.reader.model
-        if not isinstance(model, SpanModel):
-            raise TypeError(f"a span is to be written by a {type(model).__name__}; accepted: a model such as MultimodalModel")
-        if name not in model.outputs or not isinstance(head := model.outputs[name], SpanHead):
-            writers = [own for own in model.outputs if isinstance(model.outputs[own], SpanHead)]
-            raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {writers}")
-        return head, head.span
-
-    def _spans(self, layout: SpanLayout, group: _Group, chunk: Chunk) -> Spans:
-        """The spans of the group, as tokens of the first stream's rows."""
-        length, count, lead = chunk.num_tokens, chunk.num_tokens - layout.lead, layout.lead
-        begins = torch.tensor(group.rows)[:, None] * length
-        places = (begins + torch.arange(lead, length)).flatten()
+    def _spans(self, layout: SpanLayout, group: _Group, chunks: Mapping[int, Chunk]) -> Spans:
+        """The spans of the group, as tokens of the first stream's rows, which end together."""
+        length, lead = max(chunk.num_tokens for chunk in chunks.values()), layout.lead
+        begins = {row: (row + 1) * length - chunk.num_tokens for row, chunk in chunks.items()}
+        places = torch.cat([torch.arange(begin + lead, (row + 1) * length) for row, begin in begins.items()])
         spans = Spans(
             input=group.input,
-            sizes=(group.size,) * len(group.rows),
-            counts=(count,) * len(group.rows),
-            grid=chunk.grid[lead:].repeat(len(group.rows), 1),
+            sizes=tuple(one.size for one in group.told.values()),
+            counts=tuple(chunk.num_tokens - lead for chunk in chunks.values()),
+            grid=torch.cat([chunk.grid[lead:] for chunk in chunks.values()]),
             places=places,
-            leads=(begins + torch.arange(lead)).flatten(),
+            leads=torch.cat([torch.arange(begin, begin + lead) for begin in begins.values()]),
             states=places,
             values=None,
-            given={name: self._given(name, group.rows) for name in self.given},
+            given={name: self._given(name, list(chunks)) for name in self.options.given},
             weight=None,
+            continues=tuple(chunks),
+            patch=layout.patch,
         )
         return spans.to(self.tables.order.device)
 
     def _source(self, row: int, index: int) -> Generator:
         """The randomness of a row's span, which follows from the seed, the row and how many spans it has written."""
-        if isinstance(self.generator, Sequence):
-            own, row = self._seed(self.generator[row]), 0  # as if the row stood alone
+        source = self.options.generator
+        if isinstance(source, Sequence):
+            own, row = self._seed(source[row]), 0  # as if the row stood alone
         else:
-            own = self.seed = self._seed(self.generator) if self.seed is None else self.seed
+            own = self.seed = self._seed(source) if self.seed is None else self.seed
         mixed = (own * 1_000_003 + row) * 1_000_003 + index
         return Generator(self.tables.order.device).manual_seed(mixed % 2**63)
 
@@ -221,10 +217,43 @@ class SpanWriter:
         device = source.device if isinstance(source, Generator) else "cpu"
         return source if isinstance(source, int) else int(torch.randint(2**62, (), generator=source, device=device))
 
-    def _given(self, name: str, rows: tuple[int, ...]) -> Tensor:
+    def _given(self, name: str, rows: list[int]) -> Tensor:
         """What is given of some rows, stream after stream."""
-        values = self.given[name]
-        return values.unflatten(0, (self.reader.num_streams, -1))[:, list(rows)].flatten(0, 1)
+        values = self.options.given[name]
+        return values.unflatten(0, (self.reader.num_streams, -1))[:, rows].flatten(0, 1)
+
+
+def layout_of(model: IdModel, name: str) -> SpanLayout:
+    """The layout of the head of that name.
+
+    Raises:
+        TypeError: a model whose heads write no spans.
+        ValueError: another head.
+    """
+    if not isinstance(model, SpanModel):
+        raise TypeError(f"a span is to be written by a {type(model).__name__}; accepted: a model such as MultimodalModel")
+    writers = span_layouts(model)
+    if name not in writers:
+        raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {list(writers)}")
+    return writers[name]
+
+
+def span_layouts(model: IdModel) -> dict[str, SpanLayout]:
+    """The layouts of all heads of whole spans, by name."""
+    return {name: head.span for name in model.outputs if isinstance(head := model.outputs[name], SpanHead)}
+
+
+def most_leads(model: IdModel) -> int:
+    """How many tokens of the head's own come before a span, at most."""
+    return max((layout.lead for layout in span_layouts(model).values()), default=0)
+
+
+def more_tokens(model: IdModel, grammar: Grammar, state: State) -> int:
+    """How many tokens more than values a row writes next; below 0 for fewer."""
+    described = _described(grammar, state)
+    if described is None or described.writes != "span":
+        return 0
+    return layout_of(model, str(described.head)).count(described.size) - math.prod(described.size)
 
 
 def _described(grammar: Grammar, state: State) -> Described | None:
@@ -250,6 +279,8 @@ def _by_span(values: Tensor | list[Tensor], spans: Spans) -> Iterator[Tensor]:
     """What was written, span by span."""
     if isinstance(values, list):
         return iter(values)
+    if spans.patch > 1:
+        return (one.flatten(0, -2) for one in spans.maps(values))
     count = [int(torch.Size(size).numel()) for size in spans.sizes]
     return iter(values.split(list(spans.counts) if len(values) == spans.num_tokens else count))
 

@@ -18,6 +18,7 @@ from mmblocks.heads.output_mapper import OutputMapper as OutputMapper
 from mmblocks.heads.placeholders import PlaceholderHead as PlaceholderHead
 from mmblocks.heads.regression import Placeholders as Placeholders
 from mmblocks.heads.regression import RegressionHead as RegressionHead
+from mmblocks.heads.span_denoising import ModulatedOutput as ModulatedOutput
 from mmblocks.heads.span_denoising import SpanDenoisingHead as SpanDenoisingHead
 from mmblocks.heads.vocabularies import ModalityLMHead as ModalityLMHead
 from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead

@@ -4,10 +4,11 @@ Shapes: N tokens of all spans, S spans, G streams, D width of the trunk, C chann
 """
 
 from collections.abc import Generator as Coroutine
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
@@ -16,30 +17,54 @@ from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, Stepp
 from mmblocks.layers.diffusion.noise_paths import FlowPath, NoisePath, TwoEndedPath
 from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.roles import check_role
-from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
+from mmblocks.sequence.masks import MaskRule
+from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans, to_patches
 from mmblocks.support.checks import check_finite, check_range
 
 
-class ModulatedOutput(nn.Module):
+class ModulatedOutput(Block):
     """A norm that a condition shifts and scales, and a linear map.
 
     Args:
         dim: D.
         channels: of the output.
+        own_time: whether it embeds times itself (OmniGen); otherwise the condition is that of the tokens.
 
     Source: DiT (arXiv 2212.09748), whose last layer it is.
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.heads import ModulatedOutput
+        >>> output = ModulatedOutput(dim=16, channels=4, own_time=True)
+        >>> moves = output.moves(torch.tensor([0.5]), None)
+        >>> tuple(output.predicted(torch.randn(6, 16), moves).shape)
+        (6, 4)
     """
 
-    def __init__(self, dim: int, channels: int) -> None:
+    def __init__(self, *, dim: int, channels: int, own_time: bool = False) -> None:
         super().__init__()
+        self.time = TimeEmbedding(dim) if own_time else None
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(dim, dim, 2)
         self.predict = nn.Linear(dim, channels)
 
-    def forward(self, hidden: Float[Tensor, "*G N D"], condition: Float[Tensor, "*told N D"]) -> Float[Tensor, "*G N C"]:
+    def moves(self, time: Num[Tensor, "*S"], condition: Float[Tensor, "_ D"] | None) -> Float[Tensor, "*told D2"]:
+        """How states are shifted and scaled at these times, or under these conditions."""
+        return self.modulation(condition if self.time is None else self.time(time))
+
+    def predicted(self, hidden: Float[Tensor, "*N D"], moves: Float[Tensor, "*told D2"]) -> Float[Tensor, "*N C"]:
         """States to predictions."""
-        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        shift, scale = moves.chunk(2, dim=-1)
         return self.predict(modulate(self.norm(hidden), shift, scale))
+
+
+class _Corrupted(NamedTuple):
+    """What the loss is told of noised values: these, the noise, each token's time, and what the network was told of each span."""
+
+    x: Float[Tensor, "N C"]
+    noise: Float[Tensor, "N C"]
+    times: Num[Tensor, " N"]
+    told: Num[Tensor, " S"]
 
 
 class SpanDenoisingHead(Block):
@@ -56,16 +81,17 @@ class SpanDenoisingHead(Block):
         sampler: ``layers.diffusion.denoising_samplers``; 25 of Euler's steps if None.
         time: how the trunk is told the time: "added" to the span's tokens (Transfusion, BAGEL), as a "token" before them (OmniGen),
             or as a "condition" of its layers (DiT, ACDiT), which clean copies have none of.
-        output: a "linear" map of the states, or one after a norm "modulated" by the time (DiT, OmniGen).
+        output: a "linear" map of the states, one after a norm "modulated" by the time (DiT), or a ``ModulatedOutput`` (OmniGen).
         num_classes: of a class that samples give each span, ``given={"label": 3}``, which is added to its time; one more stands for
             none. 0 for no classes.
         attends: whether a token attends to its whole "span", or in "causal" order.
         context: see ``SpanLayout``: "read" lets the tokens after a span attend to it as it was noised, as Transfusion does.
         scale: values are multiplied by this before they are noised, and divided by it when they are written.
+        patch: see ``SpanLayout``: a token then has patch * patch * C channels.
 
     Raises:
         TypeError: a path or a sampler that lacks a method.
-        ValueError: options out of their range, or a path whose network gives a variance too.
+        ValueError: options out of their range, an output of another width, or a path whose network gives a variance too.
 
     Source: Transfusion (arXiv 2408.11039), OmniGen (arXiv 2409.11340), BAGEL (arXiv 2505.14683).
 
@@ -103,16 +129,16 @@ class SpanDenoisingHead(Block):
         path: Block | None = None,
         sampler: Block | None = None,
         time: Literal["added", "token", "condition"] = "added",
-        output: Literal["linear", "modulated"] = "linear",
+        output: Literal["linear", "modulated"] | ModulatedOutput = "linear",
         num_classes: int = 0,
         attends: Literal["span", "causal"] = "span",
         context: Literal["clean", "read"] = "clean",
         scale: float = 1.0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        if time not in ("added", "token", "condition") or output not in ("linear", "modulated"):
-            accepted = "'added', 'token' or 'condition', and 'linear' or 'modulated'"
-            raise ValueError(f"time is {time!r}, output {output!r}; accepted: {accepted}")
+        if time not in ("added", "token", "condition"):
+            raise ValueError(f"time is {time!r}; accepted: 'added', 'token' or 'condition'")
         if scale == 0 or num_classes < 0:
             raise ValueError(f"scale is {scale}, num_classes {num_classes}; accepted: a scale other than 0, classes of 0 or more")
         path = path or FlowPath()
@@ -122,11 +148,13 @@ class SpanDenoisingHead(Block):
         self.path, self.sampler = cast(TwoEndedPath, path), cast(SteppedSampler, sampler)
         if self.path.num_outputs != 1:
             raise ValueError(f"path gives {self.path.num_outputs} values per channel; accepted: 1")
-        self.span = SpanLayout(writes="vectors", attends=attends, context=context, lead=int(time == "token"))
-        self.channels, self.told, self.num_classes, self.scale = channels, time, num_classes, scale
+        lead = int(time == "token")
+        self.span = SpanLayout(writes="vectors", attends=attends, context=context, lead=lead, patch=patch, mixed=True)
+        self.channels = channels * patch * patch
+        self.told, self.num_classes, self.scale = time, num_classes, scale
         self.time = TimeEmbedding(dim)
         self.classes = nn.Embedding(num_classes + 1, dim) if num_classes else None
-        self.output: nn.Module = ModulatedOutput(dim, channels) if output == "modulated" else nn.Linear(dim, channels)
+        self.output = _output(output, dim, self.channels)
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -134,7 +162,7 @@ class SpanDenoisingHead(Block):
         self,
         spans: Spans,
         *,
-        t: Int[Tensor, " S"] | None = None,
+        t: Num[Tensor, " S"] | None = None,
         noise: Float[Tensor, "N C"] | None = None,
         generator: Generator | None = None,
     ) -> Reading:
@@ -160,13 +188,13 @@ class SpanDenoisingHead(Block):
             noise = torch.empty_like(x).normal_(generator=generator)
         check_shape("noise", noise, tuple(x.shape))
         times = spans.per_token(t)
-        condition = self._condition(self.path.net_time(t), spans)
-        return self._reading(self.path.corrupt(x, noise, times), condition, spans)._replace(learned=(x, noise, times, condition))
+        told = self.path.net_time(t)
+        return self.reading(self.path.corrupt(x, noise, times), told, spans)._replace(learned=_Corrupted(x, noise, times, told))
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
         """The path's loss of each token, the mean over its channels, in float32."""
-        x, noise, times, condition = reading.learned
-        return self.path.losses(self._predicted(hidden, condition, spans), x, noise, times)
+        x, noise, times, told = cast(_Corrupted, reading.learned)
+        return self.path.losses(self.predicted(hidden, told, spans), x, noise, times)
 
     def finished(self, spans: Spans) -> Reading:
         """Values at the cleanest time."""
@@ -174,26 +202,54 @@ class SpanDenoisingHead(Block):
         if self.told == "condition":
             return Reading(values=x.to(self._dtype))
         clean = self.path.net_time(torch.full((spans.num_spans,), self.path.ends[0], device=x.device))
-        return self._reading(x, self._condition(clean, spans._replace(given={})), spans)
+        return self.reading(x, clean, spans._replace(given={}))
 
     def write(
-        self, spans: Spans, *, guide: Guide, generator: Generator | None = None
+        self,
+        spans: Spans,
+        *,
+        guide: Guide,
+        sampler: SteppedSampler | None = None,
+        noise: Sequence[Tensor] | None = None,
+        mask: MaskRule | None = None,
+        trajectory: list[tuple[Tensor, Tensor]] | None = None,
+        generator: Generator | None = None,
     ) -> Coroutine[Pass, Float[Tensor, "G N D"], Tensor]:
-        """Noise to values, in the sampler's steps."""
-        told = self.sampler.times(self.path).to(spans.device)
-        steps = self.sampler.stepwise(spans.normal(self.channels, generator=generator), self.path, generator=generator)
+        """Noise to values, in the sampler's steps.
+
+        Args:
+            spans: what is written.
+            guide: predictions of all streams to one.
+            sampler: in place of the head's own.
+            noise: what the image of each row of the prompt begins with, as values are, in place of random noise.
+            mask: which tokens attend to which in the first pass, in place of the model's rule.
+            trajectory: a list that (noised values, guided prediction) of each step are appended to, in rows.
+            generator: source of randomness.
+        """
+        sampler = sampler or self.sampler
+        if noise is None:
+            start = spans.normal(self.channels, generator=generator)
+        else:
+            start = torch.cat([to_patches(noise[row].float(), self.span.patch) for row in spans.continues]).to(spans.device)
+            check_shape("noise", start, (spans.num_tokens, self.channels))
+        times = sampler.times(self.path).to(spans.device)
+        steps = sampler.stepwise(start, self.path, generator=generator)
         try:
             x, step = next(steps)
             while True:
-                condition = self._condition(told[step].expand(spans.num_spans), spans)
-                hidden = yield Pass(self._reading(x, condition, spans), shown=x / self.scale)
-                x, step = steps.send(guide(self._predicted(hidden, condition, spans).float()))
+                told = times[step].expand(spans.num_spans)
+                hidden = yield Pass(self.reading(x, told, spans), shown=x / self.scale, mask=mask if step == 0 else None)
+                guided = guide(self.predicted(hidden, told, spans).float())
+                if trajectory is not None:
+                    trajectory.append((x, guided))
+                x, step = steps.send(guided)
         except StopIteration as stop:
             made: Tensor = stop.value
         return made / self.scale
 
-    def _reading(self, x: Tensor, condition: Tensor, spans: Spans) -> Reading:
-        values = x.to(self._dtype)
+    def reading(self, x: Float[Tensor, "N C"], time: Num[Tensor, " S"], spans: Spans) -> Reading:
+        """What the trunk reads of noised values; ``time`` is what the network is told of each span."""
+        values, condition = x.to(self._dtype), self._condition(time, spans)
         if self.told == "token":
             return Reading(values=values, leads=condition)
         if self.told == "condition":
@@ -211,17 +267,29 @@ class SpanDenoisingHead(Block):
         check_range("label", labels, self.num_classes + 1, ", the last for no class")
         return told.repeat(len(labels) // max(len(told), 1), 1) + self.classes(labels)
 
-    def _predicted(self, hidden: Tensor, condition: Tensor, spans: Spans) -> Float[Tensor, "*G N C"]:
+    def predicted(self, hidden: Float[Tensor, "*G N D"], time: Num[Tensor, " S"], spans: Spans) -> Float[Tensor, "*G N C"]:
+        """What the path asks for, of the states at the tokens of spans that were told these times."""
         if not isinstance(self.output, ModulatedOutput):
-            predicted: Tensor = self.output(hidden)
-            return predicted
-        told = self._by_token(condition, spans)
-        return self.output(hidden, told if hidden.ndim == 3 else told[0])
+            return cast(Tensor, self.output(hidden))
+        condition = self._condition(time, spans) if self.output.time is None else None
+        moves = self._by_token(self.output.moves(time, condition), spans)
+        return self.output.predicted(hidden, moves if hidden.ndim == 3 else moves[0])
 
-    def _by_token(self, condition: Float[Tensor, "GS D"], spans: Spans) -> Float[Tensor, "G N D"]:
+    def _by_token(self, condition: Float[Tensor, "GS X"], spans: Spans) -> Float[Tensor, "G N X"]:
         streams = len(condition) // spans.num_spans if spans.num_spans else 1
-        return condition.unflatten(0, (streams, spans.num_spans))[:, spans.of]
+        return condition.unflatten(0, (streams, spans.num_spans)).index_select(1, spans.of)
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.output.parameters()).dtype
+
+
+def _output(output: str | ModulatedOutput, dim: int, channels: int) -> nn.Linear | ModulatedOutput:
+    """The part that predicts."""
+    if isinstance(output, ModulatedOutput):
+        if output.predict.out_features != channels:
+            raise ValueError(f"output gives {output.predict.out_features} channels a token; accepted: {channels}")
+        return output
+    if output not in ("linear", "modulated"):
+        raise ValueError(f"output is {output!r}; accepted: 'linear', 'modulated', or a ModulatedOutput")
+    return ModulatedOutput(dim=dim, channels=channels) if output == "modulated" else nn.Linear(dim, channels)

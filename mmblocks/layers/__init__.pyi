@@ -5,6 +5,7 @@ from mmblocks.layers.attention.query_transformer import QFormer as QFormer
 from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler as DiffusersSampler
+from mmblocks.layers.diffusion.rectified_flow import RectifiedFlow as RectifiedFlow
 from mmblocks.layers.images.grid_positions import LearnedPositions as LearnedPositions
 from mmblocks.layers.images.grid_positions import SinCosPositions as SinCosPositions
 from mmblocks.layers.losses.balance import LossBalance as LossBalance

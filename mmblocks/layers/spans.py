@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmblocks.roles import AnyEmbedder
+from mmblocks.roles import AnyEmbedder, Embedder
 from mmblocks.sequence.spans import Conditions, Reading, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.support.named import Named
@@ -54,7 +54,7 @@ def embed_spans(inputs: Named[AnyEmbedder], read: Read, streams: int = 1) -> tup
     if reading.values is not None:
         if spans.input not in inputs:
             raise ValueError(f"spans have input {spans.input!r}; the model's inputs: {list(inputs)}")
-        embeds = _by_stream("values", vectors_of(inputs[spans.input](reading.values)), streams, count)
+        embeds = _by_stream("values", _embedded(inputs[spans.input], spans, reading.values), streams, count)
     if reading.added is not None:
         added = _by_stream("added", reading.added, streams, count)
         if embeds is None:
@@ -71,6 +71,14 @@ def embed_spans(inputs: Named[AnyEmbedder], read: Read, streams: int = 1) -> tup
             f"a head gave {'no' if leads is None else 'own'} tokens for {len(spans.leads)} places; accepted: one for each"
         )
     return embeds, leads
+
+
+def _embedded(embedder: AnyEmbedder, spans: Spans, values: Tensor) -> Float[Tensor, "M D"]:
+    """Rows as they are, or as maps (C, height, width) for an embedder of images; one run of rows a stream, or one for all."""
+    if not isinstance(embedder, Embedder) or not spans.num_tokens:
+        return vectors_of(embedder(values))
+    maps = [one.movedim(-1, 0) for run in values.split(spans.num_tokens) for one in spans.maps(run)]
+    return vectors_of(embedder(maps))
 
 
 def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Conditions | None:

@@ -6,21 +6,25 @@ modalities jointly, some of them given others, or one alone.
 Shapes: B rows, C channels of a modality's tokens, D width, N values of all modalities that are sampled.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.diffusion.adaln import TimeEmbedding
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.compose import MultimodalModel
+from mmblocks.heads.span_denoising import SpanDenoisingHead
 from mmblocks.layers.diffusion.denoising_guidance import DenoisingGuidance, LinearGuidance, check_scales
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, TokenSampler
 from mmblocks.layers.diffusion.noise_paths import FlowPath, NoisePath, TwoEndedPath
 from mmblocks.layers.losses.row_losses import check_shape
-from mmblocks.roles import check_role
+from mmblocks.roles import Trunk, check_role
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.masks import Everything
+from mmblocks.sequence.segments import vectors
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.support.checks import check_finite
 
@@ -30,6 +34,10 @@ class JointDenoiser(Block):
 
     Every token sees every other one. In the table a modality's index is the place of its name in ``shapes``: a ``RoutedDecoder``
     gives each its own weights.
+
+    The parts are those of its attribute ``model``, a ``MultimodalModel`` with an input and a ``SpanDenoisingHead`` for each
+    modality. Sampling has a loop of its own: all spans of a row move in the same step, and are guided by streams in which the
+    others are noise, while ``model.generate`` writes a row's spans one after the other.
 
     Args:
         trunk: embeddings and table to states, such as a ``Decoder``.
@@ -59,6 +67,14 @@ class JointDenoiser(Block):
         {'image': (2, 2, 3, 4)}
     """
 
+    former: ClassVar[Layout | None] = Layout(
+        "joint denoiser until version 0.2",
+        (
+            Rule("embed.{name}.*", "model.inputs.{name}.*"),
+            Rule("time.{name}.*", "model.outputs.{name}.time.*"),
+            Rule("output.{name}.*", "model.outputs.{name}.output.*"),
+        ),
+    )
     path: TwoEndedPath
     sampler: TokenSampler
     guidance: DenoisingGuidance
@@ -83,14 +99,17 @@ class JointDenoiser(Block):
         check_role(path, NoisePath, "path")
         check_role(sampler, TokenSampler, "sampler")
         check_role(guidance, DenoisingGuidance, "guidance")
-        self.path = cast(TwoEndedPath, path)
-        if self.path.num_outputs != 1:
-            raise ValueError(f"path gives {self.path.num_outputs} values per channel; accepted: 1")
-        self.sampler, self.guidance = cast(TokenSampler, sampler), cast(DenoisingGuidance, guidance)
-        self.trunk = trunk
-        self.time = nn.ModuleDict({name: TimeEmbedding(dim) for name in shapes})
-        self.embed = nn.ModuleDict({name: nn.Linear(shape[-1], dim) for name, shape in self.shapes.items()})
-        self.output = nn.ModuleDict({name: nn.Linear(dim, shape[-1]) for name, shape in self.shapes.items()})
+        self.path, self.sampler = cast(TwoEndedPath, path), cast(TokenSampler, sampler)
+        self.guidance = cast(DenoisingGuidance, guidance)
+        self.model = MultimodalModel(
+            inputs={name: nn.Linear(shape[-1], dim) for name, shape in self.shapes.items()},
+            trunk=cast(Trunk, trunk),
+            outputs={
+                name: SpanDenoisingHead(dim=dim, channels=shape[-1], path=path, sampler=sampler, time="token", context="read")
+                for name, shape in self.shapes.items()
+            },
+        )
+        self._laid: Batch | None = None  # of as many rows as were read last
 
     def forward(self, values: Mapping[str, Tensor], times: Mapping[str, Num[Tensor, " B"]]) -> dict[str, Tensor]:
         """Predictions of the path's target, (B, *axes, C) each.
@@ -104,17 +123,14 @@ class JointDenoiser(Block):
         """
         rows = self._rows(values)
         self._check_names("times", times)
-        tokens = []
         for name in self.shapes:
             check_shape(f"times[{name!r}]", times[name], (rows,))
-            embedded = self.embed[name](values[name].flatten(1, -2))
-            tokens += [self.time[name](times[name])[:, None], embedded]
-        hidden = self.trunk(torch.cat(tokens, dim=1), self.table(rows, tokens[0].device))
-        parts = hidden.split([1 + math.prod(shape[:-1]) for shape in self.shapes.values()], dim=1)
-        return {
-            name: self.output[name](states[:, 1:]).view(rows, *shape)
-            for states, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
+        batch = self._batch(values)
+        told = {name: (self._head(name), spans, times[name]) for name, spans in batch.spans.items()}
+        readings = {name: head.reading(spans.rows(), time, spans) for name, (head, spans, time) in told.items()}
+        hidden = self.model.hidden(batch, readings=readings).flatten(0, 1)
+        found = {name: head.predicted(hidden[spans.states], time, spans) for name, (head, spans, time) in told.items()}
+        return {name: value.view(rows, *self.shapes[name]) for name, value in found.items()}
 
     def loss(
         self,
@@ -136,22 +152,17 @@ class JointDenoiser(Block):
             ValueError: names, shapes or times that do not fit, or values that are not finite (checked on CPU).
         """
         rows = self._rows(values)
-        for given, what in ((t, "t"), (noise, "noise")):
-            if given is not None:
-                self._check_names(what, given)
-        data, times, noises, noised = {}, {}, {}, {}
+        chosen: dict[str, dict[str, Tensor]] = {name: {} for name in self.shapes}
+        for what, handed_in in (("t", t), ("noise", noise)):
+            if handed_in is not None:
+                self._check_names(what, handed_in)
+                for name, value in handed_in.items():
+                    check_shape(f"{what}[{name!r}]", value, (rows,) if what == "t" else (rows, *self.shapes[name]))
+                    chosen[name][what] = value if what == "t" else value.flatten(0, -2)
         for name, value in values.items():
             check_finite(name, value)
-            data[name] = value.flatten(1).float()
-            times[name] = self.path.sample_times(rows, value.device, generator) if t is None else t[name]
-            check_shape(f"t[{name!r}]", times[name], (rows,))
-            self.path.check_times(times[name])
-            added = torch.empty_like(value).normal_(generator=generator) if noise is None else noise[name]
-            check_shape(f"noise[{name!r}]", added, tuple(value.shape))
-            noises[name] = added.flatten(1).float()
-            noised[name] = self.path.corrupt(data[name], noises[name], times[name]).view(value.shape).to(value.dtype)
-        found = self(noised, {name: self.path.net_time(time) for name, time in times.items()})
-        return {name: self.path.losses(found[name].flatten(1), data[name], noises[name], times[name]) for name in values}
+        losses = self.model(self._batch(values), given=chosen, generator=generator).token_losses
+        return {name: losses[name].view(rows, -1).mean(dim=1) for name in values}
 
     @torch.no_grad()
     def sample(
@@ -201,15 +212,23 @@ class JointDenoiser(Block):
 
     def table(self, rows: int, device: torch.device | str = "cpu") -> TokenTable:
         """What the tokens are: of each modality its time, then its values; all in one step."""
-        places, owner = [], []
-        for index, shape in enumerate(self.shapes.values()):
-            axes = (1,) * (4 - len(shape)) + shape[:-1]
-            grid = torch.stack(torch.meshgrid(*(torch.arange(size) for size in axes), indexing="ij"), dim=-1).view(-1, 3)
-            places.append(torch.cat([torch.zeros(1, 3, dtype=torch.long), grid]))
-            owner += [index] * (1 + len(grid))
-        modality = torch.tensor(owner).repeat(rows, 1)
-        table = TokenTable.text(rows, len(owner))._replace(modality=modality, span=modality)
-        return table._replace(order=torch.zeros_like(modality), grid=torch.cat(places).repeat(rows, 1, 1)).to(device)
+        return self._batch({name: torch.zeros(rows, *shape) for name, shape in self.shapes.items()}).table.to(device)
+
+    def _head(self, name: str) -> SpanDenoisingHead:
+        return cast(SpanDenoisingHead, self.model.outputs[name])
+
+    def _batch(self, values: Mapping[str, Tensor]) -> Batch:
+        """A span for each modality of each row, in the order of ``shapes``, all of which attend to each other."""
+        first = next(iter(values.values()))
+        if self._laid is None or self._laid.ids.shape[0] != len(first) or self._laid.ids.device != first.device:
+            named = enumerate(self.shapes.items())
+            sample = [vectors(torch.zeros(shape), input=name, target=name, modality=index) for index, (name, shape) in named]
+            with torch.inference_mode(False):  # gradients may flow in a later call
+                batch = self.model.batch_builder()([sample] * len(first)).to(first.device)
+                table = batch.table._replace(order=torch.zeros_like(batch.table.order))
+                self._laid = batch._replace(table=table, mask=Everything())
+        spans = {name: own._replace(values=values[name].flatten(0, -2)) for name, own in self._laid.spans.items()}
+        return self._laid._replace(spans=spans)
 
     def _streams(
         self,
@@ -228,9 +247,8 @@ class JointDenoiser(Block):
             values = {name: kept.get(name, known.get(name, noise[name])) for name in self.shapes}
             times = {name: time if name in kept else cleanest if name in known else noisiest for name in self.shapes}
             streams.append((values, times))
-        dtype = next(iter(self.embed.values())).get_parameter("weight").dtype
         rows = len(next(iter(noise.values())))
-        values = {name: torch.cat([stream[name].to(dtype) for stream, _ in streams]) for name in self.shapes}
+        values = {name: torch.cat([stream[name] for stream, _ in streams]) for name in self.shapes}
         times = {name: torch.stack([told[name].float() for _, told in streams]).repeat_interleave(rows) for name in self.shapes}
         found = {name: value.float().chunk(len(streams)) for name, value in self(values, times).items()}
         return [{name: found[name][index] for name in found} for index in range(len(streams))]
@@ -251,7 +269,7 @@ class JointDenoiser(Block):
         return given, names
 
     def _noise(self, rows: int, noise: Mapping[str, Tensor], generator: Generator | None) -> dict[str, Tensor]:
-        device = next(iter(self.embed.values())).get_parameter("weight").device
+        device = next(self.model.inputs.parameters()).device
         if not {*noise} <= {*self.shapes}:
             raise ValueError(f"noise has {list(noise)}; accepted: names of {list(self.shapes)}")
         made = {}

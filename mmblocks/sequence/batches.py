@@ -221,9 +221,9 @@ class BatchBuilder:
         if reads_pixels and unread and segment.target not in self.spans and segment.target in self.heads:
             accepted = f"a head of whole spans, of {list(self.spans)}"
             raise ValueError(f"sample {index} has an image as target of {segment.target!r}; accepted: {accepted}")
-        if isinstance(segment, Vectors) and segment.input in self.layouts:
-            found = f"sample {index} has vectors for input {segment.input!r}, which reads images"
-            raise ValueError(f"{found}; accepted: an input that reads vectors")
+        if isinstance(segment, Vectors) and segment.input in self.layouts and segment.target not in (None, *self.spans):
+            found = f"sample {index} has vectors as target of {segment.target!r} for input {segment.input!r}, which reads images"
+            raise ValueError(f"{found}; accepted: a head of whole spans, of {list(self.spans)}, or an input that reads vectors")
         if known is not None and not unread and segment.input not in known:
             what = "embedders of images" if reads_pixels else "inputs"
             raise ValueError(f"sample {index} has input {segment.input!r}; the model's {what}: {list(known)}")

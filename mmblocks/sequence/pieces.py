@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmblocks.sequence.spans import SpanLayout
+from mmblocks.sequence.spans import SpanLayout, to_patches
 from mmblocks.vocabulary.grid_sizes import places_of
 
 NO_ID = -1
@@ -121,7 +121,7 @@ def span_grid(layout: SpanLayout, size: tuple[int, ...]) -> Int[Tensor, "n 3"]:
     if layout.scales is not None:
         grid = torch.cat([raster_grid(scale) for scale in layout.scales])
     else:
-        grid = raster_grid(size if layout.num_tokens is None else (layout.num_tokens,))
+        grid = raster_grid(layout.grid(size) if layout.num_tokens is None else (layout.num_tokens,))
     return torch.cat([torch.zeros(layout.lead, 3, dtype=torch.long), grid])
 
 
@@ -172,6 +172,11 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
         raise ValueError(f"head {body.target!r} was given a span without values; accepted: vectors, codes, or an image")
     if layout.whole and layout.writes != "pixels":
         values = values.reshape(*body.size, *values.shape[1:])
+    if layout.patch > 1:
+        if not torch.equal(body.grid, raster_grid(body.size)):
+            raise ValueError(f"values for head {body.target!r} have an order; accepted: none, since it takes them in patches")
+        layout.grid(body.size)
+        values = to_patches(values.view(*body.size, -1), layout.patch)
     count = layout.count(body.size)
     rows = len(values) if layout.num_tokens is None and not layout.whole else count
     if rows != count:
@@ -196,7 +201,7 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
 def _grid(body: Piece, layout: SpanLayout) -> Int[Tensor, "n 3"]:
     """Places of the tokens; where each has a value, in the order of the values."""
     grid = span_grid(layout, body.size)
-    if layout.whole or layout.num_tokens is not None or layout.scales is not None:
+    if layout.whole or layout.num_tokens is not None or layout.scales is not None or layout.patch > 1:
         return grid
     return torch.cat([grid[: layout.lead], body.grid])
 

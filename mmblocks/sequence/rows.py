@@ -222,4 +222,5 @@ def _spans(name: str, entries: list[tuple[Laid, SpanPart]]) -> Spans:
         values=values if layout.whole or layout.num_tokens is not None else torch.cat(values),
         given={said: torch.stack([span.given[said] for _, span in entries]) for said in entries[0][1].given},
         weight=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
+        patch=layout.patch,
     )

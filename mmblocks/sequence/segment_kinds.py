@@ -169,7 +169,9 @@ class Vectors:
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def piece(self, tokenizer: TextTokenizer | None, layouts: dict[str, ImageLayoutRule]) -> Piece:
-        """The segment's tokens, one a vector."""
+        """The segment's tokens: one a vector, or as many as an embedder of images makes of a map of them."""
+        if self.input in layouts and self.target is None:
+            return self._map(layouts[self.input])
         size = tuple(self.values.shape[:-1])
         grid = raster_grid(size)
         everything = torch.ones(len(grid), dtype=torch.bool)
@@ -190,6 +192,13 @@ class Vectors:
             size=size,
             given=dict(self.given),
         )
+
+    def _map(self, layout: ImageLayoutRule) -> Piece:
+        if self.values.ndim != 3 or self.order is not None:
+            found = f"vectors of shape {tuple(self.values.shape)}, {'no' if self.order is None else 'an'} order"
+            raise ValueError(f"input {self.input!r} reads images, and was given {found}; accepted: (H, W, D) without an order")
+        pixels = self.values.movedim(-1, 0)
+        return Image(pixels, self.input, self.bidirectional, modality=self.modality).piece(None, {self.input: layout})
 
 
 @dataclass(frozen=True)

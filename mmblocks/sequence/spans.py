@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Generator, Tensor
+
+from mmblocks.sequence.masks import MaskRule
 
 Guide = Callable[..., Tensor]
 """(predictions of all streams (G, N, X), strength=1.0) -> the guided prediction (N, X); strength 0 is that of the first stream."""
@@ -35,6 +38,8 @@ class SpanLayout:
         scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
             before it.
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
+        patch: rows and columns of values that a token takes together, such as 2 for 2 x 2 latents.
+        mixed: whether spans of several sizes are written together; otherwise those of each size on their own.
 
     Raises:
         ValueError: options that do not go together.
@@ -54,6 +59,8 @@ class SpanLayout:
     lead: int = 0
     scales: tuple[tuple[int, int], ...] | None = None
     whole: bool = False
+    patch: int = 1
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -69,12 +76,42 @@ class SpanLayout:
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
             raise ValueError(f"scales is {self.scales}, num_tokens {self.num_tokens}; accepted: at least one scale, and None")
+        own = self.whole or self.scales is not None or self.num_tokens is not None
+        if self.patch < 1 or (self.patch > 1 and (own or self.writes != "vectors")):
+            raise ValueError(f"patch is {self.patch}; accepted: 1, or more where a token stands for vectors of its own place")
 
     def count(self, size: tuple[int, ...]) -> int:
         """Tokens of a span whose values have this size."""
         if self.scales is not None:
             return sum(rows * columns for rows, columns in self.scales)
-        return math.prod(size) if self.num_tokens is None else self.num_tokens
+        return math.prod(self.grid(size)) if self.num_tokens is None else self.num_tokens
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Patches along each axis of values of this size.
+
+        Raises:
+            ValueError: rows or columns that are no multiple of the patch.
+        """
+        if self.patch == 1:
+            return size
+        if len(size) < 2 or any(side % self.patch for side in size[-2:]):
+            raise ValueError(f"values have size {size}; accepted: rows and columns that are multiples of {self.patch}")
+        return (*size[:-2], *(side // self.patch for side in size[-2:]))
+
+
+def to_patches(values: Shaped[Tensor, "*grid C"], patch: int) -> Shaped[Tensor, "N C2"]:
+    """Values as one row a token, each with all of its patch: row by row, channels last."""
+    if patch == 1:
+        return values.flatten(0, -2)
+    return rearrange(values, "... (h p) (w q) c -> (... h w) (p q c)", p=patch, q=patch)
+
+
+def from_patches(rows: Shaped[Tensor, "N C2"], size: tuple[int, ...], patch: int) -> Shaped[Tensor, "*grid C"]:
+    """The way back, to values of that size."""
+    if patch > 1:
+        sides = {"h": size[-2] // patch, "w": size[-1] // patch, "p": patch, "q": patch}
+        rows = rearrange(rows, "(t h w) (p q c) -> t (h p) (w q) c", **sides)
+    return rows.reshape(*size, -1)
 
 
 class Spans(NamedTuple):
@@ -92,6 +129,8 @@ class Spans(NamedTuple):
         given: by name, what samples say of each span beside, (S, ...), such as a class.
         weight: of each span's losses; None for 1.
         generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
+        continues: the row of the prompt that each continues while it is written.
+        patch: of the layout.
 
     Examples:
         >>> import torch
@@ -116,6 +155,8 @@ class Spans(NamedTuple):
     given: dict[str, Tensor]
     weight: Float[Tensor, " S"] | None
     generators: tuple[Generator, ...] = ()
+    continues: tuple[int, ...] = ()
+    patch: int = 1
 
     @property
     def num_spans(self) -> int:
@@ -145,6 +186,10 @@ class Spans(NamedTuple):
     def split(self, values: Shaped[Tensor, "N *rest"]) -> list[Tensor]:
         """What belongs to each token, span by span."""
         return list(values.split(self.counts))
+
+    def maps(self, rows: Shaped[Tensor, "N C2"]) -> list[Shaped[Tensor, "*grid C"]]:
+        """Values at the tokens, span by span, as samples have them."""
+        return [from_patches(own, size, self.patch) for own, size in zip(self.split(rows), self.sizes, strict=True)]
 
     def normal(self, *shape: int, generator: Generator | None = None) -> Float[Tensor, "N *shape"]:
         """Normal random numbers for each token, in float32: of each span from its own source, or all of them from ``generator``."""
@@ -221,7 +266,8 @@ class Reading(NamedTuple):
     """What the trunk reads at the tokens of some spans.
 
     Attributes:
-        values: what the spans' embedder reads, one row a token: noised vectors, or ids with hidden ones; None for nothing.
+        values: what the spans' embedder reads, one row a token: noised vectors, or ids with hidden ones; None for nothing. An
+            embedder of images is handed each span's rows as one map of vectors.
         added: added to what the embedder makes of them, or all that is read where ``values`` is None.
         alone: True where ``added`` takes the place of what the embedder makes; None for nowhere.
         leads: what is read at the head's own tokens, span by span.
@@ -252,6 +298,7 @@ class Pass(NamedTuple):
         keep: whether it stays in the cache; otherwise it is forgotten, and the finished span is read anew.
         part: which tokens of each span are read, (first, stop); all of them if None.
         shown: the values as they look now, for a picture of the progress; None where there is nothing to look at.
+        mask: which tokens attend to which in this pass, in place of the model's rule.
 
     Examples:
         >>> import torch
@@ -264,3 +311,4 @@ class Pass(NamedTuple):
     keep: bool = False
     part: tuple[int, int] | None = None
     shown: Tensor | list[Tensor] | None = None
+    mask: MaskRule | None = None

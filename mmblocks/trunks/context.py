@@ -6,7 +6,7 @@ Shapes: B batch, L new tokens, T all tokens of a row, N = B * L tokens sorted by
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mmblocks.layers.attention.attend import Prepared, prepare
@@ -68,7 +68,7 @@ class ForwardContext:
         hooks: TrunkHooks | None = None,
         groups: RowGroups | None = None,
         positions: PositionScheme | None = None,
-        total_length: int | None = None,
+        total_length: int | Int[Tensor, " B"] | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
         conditions: TokenConditions | None = None,
     ) -> None:

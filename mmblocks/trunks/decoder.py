@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
@@ -127,7 +127,7 @@ class Decoder(Block):
         mask: Mask | MaskRule | None = None,
         hooks: TrunkHooks | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
-        total_length: int | None = None,
+        total_length: int | Int[Tensor, " B"] | None = None,
         conditions: Conditions | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm.
@@ -139,8 +139,8 @@ class Decoder(Block):
             mask: a form found beforehand, a user's own rule, or None for the table's rule.
             hooks: functions that read or change states, attention weights and heads on the way.
             images: what cross-attention layers read, such as a ``PerceiverResampler`` makes of each image of a row.
-            total_length: tokens that rows will have in the end, padding included, for angles that follow from it; those read so far
-                if None.
+            total_length: tokens that rows will have in the end, padding included, for angles that follow from it: of all rows or of
+                each; those read so far if None.
             conditions: what layers with a modulation are told of tokens; without them nothing is modulated. ``of`` may have fewer
                 columns, one for each of as many runs of equal length: (B, 1) where it is the same in a whole row.
 
@@ -164,7 +164,7 @@ class Decoder(Block):
         mask: Mask | MaskRule | None = None,
         hooks: TrunkHooks | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
-        total_length: int | None = None,
+        total_length: int | Int[Tensor, " B"] | None = None,
         conditions: Conditions | None = None,
     ) -> ForwardContext:
         """What the layers share in a pass over these tokens, which are noted in the cache; arguments as of ``forward``."""

@@ -210,6 +210,13 @@ def test_new_transform(monkeypatch):
     assert dict(layout.convert({"a": torch.arange(3)}, {}))["b"].tolist() == [2, 1, 0]
 
 
+def test_a_placeholder_may_stand_for_a_name():
+    layout = Layout("x", (Rule("time.{name}.mlp.{}.*", "heads.{name}.time.{}.*"),))
+    assert layout.to_ours("time.my_image.mlp.2.weight") == ("heads.my_image.time.2.weight",)
+    assert layout.to_theirs("heads.caption.time.0.bias") == ("time.caption.mlp.0.bias",)
+    assert layout.to_ours("time.an.image.mlp.2.weight") is None
+
+
 def test_tables_that_make_no_sense():
     for theirs, ours in (("a.{}", "b"), ("a.{}.*", "b.{}"), ("a.*", "b.{}")):
         with pytest.raises(ValueError, match="do not have the same placeholders"):

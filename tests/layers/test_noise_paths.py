@@ -7,6 +7,7 @@ from mmblocks.layers.diffusion.denoising_samplers import AncestralSampler
 from mmblocks.layers.diffusion.learned_variance import LearnedVariancePath
 from mmblocks.layers.diffusion.noise_paths import DiffusionPath, FlowPath
 from mmblocks.layers.diffusion.noise_schedules import spaced_steps
+from mmblocks.layers.diffusion.rectified_flow import RectifiedFlow
 
 
 def test_orthus_schedule_is_that_of_diffusers() -> None:
@@ -29,6 +30,21 @@ def test_flow_table_is_that_of_diffusers() -> None:
     for shift in (1.0, 3.0):
         theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
         torch.testing.assert_close(FlowPath(shift=shift).sigmas.float(), theirs.sigmas)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_a_rectified_flow_leads_to_the_data_in_steps_that_may_be_shifted(shift: float) -> None:
+    path = RectifiedFlow()
+    sampler = path.sampler(num_steps=5, shift=shift)
+    even = torch.linspace(0, 1, 6)[:5]
+    torch.testing.assert_close(sampler.times(path), even / (even + shift - shift * even))
+    x, noise, t = torch.randn(5, 2), torch.randn(5, 2), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])
+    noised = path.corrupt(x, noise, t)
+    torch.testing.assert_close((noised[0], noised[4]), (noise[0], x[4]))
+    assert path.losses(x - noise, x, noise, t).tolist() == [0.0] * 5
+    torch.testing.assert_close(sampler.sample(lambda noised, step: x - noise, noise, path), x)
+    with pytest.raises(ValueError, match=r"t lies in \[-0.5, 0.5\]; accepted: \[0, 1\], 0 is noise"):
+        path.check_times(torch.tensor([-0.5, 0.5]))
 
 
 def test_noise_prediction_leads_back_to_the_data() -> None:

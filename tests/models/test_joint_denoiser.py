@@ -15,8 +15,8 @@ TRUNK = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 24}
 EULER = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=4)
 
 
-def tiny(**options) -> JointDenoiser:
-    torch.manual_seed(0)
+def tiny(seed: int = 0, **options) -> JointDenoiser:
+    torch.manual_seed(seed)
     return JointDenoiser(**{"trunk": Decoder(**TRUNK), "dim": 16, "shapes": SHAPES, "sampler": EULER} | options)
 
 
@@ -59,7 +59,7 @@ def two_numbers(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def learned() -> JointDenoiser:
-    model = tiny(shapes={"coin": (1, 1), "number": (1, 1)}, sampler=DiffusersSampler(**EULER.config | {"num_steps": 8}))
+    model = tiny(3, shapes={"coin": (1, 1), "number": (1, 1)}, sampler=DiffusersSampler(**EULER.config | {"num_steps": 8}))
     optimizer, generator = torch.optim.Adam(model.parameters(), lr=2e-2), torch.Generator().manual_seed(3)
     for _ in range(80):
         loss = sum(loss.mean() for loss in model.loss(two_numbers(generator), generator=generator).values())

@@ -1,6 +1,7 @@
 """OmniGen: rows of any size, guidance, the cache; against diffusers."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmblocks import Generation
 from mmblocks.configurable import parameters
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
+from mmblocks.layers.diffusion.rectified_flow import RectifiedFlow
 from mmblocks.layers.images.grid_positions import SinCosPositions
 from mmblocks.models.omnigen.model import OmniGen
 from mmblocks.models.omnigen.phi3_config import phi3_config
-from mmblocks.models.omnigen.prompt import join, output_table, prompt_rows
+from mmblocks.models.omnigen.prompt import one_image, output, segments
 from mmblocks.models.omnigen.trunk import Phi3Decoder
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.tokens import TokenTable
 
 LONGROPE = {"type": "longrope", "factor": 32.0, "max_position": 12, "short_factor": (1.0, 1.1), "long_factor": (1.5, 3.0)}
 TEXT = torch.tensor([1, 7, 3])
+EULER = RectifiedFlow.sampler(num_steps=2)
 
 
 def tiny(**options) -> OmniGen:
@@ -52,8 +56,9 @@ def test_a_padded_batch_equals_single_rows() -> None:
 
 def test_who_sees_whom() -> None:
     """Two words, an image of two tokens, a word; the time; an image of one token."""
-    rows = prompt_rows([[torch.tensor([1, 2]), torch.zeros(2, 4, 2), torch.tensor([3])]], 2, torch.device("cpu"))
-    seen = visible(join(rows.table, output_table(rows.table, [(2, 2)], 2)))[0].int().tolist()
+    prompt = [torch.tensor([1, 2]), torch.zeros(2, 4, 2), torch.tensor([3])]
+    batch = tiny().model.batch_builder()([[*segments(prompt), output(torch.zeros(2, 2, 2))]])
+    seen = visible(batch.table)[0].int().tolist()
     assert seen == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -68,13 +73,30 @@ def test_who_sees_whom() -> None:
 @pytest.mark.parametrize("branches", [1, 2, 3])
 @pytest.mark.parametrize("long", [False, True])
 def test_sampling_is_the_same_without_a_cache(branches, long) -> None:
+    """Euler's steps over whole rows: each branch on its own, padded to its own longest prompt."""
     model = tiny(rope_scaling={**LONGROPE, "max_position": 12 if long else 100})
-    others = {1: {}, 2: {"unconditional": [[torch.tensor([2])]] * 3}, 3: {}}[branches]
-    if branches == 3:
-        others = {"unconditional": [[torch.tensor([2])]] * 3, "images_only": [[torch.zeros(2, 2, 4)]] * 3}
-    made = [model.sample(prompts(), noise=latents(), num_steps=3, shift=2.0, cache=mode, **others) for mode in ("prompt", "none")]
-    for cached, whole in zip(*made, strict=True):
-        torch.testing.assert_close(cached, whole, atol=1e-4, rtol=1e-4)
+    text, images = {"unconditional": [[torch.tensor([2])]] * 3}, {"images_only": [[torch.zeros(2, 2, 4)]] * 3}
+    others = [{}, text, text | images][branches - 1]
+    cached = model.sample(prompts(), noise=latents(), num_steps=3, shift=2.0, **others)
+    x, sigmas = latents(), model.sigmas(3, 2.0)
+    for now, after in pairwise(sigmas):
+        c, *rest = (model(group, x, now.expand(3)) for group in [prompts(), *others.values()])
+        if branches == 1:
+            guided = c
+        elif branches == 2:
+            guided = [u + 2.5 * (c - u) for c, u in zip(c, *rest, strict=True)]
+        else:
+            guided = [u + 1.6 * (i - u) + 2.5 * (c - i) for c, u, i in zip(c, *rest, strict=True)]
+        x = [one + (after - now) * velocity for one, velocity in zip(x, guided, strict=True)]
+    for one, whole in zip(cached, x, strict=True):
+        torch.testing.assert_close(one, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_former_way_of_sampling_warns() -> None:
+    options = {"noise": latents(), "num_steps": 1}
+    with pytest.warns(FutureWarning, match="cache='none' is 'prompt' now"):
+        former = tiny().sample(prompts(), cache="none", **options)
+    assert all(torch.equal(a, b) for a, b in zip(former, tiny().sample(prompts(), **options), strict=True))
 
 
 def test_upstreams_cache_differs_from_the_first_step_on() -> None:
@@ -146,19 +168,18 @@ def test_diffusers_gives_the_same(tmp_path) -> None:
     ours = OmniGen.from_pretrained(tmp_path)
 
     for prompt, values in zip(prompts(), latents(), strict=True):
-        rows = prompt_rows([prompt], 2, torch.device("cpu"))
-        table = join(rows.table, output_table(rows.table, [tuple(values.shape[1:])], 2))
-        ids = torch.zeros(rows.table.shape, dtype=torch.long).index_put((torch.tensor(0), rows.id_places), rows.ids)
-        spans, places = [], rows.image_places.tolist()
-        for image in rows.images:
-            count = image.shape[1] * image.shape[2] // 4
-            spans.append([places[0], places[0] + count])
-            places = places[count:]
+        batch = ours.model.batch_builder()([[*segments(prompt), output(values)]])
+        table, before = batch.table, len(batch.ids[0]) - 1 - batch.spans["image"].num_tokens
+        spans, place = [], 0
+        for item in prompt:
+            count = item.shape[1] * item.shape[2] // 4 if item.is_floating_point() else len(item)
+            spans += [[place, place + count]] if item.is_floating_point() else []
+            place += count
         (wanted,) = theirs(
             hidden_states=values[None],
             timestep=torch.tensor([0.4]),
-            input_ids=ids,
-            input_img_latents=[image[None] for image in rows.images],
+            input_ids=batch.ids[:, :before].clamp(min=0),
+            input_img_latents=[item[None] for item in prompt if item.is_floating_point()],
             input_image_sizes={0: spans} if spans else {},
             attention_mask=visible(table).long(),
             position_ids=torch.arange(table.shape[1])[None],
@@ -166,6 +187,25 @@ def test_diffusers_gives_the_same(tmp_path) -> None:
         )
         (made,) = ours([prompt], [values], torch.tensor([0.4]))
         torch.testing.assert_close(made, wanted[0], atol=1e-5, rtol=1e-4)
+
+
+def test_generate_gives_what_sample_gives() -> None:
+    """The parts alone, without OmniGen's own methods: an image from the seed, whatever stands beside it."""
+    model = tiny().model
+    grammars = [one_image((4, 6)), one_image((2, 2)), one_image((6, 2))]
+    told = [segments(prompt) for prompt in prompts()]
+    together = dict(model.generate(told, grammars, Generation(generator=3, writing={"image": {"sampler": EULER}})))
+    first = dict(model.generate(told[:1], grammars[:1], Generation(generator=3, writing={"image": {"sampler": EULER}})))
+    assert together[0].values.shape == (4, 6, 2)
+    torch.testing.assert_close(first[0].values, together[0].values, atol=1e-5, rtol=1e-5)
+    noise = [segment.values for _, segment in sorted(together.items())]
+    handed_in = {"sampler": EULER, "noise": noise}
+    made = dict(model.generate(told, grammars, Generation(writing={"image": handed_in})))
+    wanted = tiny().sample(prompts(), noise=[one.movedim(-1, 0) for one in noise], num_steps=2)
+    for row, image in enumerate(wanted):
+        torch.testing.assert_close(made[row].values.movedim(-1, 0), image)
+    with pytest.raises(ValueError, match=r"writing is for heads \['text'\]"):
+        list(model.generate(told, grammars, Generation(writing={"text": {}})))
 
 
 ONE = [torch.zeros(2, 2, 2)]
@@ -235,7 +275,7 @@ def test_the_table_of_positions_follows_the_config_and_is_that_of_the_file(tmp_p
     model = tiny(table_size=size, patch_size=patch_size)
     table = published_table(size, 16, interpolation)
     ours = OmniGen.from_pretrained(own_folder(tmp_path, model, table, pe_interpolation=interpolation))
-    positions = ours.output_patches.positions
+    positions = ours.model.inputs["noised"].positions
     for rows, columns in ((size, size), (2, 5), (3, 1)):
         top, left = (size - rows) // 2, (size - columns) // 2
         wanted = table.reshape(size, size, 16)[top : top + rows, left : left + columns].reshape(-1, 16)

@@ -404,6 +404,7 @@ WITHOUT = {
     "EVE1PatchAlignment": "a loss between states of a trunk and features of a teacher",
     "TransformersTrunk": "needs a model of transformers: tests/trunks/test_transformers_trunk.py",
     "VelocityHead": "reads one image's states at a time",
+    "ModulatedOutput": "a part of a head: tests/generation/test_span_patches.py",
     "JointDenoiser": "reads a mapping of modalities",
     "Placeholders": "gives vectors and reads none",
     "OutputMapper": "reads rows of queries: tests/heads/test_embedding.py",

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from mmblocks import BatchBuilder, codes, image, label, text, vectors
+from mmblocks.layers.images.image_tokens import grid_layout
 from mmblocks.sequence import Modality, SpanLayout, visible
 from mmblocks.sequence.masks import as_text
 from mmblocks.sequence.positions import by_order, sequential
+from mmblocks.sequence.spans import from_patches, to_patches
+from mmblocks.sequence.tokens import ImageLayout
 from mmblocks.vocabulary import raster_format
 
 
@@ -94,6 +97,47 @@ def test_what_is_read_may_stay_in_the_row() -> None:
     assert batch.spans["image"].counts == (3,)
     with pytest.raises(ValueError, match="accepted in a prompt: spans without target"):
         builder(context="read", num_tokens=3)([sample()], learn=False)
+
+
+def test_a_token_may_take_a_patch_of_values() -> None:
+    latents = torch.arange(48.0).view(4, 6, 2)
+    batch = builder(patch=2, lead=1)([[text([5]), vectors(latents, input="latents", target="image"), text([6])]])
+    spans = batch.spans["image"]
+    assert (spans.counts, spans.sizes, spans.patch) == ((6,), ((4, 6),), 2)
+    assert spans.grid.tolist() == [[0, row, column] for row in range(2) for column in range(3)]
+    assert spans.rows()[1].tolist() == latents[:2, 2:4].flatten().tolist()  # rows, columns, channels
+    assert torch.equal(spans.maps(spans.rows())[0], latents) and torch.equal(batch.copies["image"].rows(), spans.rows())
+    clip = torch.randn(3, 2, 4, 5)
+    assert torch.equal(from_patches(to_patches(clip, 2), (3, 2, 4), 2), clip)
+    for wrong in (torch.zeros(3, 4, 2), torch.zeros(4, 2)):
+        with pytest.raises(ValueError, match="accepted: rows and columns that are multiples of 2"):
+            builder(patch=2)([[vectors(wrong, input="latents", target="image")]])
+    with pytest.raises(ValueError, match="have an order; accepted: none, since it takes them in patches"):
+        builder(patch=2)([[vectors(torch.zeros(2, 2, 4), input="latents", target="image", order=torch.tensor([1, 0, 2, 3]))]])
+    for own in ({"whole": True}, {"num_tokens": 4}, {"writes": "ids"}):
+        with pytest.raises(ValueError, match="patch is 2; accepted: 1"):
+            SpanLayout(patch=2, **own)
+
+
+class Patches:
+    """An embedder of images, as a builder needs it."""
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        return grid_layout(height // 2, width // 2)
+
+
+def test_vectors_may_be_read_as_images_are() -> None:
+    build = BatchBuilder(inputs={"text": object(), "vision": Patches()}, heads={"lm": object(), "image": Head()})
+    latents = torch.randn(4, 6, 2)
+    batch = build([[text([5]), vectors(latents, input="vision", bidirectional=True), text([6])]])
+    (read,) = batch.inputs["vision"].values
+    assert torch.equal(read, latents.movedim(-1, 0))
+    assert batch.table.order[0].tolist() == [0, *[1] * 6, 2]
+    assert batch.table.grid[0, 6].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"reads images, and was given vectors of shape \(4, 2\), no order"):
+        build([[vectors(torch.zeros(4, 2), input="vision")]])
+    with pytest.raises(ValueError, match=r"vectors as target of 'lm' for input 'vision', which reads images; accepted: a head of"):
+        build([[text([5]), vectors(latents, input="vision", target="lm")]])
 
 
 def test_scales_attend_to_those_before() -> None:

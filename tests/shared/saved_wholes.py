@@ -53,6 +53,16 @@ def velocities(model: Any, inputs: Numbers) -> Numbers:
     return {"made": model([prompt], [inputs["latents"]], torch.tensor([0.3]))[0]}
 
 
+def predictions(model: Any, inputs: Numbers) -> Numbers:
+    """Of two modalities at times of their own."""
+    return model(dict(inputs), {"image": torch.tensor([1.0, 500.0]), "caption": torch.tensor([900.0, 1.0])})
+
+
+def velocity(head: Any, inputs: Numbers) -> Numbers:
+    """Of one image's states."""
+    return {"made": head(inputs["states"], torch.tensor(0.3), (4, 6))}
+
+
 def codes(tokenizer: Any, inputs: Numbers) -> Numbers:
     """Features, ids, and what the decoder makes of them."""
     latents = tokenizer.encode(inputs["pixels"])
@@ -103,6 +113,18 @@ WHOLES: dict[str, Saved] = {
         built("OmniGen", **LLAMA, num_kv_heads=1, table_size=8, base_size=8, interpolation=2.0),
         lambda: {"given": noise(4, 4, 4), "latents": noise(4, 4, 6, seed=2)},
         velocities,
+    ),
+    "velocity_head": Saved(built("VelocityHead", dim=16), lambda: {"states": noise(6, 16)}, velocity),
+    "joint_denoiser": Saved(
+        lambda: filled(
+            public("JointDenoiser")(
+                trunk=public("Decoder")(dim=16, num_layers=1, num_heads=2, mlp_dim=24),
+                dim=16,
+                shapes={"image": (2, 3, 4), "caption": (3, 2)},
+            )
+        ),
+        lambda: {"image": noise(2, 2, 3, 4), "caption": noise(2, 3, 2, seed=2)},
+        predictions,
     ),
     "neo_whole": Saved(
         built("NEO", **LLAMA, head_dim=8, num_prebuffer_layers=1, vision={"hidden_dim": 16, "patch_size": 4, "merge_size": 2}),

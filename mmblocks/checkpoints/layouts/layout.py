@@ -11,7 +11,7 @@
         config=lambda published: {"num_layers": published["num_hidden_layers"]},
     )
 
-``{}`` stands for one integer index, ``*`` for the rest of a name.
+``{}`` stands for one integer index, ``{name}`` for a name without dots, ``*`` for the rest of a name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

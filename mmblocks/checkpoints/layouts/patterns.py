@@ -1,9 +1,9 @@
-"""Patterns of tensor names: ``{}`` stands for one integer index, ``*`` at the end for the rest of a name."""
+"""Patterns of tensor names: ``{}`` stands for an index, ``{name}`` for a name without dots, ``*`` at the end for the rest."""
 
 import re
 from functools import cache
 
-_PLACEHOLDER = re.compile(r"\{\}|\*")
+_PLACEHOLDER = re.compile(r"\{\}|\{name\}|\*")
 
 
 def placeholders(pattern: str) -> list[str]:
@@ -37,5 +37,7 @@ def num_spelled_out(pattern: str, key: str, values: tuple[str, ...]) -> int:
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    expression = re.escape(pattern).replace(re.escape("{}"), r"(\d+)").replace(re.escape("*"), "(.+)")
+    expression = re.escape(pattern)
+    for placeholder, found in (("{}", r"(\d+)"), ("{name}", r"([^.]+)"), ("*", "(.+)")):
+        expression = expression.replace(re.escape(placeholder), found)
     return re.compile(expression, re.DOTALL)

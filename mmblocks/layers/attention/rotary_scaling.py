@@ -17,7 +17,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from mmblocks.sequence.positions import RotaryTable, rotary_table
@@ -61,7 +61,7 @@ def scaled_rotary_table(
     scaling: dict[str, Any] | None,
     *,
     last: int,
-    total: int | None = None,
+    total: int | Int[Tensor, " B"] | None = None,
 ) -> RotaryTable:
     """The angles of the ``last`` tokens, scaled as ``scaling`` says; all positions, or ``total``, tell how long a row is.
 
@@ -71,7 +71,7 @@ def scaled_rotary_table(
         positions, base = scale_rotary(positions, dim, theta, scaling, total=total)
         return rotary_table(positions[:, -last:], dim, base)
     if total is not None:  # the types below read the largest position alone
-        positions = torch.cat([torch.full_like(positions[:, :1], total - 1), positions], dim=1)
+        positions = torch.cat([_by_row(total - 1, positions[:, :1]), positions], dim=1)
     find = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[scaling["type"]]
     stretch, growth = find(positions, dim, theta, scaling)
     table = rotary_table(positions[:, -last:], dim, theta, stretch.expand(len(positions), -1))
@@ -79,7 +79,12 @@ def scaled_rotary_table(
 
 
 def scale_rotary(
-    positions: Num[Tensor, "B L"], dim: int, theta: float, scaling: dict[str, Any] | None, *, total: int | None = None
+    positions: Num[Tensor, "B L"],
+    dim: int,
+    theta: float,
+    scaling: dict[str, Any] | None,
+    *,
+    total: int | Int[Tensor, " B"] | None = None,
 ) -> tuple[Num[Tensor, "B L"], float | Float[Tensor, "B 1"]]:
     """The types "linear" and "dynamic", which need no more than other positions or another base.
 
@@ -91,7 +96,8 @@ def scale_rotary(
     factor = float(scaling["factor"])
     if scaling["type"] == "linear":
         return positions / factor, theta
-    length = (_largest(positions).float() + 1).clamp(min=total or 0)
+    length = _largest(positions).float() + 1
+    length = length if total is None else torch.maximum(length, _by_row(total, length))
     trained = float(scaling["max_position"])
     stretch = (factor * length.clamp(min=trained) / trained - (factor - 1)) ** (dim / (dim - 2))
     return positions, theta * stretch
@@ -137,6 +143,11 @@ def _longrope(positions: Tensor, dim: int, theta: float, scaling: dict[str, Any]
     too_long = _largest(positions) >= trained
     long, short = (torch.tensor(scaling[f"{name}_factor"], device=positions.device) for name in ("long", "short"))
     return torch.where(too_long, long, short), math.sqrt(1 + math.log(scaling["factor"]) / math.log(trained))
+
+
+def _by_row(number: int | Tensor, like: Num[Tensor, "B 1"]) -> Num[Tensor, "B 1"]:
+    """One number for each row, or for all of them."""
+    return torch.as_tensor(number, dtype=like.dtype, device=like.device).view(-1, 1).expand_as(like)
 
 
 def _largest(positions: Num[Tensor, "B L"]) -> Num[Tensor, "B 1"]:

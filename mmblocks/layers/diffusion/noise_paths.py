@@ -1,7 +1,8 @@
 """From data to noise: how a target is corrupted at a time, and what a network is then asked for.
 
-A path has no parameters. Times are sampled and handed around in the path's own unit, whole numbers here; ``net_time`` says what
-the network is told. Conventions differ between methods without a trace in the weights, so each is an argument with a name.
+A path has no parameters. Times are sampled and handed around in the path's own unit, whole numbers here (real ones in
+``rectified_flow``); ``net_time`` says what the network is told. Conventions differ between methods without a trace in the weights,
+so each is an argument with a name.
 
 Shapes: N rows, C channels, T times.
 """
@@ -10,7 +11,7 @@ from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Real
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
@@ -28,7 +29,7 @@ class NoisePath(Protocol):
 
     num_outputs: ClassVar[int]
 
-    def sample_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Int[Tensor, " N"]:
+    def sample_times(self, count: int, device: torch.device, generator: Generator | None = None) -> Real[Tensor, " N"]:
         """Times to train at."""
         ...
 
@@ -36,16 +37,16 @@ class NoisePath(Protocol):
         """Raises ``ValueError`` for times out of range."""
         ...
 
-    def net_time(self, t: Int[Tensor, " N"]) -> Tensor:
+    def net_time(self, t: Real[Tensor, " N"]) -> Tensor:
         """What the network is told."""
         ...
 
-    def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+    def corrupt(self, x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Real[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """Data with the noise of its time."""
         ...
 
     def losses(
-        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Int[Tensor, " N"]
+        self, output: Float[Tensor, "N C2"], x: Float[Tensor, "N C"], noise: Float[Tensor, "N C"], t: Real[Tensor, " N"]
     ) -> Float[Tensor, " N"]:
         """How far the network's output is from what it predicts."""
         ...

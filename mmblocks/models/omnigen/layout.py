@@ -84,32 +84,33 @@ def _qkv_rows(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _layers(theirs: str) -> tuple[Rule | Split, ...]:
     """What both name alike."""
-    gate_and_up = ("trunk.layers.{}.mlp.gate.weight", "trunk.layers.{}.mlp.up.weight")
+    ours = "model.trunk.layers.{}"
     return (
-        Rule(f"{theirs}embed_tokens.weight", "text.weight"),
-        Rule(f"{theirs}layers.{{}}.input_layernorm.weight", "trunk.layers.{}.attention_norm.weight"),
-        Rule(f"{theirs}layers.{{}}.post_attention_layernorm.weight", "trunk.layers.{}.mlp_norm.weight"),
-        Split(f"{theirs}layers.{{}}.mlp.gate_up_proj.weight", gate_and_up),
-        Rule(f"{theirs}layers.{{}}.mlp.down_proj.weight", "trunk.layers.{}.mlp.down.weight"),
-        Rule(f"{theirs}norm.weight", "trunk.norm.weight"),
+        Rule(f"{theirs}embed_tokens.weight", "model.inputs.text.weight"),
+        Rule(f"{theirs}layers.{{}}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
+        Rule(f"{theirs}layers.{{}}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight"),
+        Split(f"{theirs}layers.{{}}.mlp.gate_up_proj.weight", (f"{ours}.mlp.gate.weight", f"{ours}.mlp.up.weight")),
+        Rule(f"{theirs}layers.{{}}.mlp.down_proj.weight", f"{ours}.mlp.down.weight"),
+        Rule(f"{theirs}norm.weight", "model.trunk.norm.weight"),
     )
 
 
-_PARTS = tuple(f"trunk.layers.{{}}.attention.{name}.weight" for name in ("query", "key", "value"))
+_PARTS = tuple(f"model.trunk.layers.{{}}.attention.{name}.weight" for name in ("query", "key", "value"))
+_TOKEN, _OUTPUT = "model.outputs.image.time", "model.outputs.image.output"
 
 OMNIGEN_LAYOUTS = (
     Layout(
         "omnigen",
         (
-            Rule("x_embedder.proj.*", "output_patches.patch.*"),
-            Rule("input_x_embedder.proj.*", "input_patches.patch.*"),
-            Rule("time_token.mlp.{}.*", "time_token.mlp.{}.*"),
-            Rule("t_embedder.mlp.{}.*", "head.time.mlp.{}.*"),
-            Rule("final_layer.adaLN_modulation.{}.*", "head.modulation.{}.*"),
-            Rule("final_layer.linear.*", "head.output.*"),
+            Rule("x_embedder.proj.*", "model.inputs.noised.patch.*"),
+            Rule("input_x_embedder.proj.*", "model.inputs.vision.patch.*"),
+            Rule("time_token.mlp.{}.*", f"{_TOKEN}.mlp.{{}}.*"),
+            Rule("t_embedder.mlp.{}.*", f"{_OUTPUT}.time.mlp.{{}}.*"),
+            Rule("final_layer.adaLN_modulation.{}.*", f"{_OUTPUT}.modulation.{{}}.*"),
+            Rule("final_layer.linear.*", f"{_OUTPUT}.predict.*"),
             *_layers("llm."),
             Split("llm.layers.{}.self_attn.qkv_proj.weight", _PARTS, sizes=_qkv_rows),
-            Rule("llm.layers.{}.self_attn.o_proj.weight", "trunk.layers.{}.attention.output.weight"),
+            Rule("llm.layers.{}.self_attn.o_proj.weight", "model.trunk.layers.{}.attention.output.weight"),
         ),
         derived=(_table("pos_embed"),),
         config=_own,
@@ -119,21 +120,21 @@ OMNIGEN_LAYOUTS = (
     Layout(
         "omnigen-diffusers",
         (
-            Rule("patch_embedding.output_image_proj.*", "output_patches.patch.*"),
-            Rule("patch_embedding.input_image_proj.*", "input_patches.patch.*"),
+            Rule("patch_embedding.output_image_proj.*", "model.inputs.noised.patch.*"),
+            Rule("patch_embedding.input_image_proj.*", "model.inputs.vision.patch.*"),
             *(
                 Rule(f"{theirs}.linear_{layer}.*", f"{ours}.mlp.{place}.*")
-                for theirs, ours in (("time_token", "time_token"), ("t_embedder", "head.time"))
+                for theirs, ours in (("time_token", _TOKEN), ("t_embedder", f"{_OUTPUT}.time"))
                 for layer, place in ((1, 0), (2, 2))
             ),
-            Rule("norm_out.linear.*", "head.modulation.1.*"),
-            Rule("proj_out.*", "head.output.*"),
+            Rule("norm_out.linear.*", f"{_OUTPUT}.modulation.1.*"),
+            Rule("proj_out.*", f"{_OUTPUT}.predict.*"),
             *_layers(""),
             *(
-                Rule(f"layers.{{}}.self_attn.to_{part[0]}.weight", f"trunk.layers.{{}}.attention.{part}.weight")
+                Rule(f"layers.{{}}.self_attn.to_{part[0]}.weight", f"model.trunk.layers.{{}}.attention.{part}.weight")
                 for part in ("query", "key", "value")
             ),
-            Rule("layers.{}.self_attn.to_out.0.weight", "trunk.layers.{}.attention.output.weight"),
+            Rule("layers.{}.self_attn.to_out.0.weight", "model.trunk.layers.{}.attention.output.weight"),
         ),
         derived=(_table("patch_embedding.pos_embed"),),
         config=_diffusers,
@@ -143,3 +144,18 @@ OMNIGEN_LAYOUTS = (
     ),
 )
 """Of ``OmniGen``."""
+
+OMNIGEN_FORMER = Layout(
+    "omnigen until version 0.2",
+    (
+        Rule("text.*", "model.inputs.text.*"),
+        Rule("output_patches.*", "model.inputs.noised.*"),
+        Rule("input_patches.*", "model.inputs.vision.*"),
+        Rule("trunk.*", "model.trunk.*"),
+        Rule("time_token.*", f"{_TOKEN}.*"),
+        Rule("head.time.*", f"{_OUTPUT}.time.*"),
+        Rule("head.modulation.*", f"{_OUTPUT}.modulation.*"),
+        Rule("head.output.*", f"{_OUTPUT}.predict.*"),
+    ),
+)
+"""Names that folders saved by earlier versions have."""

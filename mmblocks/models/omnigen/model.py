@@ -1,11 +1,11 @@
 """OmniGen: one decoder reads text and images, and turns noise into the image that the prompt describes.
 
-Shapes: B rows, L tokens, D width, C channels of a latent, h and w latents.
+Shapes: B rows, N tokens of all images that are made, C channels of a latent, h and w latents.
 """
 
+import warnings
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -13,36 +13,24 @@ from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
+from mmblocks.compose import MultimodalModel
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding
 from mmblocks.embedders.text import TextEmbedding
-from mmblocks.layers.diffusion.adaln import TimeEmbedding
+from mmblocks.generation.guidance import ClassifierFree, Guidance, ThreeWay
+from mmblocks.generation.options import Generation
+from mmblocks.heads.span_denoising import SpanDenoisingHead
+from mmblocks.layers.diffusion.rectified_flow import RectifiedFlow
 from mmblocks.layers.images.grid_positions import SinCosPositions
-from mmblocks.models.omnigen.layout import OMNIGEN_LAYOUTS
-from mmblocks.models.omnigen.prompt import (
-    Prompt,
-    check_latents,
-    check_prompts,
-    join,
-    only_the_prompt,
-    output_table,
-    prompt_rows,
-)
+from mmblocks.models.omnigen.layout import OMNIGEN_FORMER, OMNIGEN_LAYOUTS
+from mmblocks.models.omnigen.prompt import Prompt, check_latents, check_prompts, one_image, only_the_prompt, output, segments
 from mmblocks.models.omnigen.trunk import Phi3Decoder, VelocityHead
-from mmblocks.sequence.tokens import TokenTable
-from mmblocks.support.checks import is_readable
-from mmblocks.trunks.caches.kv_cache import KVCache
+from mmblocks.sequence.batches import Batch
+from mmblocks.sequence.segments import Vectors
+from mmblocks.sequence.spans import Spans, to_patches
 from mmblocks.trunks.llama import LlamaArguments, llama_layer
 
 CacheMode = Literal["prompt", "upstream", "none"]
-"""How keys and values are kept while sampling; see ``OmniGen.sample``."""
-
-
-class _Branch(NamedTuple):
-    """One condition of guidance: prompts, laid out and embedded, and what is kept of them."""
-
-    table: TokenTable
-    embeds: Tensor
-    cache: KVCache | None
+"""What the image sees in its first step; see ``OmniGen.sample``."""
 
 
 class OmniGen(Block):
@@ -51,6 +39,9 @@ class OmniGen(Block):
     The time runs from 0, noise, to 1, data. Latents are those of a KL-VAE (published: SDXL's), scaled as that VAE's config says;
     pixels are encoded and decoded outside. A row is: the prompt, causal, each input image seeing all of itself; a token for the
     time; the image that is made, which sees everything.
+
+    The parts are those of its attribute ``model``, a ``MultimodalModel`` with inputs "text", "vision" (input images) and "noised"
+    and a head "image". Any of them may stand in another model, beside other inputs and heads.
 
     Args:
         vocab_size: text ids.
@@ -74,6 +65,7 @@ class OmniGen(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = OMNIGEN_LAYOUTS
+    former: ClassVar[Layout | None] = OMNIGEN_FORMER
     shorthand = staticmethod(llama_layer)
 
     def __init__(
@@ -91,8 +83,7 @@ class OmniGen(Block):
     ) -> None:
         super().__init__()
         self.patch_size, self.channels = patch_size, channels
-        self.text = TextEmbedding(vocab_size=vocab_size, dim=dim)
-        self.output_patches, self.input_patches = (
+        noised, vision = (
             LinearPatchEmbedding(
                 dim=dim,
                 patch_size=patch_size,
@@ -101,9 +92,20 @@ class OmniGen(Block):
             )
             for _ in range(2)
         )
-        self.time_token = TimeEmbedding(dim)
-        self.trunk = Phi3Decoder(dim=dim, num_layers=num_layers, **llama)
-        self.head = VelocityHead(dim=dim, patch_size=patch_size, channels=channels)
+        head = SpanDenoisingHead(
+            dim=dim,
+            channels=channels,
+            patch=patch_size,
+            path=RectifiedFlow(),
+            sampler=RectifiedFlow.sampler(),
+            time="token",
+            output=VelocityHead(dim=dim, patch_size=patch_size, channels=channels),
+        )
+        self.model = MultimodalModel(
+            inputs={"text": TextEmbedding(vocab_size=vocab_size, dim=dim), "vision": vision, "noised": noised},
+            trunk=Phi3Decoder(dim=dim, num_layers=num_layers, **llama),
+            outputs={"image": head},
+        )
 
     def forward(
         self, prompts: Sequence[Prompt], latents: Sequence[Float[Tensor, "C _ _"]], t: Float[Tensor, " B"]
@@ -119,8 +121,11 @@ class OmniGen(Block):
             TypeError: a prompt of something else.
             ValueError: shapes that do not fit, or a time out of range (checked on CPU).
         """
-        self._check(prompts, latents, t)
-        return self._velocities(self._branch(prompts, None), list(latents), t)
+        batch = self._batch(prompts, latents, t)
+        spans, head = batch.spans["image"], self._head
+        hidden = self.model.hidden(batch, readings={"image": head.reading(spans.rows(), t, spans)})
+        found = head.predicted(hidden.flatten(0, 1)[spans.states], t, spans)
+        return _maps(found, spans, latents)
 
     def loss(
         self,
@@ -140,17 +145,15 @@ class OmniGen(Block):
             noise: one for each row.
             generator: source of what is not given.
         """
-        device = latents[0].device
         if t is None:
-            t = torch.randn(len(latents), generator=generator, device=device).sigmoid()
+            t = self._head.path.sample_times(len(latents), latents[0].device, generator)
         if noise is None:
-            noise = [torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype) for x in latents]
+            noise = [torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) for x in latents]
         _check_same("noise", noise, latents)
-        self._check(prompts, latents, t)
-        between = [time * data + (1 - time) * start for time, data, start in zip(t, latents, noise, strict=True)]
-        predicted = self(prompts, between, t)
-        pairs = zip(predicted, latents, noise, strict=True)
-        return torch.stack([(made - (data - start)).float().square().mean() for made, data, start in pairs])
+        batch = self._batch(prompts, latents, t)
+        rows = torch.cat([to_patches(x.movedim(0, -1).float(), self.patch_size) for x in noise])
+        losses = self.model(batch, given={"image": {"t": t, "noise": rows}}).token_losses["image"]
+        return torch.stack([own.mean() for own in batch.spans["image"].split(losses)])
 
     @torch.no_grad()
     def sample(
@@ -181,8 +184,7 @@ class OmniGen(Block):
             image_guidance: likewise, of the input images.
             num_steps: steps.
             shift: above 1 more of the steps are near noise, below 1 near data.
-            cache: "prompt" keeps keys and values of the prompts, the same result as "none" in less time; "upstream" too, with a
-                fault of the official code's cache: in its first step the image does not see itself nor the time.
+            cache: "upstream" for a fault of the official cache: in the first step the image sees neither itself nor the time.
             noise: what to start from, in place of a generator.
             generator: its source.
             trajectory: a list that (latents, guided velocities) of every step are appended to.
@@ -190,75 +192,59 @@ class OmniGen(Block):
         Raises:
             TypeError, ValueError: as ``forward``, and options out of their range, before any work.
         """
+        if cache == "none":  # former: the whole row in each step
+            warnings.warn("cache='none' is 'prompt' now, of the same result, and goes with version 0.3", FutureWarning, 2)
+            cache = "prompt"
         _check_options(guidance, image_guidance, num_steps, shift, cache)
-        groups = [group for group in (prompts, unconditional, images_only) if group is not None]
         if images_only is not None and unconditional is None:
             raise ValueError("images_only without unconditional; accepted: both, or unconditional alone")
-        latents = self._noise(sizes, noise, generator)
+        start = self._noise(sizes, noise, generator)
+        groups = [group for group in (prompts, images_only, unconditional) if group is not None]
         for group in groups:
-            self._check(group, latents, torch.zeros(len(latents)))
-        branches = [self._branch(group, None if cache == "none" else latents) for group in groups]
-
-        sigmas = self.sigmas(num_steps, shift).to(latents[0].device)
-        for step, (now, after) in enumerate(pairwise(sigmas)):
-            t = now.expand(len(latents))
-            blind = cache == "upstream" and step == 0
-            predicted = [self._velocities(branch, latents, t, blind) for branch in branches]
-            guided = [_guided(parts, guidance, image_guidance) for parts in zip(*predicted, strict=True)]
-            if trajectory is not None:
-                trajectory.append((latents, guided))
-            latents = [x + (after - now) * velocity for x, velocity in zip(latents, guided, strict=True)]
-        return latents
+            self._check(group, start, torch.zeros(len(start)))
+        ways: list[Guidance | None] = [
+            None,
+            ClassifierFree(scale=guidance),
+            ThreeWay(scale=guidance, image_scale=image_guidance, images_only=False),
+        ]
+        steps: list[tuple[Tensor, Tensor]] = []
+        writing = {
+            "sampler": RectifiedFlow.sampler(num_steps, shift),
+            "noise": [x.movedim(0, -1) for x in start],
+            "mask": only_the_prompt if cache == "upstream" else None,
+            "trajectory": None if trajectory is None else steps,
+        }
+        made = self.model.generate(
+            [segments(prompt) for prompt in prompts],
+            [one_image((x.shape[1], x.shape[2])) for x in start],
+            Generation(guidance=ways[len(groups) - 1], writing={"image": writing}, generator=0),
+            unconditional=[segments(prompt) for group in groups[1:] for prompt in group],
+        )
+        found = {row: cast(Vectors, segment).values.movedim(-1, 0) for row, segment in made}
+        if trajectory is not None:
+            spans = self._batch(prompts, start, torch.zeros(len(start))).spans["image"]
+            trajectory += [(_maps(x, spans, start), _maps(guided, spans, start)) for x, guided in steps]
+        return [found[row].to(x.dtype) for row, x in enumerate(start)]
 
     @staticmethod
     def sigmas(num_steps: int, shift: float) -> Float[Tensor, " steps"]:
         """The times between steps, from 0 to 1."""
-        t = torch.linspace(0, 1, num_steps + 1)
-        return t / (t + shift - shift * t)
+        return torch.cat([RectifiedFlow.sampler(num_steps, shift).times(None), torch.ones(1)])
 
-    def _branch(self, prompts: Sequence[Prompt], cached_for: list[Tensor] | None) -> _Branch:
-        """Prompts embedded; read into a cache that has room for these latents too, where they are given."""
-        device = self.text.weight.device
-        rows = prompt_rows(prompts, self.patch_size, device)
-        batch, length = rows.table.shape
-        embeds = self.text(rows.ids.new_zeros(batch * length))  # padding may be anything
-        embeds = embeds.index_copy(0, rows.id_places, self.text(rows.ids))
-        if rows.images:
-            images = self.input_patches([image.to(device) for image in rows.images]).embeds
-            embeds = embeds.index_copy(0, rows.image_places, images.to(embeds.dtype))
-        embeds = embeds.view(batch, length, -1)
-        if cached_for is None:
-            return _Branch(rows.table, embeds, None)
-        total = length + 1 + max(self._num_tokens(x) for x in cached_for)
-        cache = self.trunk.new_cache(batch, total)
-        self.trunk(embeds, rows.table, cache, total_length=total)
-        return _Branch(rows.table, embeds, cache)
+    @property
+    def _head(self) -> SpanDenoisingHead:
+        return cast(SpanDenoisingHead, self.model.outputs["image"])
 
-    def _velocities(self, branch: _Branch, latents: list[Tensor], t: Tensor, blind: bool = False) -> list[Tensor]:
-        new = output_table(branch.table, [(x.shape[1], x.shape[2]) for x in latents], self.patch_size)
-        embeds = self._output_embeds(latents, t, new.shape[1])
-        mask = only_the_prompt if blind else None
-        if branch.cache is None:
-            hidden = self.trunk(torch.cat([branch.embeds, embeds], dim=1), join(branch.table, new), mask=mask)
-        else:
-            hidden = self.trunk(embeds, new, branch.cache, mask=mask, total_length=branch.cache.capacity)
-            branch.cache.forget(new.shape[1])  # the time and the image are other ones in each step
-        hidden = hidden[:, -new.shape[1] + 1 :]
-        states = [row[: self._num_tokens(x)] for row, x in zip(hidden, latents, strict=True)]
-        return [self.head(row, time, (x.shape[1], x.shape[2])).to(x.dtype) for row, time, x in zip(states, t, latents, strict=True)]
-
-    def _output_embeds(self, latents: list[Tensor], t: Tensor, length: int) -> Float[Tensor, "B L D"]:
-        """The time, then the image, padded on the right."""
-        times = self.time_token(t)
-        tokens = self.output_patches(latents).embeds.to(times.dtype).split([self._num_tokens(x) for x in latents])
-        rows = [
-            torch.cat([time[None], image, image.new_zeros(length - 1 - len(image), image.shape[1])])
-            for time, image in zip(times, tokens, strict=True)
-        ]
-        return torch.stack(rows)
-
-    def _num_tokens(self, latents: Tensor) -> int:
-        return latents.shape[1] * latents.shape[2] // self.patch_size**2
+    def _batch(self, prompts: Sequence[Prompt], latents: Sequence[Tensor], t: Tensor) -> Batch:
+        """Prompts, each followed by its image."""
+        self._check(prompts, latents, t)
+        samples = [[*segments(prompt), output(x)] for prompt, x in zip(prompts, latents, strict=True)]
+        batch = self.model.batch_builder()(samples).to(latents[0].device)
+        images = [count + 1 for count in batch.spans["image"].counts]
+        real = (~batch.table.is_padding).sum(dim=1)
+        # Upstream pads prompts and images apart, and its angles follow from both.
+        total = (real - torch.tensor(images, device=real.device)).amax() + max(images)
+        return batch._replace(beside={"total_length": total.expand(len(real))})
 
     def _noise(
         self, sizes: Sequence[tuple[int, int]] | None, noise: Sequence[Tensor] | None, generator: Generator | None
@@ -267,9 +253,9 @@ class OmniGen(Block):
             raise ValueError("sizes and noise are both given, or neither; accepted: one of them")
         if noise is not None:
             return list(noise)
-        weight = self.text.weight
-        options: dict[str, Any] = {"generator": generator, "device": weight.device, "dtype": weight.dtype}
-        return [torch.randn(self.channels, *size, **options) for size in sizes or ()]
+        like = next(self._head.output.parameters())
+        alike: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
+        return [torch.randn(self.channels, *size, **alike) for size in sizes or ()]
 
     def _check(self, prompts: Sequence[Prompt], latents: Sequence[Tensor], t: Tensor) -> None:
         check_prompts(prompts, self.channels, self.patch_size)
@@ -277,18 +263,12 @@ class OmniGen(Block):
             check_latents("an image", x, self.channels, self.patch_size)
         if not len(prompts) == len(latents) or tuple(t.shape) != (len(prompts),):
             raise ValueError(f"{len(prompts)} prompts, {len(latents)} latents, t {tuple(t.shape)}; accepted: as many of each")
-        if is_readable(t) and not bool(((t >= 0) & (t <= 1)).all()):
-            raise ValueError(f"t lies in [{float(t.min()):g}, {float(t.max()):g}]; accepted: [0, 1], 0 is noise")
+        self._head.path.check_times(t)
 
 
-def _guided(parts: Sequence[Tensor], guidance: float, image_guidance: float) -> Tensor:
-    """(conditional[, unconditional[, images only]]) to one velocity."""
-    if len(parts) == 1:
-        return parts[0]
-    if len(parts) == 2:
-        return parts[1] + guidance * (parts[0] - parts[1])
-    conditional, unconditional, images = parts
-    return unconditional + image_guidance * (images - unconditional) + guidance * (conditional - images)
+def _maps(rows: Float[Tensor, "N C2"], spans: Spans, like: Sequence[Tensor]) -> list[Tensor]:
+    """Latents (C, h, w) of each image, in the dtype of others."""
+    return [one.movedim(-1, 0).to(other.dtype) for one, other in zip(spans.maps(rows), like, strict=True)]
 
 
 def _check_options(guidance: float, image_guidance: float, num_steps: int, shift: float, cache: str) -> None:
@@ -296,8 +276,8 @@ def _check_options(guidance: float, image_guidance: float, num_steps: int, shift
         raise ValueError(f"guidance is {guidance}, image_guidance {image_guidance}; accepted: 0 or more")
     if num_steps < 1 or not shift > 0:
         raise ValueError(f"num_steps is {num_steps}, shift {shift}; accepted: 1 or more, and above 0")
-    if cache not in ("prompt", "upstream", "none"):
-        raise ValueError(f"cache is {cache!r}; accepted: 'prompt', 'upstream', 'none'")
+    if cache not in ("prompt", "upstream"):
+        raise ValueError(f"cache is {cache!r}; accepted: 'prompt', 'upstream'")
 
 
 def _check_same(name: str, values: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

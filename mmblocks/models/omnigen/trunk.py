@@ -4,16 +4,16 @@ Shapes: N tokens of images, D width.
 """
 
 import math
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmblocks.block import Block
-from mmblocks.layers.diffusion.adaln import Modulation, TimeEmbedding, modulate
+from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.heads.span_denoising import ModulatedOutput
 from mmblocks.sequence.positions import PositionScheme, RotaryTable, rotary_table, sequential
+from mmblocks.sequence.spans import from_patches
 from mmblocks.trunks.context import ForwardContext
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.llama import LlamaArguments, llama_layer, with_attention
@@ -42,15 +42,17 @@ class Phi3Rotary(Rotary):
         length, total = context.lengths
         positions = context.position(sequential)[:, -length:]
         trained = self.scaling["max_position"]
-        factors = self.scaling["long_factor" if (context.total_length or total) > trained else "short_factor"]
-        stretch = torch.tensor([factors] * len(positions), device=positions.device)
+        known = total if context.total_length is None else context.total_length
+        is_long = torch.as_tensor(known, device=positions.device).view(-1, 1) > trained
+        long, short = (torch.tensor(self.scaling[f"{name}_factor"], device=positions.device) for name in ("long", "short"))
+        stretch = torch.where(is_long, long, short).expand(len(positions), -1)
         table = rotary_table(positions, head_dim, self.theta, stretch)
         growth = math.sqrt(1 + math.log(self.scaling["factor"]) / math.log(trained))
         return RotaryTable(table.cos * growth, table.sin * growth)
 
 
 class Phi3Decoder(Decoder):
-    """A ``Decoder`` of ``llama_layer`` with ``Phi3Rotary``.
+    """A ``Decoder`` of ``llama_layer`` with ``Phi3Rotary``, which is told while it generates how long rows will become.
 
     Args: those of ``Decoder``.
 
@@ -68,6 +70,8 @@ class Phi3Decoder(Decoder):
         >>> torch.equal(trunk(embeds, table), trunk(embeds, table, total_length=9))  # longer than the model was trained for
         False
     """
+
+    reads_total_length: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class Phi3Decoder(Decoder):
         super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, positions=positions)
 
 
-class VelocityHead(Block):
+class VelocityHead(ModulatedOutput):
     """Hidden states of an image's tokens to a velocity in each latent of their patches; the time shifts and scales them.
 
     Args:
@@ -107,13 +111,11 @@ class VelocityHead(Block):
         (4, 4, 6)
     """
 
+    former: ClassVar[Layout | None] = Layout("velocity head until version 0.2", (Rule("output.*", "predict.*"),))
+
     def __init__(self, *, dim: int, patch_size: int = 2, channels: int = 4) -> None:
-        super().__init__()
-        self.patch_size, self.channels = patch_size, channels
-        self.time = TimeEmbedding(dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.modulation = Modulation(dim, dim, 2)
-        self.output = nn.Linear(dim, patch_size * patch_size * channels)
+        super().__init__(dim=dim, channels=patch_size * patch_size * channels, own_time=True)
+        self.patch_size = patch_size
 
     def forward(
         self, hidden: Float[Tensor, "N D"], t: Float[Tensor, ""], size: tuple[int, int]
@@ -125,7 +127,4 @@ class VelocityHead(Block):
             t: its time.
             size: (height, width) in latents.
         """
-        shift, scale = self.modulation(self.time(t)).chunk(2, dim=-1)
-        patches = self.output(modulate(self.norm(hidden), shift, scale))
-        sides = {"h": size[0] // self.patch_size, "p": self.patch_size, "q": self.patch_size}
-        return rearrange(patches, "(h w) (p q c) -> c (h p) (w q)", **sides)
+        return from_patches(self.predicted(hidden, self.moves(t, None)), size, self.patch_size).movedim(-1, 0)

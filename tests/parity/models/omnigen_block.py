@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mmblocks.models.omnigen.model import OmniGen
-from mmblocks.models.omnigen.prompt import join, output_table, prompt_rows
+from mmblocks.models.omnigen.prompt import output, segments
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import sequential
+from mmblocks.sequence.tokens import TokenTable
 from tests.parity.cases import Case
 
 MANIFESTS = {"omnigen_v1": [(OmniGen, "omnigen")], "omnigen_v1_diffusers": [(OmniGen, "omnigen-diffusers")]}
@@ -58,17 +59,19 @@ def check_forward(case: Case, model: OmniGen) -> None:
     states: dict[int, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda _module, _inputs, output, number=number: states.update({number: output}))
-        for number, layer in enumerate(model.trunk.layers)
+        for number, layer in enumerate(model.model.trunk.layers)
     ]
     predicted = model(prompts, latents, t)
     for hook in hooks:
         hook.remove()
-    case.check("out.time_token", model.time_token(t))
-    case.check("out.t_emb", model.head.time(t))
-    real = mask[:, -1].bool() if len({x.shape for x in latents}) == 1 else real_tokens(model, prompts, latents)
+    head = model.model.outputs["image"]
+    case.check("out.time_token", head.time(t))
+    case.check("out.t_emb", head.output.time(t))
+    theirs, ours = real_tokens(mask, ids), ~row_table(model, prompts, latents).is_padding
     for number, state in states.items():
         if f"out.layer{number}_hidden" in case.io:
-            case.check(f"out.layer{number}_hidden", state, where=real)
+            placed = torch.zeros(*theirs.shape, state.shape[-1]).masked_scatter(theirs[..., None], state[ours])
+            case.check(f"out.layer{number}_hidden", placed, where=theirs)
     if "out.pred" in case.io:
         case.check("out.pred", torch.stack(predicted))
     for row, made in enumerate(predicted):
@@ -78,13 +81,14 @@ def check_forward(case: Case, model: OmniGen) -> None:
         check_loss(case, model, prompts)
 
 
-def real_tokens(model: OmniGen, prompts: list[list[Tensor]], latents: list[Tensor]) -> Tensor:
-    return ~row_table(model, prompts, latents).is_padding
+def real_tokens(mask: Tensor, ids: Tensor) -> Tensor:
+    """What is not padding, on the left of prompts and on the right of images: what an image's first token attends to."""
+    return mask[:, ids.shape[1] + 1].bool()
 
 
-def row_table(model: OmniGen, prompts: list[list[Tensor]], latents: list[Tensor]) -> Any:
-    before = prompt_rows(prompts, model.patch_size, torch.device("cpu")).table
-    return join(before, output_table(before, [(x.shape[1], x.shape[2]) for x in latents], model.patch_size))
+def row_table(model: OmniGen, prompts: list[list[Tensor]], latents: list[Tensor]) -> TokenTable:
+    rows = [[*segments(prompt), output(x)] for prompt, x in zip(prompts, latents, strict=True)]
+    return model.model.batch_builder()(rows).table
 
 
 def check_rows(case: Case, model: OmniGen, prompts: list[list[Tensor]], latents: list[Tensor], number: str = "") -> None:
@@ -92,9 +96,11 @@ def check_rows(case: Case, model: OmniGen, prompts: list[list[Tensor]], latents:
     table = row_table(model, prompts, latents)
     mask = case.io.get(f"in.mask{number}", case.io.get("in.attention_mask"))
     positions = case.io.get(f"in.pos{number}", case.io.get("in.position_ids"))
-    real = ~table.is_padding
-    assert torch.equal(visible(table)[real], mask.bool()[real])
-    assert torch.equal(sequential(table)[real], positions[real])
+    ids = case.io.get(f"in.ids{number}", case.io.get("in.input_ids"))
+    assert mask is not None and positions is not None and ids is not None
+    rows = zip(~table.is_padding, real_tokens(mask, ids), visible(table), mask.bool(), strict=True)
+    assert all(torch.equal(seen[ours][:, ours], wanted[theirs][:, theirs]) for ours, theirs, seen, wanted in rows)
+    assert torch.equal(sequential(table)[~table.is_padding], positions[real_tokens(mask, ids)])
 
 
 def check_loss(case: Case, model: OmniGen, prompts: list[list[Tensor]]) -> None:
@@ -125,14 +131,13 @@ def check_sampling(case: Case, model: OmniGen) -> None:
     if "img_cfg_scale" in case.config:
         options["image_guidance"] = case.config["img_cfg_scale"]
     case.check("out.sigma", model.sigmas(options["num_steps"], options["shift"]))
-    for cache in ("none", "prompt"):
-        steps: list[tuple[list[Tensor], list[Tensor]]] = []
-        final = model.sample(groups["cond"], cache=cache, trajectory=steps, **options)
-        case.check("out.final", torch.stack(final))
-        for name, part in (("traj_in", 0), ("guided_pred", 1)):
-            if f"out.{name}" in case.io:
-                values = torch.cat([torch.stack(step[part]) for step in steps])
-                case.check(f"out.{name}", values.view(case.io[f"out.{name}"].shape))
+    steps: list[tuple[list[Tensor], list[Tensor]]] = []
+    final = model.sample(groups["cond"], trajectory=steps, **options)
+    case.check("out.final", torch.stack(final))
+    for name, part in (("traj_in", 0), ("guided_pred", 1)):
+        if f"out.{name}" in case.io:
+            values = torch.cat([torch.stack(step[part]) for step in steps])
+            case.check(f"out.{name}", values.view(case.io[f"out.{name}"].shape))
     if "out.upstream_cache_final" in case.io:
         steps = []
         final = model.sample(groups["cond"], cache="upstream", trajectory=steps, **options)
