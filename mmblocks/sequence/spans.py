@@ -180,6 +180,24 @@ class Spans(NamedTuple):
             raise ValueError("the spans hold no values row by row; accepted: spans that are learned, of a layout that is not whole")
         return self.values
 
+    def repeated(self, count: int, length: int) -> "Spans":
+        """The spans of a row of so many tokens in ``count`` such rows, without values and without what is given of them."""
+
+        def places(places: Tensor) -> Tensor:
+            return (places + torch.arange(count, device=places.device)[:, None] * length).flatten()
+
+        return self._replace(
+            sizes=self.sizes * count,
+            counts=self.counts * count,
+            grid=self.grid.repeat(count, 1),
+            places=places(self.places),
+            leads=places(self.leads),
+            states=places(self.states),
+            values=None,
+            given={},
+            weight=None,
+        )
+
     def to(self, device: torch.device | str) -> "Spans":
         """The spans on another device."""
         values = self.values
