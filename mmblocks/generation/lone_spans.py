@@ -3,15 +3,15 @@
 Shapes: B rows, S streams of guidance, L tokens of a row.
 """
 
+from collections.abc import Callable, Mapping
 from collections.abc import Generator as Coroutine
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from mmblocks.generation.reading import Forgetting
 from mmblocks.layers.spans import Read, part_of, rows_of
-from mmblocks.roles import AnyEmbedder, Trunk
+from mmblocks.roles import AnyEmbedder
 from mmblocks.sequence.masks import Everything
 from mmblocks.sequence.spans import Pass, SpanLayout, Spans
 from mmblocks.sequence.tokens import TokenTable
@@ -25,10 +25,9 @@ def write_alone(
     spans: Spans,
     table: TokenTable,
     layout: SpanLayout,
-    *,
-    trunk: Trunk,
+    trunk: Callable[..., Tensor],
     inputs: Named[AnyEmbedder],
-    cache: Forgetting | None,
+    cache: Forgetting | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> T:
     """What a head writes in rows that hold one span each, after what the cache holds of them; see ``sequence.lone_spans``.

@@ -3,18 +3,20 @@
 Shapes: B rows, L tokens of a row.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from mmblocks.sequence.batches import BatchBuilder
-from mmblocks.sequence.segments import Segment
-from mmblocks.sequence.spans import Spans
+from mmblocks.sequence.segments import codes, vectors
+from mmblocks.sequence.spans import SpanLayout, Spans
 from mmblocks.sequence.tokens import TokenTable
 
 IMAGE = "image"
-"""The target of the segments."""
+"""What models of classes call their head."""
 
 
 class LoneSpans(NamedTuple):
@@ -26,12 +28,9 @@ class LoneSpans(NamedTuple):
         copies: what is read clean; None for nothing.
 
     Examples:
-        >>> import torch
-        >>> from mmblocks import vectors
-        >>> from mmblocks.heads import SpanDenoisingHead
+        >>> from mmblocks.sequence import SpanLayout
         >>> from mmblocks.sequence.lone_spans import LoneSpans
-        >>> block = vectors(torch.zeros(3, 4), input="latents", target="image")
-        >>> row = LoneSpans.of(SpanDenoisingHead(dim=16, channels=4), [block, block])
+        >>> row = LoneSpans.of(SpanLayout(writes="vectors"), (3,), 2)
         >>> row.spans.places.tolist(), row.copies.places.tolist()  # the first block, its clean copy, the second
         ([0, 1, 2, 6, 7, 8], [3, 4, 5])
         >>> spans, table = row.alone(1).rows(2)
@@ -43,11 +42,21 @@ class LoneSpans(NamedTuple):
     spans: Spans
     copies: Spans | None
 
-    @classmethod
-    def of(cls, head: object, segments: Sequence[Segment], device: torch.device | str = "cpu") -> "LoneSpans":
-        """The row that these segments of the target "image" make for a head of whole spans."""
-        batch = BatchBuilder(heads={IMAGE: head})([segments]).to(device)
-        return cls(batch.table, batch.spans[IMAGE], batch.copies.get(IMAGE))
+    @staticmethod
+    def of(layout: SpanLayout, size: tuple[int, ...], count: int = 1, device: torch.device | str = "cpu") -> "LoneSpans":
+        """A row of so many spans, of vectors or ids, each with values of this size."""
+        return _laid_out(layout, size, count).to(device)
+
+    def to(self, device: torch.device | str) -> "LoneSpans":
+        """The same on another device."""
+        return LoneSpans(self.table.to(device), self.spans.to(device), None if self.copies is None else self.copies.to(device))
+
+    def standing(self, grid: Int[Tensor, "N 3"]) -> "LoneSpans":
+        """The row with other places (t, h, w) of the values of all spans."""
+        found = self.table.grid.index_copy(1, self.spans.places, grid[None])
+        if self.copies is not None:
+            found = found.index_copy(1, self.copies.places, grid[None, : self.copies.num_tokens])
+        return self._replace(table=self.table._replace(grid=found))
 
     def rows(self, count: int, streams: int = 1) -> tuple[Spans, TokenTable]:
         """The spans of B rows, without values, and the table of those rows in all streams."""
@@ -73,3 +82,18 @@ class LoneSpans(NamedTuple):
             states=places,
         )
         return LoneSpans(self.table.slice(first, first + lead + count), own, None)
+
+
+class _Head(NamedTuple):
+    """As much of a head as a batch builder needs."""
+
+    span: SpanLayout
+
+
+@lru_cache(64)
+def _laid_out(layout: SpanLayout, size: tuple[int, ...], count: int) -> LoneSpans:
+    how = {"input": IMAGE, "target": IMAGE}
+    nothing = torch.zeros(*size, dtype=torch.long)
+    segment = codes(nothing, **how) if layout.writes == "ids" else vectors(nothing[..., None].float(), **how)
+    batch = BatchBuilder(heads={IMAGE: _Head(layout)})([[segment] * count])
+    return LoneSpans(batch.table, batch.spans[IMAGE]._replace(values=None), batch.copies.get(IMAGE))

@@ -22,7 +22,6 @@ from mmblocks.layers.categorical import Sampling
 from mmblocks.models.var.attention import CosineAttention
 from mmblocks.models.var.layout import VAR_FORMER, VAR_LAYOUTS
 from mmblocks.sequence.lone_spans import IMAGE, LoneSpans
-from mmblocks.sequence.segments import codes
 from mmblocks.sequence.spans import Conditions
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.layer import Layer
@@ -227,7 +226,7 @@ class VAR(Block):
         spans, table = self.row.rows(rows, len(labels) // rows)
         writing = self.tokens.write(quantizer, rows, self.tokens.condition(labels), guide, choose)
         cache = self.trunk.new_cache(len(labels), self.tokens.num_tokens)
-        return VARSample(*write_alone(writing, spans, table, self.tokens.span, trunk=self.trunk, inputs={}, cache=cache))
+        return VARSample(*write_alone(writing, spans, table, self.tokens.span, self.trunk, {}, cache))
 
     def multimodal(self, quantizer: Block) -> MultimodalModel:
         """A model of these very parts that writes the codes of a tokenizer's bottleneck, as the head "image"."""
@@ -237,8 +236,7 @@ class VAR(Block):
     @property
     def row(self) -> LoneSpans:
         """How a row is laid out."""
-        nothing = torch.zeros(self.tokens.num_tokens, dtype=torch.long)
-        return LoneSpans.of(self.tokens, [codes(nothing, input="codes", target=IMAGE)], self.tokens.start.device)
+        return LoneSpans.of(self.tokens.span, (self.tokens.num_tokens,), device=self.tokens.start.device)
 
     def _states(self, condition: Float[Tensor, "B D"], inputs: Float[Tensor, "B L2 C"]) -> Float[Tensor, "B L D"]:
         """What the codes of all scales are predicted from, in one pass."""
