@@ -244,9 +244,7 @@ class SpanDenoisingHead(Block):
         check_range("label", labels, self.num_labels, ", the last for no class")
         return told.repeat(len(labels) // max(len(told), 1), 1) + self.classes(labels)
 
-    def predicted(
-        self, hidden: Float[Tensor, "*G N D"], condition: Float[Tensor, "GS D"], spans: Spans
-    ) -> Float[Tensor, "*G N C"]:
+    def predicted(self, hidden: Float[Tensor, "*G N D"], condition: Float[Tensor, "GS D"], spans: Spans) -> Float[Tensor, "*G N C"]:
         """What the network gives, of states of the spans."""
         if isinstance(self.output, nn.Linear):
             return self.output(hidden)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmblocks.roles import AnyEmbedder
@@ -102,8 +102,22 @@ def rows_of(
 
 def told(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> dict[str, Any]:
     """What the trunk takes beside tokens by keyword, as far as heads say anything; arguments as of ``rows_of``."""
-    conditions = conditions_of(reads, rows, length, streams)
-    return {} if conditions is None else {"conditions": conditions}
+    said = {
+        "conditions": conditions_of(reads, rows, length, streams),
+        "unknown": unknown_of(reads, rows, length, streams),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def unknown_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Bool[Tensor, "GB L"] | None:
+    """Which tokens of the rows are unknown; None where no head says so. Arguments as of ``rows_of``."""
+    found: Tensor | None = None
+    for spans, reading in reads:
+        if reading.unknown is not None:
+            by_stream = _by_stream("unknown", reading.unknown, streams, spans.num_tokens)
+            found = by_stream.new_zeros(streams, rows * length) if found is None else found
+            found = found.index_copy(1, spans.places, by_stream)
+    return None if found is None else found.view(streams * rows, length)
 
 
 def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Conditions | None:

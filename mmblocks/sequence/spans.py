@@ -27,7 +27,8 @@ class SpanLayout:
     Args:
         writes: what the head writes: "ids", "vectors", or "pixels" of one image a span.
         predicts: whether a state predicts the value of its "own" token or of the "next" one.
-        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal".
+        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal". The head's own tokens
+            come before both; with "all" they are one with the span.
         context: what the tokens after a span attend to: a "clean" copy of it, laid out after what was read while it is learned; or
             what was "read" itself, as where queries or scales stay in the row.
         num_tokens: how many tokens a span takes, such as those of queries; as many as values if None.
@@ -48,7 +49,7 @@ class SpanLayout:
 
     writes: Literal["ids", "vectors", "pixels"] = "vectors"
     predicts: Literal["own", "next"] = "own"
-    attends: Literal["span", "causal"] = "span"
+    attends: Literal["span", "causal", "all"] = "span"
     context: Literal["clean", "read"] = "clean"
     num_tokens: int | None = None
     lead: int = 0
@@ -59,7 +60,7 @@ class SpanLayout:
         choices = {
             "writes": ("ids", "vectors", "pixels"),
             "predicts": ("own", "next"),
-            "attends": ("span", "causal"),
+            "attends": ("span", "causal", "all"),
             "context": ("clean", "read"),
         }
         for name, accepted in choices.items():
@@ -244,6 +245,7 @@ class Reading(NamedTuple):
         alone: True where ``added`` takes the place of what the embedder makes; None for nowhere.
         leads: what is read at the head's own tokens, span by span.
         condition: what layers are told, one vector a span.
+        unknown: True where nothing is known of a token, for trunks that read what is known first.
         learned: what the head's ``loss`` needs beside; of the head's own kind.
 
     Examples:
@@ -259,6 +261,7 @@ class Reading(NamedTuple):
     alone: Bool[Tensor, " N"] | None = None
     leads: Float[Tensor, "M D"] | None = None
     condition: Float[Tensor, "S C"] | None = None
+    unknown: Bool[Tensor, " N"] | None = None
     learned: Any = None  # a head's own
 
 

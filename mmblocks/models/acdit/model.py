@@ -35,7 +35,6 @@ from mmblocks.trunks.parts.feed_forward import MLP
 from mmblocks.trunks.parts.modulation import AdaLN
 from mmblocks.trunks.parts.norms import Norm
 
-
 SCHEDULER = "DPMSolverMultistepScheduler"
 """As published: DPM-Solver++ over the times of DDIM."""
 
@@ -285,9 +284,7 @@ class ACDiT(Block):
         given = {} if labels is None else {"label": labels.repeat_interleave(self.blocks.count)}
         return spans._replace(values=clean.flatten(0, 2), given=given), table
 
-    def _states(
-        self, reading: Reading, spans: Spans, table: TokenTable, hooks: TrunkHooks | None = None
-    ) -> Float[Tensor, "L D"]:
+    def _states(self, reading: Reading, spans: Spans, table: TokenTable, hooks: TrunkHooks | None = None) -> Float[Tensor, "L D"]:
         """States of noised blocks, after the clean ones before them."""
         reads, (rows, length) = [Read(spans, reading)], table.shape
         if (copies := self.row.copies) is not None:
