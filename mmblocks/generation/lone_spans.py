@@ -52,7 +52,8 @@ def write_alone(
             hidden = trunk(embeds, table.slice(first, stop), cache, mask=Everything(), **{**told, **(beside or {})})
             if cache is not None and not one.keep:
                 cache.forget(stop - first)
-            one = writing.send(hidden.unflatten(0, (streams, rows)).flatten(1, 2)[:, part.places])
+            states = hidden.unflatten(0, (streams, rows)).flatten(1, 2)
+            one = writing.send(states if part.fills(states.shape[1]) else states[:, part.places])
     except StopIteration as stopped:
         made: T = stopped.value
         return made

@@ -92,6 +92,7 @@ class MaskedVectorsHead(Block):
             raise ValueError(f"told is {told!r}; accepted: 'vector', 'trunk'")
         self.head, self.dim, self.classes, self.positions = head, dim, classes, positions
         self.num_steps, self.min_mask_ratio, self.growing_guidance = num_steps, min_mask_ratio, growing_guidance
+        self._guides_itself = "unconditional" in signature(head.sample).parameters
         self.mask_vector = nn.Parameter(torch.empty(dim).normal_(std=0.02)) if told == "vector" else None
         lead = 0 if classes is None else classes.num_tokens
         self.span = SpanLayout(writes="vectors", context=context, lead=lead, attends="span" if classes is None else "all")
@@ -165,21 +166,20 @@ class MaskedVectorsHead(Block):
         """
         length, device = spans.counts[0], spans.device
         sources = spans.generators or (generator,)
+        parts = len(sources)
         if orders is None:
-            orders = torch.cat([sample_orders(spans.num_spans // len(sources), length, device, source) for source in sources])
+            orders = torch.cat([sample_orders(spans.num_spans // parts, length, device, source) for source in sources])
         masked = torch.ones_like(orders, dtype=torch.bool)
         values: Tensor | None = None
         for step, count in enumerate(mask_counts(length, min(self.num_steps, length))):
             hidden = self.placed((yield Pass(self.reading(spans, values, masked.flatten()), shown=values)))
             after = mask_of(orders, count)
             known = (length - max(count, 1)) / length if self.growing_guidance else 1.0
-            rows, chosen = hidden.unflatten(1, masked.shape), masked & ~after
-            made = []
-            for own, which, source in zip(
-                rows.tensor_split(len(sources), 1), chosen.tensor_split(len(sources)), sources, strict=True
-            ):
+            chosen, made = masked & ~after, []
+            for own, which, source in zip(hidden.tensor_split(parts, 1), chosen.tensor_split(parts), sources, strict=True):
+                states = own.index_select(1, which.flatten().nonzero()[:, 0])
                 more = {"generator": source} if step_options is None else step_options[step]
-                made.append(self._sample(own[:, which], guide, known, {**(options or {}), **more}))
+                made.append(self._sample(states, guide, known, {**(options or {}), **more}))
             new = torch.cat(made)
             values = new.new_zeros(chosen.numel(), new.shape[-1]) if values is None else values
             values = values.masked_scatter(chosen.flatten()[:, None], new)
@@ -215,10 +215,10 @@ class MaskedVectorsHead(Block):
     ) -> Float[Tensor, "n C"]:
         """One vector a state, guided in the head's own steps where it can be."""
         scales = guide.scales if isinstance(guide, _Scaled) else ()
-        if len(states) == 1 or not scales or "unconditional" not in signature(self.head.sample).parameters:
+        if len(states) == 1 or not scales or not self._guides_itself:
             return guide(torch.stack([self.head.sample(one, **options) for one in states]), strength)
-        weaker = [1 + (scale - 1) * strength for scale in scales]
-        streams = {"unconditional": states[1], "guidance": weaker[0]}  # several as lists
-        if len(states) > 2:
-            streams = {"unconditional": list(states[1:]), "guidance": tuple(weaker)}
+        weaker = tuple(1 + (scale - 1) * strength for scale in scales)
+        streams: dict[str, Any] = {"unconditional": states[1], "guidance": weaker[0]}
+        if len(scales) > 1:
+            streams = {"unconditional": list(states[1:]), "guidance": weaker}
         return self.head.sample(states[0], **streams, **options)

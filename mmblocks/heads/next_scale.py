@@ -96,11 +96,19 @@ class NextScaleHead(Block):
         self.quantizer, self.class_name, self.smooth = cast(ScaleCodes, quantizer), class_name, smooth
         self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         num_codes, code_dim = self.quantizer.codes.shape
-        codes = {"num_codes": num_codes, "code_dim": code_dim, "scales": self.quantizer.scales}
+        scales = self.quantizer.scales
         if tokens is None:
-            tokens = ScaleTokens(dim=dim, num_classes=num_classes, label_dropout=label_dropout, **codes)
-        if (ours := (tokens.num_codes, tokens.code_dim, tokens.scales)) != (*self.quantizer.codes.shape, self.quantizer.scales):
-            raise ValueError(f"tokens has (codes, width, scales) {ours}; accepted: the quantizer's, {tuple(codes.values())}")
+            tokens = ScaleTokens(
+                dim=dim,
+                num_codes=num_codes,
+                code_dim=code_dim,
+                scales=scales,
+                num_classes=num_classes,
+                label_dropout=label_dropout,
+            )
+        ours, theirs = (tokens.num_codes, tokens.code_dim, tokens.scales), (num_codes, code_dim, scales)
+        if ours != theirs:
+            raise ValueError(f"tokens has (codes, width, scales) {ours}; accepted: the quantizer's, {theirs}")
         self.tokens = tokens
 
     @property

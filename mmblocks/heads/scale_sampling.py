@@ -4,7 +4,7 @@ Shapes: S spans, n tokens of a scale, C width of a code, K codes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -54,7 +54,7 @@ class ScaleSampler:
     """
 
     quantizer: ScaleQuantizer
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     sources: Sequence[Generator | None] = (None,)
     smooth: bool = False
     dtype: torch.dtype = torch.float32

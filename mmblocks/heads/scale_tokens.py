@@ -1,6 +1,6 @@
 """Next-scale prediction without a trunk: what is read at the codes of each scale, and what states say of them.
 
-Shapes: S spans of L tokens each, n of a scale, G streams, D width of the trunk, C width of a code, K codes, h and w tokens of a scale.
+Shapes: S spans of L tokens each, n of a scale (h x w), G streams, D width of the trunk, C width of a code, K codes.
 """
 
 from collections.abc import Callable, Sequence

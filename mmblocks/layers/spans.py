@@ -91,6 +91,8 @@ def rows_of(
     embeds: Tensor | None = None
     for read in reads:
         own, leads = embed_spans(inputs, read, streams)
+        if read.spans.fills(rows * length):
+            return own.reshape(streams * rows, length, -1), told(reads, rows, length, streams)
         embeds = own.new_zeros(streams, rows * length, own.shape[-1]) if embeds is None else embeds
         embeds = embeds.index_copy(1, read.spans.places, own.to(embeds.dtype))
         if leads is not None:
@@ -139,7 +141,7 @@ def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 
         if condition is None:
             continue
         by_stream = _by_stream("condition", condition, streams, spans.num_spans)
-        if spans.num_tokens == rows * length and len(set(spans.counts)) == 1:  # nothing else: each span is a run of its row
+        if spans.fills(rows * length) and len(set(spans.counts)) == 1:  # each span is a run of its row
             runs = torch.arange(streams * spans.num_spans, device=of.device).view(streams * rows, -1)
             return Conditions(by_stream.flatten(0, 1), runs)
         stream = torch.arange(streams, device=of.device)[:, None] * spans.num_spans
@@ -162,16 +164,15 @@ def part_of(spans: Spans, layout: SpanLayout, part: tuple[int, int] | None, leng
         raise ValueError(f"part is {part} of spans of {spans.counts} tokens; accepted: (first, stop) in spans of one size")
     first = layout.lead + start if start else 0
     stop = layout.lead + end
-    inside = torch.arange(spans.num_tokens, device=spans.device) % spans.counts[0]
-    chosen = (inside >= start) & (inside < end)
 
     def moved(places: Tensor) -> Tensor:
-        return places // length * (stop - first) + places % length - first
+        return (places // length * (stop - first) + places % length - first).flatten()
 
-    places = moved(spans.places[chosen])
+    places = moved(spans.places.unflatten(0, (spans.num_spans, -1))[:, start:end])
     leads = spans.leads[:0] if start else moved(spans.leads)
+    grid = spans.grid.unflatten(0, (spans.num_spans, -1))[:, start:end].flatten(0, 1)
     count = (end - start,) * spans.num_spans
-    return spans._replace(counts=count, grid=spans.grid[chosen], places=places, leads=leads, states=places), first, stop
+    return spans._replace(counts=count, grid=grid, places=places, leads=leads, states=places), first, stop
 
 
 def _by_stream(name: str, values: Shaped[Tensor, "_ *rest"], streams: int, count: int) -> Shaped[Tensor, "G _ *rest"]:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.sequence.batches import BatchBuilder
-from mmblocks.sequence.segments import codes, vectors
+from mmblocks.sequence.segments import Segment, codes, vectors
 from mmblocks.sequence.spans import SpanLayout, Spans
 from mmblocks.sequence.tokens import TokenTable
 
@@ -92,8 +92,9 @@ class _Head(NamedTuple):
 
 @lru_cache(64)
 def _laid_out(layout: SpanLayout, size: tuple[int, ...], count: int) -> LoneSpans:
-    how = {"input": IMAGE, "target": IMAGE}
     nothing = torch.zeros(*size, dtype=torch.long)
-    segment = codes(nothing, **how) if layout.writes == "ids" else vectors(nothing[..., None].float(), **how)
+    segment: Segment = vectors(nothing[..., None].float(), input=IMAGE, target=IMAGE)
+    if layout.writes == "ids":
+        segment = codes(nothing, input=IMAGE, target=IMAGE)
     batch = BatchBuilder(heads={IMAGE: _Head(layout)})([[segment] * count])
     return LoneSpans(batch.table, batch.spans[IMAGE]._replace(values=None), batch.copies.get(IMAGE))

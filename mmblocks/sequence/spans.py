@@ -27,8 +27,8 @@ class SpanLayout:
     Args:
         writes: what the head writes: "ids", "vectors", or "pixels" of one image a span.
         predicts: whether a state predicts the value of its "own" token or of the "next" one.
-        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal". The head's own tokens
-            come before both; with "all" they are one with the span.
+        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal". The head's own
+            tokens come before both; with "all" they are one with the span.
         context: what the tokens after a span attend to: a "clean" copy of it, laid out after what was read while it is learned; or
             what was "read" itself, as where queries or scales stay in the row.
         num_tokens: how many tokens a span takes, such as those of queries; as many as values if None.
@@ -170,6 +170,10 @@ class Spans(NamedTuple):
         of = self.of[chosen]
         total = losses.new_zeros(self.num_spans).index_add(0, of, losses)
         return total / torch.bincount(of, minlength=self.num_spans)
+
+    def fills(self, count: int) -> bool:
+        """Whether the spans are all that stands in rows of so many tokens together."""
+        return self.num_tokens == count
 
     def rows(self) -> Tensor:
         """The values, one row a token.

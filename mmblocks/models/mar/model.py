@@ -222,25 +222,29 @@ class MAR(Block):
             raise ValueError(f"step_options has {len(step_options)} steps; accepted: {num_steps}")
         if orders is not None:
             check_shape("orders", orders, rows, self.num_tokens)
-        model = self.multimodal(head, num_steps=num_steps, growing_guidance=schedule == "linear")
-        writer = model.outputs[IMAGE]
+        writer = self.writer(head, num_steps=num_steps, growing_guidance=schedule == "linear")
         if guidance > 1:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         guide = SpanGuide(guidance=as_guidance(guidance if guidance > 1 else None), writes="vectors")
-        spans, table = LoneSpans.of(writer.span, self.grid, device=weight.device).rows(rows, len(labels) // rows)
-        how = {"options": options, "step_options": step_options, "orders": orders, "generator": generator}
-        writing = writer.write(spans._replace(given={"label": labels}), guide=guide, **how)
-        made = write_alone(writing, spans, table, writer.span, self.trunk, model.inputs)
+        spans, table = self.row.rows(rows, len(labels) // rows)
+        writing = writer.write(
+            spans._replace(given={"label": labels}),
+            guide=guide,
+            orders=orders,
+            options=options,
+            step_options=step_options,
+            generator=generator,
+        )
+        made = write_alone(writing, spans, table, writer.span, self.trunk, {IMAGE: self.embed})
         return made.view(rows, self.num_tokens, -1).to(weight.dtype)
 
-    def multimodal(self, head: Head, *, num_steps: int = 64, growing_guidance: bool = True) -> MultimodalModel:
-        """A model of these very parts and a per-token head, whose head "image" writes images of the input "image".
+    def multimodal(self, head: Head) -> MultimodalModel:
+        """A model of these very parts and a per-token head, whose head "image" writes images of the input "image"."""
+        return MultimodalModel(inputs={IMAGE: self.embed}, trunk=self.trunk, outputs={IMAGE: self.writer(head)})
 
-        Args:
-            head: see ``loss``.
-            num_steps, growing_guidance: see ``MaskedVectorsHead``.
-        """
-        writer = MaskedVectorsHead(
+    def writer(self, head: Head, *, num_steps: int = 64, growing_guidance: bool = True) -> MaskedVectorsHead:
+        """The head of whole spans around a per-token head; see ``MaskedVectorsHead``."""
+        return MaskedVectorsHead(
             head=head,
             dim=self.trunk.dim,
             num_steps=num_steps,
@@ -250,7 +254,12 @@ class MAR(Block):
             classes=self.classes,
             positions=self.positions,
         )
-        return MultimodalModel(inputs={IMAGE: self.embed}, trunk=self.trunk, outputs={IMAGE: writer})
+
+    @property
+    def row(self) -> LoneSpans:
+        """How a row is laid out: tokens of the class, then the image."""
+        layout = SpanLayout(writes="vectors", context="read", lead=self.classes.num_tokens, attends="all")
+        return LoneSpans.of(layout, self.grid, device=self.embed.weight.device)
 
     def to_tokens(self, latents: Float[Tensor, "B H W channels"]) -> Float[Tensor, "B L C"]:
         """A tokenizer's latents, channels last, as tokens.
@@ -274,8 +283,7 @@ class MAR(Block):
         counts = (~mask).sum(dim=1)
         if is_readable(mask) and bool((counts != counts[:1]).any()):
             raise ValueError(f"mask leaves {counts.tolist()} tokens known; accepted: as many in each row")
-        layout = SpanLayout(writes="vectors", lead=self.classes.num_tokens, attends="all")
-        table = LoneSpans.of(layout, self.grid, device=mask.device).tables(len(mask))
+        table = self.row.tables(len(mask))
         unknown = pad(mask, (self.classes.num_tokens, 0))
         return table, Known.of(unknown, table), torch.arange(table.shape[1], device=mask.device).expand(len(mask), -1)
 

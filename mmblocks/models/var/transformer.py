@@ -109,8 +109,14 @@ class VAR(Block):
         super().__init__()
         if dim % num_heads or not scales:
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, scales {scales}; accepted: heads that divide dim, and a scale")
-        codes = {"num_codes": num_codes, "code_dim": code_dim, "scales": scales}
-        self.tokens = ScaleTokens(dim=dim, num_classes=num_classes, label_dropout=label_dropout, **codes)
+        self.tokens = ScaleTokens(
+            dim=dim,
+            num_codes=num_codes,
+            code_dim=code_dim,
+            scales=scales,
+            num_classes=num_classes,
+            label_dropout=label_dropout,
+        )
         self.num_codes, self.code_dim, self.num_classes, self.scales = num_codes, code_dim, num_classes, self.tokens.scales
         layer = Layer(
             mixer=_attention(num_heads, dim // num_heads, l2_norm),
