@@ -154,7 +154,7 @@ class Reader:
         *,
         conditions: Conditions | None = None,
         beside: Mapping[str, Any] | None = None,
-    ) -> Float[Tensor, "SB L D"]:
+    ) -> Float[Tensor, "SB L D2"]:
         """The states of these tokens, which are added to the cache."""
         # A cache of a trunk of one's own need not have either.
         mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))

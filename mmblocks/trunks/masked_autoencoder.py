@@ -164,7 +164,7 @@ class MaskedAutoencoder(Block):
             ValueError: shapes that do not fit, or more tokens in a row than there are positions (checked on CPU).
         """
         positions = self._positions(table, cache)
-        known = None if unknown is None else Known.of(unknown, table)
+        known = None if unknown is None else Known.of(unknown | table.is_padding, table)
         if cache is not None:
             cache.note(table.shape[1], table.shape[1] if known is None else known.table.shape[1])
         states = self.encode(embeds, table, known, positions, mask, None if cache is None else cache.encoder)
@@ -183,6 +183,8 @@ class MaskedAutoencoder(Block):
         x = self.norm(embeds + self.encoder_positions[positions])
         if known is None:
             return self.encoder(x, table, cache, mask=mask)
+        if not known.table.shape[1]:
+            return x[:, :0]
         if not callable(mask) and not (isinstance(mask, Everything) and known.even):
             mask = None  # forms found for all tokens say nothing of some
         return self.encoder(x.gather(1, spread(known.places, x)), known.table, cache, mask=mask)
