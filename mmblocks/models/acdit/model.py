@@ -150,7 +150,7 @@ class ACDiT(Block):
         """
         spans, table = self._rows(clean, labels)
         self._check("noised", noised)
-        told = self.head.condition(self._by_block(t), spans)
+        told = self.head.condition(self._by_block(t, len(clean)), spans)
         states = self._states(self.head.reading(noised.flatten(0, 2), told, spans), spans, table, hooks)
         return self.head.predicted(states, told, spans).view_as(noised)
 
@@ -184,14 +184,14 @@ class ACDiT(Block):
         if labels is not None and drop is not None:
             labels = torch.where(drop, self.num_classes, labels)
         spans, table = self._rows(clean, labels)
-        reading = self.head.corrupt(spans, t=self._by_block(t), noise=noise.flatten(0, 2).float())
+        reading = self.head.corrupt(spans, t=self._by_block(t, len(clean)), noise=noise.flatten(0, 2).float())
         return self.head.loss(self._states(reading, spans, table), spans, reading).view(clean.shape[:-1])
 
     def add_noise(
         self, clean: Float[Tensor, "N T S C"], noise: Float[Tensor, "N T S C"], t: Int[Tensor, "N *blocks"]
     ) -> Float[Tensor, "N T S C"]:
         """DDPM's corruption: 1000 steps whose variances grow linearly from 0.0001 to 0.02."""
-        times = self._by_block(t).repeat_interleave(self.blocks.size)
+        times = self._by_block(t, len(clean)).repeat_interleave(self.blocks.size)
         return self.head.path.corrupt(clean.flatten(0, 2), noise.flatten(0, 2), times).to(clean.dtype).view_as(clean)
 
     @torch.no_grad()
@@ -233,16 +233,13 @@ class ACDiT(Block):
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         guide = SpanGuide(guidance=as_guidance(guidance if guidance > 1 else None), writes="vectors")
         sampler = GivenScheduler(scheduler, num_steps) if scheduler else DiffusersSampler(scheduler=SCHEDULER, num_steps=num_steps)
-        row, beside, done = self.row, {"hooks": hooks}, list[Tensor]()
+        row, done = self.row, list[Tensor]()
 
-        def read(index: int, cache: KVCache) -> KVCache:
-            """A finished block, into the cache."""
+        def read(index: int, cache: KVCache) -> None:
             embeds = self.embed(done[index]).repeat(len(labels) // rows, 1, 1)
             self.trunk(embeds, row.alone(index, clean=True).tables(len(labels)), cache, mask=Everything(), hooks=hooks)
-            return cache
 
         def anew(embeds: Tensor, table: TokenTable, cache: KVCache, **more: Any) -> Tensor:  # what the trunk takes
-            """The trunk, after all finished blocks."""
             for index in range(len(done)):
                 read(index, cache)
             states = self.trunk(embeds, table, cache, **more)
@@ -254,7 +251,7 @@ class ACDiT(Block):
             spans, table = row.alone(index).rows(rows, len(labels) // rows)
             spans = spans._replace(given={"label": labels})
             writing = self.head.write(spans, guide=guide, sampler=sampler, noise=start.flatten(0, 1).float(), generator=generator)
-            made = write_alone(writing, spans, table, self.head.span, trunk, {IMAGE: self.embed}, cache, beside)
+            made = write_alone(writing, spans, table, self.head.span, trunk, {IMAGE: self.embed}, cache, {"hooks": hooks})
             done.append(made.view_as(start).to(start.dtype))
             if cached and index + 1 < len(noise):
                 read(index, cache)
@@ -293,14 +290,14 @@ class ACDiT(Block):
         embeds, beside = rows_of({IMAGE: self.embed}, reads, rows, length)
         return self.trunk(embeds, table, hooks=hooks, **beside).flatten(0, 1)[spans.places]
 
-    def _by_block(self, t: Int[Tensor, "N *blocks"]) -> Int[Tensor, " NT"]:
+    def _by_block(self, t: Int[Tensor, "N *blocks"], rows: int) -> Int[Tensor, " NT"]:
         """A time for each block of all rows."""
-        if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != self.blocks.count):
-            raise ValueError(f"t is {tuple(t.shape)}; accepted: (N,) or (N, {self.blocks.count})")
+        if tuple(t.shape) not in ((rows,), (rows, self.blocks.count)):
+            raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {self.blocks.count})")
         check_range("t", t, 1000)
         return t.flatten() if t.ndim == 2 else t.repeat_interleave(self.blocks.count)
 
     def _check(self, name: str, blocks: Float[Tensor, "N T S C"]) -> None:
-        accepted = (self.blocks.count, self.blocks.size, self.latent_dim)
-        if tuple(blocks.shape[1:]) != accepted:
-            raise ValueError(f"{name} is {tuple(blocks.shape)}; accepted: (N, {', '.join(map(str, accepted))})")
+        shape = (self.blocks.count, self.blocks.size, self.latent_dim)
+        if tuple(blocks.shape[1:]) != shape:
+            raise ValueError(f"{name} is {tuple(blocks.shape)}; accepted: (N, {', '.join(map(str, shape))})")
