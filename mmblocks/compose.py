@@ -17,7 +17,7 @@ from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.layers.parts import Parts
-from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished
+from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished, told
 from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role
 from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
@@ -165,8 +165,7 @@ class MultimodalModel(Block):
     def _states(self, batch: Batch, reads: Mapping[str, Read]) -> Float[Tensor, "B L D"]:
         everything = {**_renamed(self._copies(batch)), **reads}
         mask = batch.mask if self.mask is None else self.mask
-        conditions = conditions_of(list(everything.values()), *batch.ids.shape)
-        beside: dict[str, Any] = {**batch.beside, **({} if conditions is None else {"conditions": conditions})}
+        beside = {**batch.beside, **told(list(everything.values()), *batch.ids.shape)}
         return self.trunk(self._embeds(batch, everything), batch.table, mask=mask, **beside)
 
     def _copies(self, batch: Batch) -> dict[str, Read]:

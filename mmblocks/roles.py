@@ -2,7 +2,7 @@
 
 ``isinstance`` looks at names alone, as with every protocol; ``lacks`` also compares what the methods take.
 
-Shapes: B batch, L tokens of a row, N tokens (or rows) in all, D width, H and W pixels. Pixels are RGB in [0, 1].
+Shapes: B batch, L tokens of a row, N tokens (or rows) in all, D width, D2 that of states, H and W pixels. Pixels are RGB in [0, 1].
 """
 
 import inspect
@@ -147,7 +147,7 @@ class Trunk(Protocol):
         cache: Any = None,  # of the kind that its own new_cache makes
         *,
         mask: Mask | MaskRule | None = None,
-    ) -> Float[Tensor, "B L D"]:
+    ) -> Float[Tensor, "B L D2"]:
         """Hidden states of the tokens in ``table``; with a cache, of tokens after those it holds."""
         ...
 

@@ -3,7 +3,7 @@
 Shapes: B rows, S streams of guidance, SB rows of all streams, L new tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -83,10 +83,12 @@ class _Growing(Protocol):
 
 
 @runtime_checkable
-class _Forgetting(Protocol):
+class Forgetting(Protocol):
     """A cache out of which tokens can be taken."""
 
-    def forget(self, count: int) -> None: ...
+    def forget(self, count: int) -> None:
+        """Takes back the newest tokens."""
+        ...
 
 
 @dataclass
@@ -153,9 +155,9 @@ class Reader:
         lowered: Mask | None = None,
         *,
         conditions: Conditions | None = None,
-        beside: dict[str, Tensor] | None = None,
+        beside: Mapping[str, Any] | None = None,
         rule: MaskRule | None = None,
-    ) -> Float[Tensor, "SB L D"]:
+    ) -> Float[Tensor, "SB L D2"]:
         """The states of these tokens, which are added to the cache; ``rule`` takes the place of the model's."""
         # A cache of a trunk of one's own need not have either.
         mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
@@ -189,6 +191,6 @@ class Reader:
         Raises:
             TypeError: a cache that cannot.
         """
-        if not isinstance(self.cache, _Forgetting):
+        if not isinstance(self.cache, Forgetting):
             raise TypeError(f"the cache is a {type(self.cache).__name__}, which cannot forget; accepted: one with a method forget")
         self.cache.forget(tokens)

@@ -19,7 +19,7 @@ from mmblocks.generation.guidance import Guidance, SpanGuide
 from mmblocks.generation.options import Generation
 from mmblocks.generation.reading import IdModel, Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
-from mmblocks.layers.spans import Read, conditions_of, embed_spans
+from mmblocks.layers.spans import Read, part_of, rows_of
 from mmblocks.roles import SpanHead
 from mmblocks.sequence.pieces import span_grid, span_steps
 from mmblocks.sequence.segments import Segment
@@ -155,16 +155,10 @@ class SpanWriter:
     def _pass(self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest) -> Tensor:
         """The states (S, n, D) of one pass."""
         streams, rows = self.reader.num_streams, table.shape[0] // self.reader.num_streams
-        spans, first, stop = _part(spans, layout, one.part, table.shape[1])
-        table = table.slice(first, stop)
-        length = stop - first
-        read = Read(spans, one.reading)
-        embedded, leads = embed_spans(self.reader.model.inputs, read, streams)
-        embeds = embedded.new_zeros(streams, rows * length, embedded.shape[-1]).index_copy(1, spans.places, embedded)
-        if leads is not None:
-            embeds = embeds.index_copy(1, spans.leads, leads.to(embeds.dtype))
-        conditions = conditions_of([read], rows, length, streams)
-        hidden = self.reader.forward(embeds.view(-1, length, embeds.shape[-1]), table, conditions=conditions, rule=one.mask)
+        spans, first, stop = part_of(spans, layout, one.part, table.shape[1])
+        table, length = table.slice(first, stop), stop - first
+        embeds, beside = rows_of(self.reader.model.inputs, [Read(spans, one.reading)], rows, length, streams)
+        hidden = self.reader.forward(embeds, table, beside=beside, rule=one.mask)
         by_stream = hidden.view(streams, rows, length, -1)
         if layout.predicts == "next":  # the state before a span's first token is the row's newest
             before = torch.cat([newest.states.view(streams, rows, 1, -1), by_stream[:, :, :-1]], dim=2)
@@ -283,24 +277,3 @@ def _by_span(values: Tensor | list[Tensor], spans: Spans) -> Iterator[Tensor]:
         return (one.flatten(0, -2) for one in spans.maps(values))
     count = [int(torch.Size(size).numel()) for size in spans.sizes]
     return iter(values.split(list(spans.counts) if len(values) == spans.num_tokens else count))
-
-
-def _part(spans: Spans, layout: SpanLayout, part: tuple[int, int] | None, length: int) -> tuple[Spans, int, int]:
-    """The tokens of a pass: their spans, with places in the columns ``first`` to ``stop`` of the block."""
-    if part is None:
-        return spans, 0, length
-    start, end = part
-    if len(set(spans.counts)) > 1 or not 0 <= start < end <= spans.counts[0]:
-        raise ValueError(f"part is {part} of spans of {spans.counts} tokens; accepted: (first, stop) in spans of one size")
-    first = layout.lead + start if start else 0
-    stop = layout.lead + end
-    inside = torch.arange(spans.num_tokens, device=spans.device) % spans.counts[0]
-    chosen = (inside >= start) & (inside < end)
-
-    def moved(places: Tensor) -> Tensor:
-        return places // length * (stop - first) + places % length - first
-
-    places = moved(spans.places[chosen])
-    leads = spans.leads[:0] if start else moved(spans.leads)
-    count = (end - start,) * spans.num_spans
-    return spans._replace(counts=count, grid=spans.grid[chosen], places=places, leads=leads, states=places), first, stop

@@ -18,8 +18,11 @@ from mmblocks.heads.output_mapper import OutputMapper as OutputMapper
 from mmblocks.heads.placeholders import PlaceholderHead as PlaceholderHead
 from mmblocks.heads.regression import Placeholders as Placeholders
 from mmblocks.heads.regression import RegressionHead as RegressionHead
+from mmblocks.heads.scale_tokens import ScaleTokens as ScaleTokens
 from mmblocks.heads.span_denoising import ModulatedOutput as ModulatedOutput
 from mmblocks.heads.span_denoising import SpanDenoisingHead as SpanDenoisingHead
+from mmblocks.heads.span_parts import ClassTokens as ClassTokens
+from mmblocks.heads.span_parts import SpanPositions as SpanPositions
 from mmblocks.heads.vocabularies import ModalityLMHead as ModalityLMHead
 from mmblocks.heads.vocabularies import MultiTokenHead as MultiTokenHead
 from mmblocks.heads.vocabularies import ProjectedLMHead as ProjectedLMHead

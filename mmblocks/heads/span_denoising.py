@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Generator, Tensor, nn
 
 from mmblocks.block import Block
-from mmblocks.layers.diffusion.adaln import Modulation, TimeEmbedding, modulate
+from mmblocks.layers.diffusion.adaln import ModulatedLinear, Modulation, TimeEmbedding, modulate
 from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, SteppedSampler
 from mmblocks.layers.diffusion.noise_paths import FlowPath, NoisePath, TwoEndedPath
 from mmblocks.layers.losses.row_losses import check_shape
@@ -58,13 +58,25 @@ class ModulatedOutput(Block):
         return self.predict(modulate(self.norm(hidden), shift, scale))
 
 
+class Told(NamedTuple):
+    """What the network is told of each span.
+
+    Attributes:
+        time: the path's time, as the network knows it.
+        vectors: time and class, embedded; of each stream where these have classes of their own.
+    """
+
+    time: Num[Tensor, " S"]
+    vectors: Float[Tensor, "GS D"]
+
+
 class _Corrupted(NamedTuple):
-    """What the loss is told of noised values: these, the noise, each token's time, and what the network was told of each span."""
+    """What the loss is told of noised values: these, the noise, each token's time, and what the network was told."""
 
     x: Float[Tensor, "N C"]
     noise: Float[Tensor, "N C"]
     times: Num[Tensor, " N"]
-    told: Num[Tensor, " S"]
+    told: Told
 
 
 class SpanDenoisingHead(Block):
@@ -81,9 +93,11 @@ class SpanDenoisingHead(Block):
         sampler: ``layers.diffusion.denoising_samplers``; 25 of Euler's steps if None.
         time: how the trunk is told the time: "added" to the span's tokens (Transfusion, BAGEL), as a "token" before them (OmniGen),
             or as a "condition" of its layers (DiT, ACDiT), which clean copies have none of.
-        output: a "linear" map of the states, one after a norm "modulated" by the time (DiT), or a ``ModulatedOutput`` (OmniGen).
+        output: a "linear" map of the states; one after a norm "modulated" by time and class (DiT); of "modulated_states",
+            as they are after a norm of the trunk (ACDiT); or a ``ModulatedOutput`` (OmniGen).
         num_classes: of a class that samples give each span, ``given={"label": 3}``, which is added to its time; one more stands for
             none. 0 for no classes.
+        label_dropout: how often a class is left out while training.
         attends: whether a token attends to its whole "span", or in "causal" order.
         context: see ``SpanLayout``: "read" lets the tokens after a span attend to it as it was noised, as Transfusion does.
         scale: values are multiplied by this before they are noised, and divided by it when they are written.
@@ -129,8 +143,9 @@ class SpanDenoisingHead(Block):
         path: Block | None = None,
         sampler: Block | None = None,
         time: Literal["added", "token", "condition"] = "added",
-        output: Literal["linear", "modulated"] | ModulatedOutput = "linear",
+        output: Literal["linear", "modulated", "modulated_states"] | ModulatedOutput = "linear",
         num_classes: int = 0,
+        label_dropout: float = 0.0,
         attends: Literal["span", "causal"] = "span",
         context: Literal["clean", "read"] = "clean",
         scale: float = 1.0,
@@ -151,12 +166,17 @@ class SpanDenoisingHead(Block):
         lead = int(time == "token")
         self.span = SpanLayout(writes="vectors", attends=attends, context=context, lead=lead, patch=patch, mixed=True)
         self.channels = channels * patch * patch
-        self.told, self.num_classes, self.scale = time, num_classes, scale
+        self.told, self.num_classes, self.label_dropout, self.scale = time, num_classes, label_dropout, scale
         self.time = TimeEmbedding(dim)
         self.classes = nn.Embedding(num_classes + 1, dim) if num_classes else None
         self.output = _output(output, dim, self.channels)
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
+
+    @property
+    def num_labels(self) -> int:
+        """Classes, with that for none."""
+        return 0 if self.classes is None else self.classes.num_embeddings
 
     def corrupt(
         self,
@@ -164,6 +184,7 @@ class SpanDenoisingHead(Block):
         *,
         t: Num[Tensor, " S"] | None = None,
         noise: Float[Tensor, "N C"] | None = None,
+        drop: Bool[Tensor, " S"] | None = None,
         generator: Generator | None = None,
     ) -> Reading:
         """Noised values, and their times.
@@ -172,6 +193,7 @@ class SpanDenoisingHead(Block):
             spans: what is learned.
             t: a time of the path for each span, in place of a random one.
             noise: in place of random noise.
+            drop: spans whose class is left out; while training sampled with ``label_dropout`` if None.
             generator: source of randomness.
 
         Raises:
@@ -187,8 +209,11 @@ class SpanDenoisingHead(Block):
         if noise is None:
             noise = torch.empty_like(x).normal_(generator=generator)
         check_shape("noise", noise, tuple(x.shape))
-        times = spans.per_token(t)
-        told = self.path.net_time(t)
+        if drop is None and self.training and self.label_dropout > 0 and "label" in spans.given:
+            drop = torch.rand(spans.num_spans, generator=generator, device=x.device) < self.label_dropout
+        if drop is not None and "label" in spans.given:
+            spans = spans._replace(given={**spans.given, "label": torch.where(drop, self.num_classes, spans.given["label"])})
+        times, told = spans.per_token(t), self.condition(self.path.net_time(t), spans)
         return self.reading(self.path.corrupt(x, noise, times), told, spans)._replace(learned=_Corrupted(x, noise, times, told))
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
@@ -202,7 +227,7 @@ class SpanDenoisingHead(Block):
         if self.told == "condition":
             return Reading(values=x.to(self._dtype))
         clean = self.path.net_time(torch.full((spans.num_spans,), self.path.ends[0], device=x.device))
-        return self.reading(x, clean, spans._replace(given={}))
+        return self.reading(x, self.condition(clean, spans._replace(given={})), spans)
 
     def write(
         self,
@@ -210,7 +235,7 @@ class SpanDenoisingHead(Block):
         *,
         guide: Guide,
         sampler: SteppedSampler | None = None,
-        noise: Sequence[Tensor] | None = None,
+        noise: Sequence[Tensor] | Tensor | None = None,
         mask: MaskRule | None = None,
         trajectory: list[tuple[Tensor, Tensor]] | None = None,
         generator: Generator | None = None,
@@ -237,7 +262,7 @@ class SpanDenoisingHead(Block):
         try:
             x, step = next(steps)
             while True:
-                told = times[step].expand(spans.num_spans)
+                told = self.condition(times[step].expand(spans.num_spans), spans)
                 hidden = yield Pass(self.reading(x, told, spans), shown=x / self.scale, mask=mask if step == 0 else None)
                 guided = guide(self.predicted(hidden, told, spans).float())
                 if trajectory is not None:
@@ -247,32 +272,34 @@ class SpanDenoisingHead(Block):
             made: Tensor = stop.value
         return made / self.scale
 
-    def reading(self, x: Float[Tensor, "N C"], time: Num[Tensor, " S"], spans: Spans) -> Reading:
-        """What the trunk reads of noised values; ``time`` is what the network is told of each span."""
-        values, condition = x.to(self._dtype), self._condition(time, spans)
-        if self.told == "token":
-            return Reading(values=values, leads=condition)
-        if self.told == "condition":
-            return Reading(values=values, condition=condition)
-        return Reading(values=values, added=self._by_token(condition, spans).flatten(0, 1))
-
-    def _condition(self, time: Num[Tensor, " S"], spans: Spans) -> Float[Tensor, "GS D"]:
-        """Of each span, and of each stream where these have classes of their own."""
-        told = self.time(time)
+    def condition(self, time: Num[Tensor, " S"], spans: Spans) -> Told:
+        """What the network is told at these times, which are its own (``path.net_time``)."""
+        vectors = self.time(time)
         if self.classes is None:
-            return told
+            return Told(time, vectors)
         labels = spans.given.get("label")
         if labels is None:
-            labels = torch.full((spans.num_spans,), self.num_classes, device=told.device)
-        check_range("label", labels, self.num_classes + 1, ", the last for no class")
-        return told.repeat(len(labels) // max(len(told), 1), 1) + self.classes(labels)
+            labels = torch.full((spans.num_spans,), self.num_classes, device=vectors.device)
+        check_range("label", labels, self.num_labels, ", the last for no class")
+        return Told(time, vectors.repeat(len(labels) // max(len(vectors), 1), 1) + self.classes(labels))
 
-    def predicted(self, hidden: Float[Tensor, "*G N D"], time: Num[Tensor, " S"], spans: Spans) -> Float[Tensor, "*G N C"]:
-        """What the path asks for, of the states at the tokens of spans that were told these times."""
-        if not isinstance(self.output, ModulatedOutput):
+    def reading(self, x: Float[Tensor, "N C"], told: Told, spans: Spans) -> Reading:
+        """What the trunk reads of noised values, with what it is told of them."""
+        values = x.to(self._dtype)
+        if self.told == "token":
+            return Reading(values=values, leads=told.vectors)
+        if self.told == "condition":
+            return Reading(values=values, condition=told.vectors)
+        return Reading(values=values, added=self._by_token(told.vectors, spans).flatten(0, 1))
+
+    def predicted(self, hidden: Float[Tensor, "*G N D"], told: Told, spans: Spans) -> Float[Tensor, "*G N C"]:
+        """What the path asks for, of the states at the tokens of spans that were told this."""
+        if isinstance(self.output, nn.Linear):
             return cast(Tensor, self.output(hidden))
-        condition = self._condition(time, spans) if self.output.time is None else None
-        moves = self._by_token(self.output.moves(time, condition), spans)
+        if isinstance(self.output, ModulatedLinear):
+            vectors = self._by_token(told.vectors, spans)
+            return self.output(hidden, vectors if hidden.ndim == 3 else vectors[0])
+        moves = self._by_token(self.output.moves(*told), spans)
         return self.output.predicted(hidden, moves if hidden.ndim == 3 else moves[0])
 
     def _by_token(self, condition: Float[Tensor, "GS X"], spans: Spans) -> Float[Tensor, "G N X"]:
@@ -284,12 +311,14 @@ class SpanDenoisingHead(Block):
         return next(self.output.parameters()).dtype
 
 
-def _output(output: str | ModulatedOutput, dim: int, channels: int) -> nn.Linear | ModulatedOutput:
+def _output(output: str | ModulatedOutput, dim: int, channels: int) -> nn.Linear | ModulatedLinear | ModulatedOutput:
     """The part that predicts."""
     if isinstance(output, ModulatedOutput):
         if output.predict.out_features != channels:
             raise ValueError(f"output gives {output.predict.out_features} channels a token; accepted: {channels}")
         return output
-    if output not in ("linear", "modulated"):
-        raise ValueError(f"output is {output!r}; accepted: 'linear', 'modulated', or a ModulatedOutput")
+    if output not in ("linear", "modulated", "modulated_states"):
+        raise ValueError(f"output is {output!r}; accepted: 'linear', 'modulated', 'modulated_states', or a ModulatedOutput")
+    if output == "modulated_states":
+        return ModulatedLinear(dim, dim, channels)
     return ModulatedOutput(dim=dim, channels=channels) if output == "modulated" else nn.Linear(dim, channels)

@@ -4,14 +4,14 @@ Shapes: N tokens of all spans, S spans, G streams, D width of the trunk, C width
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmblocks.roles import AnyEmbedder, Embedder
-from mmblocks.sequence.spans import Conditions, Reading, Spans
+from mmblocks.sequence.spans import Conditions, Reading, SpanLayout, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.support.named import Named
 
@@ -81,6 +81,55 @@ def _embedded(embedder: AnyEmbedder, spans: Spans, values: Tensor) -> Float[Tens
     return vectors_of(embedder(maps))
 
 
+def rows_of(
+    inputs: Named[AnyEmbedder], reads: Sequence[Read], rows: int, length: int, streams: int = 1
+) -> tuple[Float[Tensor, "GB L D"], dict[str, Any]]:
+    """Rows of spans alone, zeros elsewhere, and what the trunk takes beside them by keyword.
+
+    Args:
+        inputs: embedders by name.
+        reads: spans whose places count tokens of ``rows`` rows of one stream, and what is read of them.
+        rows: B of one stream.
+        length: L.
+        streams: G.
+
+    Raises:
+        ValueError: as ``embed_spans``.
+    """
+    embeds: Tensor | None = None
+    for read in reads:
+        own, leads = embed_spans(inputs, read, streams)
+        if read.spans.fills(rows * length):
+            return own.reshape(streams * rows, length, -1), told(reads, rows, length, streams)
+        embeds = own.new_zeros(streams, rows * length, own.shape[-1]) if embeds is None else embeds
+        embeds = embeds.index_copy(1, read.spans.places, own.to(embeds.dtype))
+        if leads is not None:
+            embeds = embeds.index_copy(1, read.spans.leads, leads.to(embeds.dtype))
+    if embeds is None:
+        raise ValueError("reads is empty; accepted: at least one")
+    return embeds.view(streams * rows, length, -1), told(reads, rows, length, streams)
+
+
+def told(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> dict[str, Any]:
+    """What the trunk takes beside tokens by keyword, as far as heads say anything; arguments as of ``rows_of``."""
+    said = {
+        "conditions": conditions_of(reads, rows, length, streams),
+        "unknown": unknown_of(reads, rows, length, streams),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def unknown_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Bool[Tensor, "GB L"] | None:
+    """Which tokens of the rows are unknown; None where no head says so. Arguments as of ``rows_of``."""
+    found: Tensor | None = None
+    for spans, reading in reads:
+        if reading.unknown is not None:
+            by_stream = _by_stream("unknown", reading.unknown, streams, spans.num_tokens)
+            found = by_stream.new_zeros(streams, rows * length) if found is None else found
+            found = found.index_copy(1, spans.places, by_stream)
+    return None if found is None else found.view(streams * rows, length)
+
+
 def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Conditions | None:
     """What layers are told of each token of the flattened rows; None where no head says anything.
 
@@ -90,21 +139,48 @@ def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 
         length: L.
         streams: G, stream after stream.
     """
-    told = [read for read in reads if read.reading.condition is not None]
-    if not told:
+    telling = [read for read in reads if read.reading.condition is not None]
+    if not telling:
         return None
-    of = torch.full((streams, rows * length), -1, device=told[0].spans.device)
+    of = torch.full((streams, rows * length), -1, device=telling[0].spans.device)
     vectors, first = [], 0
-    for spans, reading in told:
+    for spans, reading in telling:
         condition = reading.condition
         if condition is None:
             continue
         by_stream = _by_stream("condition", condition, streams, spans.num_spans)
+        if spans.fills(rows * length) and len(set(spans.counts)) == 1:  # each span is a run of its row
+            runs = torch.arange(streams * spans.num_spans, device=of.device).view(streams * rows, -1)
+            return Conditions(by_stream.flatten(0, 1), runs)
         stream = torch.arange(streams, device=of.device)[:, None] * spans.num_spans
         of[:, spans.places] = first + stream + spans.of
         vectors.append(by_stream.flatten(0, 1))
         first += streams * spans.num_spans
     return Conditions(torch.cat(vectors), of.view(streams * rows, length))
+
+
+def part_of(spans: Spans, layout: SpanLayout, part: tuple[int, int] | None, length: int) -> tuple[Spans, int, int]:
+    """The tokens of a pass: their spans, with places in the columns ``first`` to ``stop`` of a block of ``length`` columns.
+
+    Raises:
+        ValueError: a part of spans of several sizes, or one that lies outside of them.
+    """
+    if part is None:
+        return spans, 0, length
+    start, end = part
+    if len(set(spans.counts)) > 1 or not 0 <= start < end <= spans.counts[0]:
+        raise ValueError(f"part is {part} of spans of {spans.counts} tokens; accepted: (first, stop) in spans of one size")
+    first = layout.lead + start if start else 0
+    stop = layout.lead + end
+
+    def moved(places: Tensor) -> Tensor:
+        return (places // length * (stop - first) + places % length - first).flatten()
+
+    places = moved(spans.places.unflatten(0, (spans.num_spans, -1))[:, start:end])
+    leads = spans.leads[:0] if start else moved(spans.leads)
+    grid = spans.grid.unflatten(0, (spans.num_spans, -1))[:, start:end].flatten(0, 1)
+    count = (end - start,) * spans.num_spans
+    return spans._replace(counts=count, grid=grid, places=places, leads=leads, states=places), first, stop
 
 
 def _by_stream(name: str, values: Shaped[Tensor, "_ *rest"], streams: int, count: int) -> Shaped[Tensor, "G _ *rest"]:

@@ -126,10 +126,11 @@ class JointDenoiser(Block):
         for name in self.shapes:
             check_shape(f"times[{name!r}]", times[name], (rows,))
         batch = self._batch(values)
-        told = {name: (self._head(name), spans, times[name]) for name, spans in batch.spans.items()}
-        readings = {name: head.reading(spans.rows(), time, spans) for name, (head, spans, time) in told.items()}
+        heads = {name: (self._head(name), spans) for name, spans in batch.spans.items()}
+        told = {name: head.condition(times[name], spans) for name, (head, spans) in heads.items()}
+        readings = {name: head.reading(spans.rows(), told[name], spans) for name, (head, spans) in heads.items()}
         hidden = self.model.hidden(batch, readings=readings).flatten(0, 1)
-        found = {name: head.predicted(hidden[spans.states], time, spans) for name, (head, spans, time) in told.items()}
+        found = {name: head.predicted(hidden[spans.states], told[name], spans) for name, (head, spans) in heads.items()}
         return {name: value.view(rows, *self.shapes[name]) for name, value in found.items()}
 
     def loss(

@@ -60,7 +60,7 @@ class Settings:
         if options.guidance is None:
             raise ValueError(f"guidance is {self.guidance}; accepted: None, since nothing is guided here")
         scaled = isinstance(self.guidance, int | float) and not isinstance(options.guidance, int | float)
-        guidance: Any = replace(options.guidance, scale=self.guidance) if scaled else self.guidance  # type: ignore[type-var, call-arg]
+        guidance: Any = replace(options.guidance, scale=self.guidance) if scaled else self.guidance  # type: ignore[type-var]
         return replace(options, guidance=guidance)
 
 

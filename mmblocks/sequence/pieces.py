@@ -112,7 +112,7 @@ def span_steps(layout: SpanLayout, count: int) -> Int[Tensor, " n"]:
         inside = torch.arange(len(sizes)).repeat_interleave(sizes)
     else:
         inside = torch.arange(count) if layout.attends == "causal" else torch.zeros(count, dtype=torch.long)
-    return torch.cat([torch.zeros(layout.lead, dtype=torch.long), inside + bool(layout.lead)])
+    return torch.cat([torch.zeros(layout.lead, dtype=torch.long), inside + (layout.lead > 0 and layout.attends != "all")])
 
 
 @lru_cache(256)

@@ -30,7 +30,8 @@ class SpanLayout:
     Args:
         writes: what the head writes: "ids", "vectors", or "pixels" of one image a span.
         predicts: whether a state predicts the value of its "own" token or of the "next" one.
-        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal".
+        attends: whether a token of a span attends to all of the "span", or to those before it alone, "causal". The head's own
+            tokens come before both; with "all" they are one with the span.
         context: what the tokens after a span attend to: a "clean" copy of it, laid out after what was read while it is learned; or
             what was "read" itself, as where queries or scales stay in the row.
         num_tokens: how many tokens a span takes, such as those of queries; as many as values if None.
@@ -53,7 +54,7 @@ class SpanLayout:
 
     writes: Literal["ids", "vectors", "pixels"] = "vectors"
     predicts: Literal["own", "next"] = "own"
-    attends: Literal["span", "causal"] = "span"
+    attends: Literal["span", "causal", "all"] = "span"
     context: Literal["clean", "read"] = "clean"
     num_tokens: int | None = None
     lead: int = 0
@@ -66,7 +67,7 @@ class SpanLayout:
         choices = {
             "writes": ("ids", "vectors", "pixels"),
             "predicts": ("own", "next"),
-            "attends": ("span", "causal"),
+            "attends": ("span", "causal", "all"),
             "context": ("clean", "read"),
         }
         for name, accepted in choices.items():
@@ -215,6 +216,10 @@ class Spans(NamedTuple):
         total = losses.new_zeros(self.num_spans).index_add(0, of, losses)
         return total / torch.bincount(of, minlength=self.num_spans)
 
+    def fills(self, count: int) -> bool:
+        """Whether the spans are all that stands in rows of so many tokens together."""
+        return self.num_tokens == count
+
     def rows(self) -> Tensor:
         """The values, one row a token.
 
@@ -224,6 +229,25 @@ class Spans(NamedTuple):
         if not isinstance(self.values, Tensor):
             raise ValueError("the spans hold no values row by row; accepted: spans that are learned, of a layout that is not whole")
         return self.values
+
+    def repeated(self, count: int, length: int) -> "Spans":
+        """The spans of a row of so many tokens in ``count`` such rows, without values and without what is given of them."""
+
+        def places(places: Tensor) -> Tensor:
+            return (places + torch.arange(count, device=places.device)[:, None] * length).flatten()
+
+        return self._replace(
+            sizes=self.sizes * count,
+            counts=self.counts * count,
+            grid=self.grid.repeat(count, 1),
+            places=places(self.places),
+            leads=places(self.leads),
+            states=places(self.states),
+            values=None,
+            given={},
+            weight=None,
+            continues=tuple(row for row in range(count) for _ in self.counts),
+        )
 
     def to(self, device: torch.device | str) -> "Spans":
         """The spans on another device."""
@@ -272,6 +296,7 @@ class Reading(NamedTuple):
         alone: True where ``added`` takes the place of what the embedder makes; None for nowhere.
         leads: what is read at the head's own tokens, span by span.
         condition: what layers are told, one vector a span.
+        unknown: True where nothing is known of a token, for trunks that read what is known first.
         learned: what the head's ``loss`` needs beside; of the head's own kind.
 
     Examples:
@@ -287,6 +312,7 @@ class Reading(NamedTuple):
     alone: Bool[Tensor, " N"] | None = None
     leads: Float[Tensor, "M D"] | None = None
     condition: Float[Tensor, "S C"] | None = None
+    unknown: Bool[Tensor, " N"] | None = None
     learned: Any = None  # a head's own
 
 

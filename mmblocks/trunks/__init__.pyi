@@ -16,6 +16,7 @@ from mmblocks.trunks.layer import Layer as Layer
 from mmblocks.trunks.llama import llama_layer as llama_layer
 from mmblocks.trunks.llamagen import GridRotary as GridRotary
 from mmblocks.trunks.llamagen import LlamaGenTrunk as LlamaGenTrunk
+from mmblocks.trunks.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
 from mmblocks.trunks.neo.trunk import NEOAttention as NEOAttention
 from mmblocks.trunks.neo.trunk import NEOTrunk as NEOTrunk
 from mmblocks.trunks.parts.attention import Attention as Attention

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmblocks.layers.attention.attend import Prepared, prepare
 from mmblocks.ops.routed_linear import RowGroups
-from mmblocks.sequence.masks import Causal, Dense, Mask, densify
+from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, densify
 from mmblocks.sequence.positions import PositionScheme, RotaryTable, sequential
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import clean_places, in_reading_order, within_window
@@ -98,21 +98,22 @@ class ForwardContext:
         if name not in self.angles:
             self.angles[name] = compute()
 
-    def share_mask(self, window: int | None = None, *, capped: bool = False) -> None:
+    def share_mask(self, window: int | None = None, *, capped: bool = False, dropped: bool = False) -> None:
         """Lowers the mask once for all layers of this window, with or without a cap on scores; see ``attention_mask``."""
-        self.share(f"mask {window} {capped}", lambda: self._prepared(window, capped))
+        self.share(f"mask {window} {capped} {dropped}", lambda: self._prepared(window, capped, dropped))
 
-    def attention_mask(self, layer: int, window: int | None = None, *, capped: bool = False) -> Prepared:
+    def attention_mask(self, layer: int, window: int | None = None, *, capped: bool = False, dropped: bool = False) -> Prepared:
         """The mask as layer ``layer`` computes attention under it, with the layer's hooks.
 
         Args:
             layer: index.
             window: tokens that attention reaches back, the token itself included; None for all. ``share_mask`` was called for it.
             capped: whether scores have a soft cap.
+            dropped: whether weights have dropout, which is not computed in every form.
         """
-        return self.hooks.observed(layer, self._shared[f"mask {window} {capped}"])
+        return self.hooks.observed(layer, self._shared[f"mask {window} {capped} {dropped}"])
 
-    def _prepared(self, window: int | None, capped: bool) -> Prepared:
+    def _prepared(self, window: int | None, capped: bool, dropped: bool) -> Prepared:
         length, total = self.lengths
         mask, device = self.mask, self.table.document.device
         if window is not None and total > window:
@@ -120,6 +121,8 @@ class ForwardContext:
         elif capped and isinstance(mask, Causal) and device.type == "cuda" and length == total > 1:
             # As intervals flex_attention takes it, which caps scores without holding all of them.
             mask = within_window(mask, total, self.table, *self._places())
+        if dropped and isinstance(mask, Intervals):
+            mask = Dense(densify(mask, length, total, device))
         return prepare(mask, length, total, device)
 
     def _places(self) -> tuple[Tensor, Tensor, TokenTable]:

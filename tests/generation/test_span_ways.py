@@ -12,13 +12,22 @@ from torch import Tensor, nn
 
 from mmblocks import GREEDY, Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, codes, text, vectors
 from mmblocks.generation import VectorBlock, VectorGrammar
-from mmblocks.heads import MaskedCodesHead, MaskedVectorsHead, NextScaleHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
+from mmblocks.heads import (
+    ClassTokens,
+    MaskedCodesHead,
+    MaskedVectorsHead,
+    NextScaleHead,
+    PlaceholderHead,
+    RegressionHead,
+    SpanDenoisingHead,
+)
 from mmblocks.layers import DiffusersSampler
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 from mmblocks.layers.spans import Read
 from mmblocks.sequence.segments import Codes, Segment, Text, Vectors
 from mmblocks.sequence.spans import Pass, Reading, SpanLayout, Spans
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
+from mmblocks.trunks import MaskedAutoencoder
 
 DIM, BEGIN, END = 32, 7, 8
 SIZE = (2, 3)
@@ -31,6 +40,10 @@ def sampler() -> DiffusersSampler:
 
 def trunk(**options: Any) -> Decoder:
     return Decoder(dim=DIM, num_layers=2, num_heads=4, mlp_dim=48, **options)
+
+
+def known_first() -> MaskedAutoencoder:
+    return MaskedAutoencoder(encoder=trunk(), decoder=trunk(), num_positions=64)
 
 
 class LearnedGrid:
@@ -66,6 +79,16 @@ HEADS: dict[str, Callable[[], Any]] = {
         head=LMHead(dim=DIM, vocab_size=9), mask_id=None, sampler=ConfidenceSampler(num_steps=STEPS)
     ),
     "masked vectors": lambda: MaskedVectorsHead(head=RegressionHead(dim=DIM, target_dim=4), dim=DIM, num_steps=STEPS),
+    "masked vectors, known first": lambda: MaskedVectorsHead(
+        head=RegressionHead(dim=DIM, target_dim=4),
+        dim=DIM,
+        num_steps=STEPS,
+        told="trunk",
+        classes=ClassTokens(num_classes=3, dim=DIM, num_tokens=2),
+    ),
+    "masked vectors, known alone": lambda: MaskedVectorsHead(
+        head=RegressionHead(dim=DIM, target_dim=4), dim=DIM, num_steps=STEPS, told="trunk"
+    ),
     "next scale": lambda: NextScaleHead(dim=DIM, quantizer=MultiScaleQuantizer(dim=4, num_codes=9, scales=(1, (1, 2), (1, 3)))),
     "of one's own": LearnedGrid,
 }
@@ -83,7 +106,8 @@ def model_of(way: str, **options: Any) -> MultimodalModel:
         "codes": TextEmbedding(vocab_size=10, dim=DIM),
     }
     outputs = {"text": LMHead(dim=DIM, vocab_size=16), "image": HEADS[way]()}
-    return MultimodalModel(inputs=inputs, trunk=trunk(**options), outputs=outputs).eval()
+    reader = known_first() if "known" in way else trunk(**options)
+    return MultimodalModel(inputs=inputs, trunk=reader, outputs=outputs).eval()
 
 
 def reads(way: str) -> str:
@@ -148,7 +172,7 @@ def test_packed_and_padded_equal_separate(way: str) -> None:
             return {"image": said | other}
         if way in ("placeholders", "of one's own", "next scale"):
             return {}
-        if way == "masked vectors":
+        if way.startswith("masked vectors"):
             return {"image": {"share": torch.ones(spans.num_spans), "order": torch.rand(spans.num_tokens)}}
         noise = torch.cat([torch.randn(count, 4, generator=g) for count, g in zip(spans.counts, drawn, strict=True)])
         return {"image": {"t": torch.tensor([100, 900, 400, 700])[start : start + spans.num_spans], "noise": noise}}
@@ -224,9 +248,9 @@ def with_end(first: Reading, last: Reading) -> Reading:
     ends = {}
     if last.values is None and first.values is not None:  # nothing is known yet
         last = last._replace(values=torch.zeros(6, 4), alone=torch.ones(6, dtype=torch.bool))
-    for name in ("values", "added", "leads", "alone"):
+    for name in ("values", "added", "leads", "alone", "unknown"):
         whole, end = getattr(first, name), getattr(last, name)
-        ends[name] = None if end is None else torch.cat([whole[: len(whole) - len(end)], end])
+        ends[name] = None if end is None or whole is None else torch.cat([whole[: len(whole) - len(end)], end])
     return Reading(**ends)
 
 

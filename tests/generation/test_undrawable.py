@@ -99,7 +99,7 @@ class _Codes:
 def test_scales(fill, given) -> None:
     sizes = {"num_codes": 10, "code_dim": 4, "num_classes": 5, "dim": 16, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2.0}
     trunk = VAR(**sizes, scales=((1, 1), (2, 2))).eval()
-    trunk.output.linear.register_forward_hook(lambda module, states, logits: filled(logits, fill))
+    trunk.tokens.output.linear.register_forward_hook(lambda module, states, logits: filled(logits, fill))
     ids = torch.zeros(1, 5).long() if given else None
     with torch.no_grad(), pytest.raises(ValueError, match=MESSAGE):
         trunk.sample(torch.tensor([1]), _Codes(), smooth=given, ids=ids)

@@ -15,8 +15,7 @@ def both():
     model = image_model()
     var, quantizer = model.trunk, model.tokenizer.bottleneck
     head = NextScaleHead(dim=16, quantizer=quantizer, num_classes=5).eval()
-    names = [name for name in head.state_dict() if not name.startswith("quantizer")]
-    head.load_state_dict({name: var.state_dict()[name] for name in names}, strict=False)
+    head.tokens.load_state_dict(var.tokens.state_dict())
     return var, quantizer, head
 
 
@@ -40,10 +39,10 @@ def written(var, head, spans: Spans, streams: int, guide, generator) -> torch.Te
         while True:
             first, stop = one.part
             count = stop - first
-            assert one.keep and count == var.counts[step]
+            assert one.keep and count == var.tokens.counts[step]
             added = one.reading.added.view(-1, spans.num_spans, count, 16).expand(streams, -1, -1, -1).flatten(0, 1)
             conditions = Conditions(one.reading.condition, torch.arange(rows)[:, None])
-            states = var.trunk(added, var.table(rows, step), cache, mask=Everything(), conditions=conditions)
+            states = var.trunk(added, var.row.tables(rows).slice(first, stop), cache, mask=Everything(), conditions=conditions)
             one = writing.send(states.view(streams, spans.num_spans * count, 16))
             step += 1
     except StopIteration as stop:
@@ -75,7 +74,7 @@ def test_it_learns_what_var_learns() -> None:
     spans = spans_of(2, labels, ids.flatten())
     reading = head.corrupt(spans, drop=drop)
     conditions = Conditions(reading.condition, torch.arange(2)[:, None])
-    states = var.trunk(reading.added.view(2, 11, 16), var.table(2), conditions=conditions)
+    states = var.trunk(reading.added.view(2, 11, 16), var.row.tables(2), conditions=conditions)
     found = head.loss(states.flatten(0, 1), spans, reading)
     torch.testing.assert_close(found.view(2, 11), wanted, atol=1e-5, rtol=1e-5)
     found.sum().backward()
@@ -99,7 +98,7 @@ def test_without_classes_nothing_is_modulated() -> None:
     reading = head.corrupt(spans)
     assert reading.condition is None and reading.added.shape == (22, 16)
     states = torch.randn(22, 16)
-    wanted = torch.nn.functional.cross_entropy(head.output(states), spans.values, reduction="none")
+    wanted = torch.nn.functional.cross_entropy(head.tokens.output(states), spans.values, reduction="none")
     torch.testing.assert_close(head.loss(states, spans, reading), wanted)
     writing = head.write(spans_of(2), guide=lambda logits, strength: logits[0])
     assert next(writing).reading.added.shape == (2, 16) and writing.send(torch.zeros(1, 2, 16)).part == (1, 3)

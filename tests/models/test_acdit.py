@@ -63,8 +63,8 @@ def test_hooks_see_what_is_computed_and_change_what_they_should() -> None:
     readers = {kind: {n: partial(seen.__setitem__, (kind, n)) for n in range(2)} for kind in ("hidden", "attention", "heads")}
     plain = model(clean, noised, t)
     torch.testing.assert_close(model(clean, noised, t, hooks=TrunkHooks(**readers)), plain, atol=1e-5, rtol=1e-4)
-    assert seen["hidden", 0].shape == (2, 48, 24) and seen["heads", 1].shape == (2, 2, 48, 12)
-    assert torch.equal(seen["attention", 1] > 0, visible(model.blocks.table(2))[:, None].expand(-1, 2, -1, -1))
+    assert seen["hidden", 0].shape == (2, 44, 24) and seen["heads", 1].shape == (2, 2, 44, 12)  # the last block has no copy
+    assert torch.equal(seen["attention", 1] > 0, visible(model.row.tables(2))[:, None].expand(-1, 2, -1, -1))
 
     options = {"num_steps": 2, "noise": torch.randn(6, 2, 4, 3), "hooks": TrunkHooks(heads={1: lambda found: found * 0})}
     made = [model.sample(torch.tensor([1, 4]), cached=cached, **options) for cached in (True, False)]
@@ -84,7 +84,7 @@ def test_training_drops_classes_and_reaches_every_parameter() -> None:
     assert loss.shape == (4, 6, 4)
     loss.mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    used = model.classes.weight.grad.any(dim=1)
+    used = model.head.classes.weight.grad.any(dim=1)
     assert used.tolist() == [False, True, True, True, False, True]
 
 

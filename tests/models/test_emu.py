@@ -195,7 +195,7 @@ def test_images_are_squashed() -> None:
 def test_prompts_of_emu_i() -> None:
     shown = images()[0]
     chat = EMU_INSTRUCT.chat([[shown, "what is it?"]], about="image")
-    ids = [segment.content if hasattr(segment, "content") else "pixels" for segment in chat]
+    ids = [segment.content if isinstance(segment, Text) else "pixels" for segment in chat]
     assert ids[:5] == [[1], "You will be presented with an image: ", [32001], "ImageContent", [32002]]
     assert ids[5].startswith(". You will be able to see the image after") and ids[5].endswith("based on the given image. ")
     assert ids[6:] == [[32004], ": ", [32001], "pixels", [32002], "what is it? ", [32005], ":"]

@@ -14,7 +14,7 @@ from mmblocks.models import Emu2, Emu2Gen
 from mmblocks.models.emu2.format import EMU2, EMU2_CHAT
 from mmblocks.models.emu2.images import EMU2_UNET, SDXL_VAE
 from mmblocks.pixels.diffusion_decoder import EMU2_SCHEDULE
-from mmblocks.sequence.segments import Image
+from mmblocks.sequence.segments import Image, Text
 from tests.models.emu_family import (
     EMU2_SIZES,
     FORM2,
@@ -152,7 +152,7 @@ def test_text_is_written_after_a_video() -> None:
 
 def test_prompts_of_emu2_chat() -> None:
     chat = EMU2_CHAT.chat([["hi"], ["hello"], [images()[0], "what?"]])
-    contents = [segment.content if hasattr(segment, "content") else "pixels" for segment in chat]
+    contents = [segment.content if isinstance(segment, Text) else "pixels" for segment in chat]
     assert contents[:2] == [[1], f"{EMU2_CHAT.system['']} "]
     assert contents[2:8] == [[32272], ": hi ", [32273], ": hello", [2], [32272]]
     assert contents[8:] == [": ", [32001], "pixels", [32002], "what? ", [32273], ":"]

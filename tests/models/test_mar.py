@@ -100,7 +100,7 @@ def test_the_loss_reaches_every_parameter() -> None:
     assert losses.shape == (3, 6) and not losses[~mask].any()
     losses.mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    assert model.classes.weight.grad.any(dim=1).tolist() == [False, True, False, True]
+    assert model.classes.classes.weight.grad.any(dim=1).tolist() == [False, True, False, True]
 
 
 def test_a_mask_that_asks_for_nothing_costs_nothing() -> None:

@@ -76,7 +76,7 @@ def test_the_loss_reaches_the_trunk_alone() -> None:
     losses.mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.trunk.parameters())
     assert all(parameter.grad is None for parameter in model.tokenizer.parameters())
-    assert model.trunk.classes.weight.grad.any(dim=1).tolist() == [False, True, True, False, False, True]
+    assert model.trunk.tokens.classes.weight.grad.any(dim=1).tolist() == [False, True, True, False, False, True]
 
 
 def test_bf16_and_saving(tmp_path) -> None:

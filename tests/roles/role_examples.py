@@ -334,6 +334,15 @@ TRUNKS = {
         lambda part, x: part(x, x, torch.zeros(len(x), 6, dtype=torch.long), torch.zeros(len(x), dtype=torch.long)),
     ),
     "VAR": Example(test_var.tiny, values(10, 4), lambda part, x: part(torch.zeros(len(x), dtype=torch.long), x)),
+    "MaskedAutoencoder": Example(
+        lambda: mmblocks.trunks.MaskedAutoencoder(
+            encoder=mmblocks.Decoder(dim=16, num_layers=1, num_heads=4, mlp_dim=48),
+            decoder=mmblocks.Decoder(dim=8, num_layers=1, num_heads=2, mlp_dim=16),
+            num_positions=8,
+        ),
+        values(5, 16),
+        lambda part, x: part(x, TokenTable.text(*x.shape[:2])),
+    ),
     "MAR": Example(
         test_mar.tiny,
         values(6, 3),
@@ -409,5 +418,8 @@ WITHOUT = {
     "Placeholders": "gives vectors and reads none",
     "OutputMapper": "reads rows of queries: tests/heads/test_embedding.py",
     "GeneratorHead": "writes spans: tests/heads/test_generator.py",
+    "ClassTokens": "reads labels",
+    "ScaleTokens": "reads the codes of all scales: tests/models/test_var.py",
+    "SpanPositions": "reads spans: tests/models/test_mar.py",
 }
 """Public classes with a role that the table has no place for, and why."""

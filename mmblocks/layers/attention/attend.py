@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import dropout as dropped
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, densify
@@ -94,15 +95,22 @@ def attend(
     mask: Prepared,
     scale: float | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "B H Lq V"]:
     """softmax(scale * query key^T) value under the mask; ``scale`` is 1/sqrt(D) if None. Heads are grouped as H/K.
 
-    With a ``softcap`` c scores s become ``c tanh(s / c)`` before the softmax (Gemma 2).
+    With a ``softcap`` c scores s become ``c tanh(s / c)`` before the softmax (Gemma 2). ``dropout`` is on the weights, under every
+    pair, all of them, or those before.
+
+    Raises:
+        ValueError: dropout with a softcap, or under another form of mask.
     """
     grouped = query.shape[1] != key.shape[1]
+    if dropout and (softcap is not None or isinstance(mask, Blocks | Spans)):
+        raise ValueError(f"dropout is {dropout} under {type(mask).__name__}; accepted: 0, or a Causal, Dense or Everything mask")
     match mask:
         case Observed():
-            return _attend_observed(query, key, value, mask, scale, softcap)
+            return _attend_observed(query, key, value, mask, scale, softcap, dropout)
         case Blocks():
             flex = _flex_attention(query.device.type == "cuda")
             cap = {} if softcap is None else {"score_mod": _capped_score(softcap)}
@@ -112,16 +120,11 @@ def attend(
     if softcap is not None:
         visible = densify(mask, query.shape[2], key.shape[2], query.device)[:, None]
         return _weighted(_weights(query, key, visible, scale, softcap), value)
-    if grouped and query.shape[2] == 1 and query.device.type == "cpu":
+    if grouped and query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
         return _attend_grouped(query, key, value, mask, scale)
-    match mask:
-        case Dense():
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
-        case Everything():
-            return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
-        case _:
-            causal = query.shape[2] > 1  # a single query is the newest token: it sees every key
-            return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
+    seen = mask.visible[:, None] if isinstance(mask, Dense) else None
+    causal = isinstance(mask, Causal) and query.shape[2] > 1  # a single query is the newest token: it sees every key
+    return scaled_dot_product_attention(query, key, value, seen, dropout, causal, scale=scale, enable_gqa=grouped)
 
 
 def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None) -> Tensor:
@@ -225,15 +228,15 @@ def _attend_spans(
 
 
 def _attend_observed(
-    query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: Observed, scale: float | None, softcap: float | None, rate: float
 ) -> Tensor:
     """Step by step where a hook reads the weights, the fast way where none does."""
     if mask.weights is None:
-        return changed(mask.heads, attend(query, key, value, mask.mask, scale, softcap))
+        return changed(mask.heads, attend(query, key, value, mask.mask, scale, softcap, rate))
     if not isinstance(mask.mask, Dense):
         raise TypeError(f"weights are observed under a {type(mask.mask).__name__}; accepted: Dense")
     weights = changed(mask.weights, _weights(query, key, mask.mask.visible[:, None], scale, softcap))
-    return changed(mask.heads, _weighted(weights, value))
+    return changed(mask.heads, _weighted(dropped(weights, rate) if rate else weights, value))
 
 
 def _weights(

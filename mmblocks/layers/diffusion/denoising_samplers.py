@@ -307,17 +307,8 @@ class DiffusersSampler(Block):
         """``sample`` as a coroutine."""
         if step_noise is not None:
             raise ValueError("step_noise was given; accepted: None, since diffusers' schedulers sample their own")
-        scheduler = self._prepared()
-        takes_generator = generator is not None and "generator" in scheduler.step.__annotations__
-        keywords = {"generator": generator} if takes_generator else {}
-        x = x * (temperature * float(scheduler.init_noise_sigma if isinstance(scheduler, _Scaled) else 1.0))
-        for step, time in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(x, time) if isinstance(scheduler, _Scaling) else x
-            output = yield scaled, step
-            x = scheduler.step(output.float(), time, x, return_dict=False, **keywords)[0]
-            if trajectory is not None:
-                trajectory.append(x)
-        return x
+        steps = scheduler_steps(self._prepared(), x, temperature=temperature, generator=generator, trajectory=trajectory)
+        return (yield from steps)
 
     walk = former_method("walk", "sample")
 
@@ -328,6 +319,59 @@ class DiffusersSampler(Block):
             timing["sigmas"] = np.linspace(1.0, 1 / self.num_steps, self.num_steps)
         scheduler.set_timesteps(self.num_steps, **timing)
         return scheduler
+
+
+class GivenScheduler:
+    """A scheduler of diffusers that is there already, as a sampler.
+
+    Args:
+        scheduler: the scheduler, whose state changes.
+        num_steps: S.
+    """
+
+    def __init__(self, scheduler: Any, num_steps: int) -> None:  # of diffusers, of which type checkers see little
+        self.scheduler, self.num_steps = scheduler, num_steps
+
+    def times(self, path: object) -> Tensor:
+        """What the scheduler calls timesteps."""
+        self.scheduler.set_timesteps(self.num_steps)
+        timesteps: Tensor = self.scheduler.timesteps
+        return timesteps
+
+    def stepwise(
+        self,
+        x: Float[Tensor, "*N C"],
+        path: object,
+        *,
+        temperature: float = 1.0,
+        step_noise: Float[Tensor, "S *N C"] | None = None,
+        generator: Generator | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Steps:
+        """Noise to data, as a coroutine."""
+        self.scheduler.set_timesteps(self.num_steps)
+        return scheduler_steps(self.scheduler, x, temperature=temperature, generator=generator, trajectory=trajectory)
+
+
+def scheduler_steps(
+    scheduler: Any,  # of diffusers, of which type checkers see little
+    x: Float[Tensor, "*N C"],
+    *,
+    temperature: float = 1.0,
+    generator: Generator | None = None,
+    trajectory: list[Tensor] | None = None,
+) -> Steps:
+    """Noise to data by a scheduler whose steps are set, as a coroutine."""
+    takes_generator = generator is not None and "generator" in scheduler.step.__annotations__
+    keywords = {"generator": generator} if takes_generator else {}
+    x = x * (temperature * float(scheduler.init_noise_sigma if isinstance(scheduler, _Scaled) else 1.0))
+    for step, time in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(x, time) if isinstance(scheduler, _Scaling) else x
+        output = yield scaled, step
+        x = scheduler.step(output.float(), time, x, return_dict=False, **keywords)[0]
+        if trajectory is not None:
+            trajectory.append(x)
+    return x
 
 
 def _scheduler(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The blocks that ACDiT makes one after the other: which tokens they hold, and their table.
+"""The blocks that ACDiT makes one after the other: which tokens they hold, and where these stand.
 
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, L tokens.
 """
@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmblocks.models.acdit.positions import block_order
-from mmblocks.sequence.tokens import Modality, TokenTable
 
 
 class BlockGrid(nn.Module):
@@ -57,25 +56,7 @@ class BlockGrid(nn.Module):
         tokens = blocks.flatten(1, 2)[:, self.order.argsort()]
         return tokens.unflatten(1, self.grid[1:] if self.grid[0] == 1 else self.grid)
 
-    def table(self, rows: int, *, clean: Sequence[int] | None = None, noised: Sequence[int] | None = None) -> TokenTable:
-        """What the tokens are: clean blocks, then noised ones, by index; all of either kind if None, as in training."""
-        clean, noised = (range(self.count) if chosen is None else chosen for chosen in (clean, noised))
-        device = self.order.device
-        indices = torch.tensor([*clean, *noised], device=device)
-        places = (indices[:, None] * self.size + torch.arange(self.size, device=device)).flatten()
-        block = places // self.size
-        table = TokenTable.text(rows, len(block), device)
-        is_noised = torch.arange(len(block), device=device) >= len(clean) * self.size
-        return table._replace(
-            modality=torch.full_like(table.modality, Modality.VISION),
-            span=block.repeat(rows, 1),
-            grid=self.positions(places).repeat(rows, 1, 1),
-            order=block.repeat(rows, 1),
-            noisy=is_noised.repeat(rows, 1),
-        )
-
-    def positions(self, places: Int[Tensor, " L"]) -> Int[Tensor, "L 3"]:
-        """(frame, row, column) of the tokens at these places of the sequence of blocks."""
+    def positions(self) -> Int[Tensor, "L 3"]:
+        """(frame, row, column) of the tokens of all blocks."""
         _, rows, columns = self.grid
-        index = self.order[places]
-        return torch.stack([index // (rows * columns), index // columns % rows, index % columns], dim=-1)
+        return torch.stack([self.order // (rows * columns), self.order // columns % rows, self.order % columns], dim=-1)

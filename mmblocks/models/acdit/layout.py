@@ -122,8 +122,8 @@ ACDIT_LAYOUTS = (
     Layout(
         "acdit",
         (
-            Rule("t_embedder.mlp.{}.*", "time.mlp.{}.*"),
-            Rule("y_embedder.embedding_table.weight", "classes.weight"),
+            Rule("t_embedder.mlp.{}.*", "head.time.mlp.{}.*"),
+            Rule("y_embedder.embedding_table.weight", "head.classes.weight"),
             Rule("x_embedder.weight", "embed.weight"),
             Rule("blocks.{}.norm1.weight", f"{_LAYER}.attention_norm.weight"),
             Split("blocks.{}.attn.qkv.*", _QKV),
@@ -135,8 +135,8 @@ ACDIT_LAYOUTS = (
             Rule("blocks.{}.mlp.fc2.*", f"{_LAYER}.mlp.down.*"),
             Rule("blocks.{}.adaLN_modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*"),
             Rule("final_layer.norm_final.weight", "trunk.norm.weight"),
-            Rule("final_layer.linear.*", "output.linear.*"),
-            Rule("final_layer.adaLN_modulation.{}.*", "output.modulation.{}.*"),
+            Rule("final_layer.linear.*", "head.output.linear.*"),
+            Rule("final_layer.adaLN_modulation.{}.*", "head.output.modulation.{}.*"),
         ),
         config=_config,
         published_config=_published_config,
@@ -149,14 +149,15 @@ ACDIT_LAYOUTS = (
 ACDIT_FORMER = Layout(
     "acdit until version 0.2",
     (
+        *(Rule(f"{name}.*", f"head.{name}.*") for name in ("time", "classes", "output")),
         *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.{name}.*") for name in ("attention_norm", "mlp_norm")),
         *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.attention.{name}.*") for name in ("query_norm", "key_norm", "output")),
         *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.mlp.{name}.*") for name in ("up", "down")),
         Split("layers.{}.qkv.*", _QKV),
         Rule("layers.{}.modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*"),
         Rule("norm.weight", "trunk.norm.weight"),
-        Rule("modulation.{}.*", "output.modulation.{}.*"),
-        Rule("predict.*", "output.linear.*"),
+        Rule("modulation.{}.*", "head.output.modulation.{}.*"),
+        Rule("predict.*", "head.output.linear.*"),
     ),
 )
 """Names that folders saved by earlier versions have."""

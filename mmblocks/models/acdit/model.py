@@ -3,24 +3,30 @@
 Shapes: N rows, T blocks, S tokens of a block, C width of a token's latents, D width, L tokens.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
-from torch.nn.functional import pad
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.diffusion.adaln import ModulatedLinear, TimeEmbedding
+from mmblocks.compose import MultimodalModel
+from mmblocks.generation.guidance import SpanGuide, as_guidance
+from mmblocks.generation.lone_spans import write_alone
+from mmblocks.heads.span_denoising import SpanDenoisingHead
+from mmblocks.layers.diffusion.denoising_samplers import DiffusersSampler, GivenScheduler
+from mmblocks.layers.diffusion.noise_paths import DiffusionPath
+from mmblocks.layers.spans import Read, rows_of
 from mmblocks.models.acdit.blocks import BlockGrid
 from mmblocks.models.acdit.layout import ACDIT_FORMER, ACDIT_LAYOUTS
 from mmblocks.models.acdit.positions import BlockRotary, head_split
-from mmblocks.models.acdit.scheduler import Scheduler, published_scheduler
-from mmblocks.sequence.masks import Everything, visible
-from mmblocks.sequence.spans import Conditions
+from mmblocks.sequence.lone_spans import IMAGE, LoneSpans
+from mmblocks.sequence.masks import Everything
+from mmblocks.sequence.spans import Reading, Spans
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.support.checks import check_range
+from mmblocks.support.checks import check_range, check_shape
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
@@ -29,6 +35,9 @@ from mmblocks.trunks.parts.attention import Attention
 from mmblocks.trunks.parts.feed_forward import MLP
 from mmblocks.trunks.parts.modulation import AdaLN
 from mmblocks.trunks.parts.norms import Norm
+
+SCHEDULER = "DPMSolverMultistepScheduler"
+"""As published: DPM-Solver++ over the times of DDIM."""
 
 
 class ACDiT(Block):
@@ -95,10 +104,19 @@ class ACDiT(Block):
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, axis_shares {axis_shares}; accepted: a multiple, {axes} shares")
         self.blocks = BlockGrid(grid, block_size, square_blocks)
         self.latent_dim, self.num_classes, self.label_dropout = latent_dim, num_classes, label_dropout
-        self.time = TimeEmbedding(dim)
-        # Upstream has a vector for "no class" only where classes are left out while training.
-        self.classes = nn.Embedding(num_classes + (label_dropout > 0), dim)
-        nn.init.normal_(self.classes.weight, std=0.02)
+        self.head = SpanDenoisingHead(
+            dim=dim,
+            channels=latent_dim,
+            path=DiffusionPath(schedule="linear"),
+            sampler=DiffusersSampler(scheduler=SCHEDULER, num_steps=25),
+            time="condition",
+            output="modulated_states",
+            num_classes=num_classes,
+            label_dropout=label_dropout,
+        )
+        if label_dropout == 0:  # upstream has a vector for "no class" only where classes are left out while training
+            self.head.classes = nn.Embedding(num_classes, dim)
+            nn.init.normal_(self.head.classes.weight, std=0.02)
         self.embed = nn.Linear(latent_dim, dim, bias=False)
         norm, widths = Norm(eps=1e-6), head_split(dim // num_heads, axis_shares)
         rotary = BlockRotary(lengths=self.blocks.grid[-axes:], widths=widths)
@@ -109,7 +127,6 @@ class ACDiT(Block):
             modulation=AdaLN(),
         )
         self.trunk = Decoder(dim=dim, num_layers=num_layers, layers=layer)
-        self.output = ModulatedLinear(dim, dim, latent_dim)
 
     def forward(
         self,
@@ -132,13 +149,11 @@ class ACDiT(Block):
         Raises:
             ValueError: shapes that do not fit; a time or a class out of range (checked on CPU); hooks of layers that are not there.
         """
-        blocks = (self.blocks.count, self.blocks.size, self.latent_dim)
-        for name, values in (("clean", clean), ("noised", noised)):
-            if tuple(values.shape[1:]) != blocks:
-                raise ValueError(f"{name} is {tuple(values.shape)}; accepted: (N, {', '.join(map(str, blocks))})")
-        tokens = torch.cat([clean.flatten(1, 2), noised.flatten(1, 2)], dim=1)
-        condition = self._condition(t, labels, len(clean), self.blocks.count)
-        return self._run(tokens, condition, self.blocks.table(len(clean)), None, hooks)
+        spans, table = self._rows(clean, labels)
+        self._check("noised", noised)
+        told = self.head.condition(self._by_block(t, len(clean)), spans)
+        states = self._states(self.head.reading(noised.flatten(0, 2), told, spans), spans, table, hooks)
+        return self.head.predicted(states, told, spans).view_as(noised)
 
     def loss(
         self,
@@ -169,17 +184,16 @@ class ACDiT(Block):
             drop = torch.rand(len(clean), generator=generator, device=device) < self.label_dropout
         if labels is not None and drop is not None:
             labels = torch.where(drop, self.num_classes, labels)
-        predicted = self(clean, self.add_noise(clean, noise, t), t, labels)
-        return (predicted.float() - noise.float()).square().mean(dim=-1)
+        spans, table = self._rows(clean, labels)
+        reading = self.head.corrupt(spans, t=self._by_block(t, len(clean)), noise=noise.flatten(0, 2).float())
+        return self.head.loss(self._states(reading, spans, table), spans, reading).view(clean.shape[:-1])
 
     def add_noise(
         self, clean: Float[Tensor, "N T S C"], noise: Float[Tensor, "N T S C"], t: Int[Tensor, "N *blocks"]
     ) -> Float[Tensor, "N T S C"]:
         """DDPM's corruption: 1000 steps whose variances grow linearly from 0.0001 to 0.02."""
-        self._check_time(t, len(clean), clean.shape[1])
-        kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=clean.device), dim=0)[t].to(clean.dtype)
-        kept = kept.view(len(clean), -1, 1, 1)
-        return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        times = self._by_block(t, len(clean)).repeat_interleave(self.blocks.size)
+        return self.head.path.corrupt(clean.flatten(0, 2), noise.flatten(0, 2), times).to(clean.dtype).view_as(clean)
 
     @torch.no_grad()
     def sample(
@@ -188,7 +202,7 @@ class ACDiT(Block):
         *,
         num_steps: int = 25,
         guidance: float = 1.0,
-        scheduler: Scheduler | None = None,
+        scheduler: Any = None,  # of diffusers, of which type checkers see little
         cached: bool = True,
         noise: Float[Tensor, "_ _ _ _"] | None = None,
         generator: Generator | None = None,
@@ -216,78 +230,75 @@ class ACDiT(Block):
             noise = torch.randn(shape, generator=generator, device=device, dtype=self.embed.weight.dtype)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; accepted: {shape}, blocks first")
-        scheduler = published_scheduler() if scheduler is None else scheduler
         if guidance > 1:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        copies = len(labels) // rows
-        cache = self.new_cache(len(labels)) if cached else None
+        guide = SpanGuide(guidance=as_guidance(guidance if guidance > 1 else None), writes="vectors")
+        sampler = GivenScheduler(scheduler, num_steps) if scheduler else DiffusersSampler(scheduler=SCHEDULER, num_steps=num_steps)
+        row, done = self.row, list[Tensor]()
 
-        done: list[Tensor] = []
-        for x in noise:
-            scheduler.set_timesteps(num_steps, device=device)
-            before = [block.repeat(copies, 1, 1) for block in done]
-            for step, t in enumerate(scheduler.timesteps):
-                unread = before if cache is None else before[-1:] if step == 0 else []
-                scaled = scheduler.scale_model_input(x, t).repeat(copies, 1, 1)
-                predicted = self._next_block(scaled, t.expand(len(labels)), labels, unread, len(done), cache, hooks)
-                if guidance > 1:
-                    with_class, without = predicted.chunk(2)
-                    predicted = without + guidance * (with_class - without)
-                x = scheduler.step(predicted, t, x).prev_sample
-            done.append(x)
+        def read(index: int, cache: KVCache) -> None:
+            embeds = self.embed(done[index]).repeat(len(labels) // rows, 1, 1)
+            self.trunk(embeds, row.alone(index, clean=True).tables(len(labels)), cache, mask=Everything(), hooks=hooks)
+
+        def anew(embeds: Tensor, table: TokenTable, cache: KVCache, **more: Any) -> Tensor:  # what the trunk takes
+            for index in range(len(done)):
+                read(index, cache)
+            states = self.trunk(embeds, table, cache, **more)
+            cache.forget(cache.length - embeds.shape[1])
+            return states
+
+        cache, trunk = self.new_cache(len(labels)), partial(self.trunk if cached else anew, hooks=hooks)
+        for index, start in enumerate(noise):
+            spans, table = row.alone(index).rows(rows, len(labels) // rows)
+            spans = spans._replace(given={"label": labels})
+            writing = self.head.write(spans, guide=guide, sampler=sampler, noise=start, generator=generator)
+            made = write_alone(writing, spans, table, self.head.span, trunk, {IMAGE: self.embed}, cache)
+            done.append(made.view_as(start).to(start.dtype))
+            if cached and index + 1 < len(noise):
+                read(index, cache)
         return torch.stack(done, dim=1)
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for all blocks of ``batch`` rows."""
         return self.trunk.new_cache(batch, self.blocks.count * self.blocks.size)
 
-    def _next_block(
-        self,
-        noised: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        unread: list[Tensor],
-        index: int,
-        cache: KVCache | None,
-        hooks: TrunkHooks | None,
-    ) -> Tensor:
-        """The noise in block ``index``, after clean blocks of which the cache lacks the last ones, ``unread``."""
-        table = self.blocks.table(len(noised), clean=range(index - len(unread), index), noised=[index])
-        condition = self._condition(t, labels, len(noised), 1)
-        predicted = self._run(torch.cat([*unread, noised], dim=1), condition, table, cache, hooks)
-        if cache is not None:
-            cache.forget(self.blocks.size)  # the noised block is read anew in each step, and never kept
-        return predicted[:, 0]
+    def multimodal(self) -> MultimodalModel:
+        """A model of these very parts, whose head "image" writes blocks of the input "image"."""
+        return MultimodalModel(inputs={IMAGE: self.embed}, trunk=self.trunk, outputs={IMAGE: self.head})
 
-    def _run(
-        self,
-        tokens: Float[Tensor, "N L C"],
-        condition: Float[Tensor, "N blocks D"],
-        table: TokenTable,
-        cache: KVCache | None,
-        hooks: TrunkHooks | None,
-    ) -> Float[Tensor, "N blocks S C"]:
-        """The noise in the noised blocks, the last ones of the tokens, each with its condition."""
-        rows, noised = condition.shape[:2]
-        clean = tokens.shape[1] // self.blocks.size - noised
-        of = pad(torch.arange(rows * noised, device=tokens.device).view(rows, noised), (clean, 0), value=-1)
-        conditions = Conditions(condition.flatten(0, 1), of)  # block by block
-        mask = visible if clean or cache is None else Everything()
-        states = self.trunk(self.embed(tokens), table, cache, mask=mask, hooks=hooks, conditions=conditions)
-        blocks = states.unflatten(1, (clean + noised, -1))[:, clean:]
-        return self.output(blocks, condition[:, :, None])
+    @property
+    def row(self) -> LoneSpans:
+        """How a row is laid out: each noised block, and its clean copy where another one follows."""
+        row = LoneSpans.of(self.head.span, (self.blocks.size,), self.blocks.count, self.blocks.order.device)
+        return row.standing(self.blocks.positions())
 
-    def _condition(self, t: Tensor, labels: Tensor | None, rows: int, blocks: int) -> Float[Tensor, "N T D"]:
-        self._check_time(t, rows, blocks)
-        if labels is None:
-            labels = torch.full((rows,), self.num_classes, device=t.device)
-        if labels.shape != (rows,):
-            raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
-        check_range("labels", labels, self.classes.num_embeddings)
-        times = self.time(t if t.ndim == 2 else t[:, None].expand(rows, blocks))
-        return times + self.classes(labels)[:, None]
+    def _rows(self, clean: Float[Tensor, "N T S C"], labels: Int[Tensor, " N"] | None) -> tuple[Spans, TokenTable]:
+        """Clean blocks as what is learned, and the table of their rows."""
+        self._check("clean", clean)
+        spans, table = self.row.rows(len(clean))
+        if labels is not None:
+            check_shape("labels", labels, len(clean))
+            check_range("labels", labels, self.head.num_labels)
+        given = {} if labels is None else {"label": labels.repeat_interleave(self.blocks.count)}
+        return spans._replace(values=clean.flatten(0, 2), given=given), table
 
-    def _check_time(self, t: Tensor, rows: int, blocks: int) -> None:
-        if tuple(t.shape) not in ((rows,), (rows, blocks)):
-            raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {blocks})")
+    def _states(self, reading: Reading, spans: Spans, table: TokenTable, hooks: TrunkHooks | None = None) -> Float[Tensor, "L D"]:
+        """States of noised blocks, after the clean ones before them."""
+        reads, (rows, length) = [Read(spans, reading)], table.shape
+        if (copies := self.row.copies) is not None:
+            copied = spans.rows().view(rows, -1, self.latent_dim)[:, : copies.num_tokens]
+            reads.append(Read(copies.repeated(rows, length), Reading(values=copied.flatten(0, 1))))
+        embeds, beside = rows_of({IMAGE: self.embed}, reads, rows, length)
+        return self.trunk(embeds, table, hooks=hooks, **beside).flatten(0, 1)[spans.places]
+
+    def _by_block(self, t: Int[Tensor, "N *blocks"], rows: int) -> Int[Tensor, " NT"]:
+        """A time for each block of all rows."""
+        if tuple(t.shape) not in ((rows,), (rows, self.blocks.count)):
+            raise ValueError(f"t is {tuple(t.shape)}; accepted: ({rows},) or ({rows}, {self.blocks.count})")
         check_range("t", t, 1000)
+        return t.flatten() if t.ndim == 2 else t.repeat_interleave(self.blocks.count)
+
+    def _check(self, name: str, blocks: Float[Tensor, "N T S C"]) -> None:
+        shape = (self.blocks.count, self.blocks.size, self.latent_dim)
+        if tuple(blocks.shape[1:]) != shape:
+            raise ValueError(f"{name} is {tuple(blocks.shape)}; accepted: (N, {', '.join(map(str, shape))})")

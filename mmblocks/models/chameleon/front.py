@@ -16,7 +16,7 @@ from mmblocks.sequence.batches import Sample
 from mmblocks.sequence.segments import Segment, text
 from mmblocks.vocabulary.code_ids import CodeIds, chameleon_code_ids
 from mmblocks.vocabulary.spelling import encode_parts
-from mmblocks.vocabulary.text_tokenizers import TextTokenizer, TokenizerFile
+from mmblocks.vocabulary.text_tokenizers import TokenizerFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +103,14 @@ class ChameleonFront:
         return segments
 
     def _prompt(self, components: Components) -> ChameleonPrompt:
-        codes = _code_ids(components.text_tokenizer)
+        tokenizer = components.text_tokenizer
+        codes = _code_ids(tokenizer) if isinstance(tokenizer, TokenizerFile) else None
         return self.prompt if codes is None else self.prompt.with_codes(codes)
 
 
 @lru_cache(maxsize=4)
-def _code_ids(tokenizer: TextTokenizer) -> CodeIds | None:
+def _code_ids(tokenizer: TokenizerFile) -> CodeIds | None:
     """The codes' ids as a tokenizer names them; None where it has no such names."""
-    if not isinstance(tokenizer, TokenizerFile):
-        return None
     vocabulary = tokenizer.vocabulary
     return chameleon_code_ids(vocabulary) if "IMGIMGAZ" in vocabulary else None
 

@@ -4,10 +4,14 @@ Shapes: D width of the encoder, D2 of the decoder.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from torch import nn
+from mmblocks.trunks.decoder import Decoder
+from mmblocks.trunks.layer import Layer
+from mmblocks.trunks.masked_autoencoder import MaskedAutoencoder
+from mmblocks.trunks.parts.attention import Attention
+from mmblocks.trunks.parts.feed_forward import MLP
+from mmblocks.trunks.parts.norms import Norm
 
 
 class HalvesArguments(TypedDict, total=False):
@@ -46,17 +50,16 @@ class Halves:
     norm_eps: float = 1e-6
     dropout: float = 0.1
 
-    def encoder(self) -> nn.ModuleList:
-        """The encoder's layers."""
-        return self._stack(self.encoder_dim, self.encoder_layers, self.encoder_heads)
+    def trunk(self, num_positions: int) -> MaskedAutoencoder:
+        """Both, for rows of so many tokens."""
+        encoder = self._stack(self.encoder_dim, self.encoder_layers, self.encoder_heads)
+        decoder = self._stack(self.decoder_dim, self.decoder_layers, self.decoder_heads)
+        return MaskedAutoencoder(encoder=encoder, decoder=decoder, num_positions=num_positions)
 
-    def decoder(self) -> nn.ModuleList:
-        """The decoder's."""
-        return self._stack(self.decoder_dim, self.decoder_layers, self.decoder_heads)
-
-    def _stack(self, dim: int, count: int, heads: int) -> nn.ModuleList:
-        from timm.models.vision_transformer import Block as Layer  # here, since importing timm takes seconds
-
-        norm = partial(nn.LayerNorm, eps=self.norm_eps)
-        options: dict[str, Any] = {"mlp_ratio": self.mlp_ratio, "qkv_bias": True, "norm_layer": norm}
-        return nn.ModuleList(Layer(dim, heads, proj_drop=self.dropout, attn_drop=self.dropout, **options) for _ in range(count))
+    def _stack(self, dim: int, count: int, heads: int) -> Decoder:
+        layer = Layer(
+            mixer=Attention(num_heads=heads, qkv_bias=True, output_bias=True, rotary=None, dropout=self.dropout),
+            feed_forward=MLP(hidden_dim=int(dim * self.mlp_ratio), activation="gelu", dropout=self.dropout),
+            norm=Norm(kind="layer", eps=self.norm_eps, bias=True),
+        )
+        return Decoder(dim=dim, num_layers=count, layers=layer)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.checkpoints.layouts.layout import Layout, Rule, Split
 from mmblocks.checkpoints.layouts.published_config import stated
 
 _SIZES = {"mar_base": (768, 12, 12), "mar_large": (1024, 16, 16), "mar_huge": (1280, 20, 16)}
@@ -62,23 +62,37 @@ def _published_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _layers(theirs: str, half: str) -> tuple[Rule | Split, ...]:
+    """Of encoder or decoder, whose layers are timm's."""
+    layer = f"trunk.{half}.layers.{{}}"
+    names = {
+        "norm1": "attention_norm",
+        "attn.proj": "attention.output",
+        "norm2": "mlp_norm",
+        "mlp.fc1": "mlp.up",
+        "mlp.fc2": "mlp.down",
+    }
+    qkv = tuple(f"{layer}.attention.{part}.*" for part in ("query", "key", "value"))
+    return (Split(f"{theirs}.attn.qkv.*", qkv), *(Rule(f"{theirs}.{one}.*", f"{layer}.{ours}.*") for one, ours in names.items()))
+
+
 MAR_LAYOUTS = (
     Layout(
         "mar",
         (
-            Rule("fake_latent", "no_class", "squeeze_first"),
-            Rule("class_emb.weight", "classes.weight"),
+            Rule("fake_latent", "classes.no_class", "squeeze_first"),
+            Rule("class_emb.weight", "classes.classes.weight"),
             Rule("z_proj.*", "embed.*"),
-            Rule("z_proj_ln.*", "embed_norm.*"),
-            Rule("encoder_pos_embed_learned", "encoder_positions", "squeeze_first"),
-            Rule("encoder_blocks.{}.*", "encoder_layers.{}.*"),
-            Rule("encoder_norm.*", "encoder_norm.*"),
-            Rule("decoder_embed.*", "decoder_embed.*"),
-            Rule("mask_token", "mask_token"),
-            Rule("decoder_pos_embed_learned", "decoder_positions", "squeeze_first"),
-            Rule("decoder_blocks.{}.*", "decoder_layers.{}.*"),
-            Rule("decoder_norm.*", "decoder_norm.*"),
-            Rule("diffusion_pos_embed_learned", "head_positions", "squeeze_first"),
+            Rule("z_proj_ln.*", "trunk.norm.*"),
+            Rule("encoder_pos_embed_learned", "trunk.encoder_positions", "squeeze_first"),
+            *_layers("encoder_blocks.{}", "encoder"),
+            Rule("encoder_norm.*", "trunk.encoder.norm.*"),
+            Rule("decoder_embed.*", "trunk.connect.*"),
+            Rule("mask_token", "trunk.mask_token"),
+            Rule("decoder_pos_embed_learned", "trunk.decoder_positions", "squeeze_first"),
+            *_layers("decoder_blocks.{}", "decoder"),
+            Rule("decoder_norm.*", "trunk.decoder.norm.*"),
+            Rule("diffusion_pos_embed_learned", "positions.table", "squeeze_first"),
         ),
         ignored=("diffloss.*",),
         config=_config,
@@ -88,3 +102,19 @@ MAR_LAYOUTS = (
     ),
 )
 """Of ``MAR``; the head is a part of its own."""
+
+MAR_FORMER = Layout(
+    "mar until version 0.2",
+    (
+        Rule("classes.weight", "classes.classes.weight"),
+        Rule("no_class", "classes.no_class"),
+        Rule("embed_norm.*", "trunk.norm.*"),
+        Rule("decoder_embed.*", "trunk.connect.*"),
+        Rule("mask_token", "trunk.mask_token"),
+        Rule("head_positions", "positions.table"),
+        *(Rule(f"{half}_positions", f"trunk.{half}_positions") for half in ("encoder", "decoder")),
+        *(Rule(f"{half}_norm.*", f"trunk.{half}.norm.*") for half in ("encoder", "decoder")),
+        *(rule for half in ("encoder", "decoder") for rule in _layers(f"{half}_layers.{{}}", half)),
+    ),
+)
+"""Names that folders saved by earlier versions have."""

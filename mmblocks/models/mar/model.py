@@ -4,21 +4,32 @@ Shapes: B rows, L tokens, C channels of a token, D width of the encoder, D2 of t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.diffusion.random_orders import mask_counts, mask_of, sample_mask, sample_orders
+from mmblocks.compose import MultimodalModel
+from mmblocks.generation.guidance import SpanGuide, as_guidance
+from mmblocks.generation.lone_spans import write_alone
+from mmblocks.heads.masked_vectors import MaskedVectorsHead
+from mmblocks.heads.span_parts import ClassTokens, SpanPositions
+from mmblocks.layers.diffusion.random_orders import mask_counts, sample_mask, sample_orders
 from mmblocks.models.mar.halves import Halves, HalvesArguments
-from mmblocks.models.mar.layout import MAR_LAYOUTS
+from mmblocks.models.mar.layout import MAR_FORMER, MAR_LAYOUTS
 from mmblocks.roles import Head
-from mmblocks.support.checks import check_range, is_readable
+from mmblocks.sequence.lone_spans import IMAGE, LoneSpans
+from mmblocks.sequence.masks import Everything
+from mmblocks.sequence.spans import SpanLayout
+from mmblocks.sequence.tokens import TokenTable
+from mmblocks.support.checks import check_range, check_shape, is_readable
 from mmblocks.support.deprecation import former_keywords
+from mmblocks.trunks.masked_autoencoder import Known
 
 
 class MAR(Block):
@@ -56,6 +67,7 @@ class MAR(Block):
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = MAR_LAYOUTS
+    former: ClassVar[Layout | None] = MAR_FORMER
     shorthand = Halves
 
     def __init__(
@@ -72,33 +84,18 @@ class MAR(Block):
     ) -> None:
         super().__init__()
         sizes = Halves(**halves)
-        encoder_dim, decoder_dim, norm_eps = sizes.encoder_dim, sizes.decoder_dim, sizes.norm_eps
         if num_class_tokens < 1 or not 0 < min_mask_ratio <= 1:
             found = f"num_class_tokens is {num_class_tokens}, min_mask_ratio {min_mask_ratio}"
             raise ValueError(f"{found}; accepted: 1 or more, and above 0 to 1")
         self.patch_size, self.channels, self.grid = patch_size, channels, (grid[0], grid[1])
         self.token_dim, self.num_tokens = channels * patch_size**2, grid[0] * grid[1]
-        self.num_classes, self.num_class_tokens = num_classes, num_class_tokens
-        self.label_dropout, self.min_mask_ratio = label_dropout, min_mask_ratio
-        length = self.num_tokens + num_class_tokens
-        self.classes = nn.Embedding(num_classes, encoder_dim)
-        self.no_class = nn.Parameter(torch.empty(encoder_dim))
-        self.embed = nn.Linear(self.token_dim, encoder_dim)
-        self.embed_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
-        self.encoder_positions = nn.Parameter(torch.empty(length, encoder_dim))
-        self.encoder_layers = sizes.encoder()
-        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
-        self.decoder_embed = nn.Linear(encoder_dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
-        self.decoder_positions = nn.Parameter(torch.empty(length, decoder_dim))
-        self.decoder_layers = sizes.decoder()
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
-        self.head_positions = nn.Parameter(torch.empty(self.num_tokens, decoder_dim))
-        positions = (self.encoder_positions, self.decoder_positions, self.head_positions)
-        for parameter in (self.no_class, self.mask_token, *positions):
-            nn.init.normal_(parameter, std=0.02)
+        self.num_classes, self.min_mask_ratio = num_classes, min_mask_ratio
+        dim = sizes.encoder_dim
+        self.classes = ClassTokens(num_classes=num_classes, dim=dim, num_tokens=num_class_tokens, dropout=label_dropout)
+        self.embed = nn.Linear(self.token_dim, dim)
+        self.trunk = sizes.trunk(num_class_tokens + self.num_tokens)
+        self.positions = SpanPositions(num_tokens=self.num_tokens, dim=sizes.decoder_dim)
         self.apply(_init)
-        nn.init.normal_(self.classes.weight, std=0.02)
 
     def forward(
         self,
@@ -134,26 +131,23 @@ class MAR(Block):
         generator: Generator | None = None,
     ) -> Float[Tensor, "B known D"]:
         """States of the class tokens and of the tokens that are known; see ``forward``."""
-        known = self._known(tokens, mask)
-        classes = self._classes(labels, len(tokens), drop, generator)
-        first = classes[:, None].expand(-1, self.num_class_tokens, -1)
-        x = self.embed_norm(torch.cat([first, self.embed(tokens)], dim=1) + self.encoder_positions)
-        x = x.gather(1, known[..., None].expand(-1, -1, x.shape[-1]))
-        for layer in self.encoder_layers:
-            x = layer(x)
-        return self.encoder_norm(x)
+        rows, accepted = len(tokens), (self.num_tokens, self.token_dim)
+        if tuple(tokens.shape[1:]) != accepted or tuple(mask.shape) != (rows, self.num_tokens):
+            found = f"tokens is {tuple(tokens.shape)}, mask {tuple(mask.shape)}"
+            raise ValueError(f"{found}; accepted: (B, {accepted[0]}, {accepted[1]}) and (B, {accepted[0]})")
+        if labels is None:
+            labels = torch.full((rows,), self.num_classes, device=tokens.device)
+        else:
+            check_shape("labels", labels, rows)
+            check_range("labels", labels, self.num_classes)
+        if drop is None:
+            drop = self.classes.sample_drop(len(labels), labels.device, generator)
+        embeds = torch.cat([self.classes(labels, drop=drop), self.embed(tokens)], dim=1)
+        return self.trunk.encode(embeds, *self._known(mask), Everything())
 
     def decode(self, encoded: Float[Tensor, "B known D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D2"]:
         """A state for every token, from those of the known ones."""
-        known = self._known(None, mask)
-        x = self.decoder_embed(encoded)
-        if known.shape[1] != x.shape[1]:
-            raise ValueError(f"encoded has {x.shape[1]} states; accepted: {known.shape[1]}, as mask says")
-        everything = self.mask_token.to(x.dtype).repeat(len(x), len(self.decoder_positions), 1)
-        x = everything.scatter(1, known[..., None].expand_as(x), x) + self.decoder_positions
-        for layer in self.decoder_layers:
-            x = layer(x)
-        return self.decoder_norm(x)[:, self.num_class_tokens :] + self.head_positions
+        return self.positions(self.trunk.decode(encoded, *self._known(mask), Everything())[:, self.classes.num_tokens :])
 
     def loss(
         self,
@@ -219,32 +213,53 @@ class MAR(Block):
         Raises:
             ValueError: a guidance below 1, fewer than one step or more than tokens, or orders of another shape.
         """
-        rows, length, weight = len(labels), self.num_tokens, self.embed.weight
+        rows, weight = len(labels), self.embed.weight
         if not guidance >= 1 or schedule not in ("linear", "constant"):
             raise ValueError(f"guidance is {guidance}, schedule {schedule!r}; accepted: 1 or more, 'linear' or 'constant'")
-        counts = mask_counts(self.num_tokens, num_steps)
+        check_range("labels", labels, self.num_classes)
+        mask_counts(self.num_tokens, num_steps)  # refuses other numbers
         if step_options is not None and len(step_options) != num_steps:
             raise ValueError(f"step_options has {len(step_options)} steps; accepted: {num_steps}")
-        if orders is None:
-            orders = sample_orders(rows, length, weight.device, generator)
-        if tuple(orders.shape) != (rows, length):
-            raise ValueError(f"orders is {tuple(orders.shape)}; accepted: ({rows}, {length})")
-        tokens = torch.zeros(rows, length, self.token_dim, dtype=weight.dtype, device=weight.device)
-        mask = mask_of(orders, length)
-        copies = 2 if guidance > 1 else 1
-        drop = torch.arange(copies * rows, device=labels.device) >= rows  # the second half has no class
-        for step, count in enumerate(counts):
-            after = mask_of(orders, count)
-            predicted = mask & ~after
-            given: dict[str, Any] = {**options, **(step_options[step] if step_options is not None else {"generator": generator})}
-            states = self(tokens.repeat(copies, 1, 1), mask.repeat(copies, 1), labels.repeat(copies), drop=drop)
-            if guidance > 1:
-                known = (length - max(count, 1)) / length if schedule == "linear" else 1.0
-                given |= {"unconditional": states[rows:][predicted], "guidance": 1 + (guidance - 1) * known}
-            made = head.sample(states[:rows][predicted], **given)
-            tokens = tokens.masked_scatter(predicted[..., None], made.to(tokens.dtype))
-            mask = after
-        return tokens
+        if orders is not None:
+            check_shape("orders", orders, rows, self.num_tokens)
+        writer = self.writer(head, num_steps=num_steps, growing_guidance=schedule == "linear")
+        if guidance > 1:
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        guide = SpanGuide(guidance=as_guidance(guidance if guidance > 1 else None), writes="vectors")
+        spans, table = self.row.rows(rows, len(labels) // rows)
+        writing = writer.write(
+            spans._replace(given={"label": labels}),
+            guide=guide,
+            orders=orders,
+            options=options,
+            step_options=step_options,
+            generator=generator,
+        )
+        made = write_alone(writing, spans, table, writer.span, self.trunk, {IMAGE: self.embed})
+        return made.view(rows, self.num_tokens, -1).to(weight.dtype)
+
+    def multimodal(self, head: Head) -> MultimodalModel:
+        """A model of these very parts and a per-token head, whose head "image" writes images of the input "image"."""
+        return MultimodalModel(inputs={IMAGE: self.embed}, trunk=self.trunk, outputs={IMAGE: self.writer(head)})
+
+    def writer(self, head: Head, *, num_steps: int = 64, growing_guidance: bool = True) -> MaskedVectorsHead:
+        """The head of whole spans around a per-token head; see ``MaskedVectorsHead``."""
+        return MaskedVectorsHead(
+            head=head,
+            dim=self.trunk.dim,
+            num_steps=num_steps,
+            min_mask_ratio=self.min_mask_ratio,
+            growing_guidance=growing_guidance,
+            told="trunk",
+            classes=self.classes,
+            positions=self.positions,
+        )
+
+    @property
+    def row(self) -> LoneSpans:
+        """How a row is laid out: tokens of the class, then the image."""
+        layout = SpanLayout(writes="vectors", context="read", lead=self.classes.num_tokens, attends="all")
+        return LoneSpans.of(layout, self.grid, device=self.embed.weight.device)
 
     def to_tokens(self, latents: Float[Tensor, "B H W channels"]) -> Float[Tensor, "B L C"]:
         """A tokenizer's latents, channels last, as tokens.
@@ -263,29 +278,14 @@ class MAR(Block):
         sides = {"h": self.grid[0], "p": self.patch_size, "q": self.patch_size}
         return rearrange(tokens, "b (h w) (c p q) -> b (h p) (w q) c", **sides)
 
-    def _known(self, tokens: Tensor | None, mask: Tensor) -> Int[Tensor, "B known"]:
-        """Places of the class tokens and of the tokens that are not masked."""
-        length = self.num_tokens
-        if mask.shape[1] != length or (tokens is not None and tuple(tokens.shape) != (*mask.shape, self.token_dim)):
-            found = "" if tokens is None else f"tokens is {tuple(tokens.shape)}, "
-            raise ValueError(f"{found}mask {tuple(mask.shape)}; accepted: (B, {length}, {self.token_dim}) and (B, {length})")
+    def _known(self, mask: Bool[Tensor, "B L"]) -> tuple[TokenTable, Known, Int[Tensor, "B M"]]:
+        """The table of class tokens and tokens, which of them are known, and their positions."""
         counts = (~mask).sum(dim=1)
         if is_readable(mask) and bool((counts != counts[:1]).any()):
             raise ValueError(f"mask leaves {counts.tolist()} tokens known; accepted: as many in each row")
-        places = mask.int().argsort(dim=1, stable=True)[:, : int(counts[0]) if len(counts) else 0] + self.num_class_tokens
-        first = torch.arange(self.num_class_tokens, device=mask.device).expand(len(mask), -1)
-        return torch.cat([first, places], dim=1)
-
-    def _classes(self, labels: Tensor | None, rows: int, drop: Tensor | None, generator: Generator | None) -> Float[Tensor, "B D"]:
-        if labels is None:
-            return self.no_class.expand(rows, -1)
-        if labels.shape != (rows,):
-            raise ValueError(f"labels is {tuple(labels.shape)}; accepted: ({rows},)")
-        check_range("labels", labels, self.num_classes)
-        if drop is None and self.training:
-            drop = torch.rand(rows, generator=generator, device=labels.device) < self.label_dropout
-        classes = self.classes(labels)
-        return classes if drop is None else torch.where(drop[:, None], self.no_class, classes)
+        table = self.row.tables(len(mask))
+        unknown = pad(mask, (self.classes.num_tokens, 0))
+        return table, Known.of(unknown, table), torch.arange(table.shape[1], device=mask.device).expand(len(mask), -1)
 
 
 def _init(module: nn.Module) -> None:

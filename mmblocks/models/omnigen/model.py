@@ -123,8 +123,9 @@ class OmniGen(Block):
         """
         batch = self._batch(prompts, latents, t)
         spans, head = batch.spans["image"], self._head
-        hidden = self.model.hidden(batch, readings={"image": head.reading(spans.rows(), t, spans)})
-        found = head.predicted(hidden.flatten(0, 1)[spans.states], t, spans)
+        told = head.condition(t, spans)
+        hidden = self.model.hidden(batch, readings={"image": head.reading(spans.rows(), told, spans)})
+        found = head.predicted(hidden.flatten(0, 1)[spans.states], told, spans)
         return _maps(found, spans, latents)
 
     def loss(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.checkpoints.layouts.layout import Derived, Layout, Rule, Split
+from mmblocks.heads.next_scale import former_scale_tokens
 
 _TOKENIZER = ("quant", "vae_kwargs")
 
@@ -110,11 +111,11 @@ VAR_LAYOUTS = (
     Layout(
         "var",
         (
-            Rule("pos_start", "start", "squeeze_first"),
-            Rule("pos_1LC", "positions", "squeeze_first"),
-            Rule("word_embed.*", "embed.*"),
-            Rule("class_emb.weight", "classes.weight"),
-            Rule("lvl_embed.weight", "levels.weight"),
+            Rule("pos_start", "tokens.start", "squeeze_first"),
+            Rule("pos_1LC", "tokens.positions", "squeeze_first"),
+            Rule("word_embed.*", "tokens.embed.*"),
+            Rule("class_emb.weight", "tokens.classes.weight"),
+            Rule("lvl_embed.weight", "tokens.levels.weight"),
             Rule("shared_ada_lin.{}.*", "trunk.modulation.{}.*", "by_branch"),
             Rule("blocks.{}.ada_gss", f"{_LAYER}.modulation.own", "squeeze_first_two_by_branch"),
             Rule("blocks.{}.ada_lin.{}.*", f"{_LAYER}.modulation.map.{{}}.*", "by_branch"),
@@ -125,8 +126,8 @@ VAR_LAYOUTS = (
             Rule("blocks.{}.attn.proj.*", f"{_ATTENTION}.output.*"),
             Rule("blocks.{}.ffn.fc1.*", f"{_LAYER}.mlp.up.*"),
             Rule("blocks.{}.ffn.fc2.*", f"{_LAYER}.mlp.down.*"),
-            Rule("head_nm.ada_lin.{}.*", "output.modulation.{}.*", "swap_halves"),
-            Rule("head.*", "output.linear.*"),
+            Rule("head_nm.ada_lin.{}.*", "tokens.output.modulation.{}.*", "swap_halves"),
+            Rule("head.*", "tokens.output.linear.*"),
         ),
         ignored=("vae_quant.*",),
         derived=(
@@ -144,6 +145,7 @@ VAR_LAYOUTS = (
 VAR_FORMER = Layout(
     "var until version 0.2",
     (
+        *former_scale_tokens(),
         Rule("shared_modulation.{}.*", "trunk.modulation.{}.*", "by_branch"),
         Rule("layers.{}.own_modulation", f"{_LAYER}.modulation.own", "squeeze_first_by_branch"),
         Rule("layers.{}.modulation.{}.*", f"{_LAYER}.modulation.map.{{}}.*", "by_branch"),
@@ -153,8 +155,8 @@ VAR_FORMER = Layout(
         Split("layers.{}.attention.qkv.weight", _QKV),
         Rule("layers.{}.attention.output.*", f"{_ATTENTION}.output.*"),
         *(Rule(f"layers.{{}}.{name}.*", f"{_LAYER}.mlp.{name}.*") for name in ("up", "down")),
-        Rule("modulation.{}.*", "output.modulation.{}.*", "swap_halves"),
-        Rule("predict.*", "output.linear.*"),
+        Rule("modulation.{}.*", "tokens.output.modulation.{}.*", "swap_halves"),
+        Rule("predict.*", "tokens.output.linear.*"),
     ),
 )
 """Names that folders saved by earlier versions have."""

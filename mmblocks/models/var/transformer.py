@@ -5,31 +5,42 @@ Shapes: B rows, L tokens of all scales together, h and w tokens of one scale, C 
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
-from mmblocks.layers.categorical import Sampling, sample_ids, truncate
-from mmblocks.layers.diffusion.adaln import ModulatedLinear
-from mmblocks.layers.losses.vocabulary_losses import vocabulary_losses
+from mmblocks.compose import MultimodalModel
+from mmblocks.generation.lone_spans import write_alone
+from mmblocks.heads.next_scale import NextScaleHead
+from mmblocks.heads.scale_sampling import ScaleQuantizer, ScaleSampler
+from mmblocks.heads.scale_tokens import Scale, ScaleTokens
+from mmblocks.layers.categorical import Sampling
 from mmblocks.models.var.attention import CosineAttention
 from mmblocks.models.var.layout import VAR_FORMER, VAR_LAYOUTS
-from mmblocks.models.var.sampling import Scale, ScaleQuantizer, VARSample, guided, smoothed
-from mmblocks.sequence.masks import Everything
+from mmblocks.sequence.lone_spans import IMAGE, LoneSpans
 from mmblocks.sequence.spans import Conditions
-from mmblocks.sequence.tokens import Modality, TokenTable
-from mmblocks.support.checks import check_range
-from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.layer import Layer
 from mmblocks.trunks.parts.attention import Attention
 from mmblocks.trunks.parts.feed_forward import MLP
 from mmblocks.trunks.parts.modulation import AdaLN
 from mmblocks.trunks.parts.norms import Norm
+
+
+class VARSample(NamedTuple):
+    """What was sampled.
+
+    Attributes:
+        ids: the codes of all scales, coarse first.
+        z: the map that they add up to, for the tokenizer's decoder; with ``smooth`` that of the mixtures.
+    """
+
+    ids: Int[Tensor, "B L"]
+    z: Float[Tensor, "B H W C"]
 
 
 class VAR(Block):
@@ -65,6 +76,15 @@ class VAR(Block):
         >>> inputs = torch.randn(2, 4 + 9, 4)  # what the second and third scale read
         >>> tuple(model(torch.tensor([3, 7]), inputs).shape)  # logits of 1 + 4 + 9 codes
         (2, 14, 16)
+
+        Its parts are those of any model: here with a text before the picture.
+
+        >>> from mmblocks import LMHead, MultimodalModel, TextEmbedding
+        >>> from mmblocks.heads import NextScaleHead
+        >>> from mmblocks.tokenizers.bottlenecks import MultiScaleQuantizer
+        >>> head = NextScaleHead(dim=16, quantizer=MultiScaleQuantizer(num_codes=16, dim=4, scales=(1, 2, 3)), tokens=model.tokens)
+        >>> words, text_head = TextEmbedding(vocab_size=9, dim=16), LMHead(dim=16, vocab_size=9)
+        >>> mixed = MultimodalModel(inputs={"text": words}, trunk=model.trunk, outputs={"text": text_head, "image": head})
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = VAR_LAYOUTS
@@ -89,14 +109,15 @@ class VAR(Block):
         super().__init__()
         if dim % num_heads or not scales:
             raise ValueError(f"dim is {dim}, num_heads {num_heads}, scales {scales}; accepted: heads that divide dim, and a scale")
-        self.scales = tuple((scale, scale) if isinstance(scale, int) else (scale[0], scale[1]) for scale in scales)
-        self.counts = [rows * columns for rows, columns in self.scales]
-        self.num_classes, self.num_codes, self.code_dim, self.label_dropout = num_classes, num_codes, code_dim, label_dropout
-        self.embed = nn.Linear(code_dim, dim)
-        self.classes = nn.Embedding(num_classes + 1, dim)
-        self.start = nn.Parameter(torch.empty(self.counts[0], dim))
-        self.positions = nn.Parameter(torch.empty(sum(self.counts), dim))
-        self.levels = nn.Embedding(len(scales), dim)
+        self.tokens = ScaleTokens(
+            dim=dim,
+            num_codes=num_codes,
+            code_dim=code_dim,
+            scales=scales,
+            num_classes=num_classes,
+            label_dropout=label_dropout,
+        )
+        self.num_codes, self.code_dim, self.num_classes, self.scales = num_codes, code_dim, num_classes, self.tokens.scales
         layer = Layer(
             mixer=_attention(num_heads, dim // num_heads, l2_norm),
             feed_forward=MLP(hidden_dim=round(dim * mlp_ratio)),
@@ -104,9 +125,6 @@ class VAR(Block):
             modulation=AdaLN(shared=shared_modulation),
         )
         self.trunk = Decoder(dim=dim, num_layers=num_layers, layers=layer)
-        self.output = ModulatedLinear(dim, dim, num_codes)
-        for weight in (self.classes.weight, self.start, self.positions, self.levels.weight):
-            nn.init.trunc_normal_(weight, std=(1 / dim / 3) ** 0.5)
 
     def forward(self, labels: Int[Tensor, " B"], inputs: Float[Tensor, "B L2 C"]) -> Float[Tensor, "B L K"]:
         """Logits of all scales in one pass, in float32.
@@ -119,7 +137,8 @@ class VAR(Block):
         Raises:
             ValueError: shapes that do not fit, or a class that does not exist (checked on CPU).
         """
-        return self.output(*self._states(labels, inputs)).float()
+        condition = self.tokens.condition(labels)
+        return self.tokens.logits(self._states(condition, inputs), condition[:, None])
 
     def loss(
         self,
@@ -142,14 +161,11 @@ class VAR(Block):
         Raises:
             ValueError: as ``forward``; or other numbers of ids, or one that does not exist (checked on CPU).
         """
-        if drop is None and self.training:
-            drop = torch.rand(len(labels), generator=generator, device=labels.device) < self.label_dropout
-        if drop is not None:
-            labels = torch.where(drop, self.num_classes, labels)
-        self._check_ids(ids, len(labels))
-        states = self.output.modulated(*self._states(labels, inputs)).flatten(0, 1)
-        codes = self.output.linear
-        return vocabulary_losses(states, codes.weight, ids.flatten(), codes.bias).view_as(ids)
+        if drop is None:
+            drop = self.tokens.sample_drop(len(labels), labels.device, generator)
+        condition = self.tokens.condition(labels, drop=drop)
+        self.tokens.check_ids(ids, len(labels))
+        return self.tokens.losses(self._states(condition, inputs), ids, condition)
 
     @torch.no_grad()
     def sample(
@@ -185,97 +201,57 @@ class VAR(Block):
             ValueError: a guidance below 0, a class that does not exist, or other numbers of scales or ids; logits that hold NaN or
                 plus infinity, or are all minus infinity (checked on CPU).
         """
-        rows, steps = len(labels), len(self.scales)
+        rows, counts = len(labels), self.tokens.counts
         for name, noises in (("gumbel", gumbel), ("smoothing_gumbel", smoothing_gumbel)):
-            if noises is not None and len(noises) != steps:
-                raise ValueError(f"{name} has {len(noises)} scales; accepted: {steps}")
+            if noises is not None and len(noises) != len(counts):
+                raise ValueError(f"{name} has {len(noises)} scales; accepted: {len(counts)}")
         if ids is not None:
-            self._check_ids(ids, rows)
+            self.tokens.check_ids(ids, rows)
         if not 0 <= guidance < math.inf:
             raise ValueError(f"guidance is {guidance}; accepted: 0 or more, and finite")
-        sampling = Sampling() if sampling is None else sampling
-        if guidance > 0:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        condition, places = self._classes(labels), self._places().split(self.counts)
-        cache = self.new_cache(len(labels))
-        tokens = condition[:, None] + self.start + places[0]
-        total: Tensor | None = None
-        chosen: list[Tensor] = []
-        given = None if ids is None else ids.split(self.counts, dim=1)
-        for step, size in enumerate(self.scales):
-            share = step / max(steps - 1, 1)
-            states = self._run(tokens, condition, self.table(len(labels), step), cache)
-            scale_logits = self.output(states, condition[:, None]).float()
-            scale_logits = guided(scale_logits, rows, guidance * share)
-            if logits is not None:
-                logits.append(scale_logits)
-            if given is None:
-                noise = None if gumbel is None else gumbel[step].flatten(0, 1)
-                codes = sample_ids(scale_logits.flatten(0, 1), sampling, generator=generator, gumbel=noise).view(rows, -1)
-            else:
-                codes = given[step]
-            chosen.append(codes)
-            if smooth:
-                noise = None if smoothing_gumbel is None else smoothing_gumbel[step]
-                weights = smoothed(truncate(scale_logits.flatten(0, 1), sampling).view_as(scale_logits), share, noise, generator)
-                vectors = quantizer.mix(weights.to(self.embed.weight.dtype))
-            else:
-                vectors = quantizer.vectors(codes)
-            total, following = quantizer.add_scale(total, vectors.unflatten(1, size), step, scales=self.scales)
-            if step + 1 < steps:
-                following = self.embed(following.flatten(1, 2).to(self.embed.weight.dtype)) + places[step + 1]
-                tokens = following.repeat(len(labels) // rows, 1, 1)
-        return VARSample(torch.cat(chosen, dim=1), cast(Tensor, total))
-
-    def table(self, rows: int, scale: int | None = None) -> TokenTable:
-        """What the tokens are: of all scales, or of one."""
-        device = self.positions.device
-        chosen = range(len(self.scales)) if scale is None else [scale]
-        order = torch.cat([torch.full((self.counts[index],), index, device=device) for index in chosen])
-        places = [torch.cartesian_prod(*(torch.arange(side, device=device) for side in self.scales[n])) for n in chosen]
-        grid = nn.functional.pad(torch.cat(places), (1, 0))
-        table = TokenTable.text(rows, len(order), device)
-        return table._replace(
-            modality=torch.full_like(table.modality, Modality.VISION),
-            span=torch.zeros_like(table.span),
-            grid=grid.repeat(rows, 1, 1),
-            order=order.repeat(rows, 1),
+        choose = ScaleSampler(
+            quantizer=quantizer,
+            sampling=Sampling() if sampling is None else sampling,
+            sources=(generator,),
+            smooth=smooth,
+            dtype=self.tokens.start.dtype,
+            ids=None if ids is None else ids.split(counts, dim=1),
+            gumbel=gumbel,
+            smoothing_gumbel=smoothing_gumbel,
         )
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for all scales of ``batch`` rows."""
-        return self.trunk.new_cache(batch, sum(self.counts))
+        def guide(found: Float[Tensor, "G N K"], strength: float = 1.0) -> Float[Tensor, "N K"]:
+            t = guidance * strength
+            made = found[0] if len(found) == 1 else (1 + t) * found[0] - t * found[1]
+            if logits is not None:
+                logits.append(made.unflatten(0, (rows, -1)))
+            return made
 
-    def _states(
-        self, labels: Int[Tensor, " B"], inputs: Float[Tensor, "B L2 C"]
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B 1 D"]]:
-        """What the codes of all scales are predicted from, in one pass: states, and the class."""
-        rest = sum(self.counts[1:])
+        if guidance > 0:
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        spans, table = self.row.rows(rows, len(labels) // rows)
+        writing = self.tokens.write(quantizer, rows, self.tokens.condition(labels), guide, choose)
+        cache = self.trunk.new_cache(len(labels), self.tokens.num_tokens)
+        return VARSample(*write_alone(writing, spans, table, self.tokens.span, self.trunk, {}, cache))
+
+    def multimodal(self, quantizer: Block) -> MultimodalModel:
+        """A model of these very parts that writes the codes of a tokenizer's bottleneck, as the head "image"."""
+        head = NextScaleHead(dim=self.trunk.dim, quantizer=quantizer, tokens=self.tokens)
+        return MultimodalModel(inputs={"codes": torch.nn.Identity()}, trunk=self.trunk, outputs={IMAGE: head})
+
+    @property
+    def row(self) -> LoneSpans:
+        """How a row is laid out."""
+        return LoneSpans.of(self.tokens.span, (self.tokens.num_tokens,), device=self.tokens.start.device)
+
+    def _states(self, condition: Float[Tensor, "B D"], inputs: Float[Tensor, "B L2 C"]) -> Float[Tensor, "B L D"]:
+        """What the codes of all scales are predicted from, in one pass."""
+        rest = sum(self.tokens.counts[1:])
         if tuple(inputs.shape[1:]) != (rest, self.code_dim):
             raise ValueError(f"inputs is {tuple(inputs.shape)}; accepted: (B, {rest}, {self.code_dim})")
-        condition = self._classes(labels)
-        tokens = torch.cat([condition[:, None] + self.start, self.embed(inputs)], dim=1) + self._places()
-        return self._run(tokens, condition, self.table(len(labels)), None), condition[:, None]
-
-    def _run(
-        self, tokens: Float[Tensor, "B l D"], condition: Float[Tensor, "B D"], table: TokenTable, cache: KVCache | None
-    ) -> Float[Tensor, "B l D"]:
         of = torch.arange(len(condition), device=condition.device)[:, None]
-        mask = None if cache is None else Everything()  # scale by scale all that is there is attended to
-        return self.trunk(tokens, table, cache, mask=mask, conditions=Conditions(condition, of))
-
-    def _places(self) -> Float[Tensor, "L D"]:
-        level = [self.levels.weight[index].expand(count, -1) for index, count in enumerate(self.counts)]
-        return self.positions + torch.cat(level)
-
-    def _check_ids(self, ids: Tensor, rows: int) -> None:
-        if tuple(ids.shape) != (rows, sum(self.counts)):
-            raise ValueError(f"ids is {tuple(ids.shape)}; accepted: ({rows}, {sum(self.counts)})")
-        check_range("ids", ids, self.num_codes)
-
-    def _classes(self, labels: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        check_range("labels", labels, self.num_classes + 1, ", the last for no class")
-        return self.classes(labels)
+        table = self.row.tables(len(condition))
+        return self.trunk(self.tokens(inputs, condition), table, conditions=Conditions(condition, of))
 
 
 def _attention(num_heads: int, head_dim: int, l2_norm: bool) -> Attention:

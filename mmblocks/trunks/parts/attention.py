@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from mmblocks.layers.attention.attend import attend
 from mmblocks.sequence.positions import RotaryTable
@@ -38,6 +39,7 @@ class Attention(Part):
         window: tokens that attention reaches back, the token itself included; None for all (Mistral). Images stay whole.
         scale: of the scores; ``E ** -0.5`` if None.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None for none.
+        dropout: on attention weights and on the output, while training (ViT).
         linear: the four projections.
 
     Source: Transformer (arXiv 1706.03762), GQA (arXiv 2305.13245).
@@ -66,6 +68,7 @@ class Attention(Part):
     window: int | None = None
     scale: float | None = None
     softcap: float | None = None
+    dropout: float = 0.0
     linear: Linear = Linear()
 
     def check(self) -> None:
@@ -82,6 +85,8 @@ class Attention(Part):
             raise ValueError(f"window is {self.window}; accepted: 1 or more, or None")
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap is {self.softcap}; accepted: above 0, or None")
+        if not 0 <= self.dropout < 1 or (self.dropout and self.softcap is not None):
+            raise ValueError(f"dropout is {self.dropout}, softcap {self.softcap}; accepted: 0 or more, below 1, without a softcap")
         norm = self.qk_norm
         if self.qk_norm_over == "each_head" and norm is not None and (norm.experts or norm.one_plus or not norm.weight):
             raise ValueError(f"qk_norm has {norm}; accepted with 'each_head': weight=True, without one_plus and experts")
@@ -133,6 +138,7 @@ class SelfAttention(TrunkPart):
         super().__init__()
         self.head_dim = parts.width(dim)
         self.scale, self.softcap, self.window, self.rotary = parts.scale, parts.softcap, parts.window, parts.rotary
+        self.dropout = parts.dropout
         inner, inner_kv = parts.num_heads * self.head_dim, parts.kv_heads * self.head_dim
         self.query = parts.linear.build("query", dim, inner, parts.qkv_bias)
         self.key = parts.linear.build("key", dim, inner_kv, parts.qkv_bias if parts.key_bias is None else parts.key_bias)
@@ -154,7 +160,7 @@ class SelfAttention(TrunkPart):
 
     def prepare(self, context: ForwardContext) -> None:
         """Angles and mask, which layers share."""
-        context.share_mask(self.window, capped=self.softcap is not None)
+        context.share_mask(self.window, capped=self.softcap is not None, dropped=self.training and self.dropout > 0)
         if self.rotary is not None:
             rotary = self.rotary
             context.share_angles(self.angles, lambda: rotary.angles(context, self.head_dim))
@@ -166,9 +172,11 @@ class SelfAttention(TrunkPart):
         value = self._heads(self.value, None, x, context)
         if context.cache is not None:
             key, value = context.cache.update(layer, key, value)
-        mask = context.attention_mask(layer, self.window, capped=self.softcap is not None)
-        found = attend(query, key, value, mask, self.scale, self.softcap)
-        return context.apply(self.output, context.as_rows(found.transpose(1, 2).flatten(2)))
+        rate = self.dropout if self.training else 0.0
+        mask = context.attention_mask(layer, self.window, capped=self.softcap is not None, dropped=rate > 0)
+        found = attend(query, key, value, mask, self.scale, self.softcap, rate)
+        made = context.apply(self.output, context.as_rows(found.transpose(1, 2).flatten(2)))
+        return dropout(made, rate) if rate else made
 
     def turned(
         self,

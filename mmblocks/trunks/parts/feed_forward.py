@@ -5,6 +5,7 @@ Shapes: N tokens (on one or more axes), D width.
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from mmblocks.layers.activations import activation_of
 from mmblocks.trunks.context import ForwardContext
@@ -51,6 +52,7 @@ class MLP(Part):
         hidden_dim: width inside.
         activation: between the maps; a name of ``layers.activations``.
         bias: biases on both maps.
+        dropout: on what is between the maps and on what they give, while training (ViT).
         linear: the maps.
 
     Examples:
@@ -63,11 +65,14 @@ class MLP(Part):
     hidden_dim: int
     activation: str = "gelu_tanh"
     bias: bool = True
+    dropout: float = 0.0
     linear: Linear = Linear()
 
     def check(self) -> None:
-        """Refuses activations that have no name here."""
+        """Refuses activations that have no name here, and dropout out of range."""
         activation_of(self.activation)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; accepted: 0 or more, below 1")
 
     def build(self, site: Site) -> nn.Module:
         """The module."""
@@ -97,8 +102,11 @@ class FeedForward(TrunkPart):
         super().__init__()
         self.up = parts.linear.build("up", dim, parts.hidden_dim, parts.bias)
         self.down = parts.linear.build("down", parts.hidden_dim, dim, parts.bias)
-        self.activation = activation_of(parts.activation)
+        self.activation, self.dropout = activation_of(parts.activation), parts.dropout
 
     def forward(self, x: Float[Tensor, "*N D"], context: ForwardContext, layer: int) -> Float[Tensor, "*N D"]:
         """Token by token."""
-        return context.apply(self.down, self.activation(context.apply(self.up, x)))
+        inner = self.activation(context.apply(self.up, x))
+        if not (self.training and self.dropout):
+            return context.apply(self.down, inner)
+        return dropout(context.apply(self.down, dropout(inner, self.dropout)), self.dropout)

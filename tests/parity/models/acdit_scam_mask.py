@@ -23,13 +23,14 @@ def run(case: Case) -> None:
 def check_masks(case: Case) -> None:
     for entry in case.config["sets"]:
         blocks, size = entry["ar_len_T"], entry["block_size_B"]
-        case.check(f"out.scam_T{blocks}_B{size}", visible(tiny(blocks, size).blocks.table(1))[0])
+        row = tiny(blocks + 1, size).row  # one block more, so that all of the case's have a clean copy
+        places = torch.cat([row.copies.places, row.spans.places[: blocks * size]])
+        case.check(f"out.scam_T{blocks}_B{size}", visible(row.table)[0][places][:, places])
     for name in case.named("out.infer_block"):
         number, size = (int(part) for part in name.split("_B"))
-        model = tiny(number + 1, size)
-        queries = model.blocks.table(1, clean=[number - 1], noised=[number])
-        keys = model.blocks.table(1, clean=range(number), noised=[number])
-        case.check(f"out.infer_block{name}", visible(queries, keys)[0])
+        row = tiny(number + 1, size).row
+        keys = torch.cat([row.copies.places, row.spans.places[-size:]])
+        case.check(f"out.infer_block{name}", visible(row.table)[0][keys[-2 * size :]][:, keys])
 
 
 def tiny(blocks: int, size: int) -> ACDiT:
@@ -43,8 +44,7 @@ def check_training(case: Case) -> None:
     noised = model.add_noise(clean, noise, t)
     case.check("out.noised", noised)
     case.check("out.pred", model(clean, noised, t, labels).flatten(1, 2))
-    places = torch.arange(model.blocks.count * model.blocks.size)
-    rotary, grid = model.trunk.layers[0].attention.rotary, model.blocks.positions(places)
+    rotary, grid = model.trunk.layers[0].attention.rotary, model.blocks.positions()
     table = rotary.angles_at(grid)
     if "out.position_ids" in case.io:
         case.check("out.position_ids", grid[:, -len(rotary.widths) :].T)

@@ -98,7 +98,7 @@ def check_tokenizer(case: Case) -> None:
 def check_transformer(case: Case) -> None:
     model = case.load(VAR, {name: value for name, value in case.config.items() if name != "sampling"})
     labels, inputs = case.io["in.label"], case.io["in.x"]
-    case.check("out.attn_bias_visible", visible(model.table(1))[0])
+    case.check("out.attn_bias_visible", visible(model.row.table)[0])
     case.check("out.logits", model(labels, inputs))
 
     settings = case.config["sampling"]
