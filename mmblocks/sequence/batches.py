@@ -189,8 +189,8 @@ class BatchBuilder:
 
     def _assemble(self, laid: list[Laid], num_rows: int, length: int) -> Batch:
         """All pieces at once, column by column: a handful of tensor operations, however many pieces there are."""
-        ids, table, places, learned = table_of(laid, num_rows, length, self.heads)
-        targets, weights, pooled = placed_labels(laid, places, learned)
+        ids, table, places, before, learned = table_of(laid, num_rows, length, self.heads)
+        targets, weights, pooled = placed_labels(laid, before, learned)
         return Batch(
             ids,
             table,

@@ -35,6 +35,11 @@ class SpanLayout:
         scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
             before it.
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
+        structure: whether ids that are no values, such as row ends, may stand in a span: they are given, and ``Spans.ids`` says where.
+        opening: how many of the tokens just before a span are read once more as part of it; with 1 the "next" value is predicted by
+            a state that attends to the span, for the first value too.
+        learner: a head that learns the clean copy token by token, which is causal then and always laid out; None for one that is
+            read alone.
 
     Raises:
         ValueError: options that do not go together.
@@ -54,6 +59,9 @@ class SpanLayout:
     lead: int = 0
     scales: tuple[tuple[int, int], ...] | None = None
     whole: bool = False
+    structure: bool = False
+    opening: int = 0
+    learner: str | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -69,6 +77,13 @@ class SpanLayout:
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
             raise ValueError(f"scales is {self.scales}, num_tokens {self.num_tokens}; accepted: at least one scale, and None")
+        if self.structure and (self.writes != "ids" or self.attends == "causal" or self.lead):
+            accepted = "ids that attend to their whole span, without a lead"
+            raise ValueError(f"structure is True, writes {self.writes!r}, attends {self.attends!r}, lead {self.lead}; accepted: {accepted}")
+        if self.opening < 0 or (self.opening and not self.structure):
+            raise ValueError(f"opening is {self.opening}, structure {self.structure}; accepted: 0, or 1 or more with structure")
+        if (self.opening or self.learner is not None) and self.context != "clean":
+            raise ValueError(f"context is {self.context!r}, opening {self.opening}, learner {self.learner!r}; accepted: 'clean'")
 
     def count(self, size: tuple[int, ...]) -> int:
         """Tokens of a span whose values have this size."""
@@ -92,6 +107,8 @@ class Spans(NamedTuple):
         given: by name, what samples say of each span beside, (S, ...), such as a class.
         weight: of each span's losses; None for 1.
         generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
+        ids: which ids ``first <= id < stop`` may stand at each token, where a format of codes says so; one where it is given, such as
+            a row end. None where the head itself says.
 
     Examples:
         >>> import torch
@@ -116,6 +133,7 @@ class Spans(NamedTuple):
     given: dict[str, Tensor]
     weight: Float[Tensor, " S"] | None
     generators: tuple[Generator, ...] = ()
+    ids: Int[Tensor, "N 2"] | None = None
 
     @property
     def num_spans(self) -> int:
@@ -137,6 +155,13 @@ class Spans(NamedTuple):
         """Which span each token belongs to."""
         counts = torch.tensor(self.counts, dtype=torch.long, device=self.device)
         return torch.arange(self.num_spans, device=self.device).repeat_interleave(counts, output_size=self.num_tokens)
+
+    @property
+    def written(self) -> Bool[Tensor, " N"]:
+        """True where the head writes, False where an id is given."""
+        if self.ids is None:
+            return torch.ones(self.num_tokens, dtype=torch.bool, device=self.device)
+        return self.ids[:, 1] - self.ids[:, 0] > 1
 
     def per_token(self, values: Shaped[Tensor, "S *rest"]) -> Shaped[Tensor, "N *rest"]:
         """What belongs to each span, for each of its tokens."""
@@ -194,6 +219,7 @@ class Spans(NamedTuple):
             values=moved,
             given={name: value.to(device) for name, value in self.given.items()},
             weight=None if self.weight is None else self.weight.to(device),
+            ids=None if self.ids is None else self.ids.to(device),
         )
 
 
