@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import Chooser, IdHead
-from mmblocks.generation.grammar import BoundedGrammar, Grammar, SpanGrammar, State
+from mmblocks.generation.grammar import BoundedGrammar, Grammar, State, may_hold_spans
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
@@ -95,7 +95,7 @@ def generate_ids(
     reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
-    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
+    may_span = any(may_hold_spans(grammar) for grammar in grammars)
     write = SpanWriter(reader, tables, guide, options.generator, options.given, options.previews, may_span)
     left = [max_tokens] * rows
     for step in range(max_tokens):

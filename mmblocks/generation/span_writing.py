@@ -19,10 +19,11 @@ from mmblocks.generation.reading import Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
 from mmblocks.layers.spans import Read, conditions_of, embed_spans
 from mmblocks.roles import SpanHead
-from mmblocks.sequence.pieces import span_grid, span_steps
-from mmblocks.sequence.segments import Segment
+from mmblocks.sequence.pieces import Piece, span_grid, span_piece, span_steps
+from mmblocks.sequence.segments import Segment, codes
 from mmblocks.sequence.spans import Pass, SpanLayout, Spans
 from mmblocks.sequence.tokens import TokenTable
+from mmblocks.vocabulary.grid_format import GridFormat
 
 
 class Preview(NamedTuple):
@@ -65,6 +66,7 @@ class _Group(NamedTuple):
     input: str
     size: tuple[int, ...]
     modality: int
+    format: GridFormat | None
     rows: tuple[int, ...]
 
 
@@ -99,9 +101,10 @@ class SpanWriter:
         if not self.possible:
             return {}
         wanted = {row: one for row, one in enumerate(map(_described, grammars, states)) if one is not None and one.writes == "span"}
-        groups: dict[tuple[str, str, tuple[int, ...], int], list[int]] = {}
+        groups: dict[tuple[str, str, tuple[int, ...], int, GridFormat | None], list[int]] = {}
         for row, one in wanted.items():
-            groups.setdefault((str(one.head), str(one.input), one.size, one.modality), []).append(row)
+            reader = self.reader.input if one.input is None else one.input
+            groups.setdefault((str(one.head), reader, one.size, one.modality, one.format), []).append(row)
         written: dict[int, WrittenSpan] = {}
         for names, rows in groups.items():
             group = _Group(*names, tuple(rows))
@@ -125,9 +128,11 @@ class SpanWriter:
         sources: tuple[Generator, ...],
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         head, layout = self._head(group.head)
-        chunk = _chunk(layout, grammars[group.rows[0]].describe(states[group.rows[0]]))
+        piece = None if group.format is None else _formatted(layout, group, group.format)
+        chunk = _chunk(layout, group) if piece is None else _chunk_of(piece, layout)
         table = self.tables.block(dict.fromkeys(group.rows, chunk), len(grammars), noisy=layout.context == "clean")
-        spans = self._spans(layout, group, chunk)._replace(generators=sources)
+        ids = None if piece is None or piece.span is None else piece.span.ids
+        spans = self._spans(layout, group, chunk, ids)._replace(generators=sources)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
         writing = head.write(spans, guide=guide, generator=sources[0])
         kept, index = False, 0
@@ -188,7 +193,7 @@ class SpanWriter:
             raise ValueError(f"the grammar lets head {name!r} write whole spans; accepted: heads that do, {writers}")
         return head, head.span
 
-    def _spans(self, layout: SpanLayout, group: _Group, chunk: Chunk) -> Spans:
+    def _spans(self, layout: SpanLayout, group: _Group, chunk: Chunk, ids: Tensor | None) -> Spans:
         """The spans of the group, as tokens of the first stream's rows."""
         length, count, lead = chunk.num_tokens, chunk.num_tokens - layout.lead, layout.lead
         begins = torch.tensor(group.rows)[:, None] * length
@@ -204,6 +209,7 @@ class SpanWriter:
             values=None,
             given={name: self._given(name, group.rows) for name in self.given},
             weight=None,
+            ids=None if ids is None else ids.repeat(len(group.rows), 1),
         )
         return spans.to(self.tables.order.device)
 
@@ -233,11 +239,27 @@ def span_grammar(grammar: Grammar) -> SpanGrammar:
     return grammar
 
 
-def _chunk(layout: SpanLayout, described: Described) -> Chunk:
-    """The tokens of a span that is to be written."""
-    grid = span_grid(layout, described.size)
+def _formatted(layout: SpanLayout, group: _Group, form: GridFormat) -> Piece:
+    """The tokens of a span of codes that is to be written, with the ids that are given."""
+    if not layout.structure:
+        raise ValueError(
+            f"head {group.head!r} writes codes of a format; accepted: a head whose layout takes structure, MaskedCodesHead"
+        )
+    blank = codes(torch.zeros(group.size, dtype=torch.long), form, target=group.head, input=group.input, modality=group.modality)
+    return span_piece(blank.piece(None, {}), layout)
+
+
+def _chunk_of(piece: Piece, layout: SpanLayout) -> Chunk:
+    """What the table says of a piece, whose opening has been read already."""
+    zeros = torch.zeros(piece.num_tokens, dtype=torch.long)
+    return Chunk(piece.modality, piece.in_span, piece.grid, zeros, zeros - layout.opening)
+
+
+def _chunk(layout: SpanLayout, group: _Group) -> Chunk:
+    """The tokens of a span that is to be written, one for each value."""
+    grid = span_grid(layout, group.size)
     everything = torch.ones(len(grid), dtype=torch.bool)
-    modality = torch.full((len(grid),), described.modality)
+    modality = torch.full((len(grid),), group.modality)
     return Chunk(modality, everything, grid, torch.zeros(len(grid), dtype=torch.long), span_steps(layout, len(grid) - layout.lead))
 
 

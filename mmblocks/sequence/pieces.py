@@ -146,16 +146,16 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
         followed: whether something comes after it in the sample, so that a clean copy is read there.
 
     Raises:
-        ValueError: a span with structure inside, such as row ends, that the layout does not take, or without the tokens before that it
-            reads too; another number of values than the layout has tokens; or one that would be read, as in a prompt, and has no
-            clean form.
+        ValueError: a span with structure inside, such as row ends, that the layout does not take, or without the tokens before
+            that it reads too; another number of values than the layout has tokens; or one that would be read, as in a prompt, and
+            has no clean form.
     """
     piece, first, stop = _inside(piece, layout)
     if not learn and (layout.num_tokens is not None or layout.scales is not None):
         raise ValueError(
             f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
         )
-    start = first - layout.opening
+    start = _opened(piece, layout, first) if learn else first
     around = piece._replace(target=layout.learner if learn else None)
     has_copy = not learn or layout.learner is not None or (followed and layout.context == "clean")
     made = [_cut(around, 0, start)]
@@ -173,7 +173,7 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
 def span_piece(piece: Piece, layout: SpanLayout) -> Piece:
     """The tokens at which a head reads and writes a span, of a segment that holds it; see ``span_pieces``."""
     piece, first, stop = _inside(piece, layout)
-    return _span(_cut(piece, first - layout.opening, stop), layout, copies=False)
+    return _span(_cut(piece, _opened(piece, layout, first), stop), layout, copies=False)
 
 
 def _inside(piece: Piece, layout: SpanLayout) -> tuple[Piece, int, int]:
@@ -184,10 +184,15 @@ def _inside(piece: Piece, layout: SpanLayout) -> tuple[Piece, int, int]:
     first, stop = int(inside[0]), int(inside[-1]) + 1
     if stop - first != len(inside) and not layout.structure:
         raise ValueError(f"head {piece.target!r} writes whole spans; accepted: a format without ids between the codes of an image")
+    return piece, first, stop
+
+
+def _opened(piece: Piece, layout: SpanLayout, first: int) -> int:
+    """Where that begins which a head reads with a span."""
     if first < layout.opening:
         accepted = f"a format with {layout.opening} or more ids before its codes"
         raise ValueError(f"{first} tokens of the segment stand before the span of head {piece.target!r}; accepted: {accepted}")
-    return piece, first, stop
+    return first - layout.opening
 
 
 def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:

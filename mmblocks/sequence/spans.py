@@ -35,7 +35,7 @@ class SpanLayout:
         scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
             before it.
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
-        structure: whether ids that are no values, such as row ends, may stand in a span: they are given, and ``Spans.ids`` says where.
+        structure: whether ids that are no values, such as row ends, may stand in a span: they are given, as ``Spans.ids`` says.
         opening: how many of the tokens just before a span are read once more as part of it; with 1 the "next" value is predicted by
             a state that attends to the span, for the first value too.
         learner: a head that learns the clean copy token by token, which is causal then and always laid out; None for one that is
@@ -64,22 +64,24 @@ class SpanLayout:
     learner: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {
+        choices: dict[str, tuple[str, ...]] = {
             "writes": ("ids", "vectors", "pixels"),
             "predicts": ("own", "next"),
             "attends": ("span", "causal"),
             "context": ("clean", "read"),
         }
-        for name, accepted in choices.items():
-            if vars(self)[name] not in accepted:
-                raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, accepted))}")
+        for name, known in choices.items():
+            if vars(self)[name] not in known:
+                raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, known))}")
         if self.lead < 0 or (self.num_tokens is not None and self.num_tokens < 1):
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
             raise ValueError(f"scales is {self.scales}, num_tokens {self.num_tokens}; accepted: at least one scale, and None")
         if self.structure and (self.writes != "ids" or self.attends == "causal" or self.lead):
             accepted = "ids that attend to their whole span, without a lead"
-            raise ValueError(f"structure is True, writes {self.writes!r}, attends {self.attends!r}, lead {self.lead}; accepted: {accepted}")
+            raise ValueError(
+                f"structure is True, writes {self.writes!r}, attends {self.attends!r}, lead {self.lead}; accepted: {accepted}"
+            )
         if self.opening < 0 or (self.opening and not self.structure):
             raise ValueError(f"opening is {self.opening}, structure {self.structure}; accepted: 0, or 1 or more with structure")
         if (self.opening or self.learner is not None) and self.context != "clean":
@@ -107,8 +109,8 @@ class Spans(NamedTuple):
         given: by name, what samples say of each span beside, (S, ...), such as a class.
         weight: of each span's losses; None for 1.
         generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
-        ids: which ids ``first <= id < stop`` may stand at each token, where a format of codes says so; one where it is given, such as
-            a row end. None where the head itself says.
+        ids: which ids ``first <= id < stop`` may stand at each token, where a format of codes says so; one where it is given, such
+            as a row end. None where the head itself says.
 
     Examples:
         >>> import torch

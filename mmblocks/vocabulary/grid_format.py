@@ -133,6 +133,10 @@ class GridFormat:
         sides = [[self.digits[int(digit)] for digit in str(side)] for side in size]
         return [i for number, side in enumerate(sides) for i in (*(between if number else ()), *side)]
 
+    def body(self, *size: int) -> "GridFormat":
+        """The format of the rows of a grid of this size alone, with nothing around them."""
+        return replace(self, begin=None, image=None, digits=(), times=None, closing=(), fixed_size=size, axes=None)
+
     def write(self, codes: Int[Tensor, "*size_and_q"]) -> GridText:
         """A grid of codes as ids, from ``begin`` to the end of ``closing``.
 
