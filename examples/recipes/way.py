@@ -15,6 +15,9 @@ from mmblocks.sequence.segments import Segment
 from latents import CHANNELS, PLACES, SIZE
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>", "<stop>"))
+SCALES = (1, 2, 4, 7)
+"""Sides of the grids of codes of an image that is written scale by scale."""
+
 Framed = Callable[[Tensor], list[Segment]]
 BEGIN, END, STOP = (TEXT[name] for name in ("<image>", "<image end>", "<stop>"))
 
@@ -27,6 +30,7 @@ class Sizes:
         num_codes: of the tokenizer, where images are codes.
         dim, num_layers, num_heads, mlp_dim: of the trunk.
         num_steps: passes over an image that is written as a whole, where they are several.
+        quantizer: of the tokenizer of scales; a new one if None.
     """
 
     num_codes: int = 128
@@ -35,6 +39,7 @@ class Sizes:
     num_heads: int = 4
     mlp_dim: int = 344
     num_steps: int = 10
+    quantizer: mm.Block | None = None
 
     @property
     def trunk(self) -> dict[str, Any]:
@@ -48,7 +53,7 @@ class Way(NamedTuple):
 
     Attributes:
         model: to be trained.
-        images: what an image is to it: "latents" (7, 7, 4), "codes" (7, 7), or "pixels" (3, 28, 28).
+        images: what an image is to it: "latents" (7, 7, 4), "codes" (7, 7), codes of all "scales" (70,), or "pixels" (3, 28, 28).
         written: an image that it learns to begin and to write.
         read: an image that it learns to read.
         grammar: of a reply: an image, then text.
@@ -57,7 +62,7 @@ class Way(NamedTuple):
     """
 
     model: mm.MultimodalModel
-    images: Literal["latents", "codes", "pixels"]
+    images: Literal["latents", "codes", "scales", "pixels"]
     written: Framed
     read: Framed
     grammar: Grammar

@@ -125,6 +125,13 @@ class NextScaleHead(Block):
         tokens = torch.cat([first, self.embed(inputs.to(self.start.dtype)) + self._places()[self.counts[0] :]], dim=1)
         return Reading(added=tokens.flatten(0, 1), condition=condition)
 
+    def finished(self, spans: Spans) -> Reading:
+        """What was read while the spans were written; without a class where none is given."""
+        if self.num_classes is not None and self.class_name not in spans.given:
+            none = torch.full((spans.num_spans,), self.num_classes, device=spans.device)
+            spans = spans._replace(given={**spans.given, self.class_name: none})
+        return self.corrupt(spans, drop=torch.zeros(spans.num_spans, dtype=torch.bool, device=spans.device))
+
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
         """Cross entropy of every token, in float32."""
         states = hidden

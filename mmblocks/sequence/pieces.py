@@ -151,7 +151,7 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
             has no clean form.
     """
     piece, first, stop = _inside(piece, layout)
-    if not learn and (layout.num_tokens is not None or layout.scales is not None):
+    if not learn and layout.num_tokens is not None:
         raise ValueError(
             f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
         )

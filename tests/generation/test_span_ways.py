@@ -232,9 +232,8 @@ def with_end(first: Reading, last: Reading) -> Reading:
 
 def teacher_forced(model: MultimodalModel, segments: list[Segment]) -> Tensor:
     """Logits of text after every token of a sample, as a prompt reads it."""
-    scales = isinstance(model.outputs["image"], NextScaleHead)  # what is read of them is the same while they are learned
-    batch = model.batch_builder()([segments], learn=scales)
-    hidden = model.trunk(model.embed(batch), batch.table, mask=batch.mask)
+    batch = model.batch_builder()([segments], learn=False)
+    hidden = model.trunk(model.embed(batch), batch.table, mask=batch.mask, conditions=model.conditions(batch))
     return model.outputs["text"].logits(hidden[0])
 
 

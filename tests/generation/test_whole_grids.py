@@ -1,4 +1,4 @@
-"""Whole grids of a format with row ends: codes are hidden and found, ids between them are given, beside codes one by one or alone."""
+"""Whole grids of a format with row ends: codes are hidden and found, ids between them are given, beside codes one by one or not."""
 
 from dataclasses import replace
 
@@ -141,7 +141,8 @@ def test_every_pass_sees_what_training_shows(way: str, guidance) -> None:
     nothing = None if guidance is None else [[text(OPENED)]]
     written = list(model.generate([opened], rule(num_images=2, stop=(EOS,)), options, unconditional=nothing, tokenizer=TOKENIZER))
     image = written[0].segment
-    assert isinstance(image, Codes) and tuple(image.grid.shape) == SIZE and 0 <= image.grid.min() and image.grid.max() < NUM_CODES
+    assert isinstance(image, Codes) and tuple(image.grid.shape) == SIZE
+    assert image.grid.min() >= 0 and image.grid.max() < NUM_CODES
     batch = model.batch_builder(TOKENIZER)([[text("ab"), picture(0), text("c")]])
     spans = batch.spans["image"]
     assert len(passes) >= STEPS
@@ -194,7 +195,7 @@ def test_no_other_ids_than_those_of_the_format_are_written() -> None:
     model.outputs["lm"].weight.data[: FORMAT.codes.start + 2] *= 1000
     grammar = GridGrammar(few, size=SIZE, head="image", whole=True)
     ((_, made),) = model.generate([[text(OPENED)]], grammar, Generation(generator=0))
-    assert made.format == few and 0 <= made.grid.min() and made.grid.max() < 5
+    assert made.format == few and made.grid.min() >= 0 and made.grid.max() < 5
     more = replace(FORMAT, codes=CodeIds(sizes=(NUM_CODES + 1,), first=FORMAT.codes.start))
     small = a_model("alone")
     with pytest.raises(ValueError, match=r"spans hold ids from 263 to 275; accepted: the codes of this head, 263 to 274"):
