@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmblocks as mm
 from mmblocks.generation.grammar import Grammar
@@ -70,30 +69,17 @@ class Way(NamedTuple):
     guidance: float | None
 
 
-class Placed(mm.Block):
-    """What an embedder makes of whole images, and a learned vector for each place: rotations alone are slow to tell where one is.
-
-    Args:
-        embedder: of codes or latents.
-        dim: width of the trunk.
-    """
-
-    def __init__(self, *, embedder: mm.Block, dim: int) -> None:
-        super().__init__()
-        self.embedder = embedder
-        self.places = nn.Parameter(torch.empty(SIZE[0] * SIZE[1], dim).normal_(std=0.5))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Rows of whole images, one after the other, to (N, dim)."""
-        return (self.embedder(values).unflatten(0, (-1, len(self.places))) + self.places).flatten(0, 1)
-
-
 def embed_text(dim: int) -> mm.TextEmbedding:
     return mm.TextEmbedding(vocab_size=TEXT.vocab_size, dim=dim, init_std=0.5)
 
 
 def embed_latents(dim: int) -> mm.Block:
     return mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2)
+
+
+def placed(embedder: mm.Block, dim: int) -> mm.embedders.LearnedPlaces:
+    """With a learned vector for each place: rotations alone are slow to tell where one is."""
+    return mm.embedders.LearnedPlaces(embedder=embedder, dim=dim, size=SIZE, init_std=0.5)
 
 
 def flow_head(dim: int, num_steps: int, **options: Any) -> mm.heads.SpanDenoisingHead:

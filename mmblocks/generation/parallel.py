@@ -8,7 +8,7 @@ Shapes: B rows, L tokens, h and w codes.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -187,7 +187,8 @@ def _sample_grids(
     return torch.stack(grids).view(rows, *size)
 
 
-class _Reader(NamedTuple):
+@dataclass(frozen=True)
+class _Reader:
     """Two embedders as one: of ids around codes, and of codes and of what hides them."""
 
     around: AnyEmbedder

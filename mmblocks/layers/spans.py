@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmblocks.roles import AnyEmbedder
+from mmblocks.roles import AnyEmbedder, embed_at
 from mmblocks.sequence.spans import Conditions, Reading, Spans
-from mmblocks.sequence.tokens import vectors_of
 from mmblocks.support.named import Named
 
 
@@ -54,7 +53,7 @@ def embed_spans(inputs: Named[AnyEmbedder], read: Read, streams: int = 1) -> tup
     if reading.values is not None:
         if spans.input not in inputs:
             raise ValueError(f"spans have input {spans.input!r}; the model's inputs: {list(inputs)}")
-        embeds = _by_stream("values", vectors_of(inputs[spans.input](reading.values)), streams, count)
+        embeds = _by_stream("values", _embedded(inputs[spans.input], reading.values, spans), streams, count)
     if reading.added is not None:
         added = _by_stream("added", reading.added, streams, count)
         if embeds is None:
@@ -71,6 +70,11 @@ def embed_spans(inputs: Named[AnyEmbedder], read: Read, streams: int = 1) -> tup
             f"a head gave {'no' if leads is None else 'own'} tokens for {len(spans.leads)} places; accepted: one for each"
         )
     return embeds, leads
+
+
+def _embedded(embedder: AnyEmbedder, values: Tensor, spans: Spans) -> Float[Tensor, "_ D"]:
+    """What an embedder makes of the values of one stream, or of all of them."""
+    return embed_at(embedder, values, spans.grid.repeat(len(values) // max(spans.num_tokens, 1), 1))
 
 
 def conditions_of(reads: Sequence[Read], rows: int, length: int, streams: int = 1) -> Conditions | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks import GREEDY, Decoder, Generation, LMHead, MultimodalModel, TextEmbedding, codes, text, vectors
+from mmblocks.embedders import LearnedPlaces
 from mmblocks.generation import VectorBlock, VectorGrammar
 from mmblocks.heads import MaskedCodesHead, MaskedVectorsHead, NextScaleHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
 from mmblocks.layers import DiffusersSampler
@@ -77,13 +78,15 @@ CODES = ("masked", "uniform", "next scale")
 
 def model_of(way: str, **options: Any) -> MultimodalModel:
     torch.manual_seed(0)
-    inputs = {
+    inputs: dict[str, nn.Module] = {
         "text": TextEmbedding(vocab_size=16, dim=DIM),
         "latents": nn.Linear(4, DIM),
         "codes": TextEmbedding(vocab_size=10, dim=DIM),
     }
     outputs = {"text": LMHead(dim=DIM, vocab_size=16), "image": HEADS[way]()}
-    return MultimodalModel(inputs=inputs, trunk=trunk(**options), outputs=outputs).eval()
+    decoder = trunk(**options)
+    inputs["latents"] = LearnedPlaces(embedder=inputs["latents"], dim=DIM, size=SIZE, init_std=1.0)
+    return MultimodalModel(inputs=inputs, trunk=decoder, outputs=outputs).eval()
 
 
 def reads(way: str) -> str:

@@ -149,11 +149,3 @@ def test_bagels_experts_are_those_of_noise(example, sizes) -> None:
     for parameter in layer["generation"].parameters():
         parameter.data.zero_()
     assert not torch.equal(way.model(learned, generator=torch.Generator().manual_seed(0)).hidden, noised)
-
-
-def test_places_are_those_of_each_image(example) -> None:
-    from recipes.way import Placed
-
-    placed = Placed(embedder=torch.nn.Identity(), dim=4)
-    images = torch.zeros(3, 49, 4)
-    torch.testing.assert_close(placed(images.flatten(0, 1)), placed.places.repeat(3, 1))
