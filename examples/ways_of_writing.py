@@ -67,7 +67,7 @@ def train_way(way: Way, tokenizers: Tokenizers, train: Digits, num_steps: int) -
 def reply(way: Way, prompts: list[list[Segment]], grammar: Grammar) -> Iterator[tuple[int, Segment]]:
     """What a model writes after each prompt, as it is completed."""
     guidance = None if way.guidance is None else ClassifierFree(scale=way.guidance, images_only=True)
-    options = mm.Generation(max_tokens=75, sampling=SAMPLING, guidance=guidance, generator=0)
+    options = mm.Generation(max_tokens=96, sampling=SAMPLING, guidance=guidance, generator=0)
     nothing = None if guidance is None else [NOTHING] * len(prompts)
     return way.model.generate(prompts, grammar, options, unconditional=nothing, tokenizer=TEXT)
 

@@ -15,7 +15,7 @@ from digits import Digits
 from emu3_like import NUM_CODES, train_tokenizer
 from fit import DEVICE, fit
 from latents import latents_of, pixels_of, train_autoencoder, vary
-from recipes.way import SCALES
+from recipes.way import CODE_DIM, SCALES
 
 
 class Tokenizers(NamedTuple):
@@ -47,11 +47,11 @@ class Tokenizers(NamedTuple):
 
 def train_scales(train: Digits, generator: torch.Generator, num_steps: int) -> tuple[mm.tokenizers.VisualTokenizer, list[float]]:
     """VAR's tokenizer at the size of digits. Codes that are not in use are laid where something is left over at the last scale."""
-    quantizer = mm.tokenizers.bottlenecks.MultiScaleQuantizer(num_codes=NUM_CODES, dim=16, scales=SCALES)
+    quantizer = mm.tokenizers.bottlenecks.MultiScaleQuantizer(num_codes=NUM_CODES, dim=CODE_DIM, scales=SCALES)
     tokenizer = mm.tokenizers.VisualTokenizer(
-        encoder=StridedEncoder(channels=(32, 64), code_dim=16),
+        encoder=StridedEncoder(channels=(32, 64), code_dim=CODE_DIM),
         bottleneck=quantizer,
-        decoder=StridedDecoder(channels=(32, 64), code_dim=16),
+        decoder=StridedDecoder(channels=(32, 64), code_dim=CODE_DIM),
         downsampling=(4, 4),
     ).to(DEVICE)
     some = train.pixels[::10].to(DEVICE)

@@ -14,8 +14,8 @@ from mmblocks.sequence.segments import Segment
 from latents import CHANNELS, PLACES, SIZE
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>", "<stop>"))
-SCALES = (1, 2, 4, 7)
-"""Sides of the grids of codes of an image that is written scale by scale."""
+SCALES, CODE_DIM = (1, 2, 4, 7), 16
+"""Sides of the grids of codes of an image that is written scale by scale, and the width of a code."""
 
 Framed = Callable[[Tensor], list[Segment]]
 BEGIN, END, STOP = (TEXT[name] for name in ("<image>", "<image end>", "<stop>"))
