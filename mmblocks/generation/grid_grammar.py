@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
+from mmblocks.generation.whole_grids import written_grid
 from mmblocks.sequence.pieces import NO_ID
 from mmblocks.sequence.segments import Codes, Segment, codes
 from mmblocks.sequence.tokens import Modality
@@ -94,11 +95,11 @@ class GridGrammar:
         self._levels: tuple[tuple[IdRange, ...], ...] = tuple(map(format.codes.ranges_of, range(format.num_levels)))
         self._text = _ranges_without(vocab_size, self._codes, structure)
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
+        self._digit = tuple((digit, digit + 1) for digit in format.digits)
+        self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
         if whole and (head is None or any(len(ranges) > 1 for ranges in self._levels)):
             accepted = "the name of a head of whole spans, and codes whose ids follow each other"
             raise ValueError(f"whole is True, head {head!r}, the codes' ids {self._codes}; accepted: {accepted}")
-        self._digit = tuple((digit, digit + 1) for digit in format.digits)
-        self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -181,7 +182,7 @@ class GridGrammar:
             return state
         if next_id == NO_ID and self.whole and state.mode == "grid" and not state.offset:
             size = self._size(state)
-            return self._after_grid_tokens(state, self.format.body(*size).length(*size))
+            return self._after_grid_token(state._replace(offset=self.format.body(*size).length(*size) - 1))
         if not self._allows(state, next_id):
             where = "text" if state.mode == "text" else f"the {state.mode} of an image"
             raise ValueError(f"id {next_id} cannot stand in {where}; accepted ranges: {self.allowed(state)}")
@@ -195,7 +196,7 @@ class GridGrammar:
             case "size":
                 return state._replace(size=(*state.size, next_id))
             case _:
-                return self._after_grid_tokens(state, 1)
+                return self._after_grid_token(state)
 
     def max_tokens(self, state: State) -> int | None:
         """Tokens that are written at most from here on; None before text, and before an image whose size the model writes."""
@@ -223,14 +224,8 @@ class GridGrammar:
 
         In a preview codes that are not found yet are -1.
         """
-        size, form = self._size(state), self.format
-        is_code = form.expected(torch.arange(form.length(*size)), *size) == ANY_CODE
-        is_code = is_code[: int(is_code.nonzero().max()) + 1]
-        ids = values[-len(is_code) :][is_code.to(values.device)].reshape(size if form.num_levels == 1 else (*size, form.num_levels))
-        found = form.codes.is_code(ids)
-        firsts = torch.tensor([ranges[0][0] for ranges in self._levels], device=ids.device)
-        grid = form.codes.from_vocabulary(ids.where(found, firsts))
-        return codes(grid.where(found, -1), form, target=self.head, input=self.input or "text", modality=self.modality)
+        grid = written_grid(self.format, self._size(state), values)
+        return codes(grid, self.format, target=self.head, input=self.input or "text", modality=self.modality)
 
     def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
         """The rows of the image; what opens it has been read, and what closes it follows."""
@@ -260,8 +255,8 @@ class GridGrammar:
         """Of the grid being written, or of the last one: as many sides as the format has."""
         return (state.frames, state.height, state.width)[-self.format.num_axes :]
 
-    def _after_grid_tokens(self, state: State, count: int) -> State:
-        state = state._replace(offset=state.offset + count)
+    def _after_grid_token(self, state: State) -> State:
+        state = state._replace(offset=state.offset + 1)
         if self._expected(state) != FINISHED:
             return state
         num_images = state.num_images + 1
