@@ -11,7 +11,7 @@ from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
 
 
 def written_grid(form: GridFormat, size: tuple[int, ...], ids: Int[Tensor, " N"]) -> Int[Tensor, "*size_and_q"]:
-    """The codes among the ids from the first code of an image to the last, or from earlier ids on; -1 where an id is no code yet."""
+    """The codes among ids that end with the last code of an image; -1 where an id is no code yet."""
     is_code = form.expected(torch.arange(form.length(*size)), *size) == ANY_CODE
     is_code = is_code[: int(is_code.nonzero().max()) + 1]
     shape = size if form.num_levels == 1 else (*size, form.num_levels)
