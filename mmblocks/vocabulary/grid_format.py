@@ -135,7 +135,15 @@ class GridFormat:
 
     def body(self, *size: int) -> "GridFormat":
         """The format of the rows of a grid of this size alone, with nothing around them."""
-        return replace(self, begin=None, image=None, digits=(), times=None, closing=(), fixed_size=size, axes=None)
+        return GridFormat(
+            begin=None,
+            closing=(),
+            codes=self.codes,
+            row_end=self.row_end,
+            last_row_end=self.last_row_end,
+            frame_end=self.frame_end,
+            fixed_size=size,
+        )
 
     def write(self, codes: Int[Tensor, "*size_and_q"]) -> GridText:
         """A grid of codes as ids, from ``begin`` to the end of ``closing``.
