@@ -1,7 +1,7 @@
 """Parallel decoding of the Emu3-like model: all 49 codes of an image at once, refined in a few passes.
 
-Our own design, after the idea of Emu3.5's DiDA, for which no code is public (see ``mmblocks.generation.parallel``):
-the trained model goes on learning to write code by code, and at the same time to fill in hidden codes of noised copies.
+Our own design, after the idea of Emu3.5's DiDA, for which no code is public: the trained model goes on learning to write code by
+code, and at the same time to fill in hidden codes of noised copies (``MaskedCodesHead`` with a ``learner``).
 
 1. The model of ``emu3_like.py`` is read from the folder, or trained if it is not there.
 2. It is adapted on the same digits.
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 import mmblocks as mm
-from mmblocks.generation.parallel import copy_positions, sample_grids, with_noised_copies
 from mmblocks.heads.vocabularies import extend_vocabulary
-from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
+from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 
 import emu3_like
 from digits import NAMES, Digits, Reader, diversity, load_digits
@@ -38,13 +37,14 @@ SAMPLER = ConfidenceSampler(num_steps=NUM_PASSES, temperature=4.0)
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def with_mask(model: mm.MultimodalModel) -> mm.MultimodalModel:
-    """The same model, whose ids have one more: the one that hides a code. Copies count from where their originals stand."""
-    old = model.inputs["text"]
+def in_parallel(model: mm.MultimodalModel) -> mm.MultimodalModel:
+    """The same model, whose ids have one more: the one that hides a code. Its head over ids writes whole images too."""
+    old, words = model.inputs["text"], model.outputs["text"]
     text = mm.TextEmbedding(vocab_size=old.vocab_size + 1, dim=old.weight.shape[1]).to(DEVICE)
     text.weight.data = extend_vocabulary(old.weight, 1)
-    model.trunk.positions = copy_positions
-    return mm.MultimodalModel(inputs={"text": text}, trunk=model.trunk, outputs={"text": model.outputs["text"]})
+    ids = {"mask_id": MASK, "first": TEXT.vocab_size, "num_codes": NUM_CODES}
+    image = mm.heads.MaskedCodesHead(head=words, **ids, sampler=SAMPLER, predicts="next", learner="text")
+    return mm.MultimodalModel(inputs={"text": text}, trunk=model.trunk, outputs={"text": words, "image": image})
 
 
 def adapt(
@@ -52,7 +52,6 @@ def adapt(
 ) -> list[float]:
     """Every image is learned code by code, and in a noised copy whose hidden codes are learned at once."""
     builder = model.batch_builder(TEXT)
-    hide = MaskedTokens(mask_id=MASK)
 
     def next_loss(step: int) -> Tensor:
         chosen = torch.randint(len(train.labels), (16,), generator=generator)
@@ -60,9 +59,9 @@ def adapt(
             grids = vq.encode(vary(train.pixels[chosen], generator).to(DEVICE)).ids.cpu()
         dropped = torch.rand(16, generator=generator) < 0.1
         told = train.labels[chosen].masked_fill(dropped, -1).tolist()
-        samples = [[*prompt(digit), mm.codes(grid, FORMAT, target="text")] for digit, grid in zip(told, grids, strict=True)]
-        batch = with_noised_copies(builder(samples), hide, head="text", generator=generator)
-        return model(batch.to(DEVICE)).losses["text"]
+        samples = [[*prompt(digit), mm.codes(grid, FORMAT, target="image")] for digit, grid in zip(told, grids, strict=True)]
+        losses = model(builder(samples).to(DEVICE)).losses
+        return (losses["text"] + losses["image"]) / 2
 
     return fit(model, next_loss, num_steps, lr=1.5e-3, what="adaptation")
 
@@ -71,11 +70,11 @@ def adapt(
 def draw(model: mm.MultimodalModel, vq: mm.tokenizers.ConvVQ, digits: Tensor, generator: torch.Generator) -> Tensor:
     """One image per digit asked for, all codes at once."""
     begin = mm.text(FORMAT.head(*SIZE))
-    rows = [[*prompt(digit), begin] for digit in digits.tolist()] + [[*prompt(-1), begin]] * len(digits)
-    batch = model.batch_builder(TEXT)(rows, padding="left").to(DEVICE)
+    prompts, nothing = [[*prompt(digit), begin] for digit in digits.tolist()], [[*prompt(-1), begin]] * len(digits)
     options = mm.Generation(guidance=GUIDANCE, generator=generator)
-    grids = sample_grids(model, batch, mm.GridGrammar(FORMAT, size=SIZE), SAMPLER, options, mask_id=MASK)
-    return vq.decode(grids).cpu()
+    grammar = mm.GridGrammar(FORMAT, size=SIZE, head="image", whole=True)
+    made = dict(model.generate(prompts, grammar, options, unconditional=nothing, tokenizer=TEXT))
+    return vq.decode(torch.stack([made[row].grid for row in range(len(digits))])).cpu()
 
 
 def measure(draw_some: Draw, trunk: torch.nn.Module, digits: Tensor) -> tuple[float, float]:
@@ -100,7 +99,7 @@ def main(folder: Path) -> None:
     vq = mm.tokenizers.ConvVQ.from_pretrained(folder / "emu3_like_tokenizer").to(DEVICE).eval()
     trained, model = (mm.MultimodalModel.from_pretrained(folder / "emu3_like").to(DEVICE).eval() for _ in range(2))
     train, _ = load_digits()
-    model = with_mask(model)
+    model = in_parallel(model)
     losses = adapt(model, vq, train, generator, num_steps=400)
     ways = {
         "code by code": (trained, partial(emu3_like.draw, trained, vq)),

@@ -1,10 +1,10 @@
-"""Seven published ways of writing an image, side by side: the same digits, words, trunk size and training steps.
+"""Eight published ways of writing an image, side by side: the same digits, words, trunk size and training steps.
 
 Each recipe in ``recipes/`` composes a model from parts. It learns rows such as "seven <image> ... <image end> seven", of which one
 loss is of words and one of images; where the prompt is dropped, the words after the image must be read off it. Then a prompt is
 replied to with an image and a word, and held-out digits are named. An independent classifier reads what was written.
 
-    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus metaqueries] [--steps 600]
+    python examples/ways_of_writing.py [--out demo] [--ways emu3 orthus show_o transfusion bagel nexus ...] [--steps 600]
 """
 
 import argparse
@@ -67,7 +67,7 @@ def train_way(way: Way, tokenizers: Tokenizers, train: Digits, num_steps: int) -
 def reply(way: Way, prompts: list[list[Segment]], grammar: Grammar) -> Iterator[tuple[int, Segment]]:
     """What a model writes after each prompt, as it is completed."""
     guidance = None if way.guidance is None else ClassifierFree(scale=way.guidance, images_only=True)
-    options = mm.Generation(max_tokens=75, sampling=SAMPLING, guidance=guidance, generator=0)
+    options = mm.Generation(max_tokens=96, sampling=SAMPLING, guidance=guidance, generator=0)
     nothing = None if guidance is None else [NOTHING] * len(prompts)
     return way.model.generate(prompts, grammar, options, unconditional=nothing, tokenizer=TEXT)
 
@@ -126,7 +126,7 @@ def main(folder: Path, ways: list[str], num_steps: int) -> None:
     rows, curves = [list(held_out.pixels[::100])], {}
     for name in ways:
         torch.manual_seed(0)
-        way = RECIPES[name](Sizes(num_codes=NUM_CODES))
+        way = RECIPES[name](Sizes(num_codes=NUM_CODES, quantizer=tokenizers.scales.bottleneck))
         begun = time.process_time()
         curves[name] = train_way(way, tokenizers, train, num_steps)
         minutes = round((time.process_time() - begun) / 60, 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
@@ -18,12 +18,11 @@ from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.layers.parts import Parts
 from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished, told
-from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role
+from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role, embed_at
 from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
 from mmblocks.sequence.rows import Placed
 from mmblocks.sequence.spans import Conditions, Reading, Spans
-from mmblocks.sequence.tokens import vectors_of
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 
@@ -174,7 +173,8 @@ class MultimodalModel(Block):
 
     def _embeds(self, batch: Batch, reads: Mapping[str, Read]) -> Float[Tensor, "B L D"]:
         rows, columns = batch.ids.shape
-        embedded = [(placed.places, self._embed_one(name, placed)) for name, placed in batch.inputs.items()]
+        grid = batch.table.grid.flatten(0, 1)
+        embedded = [(placed.places, self._embed_one(name, placed, grid)) for name, placed in batch.inputs.items()]
         for read in reads.values():
             embeds, leads = embed_spans(self.inputs, read)
             embedded.append((read.spans.places, embeds[0]))
@@ -233,10 +233,10 @@ class MultimodalModel(Block):
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def _embed_one(self, name: str, placed: Placed) -> Tensor:
+    def _embed_one(self, name: str, placed: Placed, grid: Int[Tensor, "BL 3"]) -> Tensor:
         if name not in self.inputs:
             raise ValueError(f"the batch has tokens for input {name!r}; the model's inputs: {list(self.inputs)}")
-        values = vectors_of(self.inputs[name](placed.values))
+        values = embed_at(self.inputs[name], placed.values, grid[placed.places])
         if values.shape[0] != len(placed.places):
             raise ValueError(
                 f"input {name!r} made {values.shape[0]} tokens for {len(placed.places)} places: "

@@ -117,6 +117,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "CaptionEmbedding": "caption",
         "DepthCodeEmbedding": "depth_codes",
         "ClipEmbedder": "clip",
+        "LearnedPlaces": "learned_places",
     },
     "encoders": {
         "EVACLIP": "eva_clip",

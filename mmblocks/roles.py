@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from collections.abc import Generator as Coroutine
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Generator, Tensor, nn
 
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
-from mmblocks.sequence.tokens import ImageLayout, Latents, TokenTable, VisionTokens
+from mmblocks.sequence.tokens import ImageLayout, Latents, TokenTable, VisionTokens, vectors_of
 
 
 @runtime_checkable
@@ -45,6 +45,15 @@ class Embedder(Protocol):
 
     def layout(self, height: int, width: int) -> ImageLayout:
         """Which tokens an image of this size (in pixels) becomes, without computing them."""
+        ...
+
+
+@runtime_checkable
+class PlacedEmbedder(Protocol):
+    """An embedder of ids or vectors that is told where in its image each stands, such as ``LearnedPlaces``."""
+
+    def at(self, values: Tensor, grid: Int[Tensor, "N 3"]) -> Float[Tensor, "N D"]:
+        """Values and their (t, h, w) to vectors."""
         ...
 
 
@@ -238,6 +247,13 @@ class PixelDecoder(Protocol):
 
 AnyEmbedder = Callable[[Any], VisionTokens | Tensor]
 """What an input of a model is: an ``Embedder`` of images, or a part that turns ids (N,) or vectors (N, D') into (N, D)."""
+
+
+def embed_at(embedder: AnyEmbedder, values: Tensor | list[Tensor], grid: Int[Tensor, "_ 3"]) -> Float[Tensor, "_ D"]:
+    """What an embedder makes of values that stand at these places, whether it is told them or not."""
+    if isinstance(embedder, PlacedEmbedder) and isinstance(values, Tensor):
+        return embedder.at(values, grid)
+    return vectors_of(embedder(values))
 
 
 def lacks(part: object, role: type, *methods: str) -> list[str]:

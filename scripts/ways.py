@@ -10,17 +10,22 @@ from typing import NamedTuple
 
 import torch
 
-from mmblocks import BatchBuilder, LMHead, codes, image, text, vectors
+from mmblocks import BatchBuilder, GridFormat, LMHead, codes, image, text, vectors
 from mmblocks.heads import MaskedCodesHead, NextScaleHead, PlaceholderHead, RegressionHead, SpanDenoisingHead
-from mmblocks.sequence import SpanLayout, visible
+from mmblocks.sequence import SpanLayout, Spans, visible
 from mmblocks.sequence.batches import Batch
 from mmblocks.sequence.segments import Segment
 from mmblocks.sequence.tokens import Modality
 from mmblocks.tokenizers.bottlenecks.multi_scale import MultiScaleQuantizer
+from mmblocks.vocabulary import CodeIds
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "ways"
 CELL, GAP, LEFT, TOP = 20, 2, 28, 48
 """In pixels: a cell's side, what lies between two, and where the first one is."""
+
+FORMAT = GridFormat(begin=7, closing=(8,), codes=CodeIds(sizes=(4,), first=10), fixed_size=(2, 2))
+WORDS = {1: "a", 2: "b", 3: "c", 4: "d", 7: "[", 8: "]"}
+"""Ids that are no codes, and how a picture shows them."""
 
 KINDS = {
     "text": ("#3b6ea8", "text"),
@@ -87,6 +92,12 @@ def ways() -> dict[str, Way]:
         "denoising-in-place": Way("read as it was noised", _denoising(context="read"), latents, "noised"),
         "denoising-blocks": Way("block after block", _denoising(), blocks, "noised"),
         "masked-codes": Way("masked codes", MaskedCodesHead(head=LMHead(dim=8, vocab_size=9), mask_id=9), ids, "hidden"),
+        "masked-codes-beside": Way(
+            "masked codes beside codes one by one",
+            MaskedCodesHead(head=LMHead(dim=8, vocab_size=16), mask_id=9, first=10, num_codes=4, predicts="next", learner="text"),
+            [codes(torch.zeros(2, 2, dtype=torch.long), FORMAT, target="image")],
+            "hidden",
+        ),
         "next-scale": Way("scale after scale", Spanning(NextScaleHead(dim=8, quantizer=quantizer).span), scales, "scales"),
         "generator": Way(
             "queries for a generator",
@@ -111,9 +122,9 @@ def tokens_of(way: Way, batch: Batch) -> list[Token]:
     """The row's tokens."""
     vision = batch.table.modality[0] == Modality.VISION
     names, kinds = [""] * len(vision), ["text"] * len(vision)
-    for name, place in zip("abcd", (~vision).nonzero()[:, 0].tolist(), strict=True):
-        names[place] = name
-    for index, place in enumerate(vision.nonzero()[:, 0].tolist()):
+    for place in (~vision & (batch.ids[0] >= 0)).nonzero()[:, 0].tolist():
+        names[place] = WORDS[int(batch.ids[0, place])]
+    for index, place in enumerate((vision & ~batch.table.noisy[0]).nonzero()[:, 0].tolist()):
         kinds[place], names[place] = "true", str(index + 1)  # where a head of whole spans writes it, it is named below
     predicted: list[list[str]] = [[] for _ in names]
     for spans, kind in ((batch.spans.get("image"), way.reads), (batch.copies.get("image"), "true")):
@@ -121,7 +132,7 @@ def tokens_of(way: Way, batch: Batch) -> list[Token]:
             continue
         for place in spans.leads.tolist():
             kinds[place], names[place] = "time", "t"
-        for place, name in zip(spans.places.tolist(), _values(way, sum(spans.counts)), strict=True):
+        for place, name in zip(spans.places.tolist(), _values(way, spans), strict=True):
             kinds[place], names[place] = kind, name
     for state, place in _supervised(batch):
         pixels = kinds[place] == "queries" and isinstance(way.head, Spanning)
@@ -131,15 +142,20 @@ def tokens_of(way: Way, batch: Batch) -> list[Token]:
 
 def _supervised(batch: Batch) -> list[tuple[int, int]]:
     """(where a state stands, where the token stands whose value it predicts)."""
-    found = [pair for spans in batch.spans.values() for pair in zip(spans.states.tolist(), spans.places.tolist(), strict=True)]
+    found: list[tuple[int, int]] = []
+    for spans in batch.spans.values():
+        found += zip(spans.states[spans.written].tolist(), spans.places[spans.written].tolist(), strict=True)
     return found + [(place, place + 1) for placed in batch.targets.values() for place in placed.places.tolist()]
 
 
-def _values(way: Way, count: int) -> list[str]:
-    """Which value of the image each token of its spans stands for; with scales, which of which scale."""
+def _values(way: Way, spans: Spans) -> list[str]:
+    """Which value of the image each token of its spans stands for, or which id is given; with scales, which of which scale."""
     scales = way.head.span.scales if isinstance(way.head, Spanning) else None
     if scales is None:
-        return [str(value + 1) for value in range(count)]
+        written, ids = spans.written, spans.ids
+        numbers = written.long().cumsum(0).tolist()
+        given = [0] * len(numbers) if ids is None else ids[:, 0].tolist()
+        return [str(number) if own else WORDS[id_] for number, own, id_ in zip(numbers, written.tolist(), given, strict=True)]
     return [f"{scale + 1}.{value + 1}" for scale, (rows, columns) in enumerate(scales) for value in range(rows * columns)]
 
 

@@ -6,6 +6,7 @@ from recipes.nexus_like import nexus_like
 from recipes.one_by_one import emu3_like, orthus_like
 from recipes.show_o_like import show_o_like
 from recipes.transfusion_like import transfusion_like
+from recipes.vargpt_like import vargpt_like
 
 RECIPES = {
     "emu3": emu3_like,
@@ -15,5 +16,6 @@ RECIPES = {
     "bagel": bagel_like,
     "nexus": nexus_like,
     "metaqueries": metaqueries_like,
+    "vargpt": vargpt_like,
 }
 """By short name. The first two write one token after the other and are what the others compare with."""

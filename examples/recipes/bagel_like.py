@@ -5,7 +5,7 @@ from torch import Tensor
 import mmblocks as mm
 from mmblocks.sequence import TokenTable
 
-from recipes.way import TEXT, Placed, Sizes, Way, embed_latents, embed_text, flow_head, framed, of_latents, replies
+from recipes.way import TEXT, Sizes, Way, embed_latents, embed_text, flow_head, framed, of_latents, placed, replies
 
 
 def by_noise(table: TokenTable) -> Tensor:
@@ -21,7 +21,7 @@ def bagel_like(sizes: Sizes) -> Way:
     Source: BAGEL (arXiv 2505.14683).
     """
     model = mm.MultimodalModel(
-        inputs={"text": embed_text(sizes.dim), "latents": Placed(embedder=embed_latents(sizes.dim), dim=sizes.dim)},
+        inputs={"text": embed_text(sizes.dim), "latents": placed(embed_latents(sizes.dim), sizes.dim)},
         trunk=mm.trunks.RoutedDecoder(**sizes.trunk, experts=("understanding", "generation"), route=by_noise),
         outputs={
             "text": mm.LMHead(dim=sizes.dim, vocab_size=TEXT.vocab_size),

@@ -3,7 +3,7 @@
 import mmblocks as mm
 
 from latents import CHANNELS, SIZE
-from recipes.way import TEXT, Placed, Sizes, Way, embed_latents, embed_text, framed, of_latents, replies, seen_latents
+from recipes.way import TEXT, Sizes, Way, embed_latents, embed_text, framed, of_latents, placed, replies, seen_latents
 
 
 def nexus_like(sizes: Sizes) -> Way:
@@ -15,7 +15,7 @@ def nexus_like(sizes: Sizes) -> Way:
     """
     regression = mm.heads.RegressionHead(dim=sizes.dim, target_dim=CHANNELS, bias=True)
     model = mm.MultimodalModel(
-        inputs={"text": embed_text(sizes.dim), "latents": Placed(embedder=embed_latents(sizes.dim), dim=sizes.dim)},
+        inputs={"text": embed_text(sizes.dim), "latents": placed(embed_latents(sizes.dim), sizes.dim)},
         trunk=mm.Decoder(**sizes.trunk),
         outputs={
             "text": mm.LMHead(dim=sizes.dim, vocab_size=TEXT.vocab_size),

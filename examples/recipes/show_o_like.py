@@ -6,7 +6,7 @@ import mmblocks as mm
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler
 from mmblocks.sequence.segments import Segment
 
-from recipes.way import TEXT, Placed, Sizes, Way, embed_text, framed, replies
+from recipes.way import TEXT, Sizes, Way, embed_text, framed, placed, replies
 
 
 def show_o_like(sizes: Sizes) -> Way:
@@ -21,7 +21,7 @@ def show_o_like(sizes: Sizes) -> Way:
     head = mm.LMHead(dim=sizes.dim, vocab_size=sizes.num_codes)
     sampler = ConfidenceSampler(num_steps=sizes.num_steps)
     model = mm.MultimodalModel(
-        inputs={"text": embed_text(sizes.dim), "codes": Placed(embedder=codes, dim=sizes.dim)},
+        inputs={"text": embed_text(sizes.dim), "codes": placed(codes, sizes.dim)},
         trunk=mm.Decoder(**sizes.trunk),
         outputs={
             "text": mm.LMHead(dim=sizes.dim, vocab_size=TEXT.vocab_size),

@@ -2,7 +2,7 @@
 
 import mmblocks as mm
 
-from recipes.way import TEXT, Placed, Sizes, Way, embed_latents, embed_text, flow_head, framed, of_latents, replies, seen_latents
+from recipes.way import TEXT, Sizes, Way, embed_latents, embed_text, flow_head, framed, of_latents, placed, replies, seen_latents
 
 
 def transfusion_like(sizes: Sizes) -> Way:
@@ -13,7 +13,7 @@ def transfusion_like(sizes: Sizes) -> Way:
     Source: Transfusion (arXiv 2408.11039).
     """
     model = mm.MultimodalModel(
-        inputs={"text": embed_text(sizes.dim), "latents": Placed(embedder=embed_latents(sizes.dim), dim=sizes.dim)},
+        inputs={"text": embed_text(sizes.dim), "latents": placed(embed_latents(sizes.dim), sizes.dim)},
         trunk=mm.Decoder(**sizes.trunk),
         outputs={
             "text": mm.LMHead(dim=sizes.dim, vocab_size=TEXT.vocab_size),

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmblocks as mm
 from mmblocks.generation.grammar import Grammar
@@ -15,6 +14,9 @@ from mmblocks.sequence.segments import Segment
 from latents import CHANNELS, PLACES, SIZE
 
 TEXT = mm.ByteTokenizer(specials=("<bos>", "<image>", "<image end>", "<stop>"))
+SCALES, CODE_DIM = (1, 2, 4, 7), 16
+"""Sides of the grids of codes of an image that is written scale by scale, and the width of a code."""
+
 Framed = Callable[[Tensor], list[Segment]]
 BEGIN, END, STOP = (TEXT[name] for name in ("<image>", "<image end>", "<stop>"))
 
@@ -27,6 +29,7 @@ class Sizes:
         num_codes: of the tokenizer, where images are codes.
         dim, num_layers, num_heads, mlp_dim: of the trunk.
         num_steps: passes over an image that is written as a whole, where they are several.
+        quantizer: of the tokenizer of scales; a new one if None.
     """
 
     num_codes: int = 128
@@ -35,6 +38,7 @@ class Sizes:
     num_heads: int = 4
     mlp_dim: int = 344
     num_steps: int = 10
+    quantizer: mm.Block | None = None
 
     @property
     def trunk(self) -> dict[str, Any]:
@@ -48,7 +52,7 @@ class Way(NamedTuple):
 
     Attributes:
         model: to be trained.
-        images: what an image is to it: "latents" (7, 7, 4), "codes" (7, 7), or "pixels" (3, 28, 28).
+        images: what an image is to it: "latents" (7, 7, 4), "codes" (7, 7), codes of all "scales" (70,), or "pixels" (3, 28, 28).
         written: an image that it learns to begin and to write.
         read: an image that it learns to read.
         grammar: of a reply: an image, then text.
@@ -57,30 +61,12 @@ class Way(NamedTuple):
     """
 
     model: mm.MultimodalModel
-    images: Literal["latents", "codes", "pixels"]
+    images: Literal["latents", "codes", "scales", "pixels"]
     written: Framed
     read: Framed
     grammar: Grammar
     weights: dict[str, float]
     guidance: float | None
-
-
-class Placed(mm.Block):
-    """What an embedder makes of whole images, and a learned vector for each place: rotations alone are slow to tell where one is.
-
-    Args:
-        embedder: of codes or latents.
-        dim: width of the trunk.
-    """
-
-    def __init__(self, *, embedder: mm.Block, dim: int) -> None:
-        super().__init__()
-        self.embedder = embedder
-        self.places = nn.Parameter(torch.empty(SIZE[0] * SIZE[1], dim).normal_(std=0.5))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Rows of whole images, one after the other, to (N, dim)."""
-        return (self.embedder(values).unflatten(0, (-1, len(self.places))) + self.places).flatten(0, 1)
 
 
 def embed_text(dim: int) -> mm.TextEmbedding:
@@ -89,6 +75,11 @@ def embed_text(dim: int) -> mm.TextEmbedding:
 
 def embed_latents(dim: int) -> mm.Block:
     return mm.connectors.MLPProjector(in_dim=CHANNELS, dim=dim, num_layers=2)
+
+
+def placed(embedder: mm.Block, dim: int) -> mm.embedders.LearnedPlaces:
+    """With a learned vector for each place: rotations alone are slow to tell where one is."""
+    return mm.embedders.LearnedPlaces(embedder=embedder, dim=dim, size=SIZE, init_std=0.5)
 
 
 def flow_head(dim: int, num_steps: int, **options: Any) -> mm.heads.SpanDenoisingHead:

@@ -9,6 +9,7 @@ from mmblocks.embedders.eve1 import EVE1PatchEmbedding as EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment as EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding as EVE2PatchEmbedding
 from mmblocks.embedders.fuyu import FuyuPatchEmbedding as FuyuPatchEmbedding
+from mmblocks.embedders.learned_places import LearnedPlaces as LearnedPlaces
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding as LinearPatchEmbedding
 from mmblocks.embedders.neo import NEOPatchEmbedding as NEOPatchEmbedding
 from mmblocks.embedders.projected import ProjectedEmbedding as ProjectedEmbedding

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.generation.choosing import Chooser, IdHead
-from mmblocks.generation.grammar import BoundedGrammar, Grammar, SpanGrammar, State
+from mmblocks.generation.grammar import BoundedGrammar, Grammar, State, may_hold_spans
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
@@ -78,7 +78,7 @@ def generate_ids(
     guide = as_guidance(options.guidance)
     rows = check_prompt(prompt, guide.num_streams)
     grammars = _one_each(grammar, rows)
-    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
+    may_span = any(may_hold_spans(grammar) for grammar in grammars)
     states = tuple(
         grammar.start([i for i in row if i != NO_ID]) for grammar, row in zip(grammars, prompt.ids[:rows].tolist(), strict=True)
     )

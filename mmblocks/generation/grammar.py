@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmblocks.sequence.segments import Codes, Segment, Vectors
 from mmblocks.sequence.tokens import Modality
+from mmblocks.vocabulary.grid_format import GridFormat
 
 IdRange = tuple[int, int]
 """Ids ``first <= id < stop``."""
@@ -53,6 +54,7 @@ class Described(NamedTuple):
         writes: an id, a vector, or a whole span of them.
         size: of the span, in values.
         levels: which levels have a code in this token, where it is one of a ``DepthCodeFormat``.
+        format: how a span of codes is written, where ids are given around and between them.
     """
 
     modality: int
@@ -63,6 +65,7 @@ class Described(NamedTuple):
     writes: Literal["id", "vector", "span"] = "id"
     size: tuple[int, ...] = ()
     levels: tuple[bool, ...] = ()
+    format: GridFormat | None = None
 
     @property
     def is_visual(self) -> bool:
@@ -122,6 +125,19 @@ class SpanGrammar(Grammar, Protocol):
     def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
         """What is read in its place."""
         ...
+
+
+@runtime_checkable
+class _SometimesSpans(Protocol):
+    """A grammar that says whether its rows hold spans."""
+
+    @property
+    def whole(self) -> bool: ...
+
+
+def may_hold_spans(grammar: Grammar) -> bool:
+    """Whether heads of whole spans may write in rows of this grammar."""
+    return isinstance(grammar, SpanGrammar) and (not isinstance(grammar, _SometimesSpans) or grammar.whole)
 
 
 @runtime_checkable

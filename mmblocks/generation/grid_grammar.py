@@ -7,6 +7,7 @@ closings are never left to chance.
 from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.generation.grammar import TEXT_TOKEN, Described, IdRange, State
-from mmblocks.sequence.segments import Codes, codes
+from mmblocks.generation.whole_grids import written_grid
+from mmblocks.sequence.pieces import NO_ID
+from mmblocks.sequence.segments import Codes, Segment, codes
 from mmblocks.sequence.tokens import Modality
 from mmblocks.vocabulary.grid_format import ANY_CODE, FINISHED, GridFormat
 
@@ -38,9 +41,12 @@ class GridGrammar:
         head: the head that writes codes, where it is another one than that of text (ARMOR, OmniMamba).
         input: the embedder that reads codes, likewise.
         modality: what the codes stand for.
+        whole: whether ``head`` writes all codes of an image together, as a ``roles.SpanHead`` such as ``MaskedCodesHead`` does; ids
+            between them are given, and read by ``input`` too.
 
     Raises:
-        ValueError: for a size or a number of images below 1, or a size the format cannot write.
+        ValueError: for a size or a number of images below 1, or a size the format cannot write; ``whole`` without a head, or codes
+            whose ids have gaps.
 
     Examples:
         >>> from mmblocks import GridFormat, GridGrammar
@@ -67,6 +73,7 @@ class GridGrammar:
         head: str | None = None,
         input: str | None = None,
         modality: int = Modality.VISION,
+        whole: bool = False,
     ) -> None:
         if isinstance(size, str) and size not in ("reference", "first"):
             raise ValueError(f"size is {size!r}; accepted: (height, width), 'reference', 'first' or None")
@@ -82,6 +89,7 @@ class GridGrammar:
             format.size_ids(*size)  # which refuses sides that cannot be written
         self.format, self.num_images, self.stop, self.size_digits = format, num_images, stop, size_digits
         self.size, self.head, self.input, self.modality = size or format.fixed_size, head, input, int(modality)
+        self.whole = whole
         vocab_size = format.codes.stop if vocab_size is None else vocab_size
         structure = set() if structure_in_text else set(format.structure)
         begin = set() if format.begin is None else {format.begin}
@@ -91,6 +99,9 @@ class GridGrammar:
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
         self._digit = tuple((digit, digit + 1) for digit in (*format.digits, *sorted(own for _, own in format.sides)))
         self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
+        if whole and (head is None or any(len(ranges) > 1 for ranges in self._levels)):
+            accepted = "the name of a head of whole spans, and codes whose ids follow each other"
+            raise ValueError(f"whole is True, head {head!r}, the codes' ids {self._codes}; accepted: {accepted}")
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -106,6 +117,14 @@ class GridGrammar:
             state = reader.advance(state, next_id)
         if self.size == "reference" and not state.num_images:
             raise ValueError("size is 'reference' and the prompt holds no image; accepted: a prompt with an image in it")
+        if (
+            self.whole
+            and state.mode == "grid"
+            and 0 < state.offset < self.format.body(*self._size(state)).length(*self._size(state))
+        ):
+            raise ValueError(
+                "a prompt ends inside an image that is written whole; accepted: before its first code, or after its rows"
+            )
         wanted = self._wanted_size(state)
         if state.mode == "size" and wanted is not None and state.size != wanted[: len(state.size)]:
             raise ValueError(f"prompt begins an image whose size starts with ids {state.size}; accepted: {wanted}")
@@ -122,6 +141,8 @@ class GridGrammar:
                 expected = self._expected(state)
                 if expected != ANY_CODE:
                     return ((expected, expected + 1),)
+                if self.whole:
+                    return ()
                 levels = self._levels
                 return self._codes if len(levels) == 1 else levels[self.format.level(state.offset, *self._size(state))]
             case _:
@@ -131,6 +152,9 @@ class GridGrammar:
         """A visual token where a code comes next, text elsewhere."""
         if state.mode != "grid" or self._expected(state) != ANY_CODE:
             return TEXT_TOKEN
+        if self.whole:
+            size = self._size(state) if self.format.num_levels == 1 else (*self._size(state), self.format.num_levels)
+            return Described(self.modality, True, (0, 0, 0), self.head, self.input, "span", size, format=self.format)
         return Described(self.modality, True, self.format.place_in(state.offset, *self._size(state)), self.head, self.input)
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
@@ -141,7 +165,7 @@ class GridGrammar:
         writes_images = state.in_image or (opens and self.format.begin is not None)
         after_image = self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
         found: list[tuple[str | None, tuple[IdRange, ...]]] = []
-        if writes_images:
+        if writes_images and not self.whole:
             found.append((self.head, self._codes))
         if in_text or after_image:
             text = self.allowed(state) if in_text else self._text_only
@@ -151,13 +175,16 @@ class GridGrammar:
         return [(head, ranges) for head, ranges in found if ranges]
 
     def advance(self, state: State, next_id: int) -> State:
-        """The state after ``next_id``.
+        """The state after ``next_id``, or after a span, which has ``NO_ID``.
 
         Raises:
             ValueError: if the grammar does not allow that id here.
         """
         if state.mode == "done":
             return state
+        if next_id == NO_ID and self.whole and state.mode == "grid" and not state.offset:
+            size = self._size(state)
+            return self._after_grid_token(state._replace(offset=self.format.body(*size).length(*size) - 1))
         if not self._allows(state, next_id):
             where = "text" if state.mode == "text" else f"the {state.mode} of an image"
             raise ValueError(f"id {next_id} cannot stand in {where}; accepted ranges: {self.allowed(state)}")
@@ -192,6 +219,18 @@ class GridGrammar:
         head = self.format.head(*self._size(state))
         return codes(self.format.read_image([*head, *ids]), self.format, input=self.input or input, modality=self.modality)
 
+    def span(self, state: State, values: Tensor) -> Codes:
+        """What a head of whole spans has written: the ids from the first code to the last, or from earlier ones on.
+
+        In a preview codes that are not found yet are -1.
+        """
+        grid = written_grid(self.format, self._size(state), values)
+        return codes(grid, self.format, target=self.head, input=self.input or "text", modality=self.modality)
+
+    def read_back(self, state: State, segment: Segment) -> Sequence[Segment]:
+        """The rows of the image; what opens it has been read, and what closes it follows."""
+        return [replace(segment, format=self.format.body(*self._size(state)))] if isinstance(segment, Codes) else [segment]
+
     def _allows(self, state: State, next_id: int) -> bool:
         allowed = self.allowed(state)
         if state.mode == "size" or len(allowed) == 1:
@@ -202,7 +241,7 @@ class GridGrammar:
     def _reader(self, num_images: int) -> "GridGrammar":
         """Reads prompts, which follow the format but none of the wishes for what is written."""
         reader = copy(self)
-        reader.size, reader.num_images, reader.stop = self.format.fixed_size, num_images, ()
+        reader.size, reader.num_images, reader.stop, reader.whole = self.format.fixed_size, num_images, (), False
         reader.size_digits = (1, 9)
         return reader
 

@@ -1,61 +1,44 @@
-"""Parallel decoding of a model that learned to write images code by code: a whole grid at once, refined in a few passes.
+"""Former functions for whole grids of a model that writes codes one by one; they go with version 0.3.
 
-This is our own design. The idea is that of Emu3.5's discrete diffusion adaptation (DiDA, arXiv 2510.26583), of which neither code
-nor weights are public, and we do not claim its numbers. It rests on the table's visibility rule alone:
+Such a model now has a ``heads.MaskedCodesHead`` with ``learner`` beside its head over ids: the batch builder lays noised copies
+out, ``generate`` writes whole grids with ``GridGrammar(whole=True)``, and ``sequence.sequential`` counts copies.
 
-- In training each image that is learned gets a noised copy after its row (``with_noised_copies``): some of its codes are hidden;
-  its tokens see the clean tokens before the image, and all of each other. Clean tokens never see it, so the model's old objective
-  is learned in the same pass, unchanged.
-- The copy has the positions of what it copies (``copy_positions``), and a code is predicted by the state one place before it, as
-  while writing code by code: the adaptation begins where the trained model is.
-- ``sample_grids`` begins with all codes hidden and keeps the surest of each pass.
-
-Shapes: B rows, L tokens, S streams of guidance, h and w codes.
+Shapes: B rows, L tokens, h and w codes.
 """
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from mmblocks.generation.autoregressive import check_prompt, some_id_head_of
+from mmblocks.generation.autoregressive import Step, check_prompt, generate_ids, some_id_head_of
 from mmblocks.generation.grid_grammar import GridGrammar
 from mmblocks.generation.guidance import as_guidance
-from mmblocks.generation.id_heads import check_ids, vocabulary_logits
+from mmblocks.generation.id_heads import check_ids
 from mmblocks.generation.options import Generation
-from mmblocks.generation.reading import IdModel
+from mmblocks.generation.reading import SpanModel
+from mmblocks.heads.masked_spans import MaskedCodesHead
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
-from mmblocks.sequence.batches import Batch
-from mmblocks.sequence.following import FOLLOWING
-from mmblocks.sequence.masks import changes, lower
+from mmblocks.roles import AnyEmbedder, AnyHead
+from mmblocks.sequence.batches import Batch, BatchBuilder
+from mmblocks.sequence.masks import lower
 from mmblocks.sequence.positions import sequential
 from mmblocks.sequence.rows import Placed
-from mmblocks.sequence.segments import NO_ID
-from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, Modality, TokenTable, vectors_of
-from mmblocks.vocabulary.grid_format import ANY_CODE, GridFormat
+from mmblocks.sequence.segments import NO_ID, Codes
+from mmblocks.sequence.spans import Conditions
+from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, Modality, TokenTable, vectors_of
+from mmblocks.vocabulary.code_ids import CodeIds
+from mmblocks.vocabulary.grid_format import GridFormat
 
+_WRITER = "whole grids"
+"""The name of the head that ``sample_grids`` adds."""
 
-def copy_positions(table: TokenTable) -> Int[Tensor, "B L"]:
-    """``sequence.positions.sequential``, and for a noised copy the positions of what it copies: it counts on from what it sees.
-
-    A scheme for ``Decoder``; in rows without copies it is ``sequential`` itself.
-    """
-    clean = sequential(table._replace(document=torch.where(table.noisy, PADDING, table.document)))
-    is_clean = ~table.noisy & ~table.is_padding
-    far = torch.iinfo(torch.long).max
-    document = table.document << 32
-    sorted_keys = torch.where(is_clean, document + table.order, far).sort(dim=1).values
-    seen = torch.searchsorted(sorted_keys, document + table.order) - torch.searchsorted(sorted_keys, document)
-    index = torch.arange(table.shape[1], device=table.order.device).expand_as(table.order)
-    begins = changes(table.noisy.long()) | changes(table.span) | changes(table.document)
-    inside = index - torch.where(begins, index, 0).cummax(dim=1).values
-    return torch.where(table.noisy, seen + inside, clean)
-
-
-FOLLOWING[copy_positions] = FOLLOWING[sequential]  # which it is in rows of clean tokens
+copy_positions = sequential
+"""Former name; copies have the positions of what they copy."""
 
 
 class _Image(NamedTuple):
@@ -70,6 +53,8 @@ def with_noised_copies(
 ) -> Batch:
     """The batch with a noised copy of every image of codes that is learned, after its row; its hidden codes are learned too.
 
+    What ``MaskedCodesHead(predicts="next", learner=...)`` lays out, for batches that are built already.
+
     Args:
         batch: on the host, as ``BatchBuilder`` makes it.
         hide: how many codes are hidden, and by which id.
@@ -80,6 +65,11 @@ def with_noised_copies(
     Raises:
         ValueError: no image of codes that is learned, or one that begins a document, where no state comes before it.
     """
+    warnings.warn(
+        "with_noised_copies is what a batch builder does for a MaskedCodesHead with a learner now; it goes with version 0.3",
+        FutureWarning,
+        2,
+    )
     images = list(_images(batch))
     if not images:
         raise ValueError("the batch has no image of codes that is learned; accepted: at least one segment codes(..., target=...)")
@@ -126,9 +116,8 @@ def with_noised_copies(
     return Batch(ids, table, inputs, targets, lower(table))
 
 
-@torch.no_grad()
 def sample_grids(
-    model: IdModel,
+    model: SpanModel,
     prompt: Batch,
     grammar: GridGrammar,
     sampler: ConfidenceSampler,
@@ -136,12 +125,10 @@ def sample_grids(
     *,
     mask_id: int,
 ) -> Int[Tensor, "B h w"]:
-    """One grid of codes a row, in as many forward passes as the sampler has steps.
-
-    The first pass reads the prompt as well, which is then kept in a cache.
+    """One grid of codes a row, in as many forward passes as the sampler has steps, after one of the prompt.
 
     Args:
-        model: adapted by ``with_noised_copies``; its trunk counts by ``copy_positions``.
+        model: adapted by ``with_noised_copies``.
         prompt: B rows, padded on the left, that end with ``grammar.format.head(h, w)``; with guidance SB: all rows with their
             condition, then all rows of the next stream, ...
         grammar: how images are written, and their size (h, w).
@@ -155,47 +142,16 @@ def sample_grids(
             the streams; a grammar without a fixed size; a format of more than one order of codes, or images without a head; a head
             that does not write the codes; other options.
     """
-    options = options or Generation()
-    options.check_used("sample_grids", "guidance", "generator", "input", "head")
-    guide = as_guidance(options.guidance)
-    rows = check_prompt(prompt, guide.num_streams)
-    form, size = grammar.format, _check_image_opens(grammar, prompt)
-    body = form.expected(torch.arange(form.length(*size)), *size)
-    body = body[: int((body == ANY_CODE).nonzero().max()) + 1]
-    is_code = (body == ANY_CODE).to(prompt.ids.device)
-    block = torch.cat([prompt.ids[:, -1:], body.to(prompt.ids.device).repeat(len(prompt.ids), 1)], dim=1)
-    structure = torch.where(block < 0, block[:, :1], block)  # in place of codes any id that the embedder of text knows
-    table = _block_table(prompt.table, is_code, size)
-    before = prompt.ids.shape[1] - 1
-    id_head, reader = some_id_head_of(model.outputs, grammar.head or options.head), grammar.input or options.input
-    check_ids(id_head, form.codes.start, form.codes.stop, grammar.head or options.head)
-    cache = model.trunk.new_cache(len(prompt.ids), before + block.shape[1])
-
-    def predict(ids: Tensor, step: int) -> Tensor:
-        block[:, 1:][:, is_code] = ids.repeat(guide.num_streams, 1)
-        embeds, new = vectors_of(model.inputs[options.input](block if reader == options.input else structure)), table
-        if reader != options.input:
-            embeds[:, 1:][:, is_code] = vectors_of(model.inputs[reader](block[:, 1:][:, is_code])).to(embeds.dtype)
-        if cache.length < before:
-            embeds = torch.cat([model.embed(prompt)[:, :before], embeds], dim=1)
-            new = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(prompt.table.slice(0, before), table, strict=True)))
-        hidden = model.trunk(embeds, new, cache, mask=model.mask)[:, -block.shape[1] : -1][:, is_code]
-        cache.forget(block.shape[1])  # the grid is another one in each pass
-        logits = vocabulary_logits(id_head, hidden, form.codes.start, form.codes.stop)
-        streams = logits.view(guide.num_streams, rows * logits.shape[1], -1)
-        return guide.combine(streams, step).view(rows, logits.shape[1], -1) if guide.num_streams > 1 else logits
-
-    def from_codes(codes: Tensor, step: int) -> Tensor:
-        """The sampler counts codes from 0, the model has them among its ids; -1 is a hidden code to the sampler."""
-        return predict(torch.where(codes < 0, mask_id, codes + form.codes.start), step)
-
-    device = prompt.ids.device
-    hidden = torch.full((rows, size[0] * size[1]), -1, device=device)
-    return sampler.sample(from_codes, hidden, -1, generator=options.generator_on(device)).view(rows, *size)
+    warnings.warn(
+        "sample_grids is generate with GridGrammar(whole=True) and a MaskedCodesHead now; it goes with version 0.3",
+        FutureWarning,
+        2,
+    )
+    return _sample_grids(model, prompt, grammar, sampler, options or Generation(), mask_id)
 
 
 def draw_grids(
-    model: IdModel,
+    model: SpanModel,
     prompt: Batch,
     format: GridFormat,
     sampler: ConfidenceSampler,
@@ -206,7 +162,64 @@ def draw_grids(
 ) -> Int[Tensor, "B h w"]:
     """``sample_grids`` as it was called before; it goes with version 0.3."""
     warnings.warn("draw_grids is sample_grids(model, prompt, grammar, sampler, Generation(...), mask_id=...) now", FutureWarning, 2)
-    return sample_grids(model, prompt, GridGrammar(format, size=size), sampler, Generation(**options), mask_id=mask_id)
+    return _sample_grids(model, prompt, GridGrammar(format, size=size), sampler, Generation(**options), mask_id)
+
+
+def _sample_grids(
+    model: SpanModel, prompt: Batch, grammar: GridGrammar, sampler: ConfidenceSampler, options: Generation, mask_id: int
+) -> Int[Tensor, "B h w"]:
+    options.check_used("sample_grids", "guidance", "generator", "input", "head")
+    rows = check_prompt(prompt, as_guidance(options.guidance).num_streams)
+    size, codes = _check_image_opens(grammar, prompt), grammar.format.codes
+    name = grammar.head or options.head
+    id_head = some_id_head_of(model.outputs, name)
+    check_ids(id_head, codes.start, codes.stop, name)
+    own: Any = id_head  # the protocol says nothing of modules
+    writer = MaskedCodesHead(
+        head=own, mask_id=mask_id, first=codes.start, num_codes=codes.num_ids, predicts="next", sampler=sampler
+    )
+    inside = model.inputs[grammar.input or options.input]
+    reads: dict[str, AnyEmbedder] = {_WRITER: _Reader(model.inputs[options.input], inside, codes, mask_id)}
+    whole = GridGrammar(grammar.format, size=size, head=_WRITER, input=_WRITER, modality=grammar.modality, whole=True)
+    steps = generate_ids(_Beside(model, reads, {_WRITER: writer}), prompt, whole, replace(options, head=name))
+    first = next(step for step in steps if isinstance(step, Step))
+    grids = [segment.grid for _, segment in sorted(first.spans.items()) if isinstance(segment, Codes)]
+    return torch.stack(grids).view(rows, *size)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Two embedders as one: of ids around codes, and of codes and of what hides them."""
+
+    around: AnyEmbedder
+    inside: AnyEmbedder
+    codes: CodeIds
+    mask_id: int
+
+    def __call__(self, ids: Tensor) -> Float[Tensor, "N D"]:
+        inside = self.codes.is_code(ids) | (ids == self.mask_id)
+        embeds = vectors_of(self.inside(ids[inside]))
+        both = embeds.new_empty(len(ids), embeds.shape[1])
+        both[inside], both[~inside] = embeds, vectors_of(self.around(ids[~inside])).to(embeds.dtype)
+        return both
+
+
+class _Beside:
+    """A model with one input and one head more."""
+
+    def __init__(self, model: SpanModel, inputs: dict[str, AnyEmbedder], outputs: dict[str, AnyHead]) -> None:
+        self.trunk, self.mask, self._model = model.trunk, model.mask, model
+        self.inputs: dict[str, AnyEmbedder] = {**{name: model.inputs[name] for name in model.inputs}, **inputs}
+        self.outputs: dict[str, AnyHead] = {**{name: model.outputs[name] for name in model.outputs}, **outputs}
+
+    def embed(self, batch: Batch) -> Float[Tensor, "B L D"]:
+        return self._model.embed(batch)
+
+    def batch_builder(self) -> BatchBuilder:
+        return BatchBuilder(inputs=self.inputs, heads=self.outputs)
+
+    def conditions(self, batch: Batch) -> Conditions | None:
+        return self._model.conditions(batch)
 
 
 def _check_image_opens(grammar: GridGrammar, prompt: Batch) -> tuple[int, int]:
@@ -222,19 +235,6 @@ def _check_image_opens(grammar: GridGrammar, prompt: Batch) -> tuple[int, int]:
     if not opening or prompt.ids[:, -len(opening) :].tolist() != [opening] * len(prompt.ids):
         raise ValueError(f"a row of the prompt does not end with {opening}, what opens an image of {size}; accepted: rows that do")
     return size
-
-
-def _block_table(prompt: TokenTable, is_code: Tensor, size: tuple[int, int]) -> TokenTable:
-    """The token that opens the grid, and the grid: noised tokens of one step."""
-    count = len(is_code) + 1
-    newest = prompt.slice(prompt.shape[1] - 1, prompt.shape[1])
-    table = TokenTable(*(column.repeat(1, count, *[1] * (column.ndim - 2)) for column in newest))
-    table.modality[:, 1:] = torch.where(is_code, int(Modality.VISION), int(Modality.TEXT))
-    table.span[:] = prompt.span.amax(dim=1, keepdim=True) + 1
-    table.noisy[:] = True
-    rows, columns = torch.meshgrid(*(torch.arange(side, device=is_code.device) for side in size), indexing="ij")
-    table.grid[:, 1:][:, is_code] = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
-    return table
 
 
 def _images(batch: Batch) -> Iterator[_Image]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmblocks.generation.choosing import Chosen
 from mmblocks.generation.grammar import Grammar, State
-from mmblocks.roles import AnyEmbedder, AnyHead, Trunk
+from mmblocks.roles import AnyEmbedder, AnyHead, PlacedEmbedder, Trunk, embed_at
 from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.spans import Conditions
@@ -132,21 +132,25 @@ class Reader:
         for row, (grammar, state) in enumerate(zip(grammars, states, strict=True)):
             if state.mode != "done" and (only is None or row in only):
                 places.setdefault(grammar.describe(state).input or self.input, []).append(row)
-        if len(places) == 1 and not chosen.vectors:  # the ids of finished rows are never read, and may be any
+        told = {name for name in places if isinstance(self.model.inputs[name], PlacedEmbedder)}
+        if len(places) == 1 and not chosen.vectors and not told:  # the ids of finished rows are never read, and may be any
             return self.embed(next(iter(places)), ids)
         embeds: Tensor | None = None
         for name in sorted(places):
             rows = places[name]
-            made = self.embed(name, torch.stack([chosen.vectors[row] for row in rows]) if rows[0] in chosen.vectors else ids[rows])
+            values = torch.stack([chosen.vectors[row] for row in rows]) if rows[0] in chosen.vectors else ids[rows]
+            grid = [grammars[row].describe(states[row]).grid for row in rows] if name in told else []
+            made = self.embed(name, values, torch.tensor(grid, device=ids.device) if name in told else None)
             embeds = made.new_zeros(len(ids), made.shape[-1]) if embeds is None else embeds
             embeds = embeds.index_copy(0, torch.tensor(rows, device=made.device), made.to(embeds.dtype))
         if embeds is None:
             raise ValueError("no row has a token to read")
         return embeds
 
-    def embed(self, name: str, values: Tensor) -> Tensor:
-        """What an input makes of ids or vectors."""
-        return vectors_of(self.model.inputs[name](values))
+    def embed(self, name: str, values: Tensor, grid: Int[Tensor, "N 3"] | None = None) -> Tensor:
+        """What an input makes of ids or vectors, which may be told where they stand."""
+        embedder = self.model.inputs[name]
+        return vectors_of(embedder(values)) if grid is None else embed_at(embedder, values, grid)
 
     def forward(
         self,

@@ -21,10 +21,11 @@ from mmblocks.generation.reading import IdModel, Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
 from mmblocks.layers.spans import Read, part_of, rows_of
 from mmblocks.roles import SpanHead
-from mmblocks.sequence.pieces import span_grid, span_steps
-from mmblocks.sequence.segments import Segment
+from mmblocks.sequence.pieces import Piece, span_grid, span_piece, span_steps
+from mmblocks.sequence.segments import Segment, codes
 from mmblocks.sequence.spans import Pass, SpanLayout, Spans
 from mmblocks.sequence.tokens import TokenTable
+from mmblocks.vocabulary.grid_format import GridFormat
 
 
 class Preview(NamedTuple):
@@ -99,13 +100,14 @@ class SpanWriter:
         """Writes the spans of all rows that have one next; ``newest`` gets the states after what stays in the cache."""
         if not self.possible:
             return {}
-        groups: dict[tuple[str, str, tuple[int, ...]], dict[int, Described]] = {}
+        groups: dict[tuple[str, str, tuple[int, ...], GridFormat | None], dict[int, Described]] = {}
         for row, one in enumerate(map(_described, grammars, states)):
             if one is not None and one.writes == "span":
+                reads = self.reader.input if one.input is None else one.input
                 alike = () if layout_of(self.reader.model, str(one.head)).mixed else one.size
-                groups.setdefault((str(one.head), str(one.input), alike), {})[row] = one
+                groups.setdefault((str(one.head), reads, alike, one.format), {})[row] = one
         written: dict[int, WrittenSpan] = {}
-        for (head, reads, _), told in groups.items():
+        for (head, reads, _, _), told in groups.items():
             sources = tuple(self._source(row, states[row].num_images) for row in told)
             written.update((yield from self._write(_Group(head, reads, told), grammars, states, newest, sources)))
         return written
@@ -127,9 +129,11 @@ class SpanWriter:
     ) -> Coroutine[Shown, None, dict[int, WrittenSpan]]:
         layout = layout_of(self.reader.model, group.head)
         head = cast(SpanHead, self.reader.model.outputs[group.head])
-        chunks = {row: _chunk(layout, one) for row, one in group.told.items()}
+        pieces = {row: _formatted(layout, group, one, one.format) for row, one in group.told.items() if one.format is not None}
+        chunks = {row: _chunk_of(pieces[row], layout) if row in pieces else _chunk(layout, one) for row, one in group.told.items()}
         table = self.tables.block(chunks, len(grammars), noisy=layout.context == "clean")
-        spans = self._spans(layout, group, chunks)._replace(generators=sources)
+        ids = [piece.span.ids for piece in pieces.values() if piece.span is not None and piece.span.ids is not None]
+        spans = self._spans(layout, group, chunks)._replace(generators=sources, ids=torch.cat(ids) if ids else None)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
         writing = head.write(spans, guide=guide, generator=sources[0], **self.options.writing.get(group.head, {}))
         kept, index = False, 0
@@ -148,7 +152,8 @@ class SpanWriter:
         if kept:
             self.tables.count(table, dict.fromkeys(group.told, 1), len(grammars))
         made = {}
-        for row, own, count in zip(group.told, _by_span(values, spans), spans.counts, strict=True):
+        for (row, told), own in zip(group.told.items(), _by_span(values, spans), strict=True):
+            count = layout.count(told.size)
             made[row] = WrittenSpan(span_grammar(grammars[row]).span(states[row], own), count, kept)
         return made
 
@@ -261,8 +266,24 @@ def span_grammar(grammar: Grammar) -> SpanGrammar:
     return grammar
 
 
+def _formatted(layout: SpanLayout, group: _Group, one: Described, form: GridFormat) -> Piece:
+    """The tokens of a span of codes that is to be written, with the ids that are given."""
+    if not layout.structure:
+        raise ValueError(
+            f"head {group.head!r} writes codes of a format; accepted: a head whose layout takes structure, MaskedCodesHead"
+        )
+    blank = codes(torch.zeros(one.size, dtype=torch.long), form, target=group.head, input=group.input, modality=one.modality)
+    return span_piece(blank.piece(None, {}), layout)
+
+
+def _chunk_of(piece: Piece, layout: SpanLayout) -> Chunk:
+    """What the table says of a piece, whose opening has been read already."""
+    zeros = torch.zeros(piece.num_tokens, dtype=torch.long)
+    return Chunk(piece.modality, piece.in_span, piece.grid, zeros, zeros - layout.opening)
+
+
 def _chunk(layout: SpanLayout, described: Described) -> Chunk:
-    """The tokens of a span that is to be written."""
+    """The tokens of a span that is to be written, one for each value."""
     grid = span_grid(layout, described.size)
     everything = torch.ones(len(grid), dtype=torch.bool)
     modality = torch.full((len(grid),), described.modality)

@@ -135,6 +135,14 @@ class NextScaleHead(Block):
             maps = self.quantizer.next_scale_inputs(ids)
         return Reading(added=self.tokens(maps, condition).flatten(0, 1), condition=condition)
 
+    def finished(self, spans: Spans) -> Reading:
+        """What was read while the spans were written; without a class where none is given."""
+        classes = self.tokens.num_classes
+        if classes is not None and self.class_name not in spans.given:
+            none = torch.full((spans.num_spans,), classes, device=spans.device)
+            spans = spans._replace(given={**spans.given, self.class_name: none})
+        return self.corrupt(spans, drop=torch.zeros(spans.num_spans, dtype=torch.bool, device=spans.device))
+
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " N"]:
         """Cross entropy of every token, in float32."""
         states = hidden.unflatten(0, (spans.num_spans, self.tokens.num_tokens))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from mmblocks.roles import AnyEmbedder, Embedder
+from mmblocks.roles import AnyEmbedder, Embedder, embed_at
 from mmblocks.sequence.spans import Conditions, Reading, SpanLayout, Spans
 from mmblocks.sequence.tokens import vectors_of
 from mmblocks.support.named import Named
@@ -76,7 +76,7 @@ def embed_spans(inputs: Named[AnyEmbedder], read: Read, streams: int = 1) -> tup
 def _embedded(embedder: AnyEmbedder, spans: Spans, values: Tensor) -> Float[Tensor, "M D"]:
     """Rows as they are, or as maps (C, height, width) for an embedder of images; one run of rows a stream, or one for all."""
     if not isinstance(embedder, Embedder) or not spans.num_tokens:
-        return vectors_of(embedder(values))
+        return embed_at(embedder, values, spans.grid.repeat(len(values) // max(spans.num_tokens, 1), 1))
     maps = [one.movedim(-1, 0) for run in values.split(spans.num_tokens) for one in spans.maps(run)]
     return vectors_of(embedder(maps))
 

@@ -190,6 +190,7 @@ class BatchBuilder:
             piece = ready.piece(self.tokenizer, self.layouts)
             layout = None if segment.target is None else self.spans.get(segment.target)
             if layout is not None:
+                self._check_learner(segment.target, layout)
                 followed = any(not isinstance(later, Label) for later in sample[place + 1 :])
                 pieces += span_pieces(piece, layout, learn=learn, followed=followed)
             elif piece.num_tokens:
@@ -200,8 +201,8 @@ class BatchBuilder:
 
     def _assemble(self, laid: list[Laid], num_rows: int, length: int) -> Batch:
         """All pieces at once, column by column: a handful of tensor operations, however many pieces there are."""
-        ids, table, places, learned = table_of(laid, num_rows, length, self.heads)
-        targets, weights, pooled = placed_labels(laid, places, learned)
+        ids, table, places, before, learned = table_of(laid, num_rows, length, self.heads)
+        targets, weights, pooled = placed_labels(laid, before, learned)
         return Batch(
             ids,
             table,
@@ -213,6 +214,11 @@ class BatchBuilder:
             placed_spans(laid, copies=False),
             placed_spans(laid, copies=True),
         )
+
+    def _check_learner(self, name: str | None, layout: SpanLayout) -> None:
+        if layout.learner is not None and (layout.learner not in self.heads or layout.learner in self.spans):
+            accepted = [head for head in self.heads if head not in self.spans]
+            raise ValueError(f"the clean copies of head {name!r} are learned by {layout.learner!r}; accepted: of {accepted}")
 
     def _check(self, segment: Segment, index: int) -> None:
         reads_pixels = isinstance(segment, Image)

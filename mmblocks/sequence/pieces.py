@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mmblocks.sequence.spans import SpanLayout, to_patches
+from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.grid_sizes import places_of
 
 NO_ID = -1
@@ -27,6 +28,7 @@ class SpanPart(NamedTuple):
         size: of the span, in values.
         values: what the head writes: one row a token, or as the sample has it.
         given: what the sample says of the span beside.
+        ids: see ``Spans.ids``.
     """
 
     layout: SpanLayout
@@ -35,6 +37,7 @@ class SpanPart(NamedTuple):
     size: tuple[int, ...]
     values: Tensor
     given: dict[str, Tensor]
+    ids: Int[Tensor, "n 2"] | None = None
 
 
 class Piece(NamedTuple):
@@ -55,6 +58,7 @@ class Piece(NamedTuple):
         span: where a head writes it as a whole.
         stays: False for what a clean copy follows, which goes on from its last step.
         pooled: whether it is a label of the mean of the states before.
+        format: how its ids are written, where they are codes of one.
     """
 
     input: str
@@ -72,6 +76,7 @@ class Piece(NamedTuple):
     span: SpanPart | None = None
     stays: bool = True
     pooled: bool = False
+    format: GridFormat | None = None
 
     @property
     def is_label(self) -> bool:
@@ -141,29 +146,53 @@ def span_pieces(piece: Piece, layout: SpanLayout, *, learn: bool, followed: bool
         followed: whether something comes after it in the sample, so that a clean copy is read there.
 
     Raises:
-        ValueError: a span with structure inside, such as row ends; another number of values than the layout has tokens; or one that
-            would be read, as in a prompt, and has no clean form.
+        ValueError: a span with structure inside, such as row ends, that the layout does not take, or without the tokens before
+            that it reads too; another number of values than the layout has tokens; or one that would be read, as in a prompt, and
+            has no clean form.
     """
+    piece, first, stop = _inside(piece, layout)
+    if not learn and layout.num_tokens is not None:
+        raise ValueError(
+            f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
+        )
+    start = _opened(piece, layout, first) if learn else first
+    around = piece._replace(target=layout.learner if learn else None)
+    has_copy = not learn or layout.learner is not None or (followed and layout.context == "clean")
+    made = [_cut(around, 0, start)]
+    if learn:
+        noised = _span(_cut(piece, start, stop), layout, copies=False)
+        made.append(noised._replace(stays=not has_copy))
+    if has_copy and layout.learner is not None:
+        made.append(_cut(around, start, stop))
+    elif has_copy:
+        made += [_cut(around, start, first), _span(_cut(piece, first, stop), layout, copies=True)]
+    made.append(_cut(around, stop, piece.num_tokens))
+    return [one for one in made if one.num_tokens]
+
+
+def span_piece(piece: Piece, layout: SpanLayout) -> Piece:
+    """The tokens at which a head reads and writes a span, of a segment that holds it; see ``span_pieces``."""
+    piece, first, stop = _inside(piece, layout)
+    return _span(_cut(piece, _opened(piece, layout, first), stop), layout, copies=False)
+
+
+def _inside(piece: Piece, layout: SpanLayout) -> tuple[Piece, int, int]:
+    """The piece, and from where to where its span is."""
     if not piece.in_span.any():  # text, which is a span as a whole where a head writes it so
         piece = piece._replace(in_span=torch.ones_like(piece.in_span), size=(piece.num_tokens,))
     inside = piece.in_span.nonzero()[:, 0]
     first, stop = int(inside[0]), int(inside[-1]) + 1
-    if stop - first != len(inside):
+    if stop - first != len(inside) and not layout.structure:
         raise ValueError(f"head {piece.target!r} writes whole spans; accepted: a format without ids between the codes of an image")
-    body = _cut(piece, first, stop)
-    read = layout.context == "read"
-    made = [_cut(piece, 0, first)._replace(target=None)] if first else []
-    if learn:
-        made.append(_span(body, layout, copies=False)._replace(stays=read or not followed))
-    if not learn or (followed and not read):
-        made.append(_span(body, layout, copies=True))
-    if not learn and (layout.num_tokens is not None or layout.scales is not None):
-        raise ValueError(
-            f"what head {piece.target!r} reads while it writes stays in the row; accepted in a prompt: spans without target"
-        )
-    if stop < piece.num_tokens:
-        made.append(_cut(piece, stop, piece.num_tokens)._replace(target=None))
-    return made
+    return piece, first, stop
+
+
+def _opened(piece: Piece, layout: SpanLayout, first: int) -> int:
+    """Where that begins which a head reads with a span."""
+    if first < layout.opening:
+        accepted = f"a format with {layout.opening} or more ids before its codes"
+        raise ValueError(f"{first} tokens of the segment stand before the span of head {piece.target!r}; accepted: {accepted}")
+    return first - layout.opening
 
 
 def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
@@ -178,23 +207,25 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
         layout.grid(body.size)
         values = to_patches(values.view(*body.size, -1), layout.patch)
     count = layout.count(body.size)
-    rows = len(values) if layout.num_tokens is None and not layout.whole else count
+    given = 0 if layout.whole else int((~body.in_span).sum())
+    rows = len(values) - given if layout.num_tokens is None and not layout.whole else count
     if rows != count:
         raise ValueError(f"a span of {rows} values for head {body.target!r}; accepted: {count}, as its layout has")
-    length = layout.lead + count
+    length = layout.lead + count + given
     everything = torch.ones(length, dtype=torch.bool)
+    steps = span_steps(layout, count + given)
     return Piece(
         input=body.input,
         payload=None,
-        modality=body.modality[:1].expand(length),
+        modality=body.modality if given else body.modality[:1].expand(length),
         grid=_grid(body, layout),
-        in_span=everything,
+        in_span=body.in_span if copies and given else everything,
         one_step=False,
         target=body.target,
         learned=~everything,
         values=None,
         weight=body.weight,
-        span=SpanPart(layout, copies, span_steps(layout, count), body.size, values, body.given),
+        span=SpanPart(layout, copies, steps, body.size, values, body.given, _ids_of(body) if layout.structure else None),
     )
 
 
@@ -204,6 +235,18 @@ def _grid(body: Piece, layout: SpanLayout) -> Int[Tensor, "n 3"]:
     if layout.whole or layout.num_tokens is not None or layout.scales is not None or layout.patch > 1:
         return grid
     return torch.cat([grid[: layout.lead], body.grid])
+
+
+def _ids_of(body: Piece) -> Int[Tensor, "n 2"] | None:
+    """Which ids may stand at each token, as a format says."""
+    if body.format is None:
+        return None
+    ids = torch.stack([body.ids, body.ids + 1], dim=1)
+    codes = body.format.codes
+    levels = [codes.ranges_of(level) for level in range(body.format.num_levels)]
+    bounds = torch.tensor([(ranges[0][0], ranges[-1][1]) for ranges in levels])
+    ids[body.in_span] = bounds.repeat(int(body.in_span.sum()) // len(bounds), 1)
+    return ids
 
 
 def _cut(piece: Piece, start: int, stop: int) -> Piece:

@@ -51,7 +51,10 @@ class Pooled(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """A piece, and where it stands: its first token's place, and what the table says of the piece as a whole."""
+    """A piece, and where it stands: its first token's place, and what the table says of the piece as a whole.
+
+    ``before`` is the place of the token that its first one is predicted by, which is no noised copy; -1 where there is none.
+    """
 
     piece: Piece
     place: int
@@ -59,19 +62,21 @@ class Laid(NamedTuple):
     order: int
     span: int
     is_first: bool
+    before: int
 
 
 def lay_out(documents: list[list[Piece]], place: int) -> list[Laid]:
     """The pieces of one row, from ``place`` on."""
     laid = []
     for document, pieces in enumerate(documents):
-        order = span = 0
+        order, span, before = 0, 0, -1
         for index, piece in enumerate(pieces):
-            laid.append(Laid(piece, place, document, order, span, index == 0))
+            laid.append(Laid(piece, place, document, order, span, index == 0, before))
             # A clean copy goes on from the last step of what it copies, and is the same span.
             order += piece.num_steps - (not piece.stays)
             span += piece.stays and bool(piece.in_span.any())
             place += piece.num_tokens
+            before = place - 1 if piece.stays and piece.num_tokens else before
     return laid
 
 
@@ -93,8 +98,8 @@ def fill_rows(documents: list[list[Piece]], length: int) -> list[list[list[Piece
 
 def table_of(
     laid: list[Laid], num_rows: int, length: int, heads: tuple[str, ...]
-) -> tuple[Tensor, TokenTable, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Ids (B, L), the table, and by piece the places of its tokens and which of them are learned."""
+) -> tuple[Tensor, TokenTable, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Ids (B, L), the table, and by piece the places of its tokens, of those that predict them, and which of them are learned."""
     pieces = [entry.piece for entry in laid]
     sizes = [piece.num_tokens for piece in pieces]
     counts = torch.tensor(sizes)
@@ -123,13 +128,13 @@ def table_of(
         column.view(-1)[place] = values
     table.grid.view(-1, 3)[place] = torch.cat([piece.grid for piece in pieces])
 
-    # A token is predicted one place earlier; a document's first token has no earlier one.
-    first = per_token([entry.is_first for entry in laid]) & (within == 0)
-    learned = torch.cat([piece.learned for piece in pieces]) & ~first
+    # A token is predicted one place earlier, noised copies aside; a document's first token has no earlier one.
+    before = torch.where(within == 0, per_token([entry.before for entry in laid]), place - 1)
+    learned = torch.cat([piece.learned for piece in pieces]) & (before >= 0)
     head = per_token([NO_HEAD if piece.target is None else heads.index(piece.target) for piece in pieces])
     supervised = learned & (head != NO_HEAD)
-    table.target.view(-1)[place[supervised] - 1] = head[supervised]
-    return ids, table, place.split(sizes), learned.split(sizes)
+    table.target.view(-1)[before[supervised]] = head[supervised]
+    return ids, table, place.split(sizes), before.split(sizes), learned.split(sizes)
 
 
 def placed_inputs(laid: list[Laid], places: tuple[Tensor, ...]) -> dict[str, Placed]:
@@ -147,13 +152,13 @@ def placed_inputs(laid: list[Laid], places: tuple[Tensor, ...]) -> dict[str, Pla
 
 
 def placed_labels(
-    laid: list[Laid], places: tuple[Tensor, ...], learned: tuple[Tensor, ...]
+    laid: list[Laid], before: tuple[Tensor, ...], learned: tuple[Tensor, ...]
 ) -> tuple[dict[str, Placed], dict[str, Tensor], dict[str, Pooled]]:
     """By head, labels with their places; their weights, where they differ; and labels of means."""
     gathered: dict[str, tuple[list[Tensor], list[Tensor], list[float], list[int]]] = {}
     means: dict[str, list[tuple[Tensor, Tensor]]] = {}
     begins = 0
-    for entry, place, chosen in zip(laid, places, learned, strict=True):
+    for entry, predicted_by, chosen in zip(laid, before, learned, strict=True):
         piece = entry.piece
         begins = entry.place if entry.is_first else begins
         if piece.target is None or piece.values is None or piece.span is not None:
@@ -163,7 +168,7 @@ def placed_labels(
             continue
         values, own, weights, counts = gathered.setdefault(piece.target, ([], [], [], []))
         values.append(piece.values if piece.is_label else piece.values[chosen])
-        own.append(torch.tensor([entry.place - 1]) if piece.is_label else place[chosen] - 1)
+        own.append(torch.tensor([entry.place - 1]) if piece.is_label else predicted_by[chosen])
         weights.append(piece.weight)
         counts.append(len(own[-1]))
     targets = {name: Placed(torch.cat(values), torch.cat(own)) for name, (values, own, _, _) in gathered.items()}
@@ -206,9 +211,9 @@ def _spans(name: str, entries: list[tuple[Laid, SpanPart]]) -> Spans:
     )
     states = places
     if layout.predicts == "next" and not entries[0][1].copies:  # nothing predicts a clean copy
-        if not lead and any(entry.is_first for entry, _ in entries):
+        if not lead and not layout.opening and any(entry.is_first for entry, _ in entries):
             raise ValueError(f"a span of head {name!r} begins a sample, where no state comes before it; accepted: after a token")
-        states = places - 1
+        states = (places - 1).clamp(min=0)  # of an opening, which is given, that of another token
     values = [span.values for _, span in entries]
     weights = [entry.piece.weight for entry, _ in entries]
     return Spans(
@@ -223,4 +228,13 @@ def _spans(name: str, entries: list[tuple[Laid, SpanPart]]) -> Spans:
         given={said: torch.stack([span.given[said] for _, span in entries]) for said in entries[0][1].given},
         weight=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
         patch=layout.patch,
+        ids=_ids_of([span.ids for _, span in entries], counts),
     )
+
+
+def _ids_of(ids: list[Tensor | None], counts: list[int]) -> Tensor | None:
+    """Which ids may stand at each token of some spans; any where no format says so."""
+    if all(own is None for own in ids):
+        return None
+    everything = torch.tensor([[0, torch.iinfo(torch.long).max]])
+    return torch.cat([everything.expand(count, 2) if own is None else own for own, count in zip(ids, counts, strict=True)])

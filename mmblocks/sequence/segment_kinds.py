@@ -152,6 +152,7 @@ class Codes:
             weight=self.weight,
             size=tuple(self.grid.shape),
             given=dict(self.given),
+            format=self.format if isinstance(self.format, GridFormat) else None,
         )
 
 

@@ -41,6 +41,11 @@ class SpanLayout:
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
         patch: rows and columns of values that a token takes together, such as 2 for 2 x 2 latents.
         mixed: whether spans of several sizes are written together; otherwise those of each size on their own.
+        structure: whether ids that are no values, such as row ends, may stand in a span: they are given, as ``Spans.ids`` says.
+        opening: how many of the tokens just before a span are read once more as part of it; with 1 the "next" value is predicted by
+            a state that attends to the span, for the first value too.
+        learner: a head that learns the clean copy token by token, which is causal then and always laid out; None for one that is
+            read alone.
 
     Raises:
         ValueError: options that do not go together.
@@ -62,17 +67,20 @@ class SpanLayout:
     whole: bool = False
     patch: int = 1
     mixed: bool = False
+    structure: bool = False
+    opening: int = 0
+    learner: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {
+        choices: dict[str, tuple[str, ...]] = {
             "writes": ("ids", "vectors", "pixels"),
             "predicts": ("own", "next"),
             "attends": ("span", "causal", "all"),
             "context": ("clean", "read"),
         }
-        for name, accepted in choices.items():
-            if vars(self)[name] not in accepted:
-                raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, accepted))}")
+        for name, known in choices.items():
+            if vars(self)[name] not in known:
+                raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, known))}")
         if self.lead < 0 or (self.num_tokens is not None and self.num_tokens < 1):
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
@@ -80,6 +88,15 @@ class SpanLayout:
         own = self.whole or self.scales is not None or self.num_tokens is not None
         if self.patch < 1 or (self.patch > 1 and (own or self.writes != "vectors")):
             raise ValueError(f"patch is {self.patch}; accepted: 1, or more where a token stands for vectors of its own place")
+        if self.structure and (self.writes != "ids" or self.attends == "causal" or self.lead):
+            accepted = "ids that attend to their whole span, without a lead"
+            raise ValueError(
+                f"structure is True, writes {self.writes!r}, attends {self.attends!r}, lead {self.lead}; accepted: {accepted}"
+            )
+        if self.opening < 0 or (self.opening and not self.structure):
+            raise ValueError(f"opening is {self.opening}, structure {self.structure}; accepted: 0, or 1 or more with structure")
+        if (self.opening or self.learner is not None) and self.context != "clean":
+            raise ValueError(f"context is {self.context!r}, opening {self.opening}, learner {self.learner!r}; accepted: 'clean'")
 
     def count(self, size: tuple[int, ...]) -> int:
         """Tokens of a span whose values have this size."""
@@ -132,6 +149,8 @@ class Spans(NamedTuple):
         generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
         continues: the row of the prompt that each continues while it is written.
         patch: of the layout.
+        ids: which ids ``first <= id < stop`` may stand at each token, where a format of codes says so; one where it is given, such
+            as a row end. None where the head itself says.
 
     Examples:
         >>> import torch
@@ -158,6 +177,7 @@ class Spans(NamedTuple):
     generators: tuple[Generator, ...] = ()
     continues: tuple[int, ...] = ()
     patch: int = 1
+    ids: Int[Tensor, "N 2"] | None = None
 
     @property
     def num_spans(self) -> int:
@@ -179,6 +199,13 @@ class Spans(NamedTuple):
         """Which span each token belongs to."""
         counts = torch.tensor(self.counts, dtype=torch.long, device=self.device)
         return torch.arange(self.num_spans, device=self.device).repeat_interleave(counts, output_size=self.num_tokens)
+
+    @property
+    def written(self) -> Bool[Tensor, " N"]:
+        """True where the head writes, False where an id is given."""
+        if self.ids is None:
+            return torch.ones(self.num_tokens, dtype=torch.bool, device=self.device)
+        return self.ids[:, 1] - self.ids[:, 0] > 1
 
     def per_token(self, values: Shaped[Tensor, "S *rest"]) -> Shaped[Tensor, "N *rest"]:
         """What belongs to each span, for each of its tokens."""
@@ -263,6 +290,7 @@ class Spans(NamedTuple):
             values=moved,
             given={name: value.to(device) for name, value in self.given.items()},
             weight=None if self.weight is None else self.weight.to(device),
+            ids=None if self.ids is None else self.ids.to(device),
         )
 
 

@@ -150,6 +150,18 @@ class GridFormat:
         sides = [[self.digits[int(digit)] for digit in str(side)] for side in size]
         return [i for number, side in enumerate(sides) for i in (*(between if number else ()), *side)]
 
+    def body(self, *size: int) -> "GridFormat":
+        """The format of the rows of a grid of this size alone, with nothing around them."""
+        return GridFormat(
+            begin=None,
+            closing=(),
+            codes=self.codes,
+            row_end=self.row_end,
+            last_row_end=self.last_row_end,
+            frame_end=self.frame_end,
+            fixed_size=size,
+        )
+
     def write(self, codes: Int[Tensor, "*size_and_q"]) -> GridText:
         """A grid of codes as ids, from ``begin`` to the end of ``closing``.
 

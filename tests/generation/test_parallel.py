@@ -1,4 +1,4 @@
-"""Noised copies leave the model's own objective alone; grids are drawn in as many passes as the sampler has steps."""
+"""Former functions for noised copies and whole grids work as they did; see ``test_whole_grids`` for what took their place."""
 
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from mmblocks.sequence.positions import sequential
 from mmblocks.vocabulary.code_ids import CodeIds
 from tests.shared.tiny import FORMAT, NUM_CODES, TOKENIZER, VOCABULARY, WIDTH, tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:(with_noised_copies|sample_grids) is:FutureWarning")
 MASK = TOKENIZER["<eos>"]
 HIDE = MaskedTokens(mask_id=MASK)
 SAMPLER = ConfidenceSampler(num_steps=3)
@@ -91,9 +92,10 @@ def test_one_pass_predicts_what_a_fully_hidden_copy_predicts() -> None:
     seen = []
 
     class Spy(ConfidenceSampler):
-        def sample(self, predict, ids, mask_id, **options):
-            seen.extend(predict(ids, step) for step in (0, 1))
-            return super().sample(predict, ids, mask_id, **options)
+        def stepwise(self, ids, mask_id, **options):
+            for step in (0, 1):
+                seen.append((yield ids, step))
+            return (yield from super().stepwise(ids, mask_id, **options))
 
     prompts = [[text("aa"), text(FORMAT.head(2, 3))], [text("aaaaaa"), text(FORMAT.head(2, 3))]]
     prompt = model.batch_builder(TOKENIZER)(prompts, padding="left")
@@ -111,7 +113,7 @@ def test_grids_are_drawn_in_a_few_passes(size: tuple[int, int]) -> None:
     prompt = model.batch_builder(TOKENIZER)(rows, padding="left")
     options = Generation(guidance=ClassifierFree(scale=2.0), generator=0)
     drawn, again = (sample_grids(model, prompt, GridGrammar(FORMAT, size=size), SAMPLER, options, mask_id=MASK) for _ in range(2))
-    assert len(calls) == 2 * SAMPLER.num_steps
+    assert len(calls) == 2 * (1 + SAMPLER.num_steps)
     assert drawn.shape == (2, *size)
     assert torch.equal(drawn, again)
     assert drawn.min() >= 0
@@ -144,7 +146,8 @@ def test_errors() -> None:
 def test_the_former_name_still_samples() -> None:
     model = parallel_model()
     prompt = model.batch_builder(TOKENIZER)([[text("a"), text(FORMAT.head(2, 3))]], padding="left")
-    wanted = sample_grids(model, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, Generation(generator=0), mask_id=MASK)
+    options = Generation(generator=torch.Generator().manual_seed(0))
+    wanted = sample_grids(model, prompt, GridGrammar(FORMAT, size=(2, 3)), SAMPLER, options, mask_id=MASK)
     with pytest.warns(FutureWarning, match="draw_grids is sample_grids"):
         found = draw_grids(
             model, prompt, FORMAT, SAMPLER, size=(2, 3), mask_id=MASK, generator=torch.Generator().manual_seed(0), guidance=None

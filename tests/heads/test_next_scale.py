@@ -116,3 +116,14 @@ def test_without_classes_nothing_is_modulated() -> None:
 def test_what_does_not_fit_is_refused(spans, message) -> None:
     with pytest.raises(ValueError, match=message):
         both()[2].corrupt(spans)
+
+
+def test_a_finished_span_is_read_as_it_was_written() -> None:
+    """With its class, however often classes are left out while training; or with none."""
+    head = head_of_codes().train()
+    head.label_dropout = 1.0
+    ids = torch.randint(10, (22,), generator=torch.Generator().manual_seed(2))
+    for given, labels in ((torch.tensor([1, 4]), torch.tensor([1, 4])), (None, torch.tensor([5, 5]))):
+        found = head.finished(spans_of(2, given, ids))
+        wanted = head.corrupt(spans_of(2, labels, ids), drop=torch.zeros(2, dtype=torch.bool))
+        assert torch.equal(found.added, wanted.added) and torch.equal(found.condition, wanted.condition)

@@ -12,8 +12,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytest.importorskip("mlxtend")
 pytest.importorskip("sklearn")
 pytest.importorskip("diffusers")
-WAYS = ("emu3", "orthus", "show_o", "transfusion", "bagel", "nexus", "metaqueries")
-SEGMENTS = {"codes": "Codes", "latents": "Vectors", "pixels": "Image"}
+WAYS = ("emu3", "orthus", "show_o", "transfusion", "bagel", "nexus", "metaqueries", "vargpt")
+SEGMENTS = {"codes": "Codes", "scales": "Codes", "latents": "Vectors", "pixels": "Image"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tokenizers(example, digits, tmp_path_factory):
     """Hardly trained; read from the folder the second time."""
     folder = tmp_path_factory.mktemp("tokenizers")
     first, again = (example.load_tokenizers(folder, digits[0], num_steps=3) for _ in range(2))
-    for images in ("latents", "codes"):
+    for images in ("latents", "codes", "scales"):
         assert torch.equal(*(one.encode(images, digits[1].pixels) for one in (first, again)))
     return again
 
@@ -50,7 +50,9 @@ def image(way, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     if way.images == "pixels":
         return torch.rand(3, 28, 28, generator=generator)
-    return torch.randn(7, 7, 4, generator=generator) if way.images == "latents" else torch.randint(128, (7, 7), generator=generator)
+    if way.images == "latents":
+        return torch.randn(7, 7, 4, generator=generator)
+    return torch.randint(128, (70,) if way.images == "scales" else (7, 7), generator=generator)
 
 
 def test_the_ways_are_those_of_the_table(example) -> None:
@@ -100,7 +102,7 @@ def test_a_reply_holds_an_image_and_words(example, sizes, digits, tokenizers, na
     written = [segment for _, segment in example.reply(way, [[*example.told(3), example.BEGUN]], way.grammar)]
     assert [type(segment).__name__ for segment in written] == [SEGMENTS[way.images], "Text"]
     assert tokenizers.decode(written[0]).shape == (3, 28, 28)
-    assert example.measure(way, range(1))[0] == {"emu3": 50, "orthus": 50, "nexus": 2, "metaqueries": 2}.get(
+    assert example.measure(way, range(1))[0] == {"emu3": 50, "orthus": 50, "nexus": 2, "metaqueries": 2, "vargpt": 5}.get(
         name, 1 + sizes.num_steps
     )
 
@@ -147,11 +149,3 @@ def test_bagels_experts_are_those_of_noise(example, sizes) -> None:
     for parameter in layer["generation"].parameters():
         parameter.data.zero_()
     assert not torch.equal(way.model(learned, generator=torch.Generator().manual_seed(0)).hidden, noised)
-
-
-def test_places_are_those_of_each_image(example) -> None:
-    from recipes.way import Placed
-
-    placed = Placed(embedder=torch.nn.Identity(), dim=4)
-    images = torch.zeros(3, 49, 4)
-    torch.testing.assert_close(placed(images.flatten(0, 1)), placed.places.repeat(3, 1))

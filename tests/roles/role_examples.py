@@ -419,6 +419,7 @@ WITHOUT = {
     "OutputMapper": "reads rows of queries: tests/heads/test_embedding.py",
     "GeneratorHead": "writes spans: tests/heads/test_generator.py",
     "ClassTokens": "reads labels",
+    "LearnedPlaces": "reads places too: tests/embedders/test_learned_places.py",
     "ScaleTokens": "reads the codes of all scales: tests/models/test_var.py",
     "SpanPositions": "reads spans: tests/models/test_mar.py",
 }
