@@ -95,6 +95,18 @@ class Grammar(Protocol):
         ...
 
 
+def describe_all(grammars: Sequence[Grammar], states: Sequence[State]) -> list[Described]:
+    """What the next token of each row is; rows of one grammar that stand alike are looked at once."""
+    known: dict[tuple[int, State], Described] = {}
+    found = []
+    for grammar, state in zip(grammars, states, strict=True):
+        stands = (id(grammar), state)
+        if stands not in known:
+            known[stands] = grammar.describe(state)
+        found.append(known[stands])
+    return found
+
+
 @runtime_checkable
 class ImageGrammar(Grammar, Protocol):
     """A grammar whose rows may hold images."""

@@ -23,6 +23,10 @@ SizeRule = tuple[int, ...] | Literal["reference", "first"]
 """A fixed (height, width), or which image's size the next one takes; see ``GridGrammar``."""
 
 
+MOST_REMEMBERED = 4096
+"""Places in images of which a grammar remembers what it said."""
+
+
 class GridGrammar:
     """Text and images in a ``GridFormat``.
 
@@ -89,6 +93,8 @@ class GridGrammar:
         self._text_only = _ranges_without(vocab_size, self._codes, structure | begin)
         self._digit = tuple((digit, digit + 1) for digit in format.digits)
         self._bodies: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._described: dict[tuple[int, tuple[int, ...]], Described] = {}
+        self._num_axes = format.num_axes
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -127,9 +133,19 @@ class GridGrammar:
 
     def describe(self, state: State) -> Described:
         """A visual token where a code comes next, text elsewhere."""
-        if state.mode != "grid" or self._expected(state) != ANY_CODE:
+        if state.mode != "grid":
             return TEXT_TOKEN
-        return Described(self.modality, True, self.format.place_in(state.offset, *self._size(state)), self.head, self.input)
+        size = self._size(state)
+        described = self._described.get((state.offset, size))
+        if described is None:
+            described = TEXT_TOKEN
+            if self._expected(state) == ANY_CODE:
+                place = self.format.place_in(state.offset, *size)
+                described = Described(self.modality, True, place, self.head, self.input)
+            if len(self._described) == MOST_REMEMBERED:
+                self._described.clear()
+            self._described[state.offset, size] = described
+        return described
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
         """Codes, text, and digits of sizes, as far as they may still come."""
@@ -214,7 +230,7 @@ class GridGrammar:
 
     def _size(self, state: State) -> tuple[int, ...]:
         """Of the grid being written, or of the last one: as many sides as the format has."""
-        return (state.frames, state.height, state.width)[-self.format.num_axes :]
+        return (state.frames, state.height, state.width)[-self._num_axes :]
 
     def _after_grid_token(self, state: State) -> State:
         state = state._replace(offset=state.offset + 1)

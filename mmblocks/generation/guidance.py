@@ -45,7 +45,11 @@ def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tens
 
     Source: classifier-free guidance (arXiv 2207.12598) as Emu3 applies it to logits.
     """
-    c, u = conditional.log_softmax(dim=-1), unconditional.log_softmax(dim=-1)
+    return _guided(torch.stack([conditional, unconditional]), scale)
+
+
+def _guided(logits: Float[Tensor, "2 N V"], scale: float) -> Float[Tensor, "N V"]:
+    c, u = logits.log_softmax(dim=-1)
     return (c - u).mul_(scale).add_(u)  # u + scale * (c - u), in memory taken once
 
 
@@ -98,11 +102,11 @@ class ClassifierFree:
 
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
         """``u + scale * (c - u)``."""
-        conditional, unconditional = logits
         if self.last_step is not None and step > self.last_step:
-            return conditional
+            return logits[0]
         if self.normalise:
-            return classifier_free(conditional, unconditional, self.scale)
+            return _guided(logits, self.scale)
+        conditional, unconditional = logits
         return unconditional + self.scale * (conditional - unconditional)
 
 

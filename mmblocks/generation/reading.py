@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmblocks.generation.choosing import Chosen
-from mmblocks.generation.grammar import Grammar, State
+from mmblocks.generation.grammar import Grammar, State, describe_all
 from mmblocks.roles import AnyEmbedder, AnyHead, Trunk
 from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.masks import Mask, MaskRule
@@ -107,6 +107,11 @@ class Reader:
     num_streams: int
     may_grow: bool
 
+    def __post_init__(self) -> None:
+        # A cache of a trunk of one's own need not have any of these.
+        self._mask_for, self._run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
+        self._limited = self.cache if isinstance(self.cache, _Limited) else None
+
     def read_prompt(self, prompt: Batch) -> Newest:
         """The prompt, of all streams."""
         conditions = self.model.conditions(prompt) if prompt.copies and isinstance(self.model, SpanModel) else None
@@ -116,20 +121,20 @@ class Reader:
 
     def read(self, chosen: Chosen, table: TokenTable, grammars: Sequence[Grammar], states: Sequence[State]) -> Newest:
         """One token of each row, an id or a vector."""
-        embeds = self.embed_chosen(chosen, grammars, states).repeat(self.num_streams, 1)
+        embeds = torch.cat([self.embed_chosen(chosen, grammars, states)] * self.num_streams)
         return Newest(self.forward(embeds[:, None], table)[:, 0])
 
     def embed_chosen(
         self, chosen: Chosen, grammars: Sequence[Grammar], states: Sequence[State], only: Sequence[int] | None = None
     ) -> Float[Tensor, "B D"]:
         """The embedding of the newest id or vector of each row, or of some; other rows have zeros, or anything."""
-        ids = chosen.ids.clamp(min=0)
         places: dict[str, list[int]] = {}
-        for row, (grammar, state) in enumerate(zip(grammars, states, strict=True)):
-            if state.mode != "done" and (only is None or row in only):
-                places.setdefault(grammar.describe(state).input or self.input, []).append(row)
-        if len(places) == 1 and not chosen.vectors:  # the ids of finished rows are never read, and may be any
-            return self.embed(next(iter(places)), ids)
+        for row, described in enumerate(describe_all(grammars, states)):
+            if states[row].mode != "done" and (only is None or row in only):
+                places.setdefault(described.input or self.input, []).append(row)
+        if only is None and len(places) == 1 and not chosen.vectors:
+            return self.embed(next(iter(places)), chosen.ids)  # those of finished rows are never read, and may be any
+        ids = chosen.ids.clamp(min=0)
         embeds: Tensor | None = None
         for name in sorted(places):
             rows = places[name]
@@ -154,9 +159,8 @@ class Reader:
         beside: dict[str, Tensor] | None = None,
     ) -> Float[Tensor, "SB L D"]:
         """The states of these tokens, which are added to the cache."""
-        # A cache of a trunk of one's own need not have either.
-        mask_for, run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
         self.make_room(embeds.shape[1])
+        mask_for, run = self._mask_for, self._run
         mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
         more: dict[str, Any] = {**(beside or {}), **({} if conditions is None else {"conditions": conditions})}
         if run is not None and not more:
@@ -170,7 +174,7 @@ class Reader:
         Raises:
             ValueError: a cache that was handed in and is too small, or cannot grow.
         """
-        free = self.cache.free if isinstance(self.cache, _Limited) else None
+        free = None if self._limited is None else self._limited.free
         if free is None or free >= tokens:
             return
         if not (self.may_grow and isinstance(self.cache, _Growing)):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -116,7 +116,9 @@ def attend(
         return _attend_grouped(query, key, value, mask, scale)
     match mask:
         case Dense():
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask.visible[:, None], scale=scale, enable_gqa=grouped)
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask=_for_heads(mask, query), scale=scale, enable_gqa=grouped
+            )
         case Everything():
             return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
         case _:
@@ -127,9 +129,14 @@ def attend(
 def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None) -> Tensor:
     """One query each: the heads of a group are taken as queries of one head, so that its keys and values are read once."""
     queries = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
-    seen = mask.visible[:, None] if isinstance(mask, Dense) else None
+    seen = _for_heads(mask, query) if isinstance(mask, Dense) else None
     found = scaled_dot_product_attention(queries, key, value, attn_mask=seen, scale=scale)
     return found.reshape(*query.shape[:3], value.shape[-1])
+
+
+def _for_heads(mask: Dense, query: Tensor) -> Shaped[Tensor, "B 1 Lq Lk"]:
+    """As attention takes it; of booleans it would make numbers in each layer anew."""
+    return mask.visible[:, None] if mask.added is None else mask.added.to(query.dtype)
 
 
 def changed(hook: Hook | None, value: Tensor) -> Tensor:

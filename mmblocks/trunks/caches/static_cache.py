@@ -90,6 +90,10 @@ class StaticCache(KVCache):
             raise ValueError(f"{table.shape[1]} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them")
         return table if self.alone else self.recent
 
+    def follow(self, table: TokenTable) -> TokenTable:
+        """As ``append``."""
+        return self.append(table)
+
     def update(
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
     ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:

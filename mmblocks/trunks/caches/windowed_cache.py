@@ -101,6 +101,10 @@ class WindowedCache(KVCache):
         self.length += new
         return self.history
 
+    def follow(self, table: TokenTable) -> TokenTable:
+        """As ``append``."""
+        return self.append(table)
+
     def update(
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
     ) -> tuple[Float[Tensor, "B K L2 D"], Float[Tensor, "B K L2 V"]]:
