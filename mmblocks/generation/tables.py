@@ -52,7 +52,7 @@ class TableWriter:
         self.documents: list[int] = newest.document[:, 0].tolist()
         self.next_spans: list[int] = (prompt.span.amax(dim=1) + 1).tolist()
         self._facts: list[tuple[int, int, int]] = []
-        self._kinds: tuple[Tensor, ...] = ()
+        self._kinds: tuple[Tensor, Tensor, Tensor] = (newest.modality, newest.document, newest.span)
         self._noisy, self._target = torch.zeros_like(newest.noisy), torch.full_like(newest.target, NO_HEAD)
 
     def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
@@ -71,7 +71,8 @@ class TableWriter:
             grids.append(described.grid)
         if facts != self._facts:  # inside of an image or of text nothing but the grid is new in each step
             self._facts = facts
-            self._kinds = torch.tensor(facts, device=self._noisy.device)[:, None].unbind(-1)
+            kinds = torch.tensor(facts, device=self._noisy.device)[:, None]
+            self._kinds = kinds[..., 0], kinds[..., 1], kinds[..., 2]
         grid = torch.tensor(grids, device=self._noisy.device)[:, None]
         self.order = self.order + 1
         self._finish([b.num_images - a.num_images for a, b in zip(before, after, strict=True)])

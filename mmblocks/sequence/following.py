@@ -33,8 +33,8 @@ class Following(NamedTuple):
     Attributes:
         start: a table -> what is carried along after it.
         step: (what was carried, one column of the table, where it is no padding) -> its positions, and what is carried after it.
-        ahead: (what was carried, n) -> the positions (B, n) of the next n tokens, where they are known if none is padding; None where
-            they depend on the tokens.
+        ahead: (what was carried, n) -> the positions (B, n) of the next n tokens if none of them is padding; None where positions
+            depend on more.
 
     Examples:
         >>> from mmblocks import TokenTable

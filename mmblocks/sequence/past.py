@@ -53,8 +53,8 @@ class Past:
         False
     """
 
-    keys: TokenTable
     mask: Causal | Dense
+    _keys: TokenTable | Callable[[], TokenTable]
 
     def __init__(self, attended: Bool[Tensor, "B 1 C"], length: int, document: Tensor, order: Tensor) -> None:
         self.length = length
@@ -67,7 +67,7 @@ class Past:
     @property
     def keys(self) -> TokenTable:
         """The table of the tokens read, the newest included."""
-        if callable(self._keys):
+        if not isinstance(self._keys, TokenTable):
             self._keys = self._keys()
         return self._keys
 

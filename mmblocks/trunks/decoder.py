@@ -179,11 +179,14 @@ class Decoder(Block):
         if conditions is not None:
             told = read_conditions(conditions, table.shape, self.condition_dim, groups, self.modulation)
         keys = table if cache is None else cache.follow(table)
-        known = isinstance(keys, Past)
+        if not isinstance(keys, Past):
+            lowered = find_mask(mask, table, keys)
+        else:
+            lowered = keys.mask if mask is None else find_mask(mask, table, keys.keys)
         return ForwardContext(
             table,
             keys,
-            keys.mask if known and mask is None else find_mask(mask, table, keys.keys if known else keys),
+            lowered,
             cache=cache,
             hooks=hooks,
             groups=groups,

@@ -122,7 +122,8 @@ class KVCache:
 
     @slots.setter
     def slots(self, slots: TokenTable) -> None:
-        self._slots, self._noted = slots, []
+        self._slots = slots
+        self._noted: list[Tensor] = []
 
     @property
     def batch(self) -> int:
@@ -183,7 +184,7 @@ class KVCache:
         return keys
 
     def follow(self, table: TokenTable) -> Past | TokenTable:
-        """As ``append``; in place of the table what is known of the newest token, where it says all without looking at whole rows."""
+        """As ``append``, but what is known of the newest token takes the table's place where that says the same."""
         self._note(table)
         return self.table if self._past is None else self._past
 
