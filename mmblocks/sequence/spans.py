@@ -197,6 +197,10 @@ class Spans(NamedTuple):
         )
 
 
+NO_CONDITION = -1
+"""Of a token that layers are told nothing of."""
+
+
 class Conditions(NamedTuple):
     """What layers are told of some tokens beside their embeddings, such as a time or a class.
 
@@ -215,6 +219,10 @@ class Conditions(NamedTuple):
 
     vectors: Float[Tensor, "M C"]
     of: Int[Tensor, "B K"]
+
+    def of_each(self, length: int) -> "Conditions":
+        """The same with an entry for each of L tokens."""
+        return self._replace(of=self.of.repeat_interleave(length // self.of.shape[1], dim=1))
 
 
 class Reading(NamedTuple):
