@@ -154,6 +154,15 @@ class ChoosingGrammar(Grammar, Protocol):
         ...
 
 
+@runtime_checkable
+class ImageChoosingGrammar(ChoosingGrammar, Protocol):
+    """One that says apart among which ids heads will choose inside of images."""
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """As ``choices``, without text."""
+        ...
+
+
 class TextGrammar:
     """Any id until one that stops.
 

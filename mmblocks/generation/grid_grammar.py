@@ -140,29 +140,32 @@ class GridGrammar:
         if described is None:
             described = TEXT_TOKEN
             if self._expected(state) == ANY_CODE:
-                place = self.format.place_in(state.offset, *size)
-                described = Described(self.modality, True, place, self.head, self.input)
+                described = Described(self.modality, True, self.format.place_in(state.offset, *size), self.head, self.input)
             if len(self._described) == MOST_REMEMBERED:
                 self._described.clear()
             self._described[state.offset, size] = described
         return described
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
-        """Codes, text, and digits of sizes, as far as they may still come."""
-        if state.mode == "done":
-            return []
-        in_text, opens = state.mode == "text", state.num_images < self.num_images
-        writes_images = state.in_image or (opens and self.format.begin is not None)
-        after_image = self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
-        found: list[tuple[str | None, tuple[IdRange, ...]]] = []
-        if writes_images:
-            found.append((self.head, self._codes))
-        if in_text or after_image:
-            text = self.allowed(state) if in_text else self._text_only
-            found.append((None, text))
-        if writes_images and (state.mode == "size" or in_text or after_image) and self._wanted_size(state) is None:
-            found.append((None, self._digit))
+        """Codes, digits of sizes, and text, as far as they may still come."""
+        found = self.image_choices(state)
+        if state.mode == "text" or (state.mode != "done" and self._goes_on(state)):
+            found.append((None, self.allowed(state) if state.mode == "text" else self._text_only))
         return [(head, ranges) for head, ranges in found if ranges]
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Codes, and digits of sizes."""
+        opens = state.num_images < self.num_images and self.format.begin is not None
+        if state.mode == "done" or not (state.in_image or opens):
+            return []
+        found: list[tuple[str | None, tuple[IdRange, ...]]] = [(self.head, self._codes)]
+        if (state.mode in ("size", "text") or self._goes_on(state)) and self._wanted_size(state) is None and self._digit:
+            found.append((None, self._digit))
+        return found
+
+    def _goes_on(self, state: State) -> bool:
+        """Whether text comes after the image that is being written."""
+        return self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after ``next_id``.
