@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmblocks.layers.diffusion.denoising_guidance import exaggerated
+
 
 @runtime_checkable
 class Guidance(Protocol):
@@ -295,12 +297,8 @@ class SpanGuide:
         first = predictions[0]
         if len(predictions) == 1 or strength == 0:
             return first
-        if self.writes == "ids":
-            guided = self.guidance.combine(predictions, 0)
-        else:
-            guided = predictions[-1]
-            for more, less, scale in zip(predictions, predictions[1:], self.scales, strict=False):
-                guided = guided + scale * (more - less)
+        by_ids = self.writes == "ids"
+        guided = self.guidance.combine(predictions, 0) if by_ids else exaggerated(list(predictions), self.scales)
         return guided if strength == 1 else first + strength * (guided - first)
 
 
