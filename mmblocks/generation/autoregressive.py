@@ -19,7 +19,7 @@ from mmblocks.generation.rereading import Rows, read_rows
 from mmblocks.generation.span_writing import Shown, SpanWriter
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
-from mmblocks.roles import AnyHead, Cache, Trunk
+from mmblocks.roles import AnyHead, Cache, SpanHead, Trunk
 from mmblocks.sequence.batches import NOTHING, Batch
 from mmblocks.sequence.pieces import NO_ID
 from mmblocks.sequence.segments import Segment
@@ -92,10 +92,13 @@ def generate_ids(
         generator=generator,
     )
     choose.check(grammars, states)
-    reader = Reader(model, _check_cache(cache, model.trunk, prompt, max_tokens), options.input, guide.num_streams, cache is None)
+    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
+    heads = [model.outputs[name] for name in model.outputs] if may_span else []
+    layouts = [head.span for head in heads if isinstance(head, SpanHead)]
+    own_cache = _check_cache(cache, model.trunk, prompt, max_tokens)
+    reader = Reader(model, own_cache, options.input, guide.num_streams, cache is None, layouts)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
-    may_span = any(isinstance(grammar, SpanGrammar) for grammar in grammars)
     write = SpanWriter(reader, tables, guide, options.generator, options.given, options.previews, may_span)
     left = [max_tokens] * rows
     for step in range(max_tokens):

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mmblocks.generation.choosing import Chosen
 from mmblocks.generation.grammar import Grammar, State, describe_all
+from mmblocks.generation.trunk_states import TrunkStates, Watch
 from mmblocks.roles import AnyEmbedder, AnyHead, Trunk
 from mmblocks.sequence.batches import Batch, BatchBuilder
 from mmblocks.sequence.masks import Mask, MaskRule
-from mmblocks.sequence.spans import Conditions
+from mmblocks.sequence.spans import Conditions, SpanLayout
 from mmblocks.sequence.tokens import TokenTable, vectors_of
 from mmblocks.support.named import Named
 
@@ -99,6 +100,10 @@ class Reader:
         input: the embedder of ids.
         num_streams: S.
         may_grow: whether the cache is the loop's own, and may be given more room.
+        layouts: of the heads of whole spans that may write: what they are given says which states are kept.
+
+    Attributes:
+        states: of what was read last, of the layers that heads are given where the call said so.
     """
 
     model: IdModel
@@ -106,8 +111,12 @@ class Reader:
     input: str
     num_streams: int
     may_grow: bool
+    layouts: Sequence[SpanLayout] = ()
 
     def __post_init__(self) -> None:
+        self._layers = tuple({layer for layout in self.layouts for layer in layout.layers})
+        self._keeps = any(layout.states == "document" for layout in self.layouts)
+        self._read: list[tuple[TokenTable, TrunkStates]] = []
         # A cache of a trunk of one's own need not have any of these.
         self._mask_for, self._run = (getattr(self.cache, name, None) for name in ("mask_for", "run"))
         self._limited = self.cache if isinstance(self.cache, _Limited) else None
@@ -117,12 +126,16 @@ class Reader:
         conditions = self.model.conditions(prompt) if prompt.copies and isinstance(self.model, SpanModel) else None
         beside = dict(prompt.beside)
         hidden = self.forward(self.model.embed(prompt), prompt.table, prompt.mask, conditions=conditions, beside=beside)
-        return Newest(hidden[:, -1])
+        return self._newest(hidden)
 
     def read(self, chosen: Chosen, table: TokenTable, grammars: Sequence[Grammar], states: Sequence[State]) -> Newest:
         """One token of each row, an id or a vector."""
         embeds = torch.cat([self.embed_chosen(chosen, grammars, states)] * self.num_streams)
-        return Newest(self.forward(embeds[:, None], table)[:, 0])
+        return self._newest(self.forward(embeds[:, None], table))
+
+    def _newest(self, hidden: Float[Tensor, "SB L D"]) -> Newest:
+        """The last states; apart from those that are kept, as they are written over where a span stays in the cache."""
+        return Newest(hidden[:, -1].clone() if self._keeps else hidden[:, -1])
 
     def embed_chosen(
         self, chosen: Chosen, grammars: Sequence[Grammar], states: Sequence[State], only: Sequence[int] | None = None
@@ -157,16 +170,29 @@ class Reader:
         *,
         conditions: Conditions | None = None,
         beside: dict[str, Tensor] | None = None,
+        watch: bool = False,
     ) -> Float[Tensor, "SB L D"]:
-        """The states of these tokens, which are added to the cache."""
+        """The states of these tokens, which are added to the cache; with ``watch`` those of layers are kept too."""
         self.make_room(embeds.shape[1])
         mask_for, run = self._mask_for, self._run
         mask = (self.model.mask or lowered) if mask_for is None else mask_for(table, self.model.mask, lowered)
         more: dict[str, Any] = {**(beside or {}), **({} if conditions is None else {"conditions": conditions})}
+        watched = Watch(self.model.trunk, self._layers if watch or self._keeps else ())
+        more |= watched.options
         if run is not None and not more:
-            states: Tensor = run(self.model.trunk, embeds, table, mask)
-            return states
-        return self.model.trunk(embeds, table, self.cache, mask=mask, **more)
+            hidden: Tensor = run(self.model.trunk, embeds, table, mask)
+        else:
+            hidden = self.model.trunk(embeds, table, self.cache, mask=mask, **more)
+        self.states = watched.states(hidden)
+        if self._keeps:
+            self._read.append((table, self.states))
+        return hidden
+
+    def read_so_far(self, layers: tuple[int, ...]) -> tuple[TokenTable, Float[Tensor, "SB T _"]]:
+        """Everything in the cache: its table, and states of these layers. Kept where a head is given whole documents."""
+        tables, states = zip(*self._read, strict=True)
+        table = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(*tables, strict=True)))
+        return table, torch.cat([one.of(layers) for one in states], dim=1)
 
     def make_room(self, tokens: int) -> None:
         """Sees to it that so many tokens fit.
@@ -190,3 +216,5 @@ class Reader:
         if not isinstance(self.cache, _Forgetting):
             raise TypeError(f"the cache is a {type(self.cache).__name__}, which cannot forget; accepted: one with a method forget")
         self.cache.forget(tokens)
+        if self._keeps:
+            self._read.pop()  # what was read last is what is taken back

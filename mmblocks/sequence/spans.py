@@ -35,6 +35,9 @@ class SpanLayout:
         scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
             before it.
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
+        states: which states the head is given: those of its "own" tokens, or of the whole "document" so far, which they end.
+        layers: after how many layers of the trunk each of these is taken, as ``trunks.hidden_states`` counts; the head is given
+            all of a token's side by side. Empty for the trunk's output alone.
 
     Raises:
         ValueError: options that do not go together.
@@ -54,6 +57,8 @@ class SpanLayout:
     lead: int = 0
     scales: tuple[tuple[int, int], ...] | None = None
     whole: bool = False
+    states: Literal["own", "document"] = "own"
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         choices = {
@@ -61,10 +66,15 @@ class SpanLayout:
             "predicts": ("own", "next"),
             "attends": ("span", "causal"),
             "context": ("clean", "read"),
+            "states": ("own", "document"),
         }
         for name, accepted in choices.items():
             if vars(self)[name] not in accepted:
                 raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, accepted))}")
+        if self.predicts == "next" and (self.states == "document" or self.layers):
+            raise ValueError(f"predicts is 'next', states {self.states!r} and layers {self.layers}; accepted: 'own' and none")
+        if any(layer < 0 for layer in self.layers):
+            raise ValueError(f"layers is {self.layers}; accepted: 0 or more each")
         if self.lead < 0 or (self.num_tokens is not None and self.num_tokens < 1):
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
@@ -92,6 +102,7 @@ class Spans(NamedTuple):
         given: by name, what samples say of each span beside, (S, ...), such as a class.
         weight: of each span's losses; None for 1.
         generators: a source of randomness for each span while it is written, so that what a row gets does not depend on others.
+        contexts: by stream, how many states the head is given of each span, where these are those of the whole document.
 
     Examples:
         >>> import torch
@@ -116,6 +127,7 @@ class Spans(NamedTuple):
     given: dict[str, Tensor]
     weight: Float[Tensor, " S"] | None
     generators: tuple[Generator, ...] = ()
+    contexts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_spans(self) -> int:

@@ -18,13 +18,13 @@ class _Newest(NamedTuple):
     """The tokens read last, and where older ones made room for them what stood in their places.
 
     Attributes:
-        count: of the tokens.
+        number: of the tokens.
         places: where those of them are kept that are kept at all.
         table: what stood there.
         memory: by layer, keys and values of that.
     """
 
-    count: int
+    number: int
     places: Int[Tensor, " K"] | None = None
     table: TokenTable | None = None
     memory: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -150,8 +150,8 @@ class WindowedCache(KVCache):
             ValueError: neither none nor all of the tokens that were read last; a layer that keeps a state.
         """
         newest = self._newest
-        if count not in (0, newest.count):
-            raise ValueError(f"count is {count}; accepted: 0 or {newest.count}, the tokens read last, out of a WindowedCache")
+        if count not in (0, newest.number):
+            raise ValueError(f"count is {count}; accepted: 0 or {newest.number}, the tokens read last, out of a WindowedCache")
         super().forget(count)
         if not count:
             return
