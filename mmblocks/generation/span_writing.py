@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.generation.grammar import Described, Grammar, SpanGrammar, State
 from mmblocks.generation.guidance import Guidance, SpanGuide
 from mmblocks.generation.reading import Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
-from mmblocks.generation.trunk_states import document_states
+from mmblocks.generation.trunk_states import Documents, documents_of
 from mmblocks.layers.spans import Read, conditions_of, embed_spans
 from mmblocks.roles import SpanHead
 from mmblocks.sequence.pieces import span_grid, span_steps
@@ -59,25 +57,6 @@ class WrittenSpan(NamedTuple):
     segment: Segment
     num_tokens: int
     kept: bool
-
-
-class _Documents(NamedTuple):
-    """What spans of a head are the end of.
-
-    Attributes:
-        before: states of all tokens read before them.
-        places: by stream, which tokens of the flattened rows, those of the spans included, they are.
-        counts: by stream, how many of each span.
-    """
-
-    before: Float[Tensor, "SB T _"]
-    places: list[Int[Tensor, " M"]]
-    counts: tuple[tuple[int, ...], ...]
-
-    def states(self, own: Float[Tensor, "SB L _"]) -> Float[Tensor, "S _ _"]:
-        """Their states, with those of the spans' own tokens; zeros after those of shorter streams."""
-        everything = torch.cat([self.before, own], dim=1).flatten(0, 1)
-        return pad_sequence([everything[places] for places in self.places], batch_first=True)
 
 
 class _Group(NamedTuple):
@@ -150,8 +129,9 @@ class SpanWriter:
         chunk = _chunk(layout, grammars[group.rows[0]].describe(states[group.rows[0]]))
         table = self.tables.block(dict.fromkeys(group.rows, chunk), len(grammars), noisy=layout.context == "clean")
         spans = self._spans(layout, group, chunk)._replace(generators=sources)
-        documents = self._documents(spans, layout, table) if layout.states == "document" else None
-        if documents is not None:
+        documents = None
+        if layout.states == "document":
+            documents = documents_of(self.reader.read_so_far(layout.layers), spans, table, len(grammars), layout.lead)
             spans = spans._replace(contexts=documents.counts)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
         writing = head.write(spans, guide=guide, generator=sources[0])
@@ -176,7 +156,7 @@ class SpanWriter:
         return made
 
     def _pass(
-        self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest, documents: "_Documents | None"
+        self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest, documents: Documents | None
     ) -> Tensor:
         """The states (S, n, D) of one pass."""
         if documents is not None and one.part is not None:
@@ -210,18 +190,6 @@ class SpanWriter:
         else:
             self.reader.forget(length)
         return states
-
-    def _documents(self, spans: Spans, layout: SpanLayout, block: TokenTable) -> "_Documents":
-        """What spans are the end of, in each stream; ``block`` is the table of the spans' own tokens."""
-        before, states = self.reader.read_so_far(layout.layers)
-        table = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(before, block, strict=True)))
-        streams, length, total = self.reader.num_streams, block.shape[1], table.shape[1]
-        rows, columns = spans.places // length, spans.places % length + before.shape[1]
-        found = []
-        for stream in range(streams):
-            places = (rows + stream * (len(table.document) // streams)) * total + columns
-            found.append(document_states(table, spans._replace(places=places), layout.lead))
-        return _Documents(states, [own for own, _ in found], tuple(counts for _, counts in found))
 
     def _head(self, name: str) -> tuple[SpanHead, SpanLayout]:
         model = self.reader.model

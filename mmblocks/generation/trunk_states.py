@@ -1,6 +1,6 @@
 """The states of a trunk that heads of whole spans are given: of the layers that they name, and of whole documents.
 
-Shapes: B rows, L tokens, D width, K layers, N states of the documents of all spans, S spans.
+Shapes: S streams, B rows, SB rows of all streams, L tokens, T tokens read before, D width, N states of the documents of all spans.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.layers.attention.attend import Hook
 from mmblocks.sequence.spans import SpanLayout, Spans
@@ -103,3 +104,44 @@ def document_states(table: TokenTable, spans: Spans, lead: int) -> tuple[Int[Ten
         before[column - lead :] = False
         found.append(torch.cat([row * length + before.nonzero()[:, 0], own]))
     return torch.cat(found), tuple(map(len, found))
+
+
+class Documents(NamedTuple):
+    """What spans of a head are the end of.
+
+    Attributes:
+        before: states of all tokens read before them.
+        places: by stream, which tokens of the flattened rows, those of the spans included, they are.
+        counts: by stream, how many of each span.
+    """
+
+    before: Float[Tensor, "SB T _"]
+    places: list[Int[Tensor, " M"]]
+    counts: tuple[tuple[int, ...], ...]
+
+    def states(self, own: Float[Tensor, "SB L _"]) -> Float[Tensor, "S _ _"]:
+        """Their states, with those of the spans' own tokens; zeros after those of shorter streams."""
+        everything = torch.cat([self.before, own], dim=1).flatten(0, 1)
+        return pad_sequence([everything[places] for places in self.places], batch_first=True)
+
+
+def documents_of(
+    before: tuple[TokenTable, Float[Tensor, "SB T _"]], spans: Spans, block: TokenTable, num_rows: int, lead: int
+) -> Documents:
+    """What spans are the end of that are about to be read, in each of G streams.
+
+    Args:
+        before: table and states of all tokens read before them.
+        spans: as tokens of the first stream's rows of ``block``.
+        block: the table (SB, L) of the spans' own tokens, for all streams.
+        num_rows: B.
+        lead: see ``document_states``.
+    """
+    read, states = before
+    table = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(read, block, strict=True)))
+    rows, columns = spans.places // block.shape[1], spans.places % block.shape[1] + read.shape[1]
+    found = []
+    for first_row in range(0, len(block.document), num_rows):
+        places = (rows + first_row) * table.shape[1] + columns
+        found.append(document_states(table, spans._replace(places=places), lead))
+    return Documents(states, [own for own, _ in found], tuple(counts for _, counts in found))

@@ -62,7 +62,7 @@ class Shows(Block):
 KINDS = [("queries", ()), ("queries", (0, 1, 3)), ("document", ()), ("document", (2, 1))]
 
 
-def model_of(states="queries", layers=(), **options) -> MultimodalModel:
+def model_of(states="queries", layers=(), *, context="clean", **options) -> MultimodalModel:
     torch.manual_seed(0)
     sampler = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=2)
     head = GeneratorHead(dim=DIM, num_queries=QUERIES, generator=Shows(), states=states, layers=layers, **options)
@@ -72,7 +72,7 @@ def model_of(states="queries", layers=(), **options) -> MultimodalModel:
         outputs={
             "text": LMHead(dim=DIM, vocab_size=16),
             "image": head,
-            "latents": SpanDenoisingHead(dim=DIM, channels=4, sampler=sampler),
+            "latents": SpanDenoisingHead(dim=DIM, channels=4, sampler=sampler, context=context),
         },
     ).eval()
 
@@ -164,6 +164,22 @@ def test_passes_that_were_taken_back_are_no_part_of_a_document(states, layers) -
         sample = [text([1, 5]), made[0], text([6, BEGIN]), picture()]
         found = model.outputs["image"].generator.seen[-1].conditions[0]
         torch.testing.assert_close(found, wanted(model, sample, states, layers), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [(), (2, 1)])
+def test_passes_over_a_span_that_is_read_as_it_was_noised_are_taken_back_too(layers) -> None:
+    """They are no noised copies: only by being taken back they leave the document."""
+    model = model_of("document", layers, context="read")
+    grammar = UnionGrammar({"a": VectorGrammar(OTHER, vocab_size=16), "b": VectorGrammar(BLOCK, vocab_size=16)})
+
+    def opens(scores):
+        scores.logits[:] = float("-inf")
+        scores.logits[:, BEGIN - scores.first] = 0
+        return scores.logits
+
+    list(model.generate([[text([1, 5])]], grammar, Generation(max_tokens=12, sampling=GREEDY, generator=0, hooks=[opens])))
+    (found,) = model.outputs["image"].generator.seen[-1].conditions
+    assert len(found) == len((1, 5)) + 2 + len((6, BEGIN)) + QUERIES
 
 
 def test_a_connector_reads_documents_one_by_one() -> None:

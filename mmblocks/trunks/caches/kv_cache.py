@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.layers.attention.gated_cross_attention import ReadableImages
-from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
+from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.past import Past
-from mmblocks.sequence.tokens import TokenTable
+from mmblocks.sequence.tokens import TokenTable, packed, unpacked
 from mmblocks.sequence.windows import in_reading_order
 from mmblocks.support.deprecation import former_method
 
@@ -64,6 +64,10 @@ class Memory(NamedTuple):
     head_dim: int = 0
     value_dim: int | None = None
     state: tuple[int, ...] | None = None
+
+
+MOST_NOTED = 64
+"""Columns of the table that are put aside before they are written together."""
 
 
 class KVCache:
@@ -193,7 +197,7 @@ class KVCache:
         past, length = self._past_before(table), self.length + table.shape[1]
         if past is not None and past.read(table, lambda: self.slots.slice(0, length)):
             self._past = past
-            self._noted.append(_packed(table))
+            self._noted.append(packed(table))
         else:
             self._past = None
             self.slots.write(self.length, table)
@@ -208,7 +212,7 @@ class KVCache:
         columns = torch.stack(self._noted, dim=1)
         first = self.length - len(self._noted)
         self._noted = []
-        self._slots.write(first, _unpacked(columns))
+        self._slots.write(first, unpacked(columns))
 
     def _past_before(self, table: TokenTable) -> Past | None:
         """What the tokens held say of these, where they come one by one and may be looked at without waiting for them."""
@@ -304,25 +308,3 @@ class KVCache:
             raise ValueError(f"the cache holds {empty.length} tokens; accepted: an empty one, such as trunk.new_cache(...) gives")
         self.keys, self.values, self.states = empty.keys, empty.values, empty.states
         self.images, self.slots, self.length, self._past = empty.images, empty.slots, 0, None
-
-
-MOST_NOTED = 64
-"""Columns of the table that are put aside before they are written together."""
-
-
-def _packed(column: TokenTable) -> Int[Tensor, "B 9"]:
-    """A column as one tensor of its own."""
-    modality, document, span, grid, order, noisy, target = column
-    return torch.cat([modality, document, span, order, noisy, target, grid.flatten(1)], dim=1)
-
-
-def _unpacked(columns: Int[Tensor, "B n 9"]) -> TokenTable:
-    """The way back, of several."""
-    modality, document, span, order, noisy, target = columns[..., :6].unbind(-1)
-    return TokenTable(modality, document, span, columns[..., 6:], order, noisy.bool(), target)
-
-
-def mask_in_any_order(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
-    """The rule for keys in any order, where the tokens themselves need not be the last; empty places are attended to by none."""
-    seen = (rule or visible)(table, keys)
-    return Dense(seen & (table.is_padding[:, :, None] | ~keys.is_padding[:, None, :]))

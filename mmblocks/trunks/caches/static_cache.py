@@ -14,7 +14,8 @@ from mmblocks.ops.cuda_graphs import Recording, new_pool
 from mmblocks.roles import Trunk
 from mmblocks.sequence.masks import Dense, Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
+from mmblocks.sequence.windows import mask_in_any_order
+from mmblocks.trunks.caches.kv_cache import KVCache
 
 
 class StaticCache(KVCache):

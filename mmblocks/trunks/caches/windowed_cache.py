@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
+from mmblocks.sequence.windows import mask_in_any_order
+from mmblocks.trunks.caches.kv_cache import KVCache
 
 
 class _Newest(NamedTuple):
