@@ -24,5 +24,5 @@ from mmblocks.tokenizers.towers.tar import TATok as TATok
 from mmblocks.tokenizers.towers.unitok import UniTok as UniTok
 from mmblocks.tokenizers.var.tokenizer import VARVQ as VARVQ
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer as VisualTokenizer
-from mmblocks.tokenizers.vqgan import ChameleonVQ as ChameleonVQ
 from mmblocks.tokenizers.vqgan import VQGAN as VQGAN
+from mmblocks.tokenizers.vqgan import ChameleonVQ as ChameleonVQ

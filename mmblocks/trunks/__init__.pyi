@@ -20,8 +20,8 @@ from mmblocks.trunks.neo.trunk import NEOAttention as NEOAttention
 from mmblocks.trunks.neo.trunk import NEOTrunk as NEOTrunk
 from mmblocks.trunks.parts.attention import Attention as Attention
 from mmblocks.trunks.parts.cross_attention import GatedCrossAttentionLayer as GatedCrossAttentionLayer
-from mmblocks.trunks.parts.feed_forward import GatedMLP as GatedMLP
 from mmblocks.trunks.parts.feed_forward import MLP as MLP
+from mmblocks.trunks.parts.feed_forward import GatedMLP as GatedMLP
 from mmblocks.trunks.parts.linears import GatedLowRank as GatedLowRank
 from mmblocks.trunks.parts.linears import Linear as Linear
 from mmblocks.trunks.parts.linears import LowRank as LowRank
