@@ -16,6 +16,7 @@ from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
+from mmblocks.generation.trunk_states import TrunkStates, Watch, check_layers, document_states
 from mmblocks.layers.parts import Parts
 from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished, told
 from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role, embed_at
@@ -23,6 +24,7 @@ from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
 from mmblocks.sequence.rows import Placed
 from mmblocks.sequence.spans import Conditions, Reading, Spans
+from mmblocks.sequence.tokens import TokenTable
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 
@@ -106,7 +108,8 @@ class MultimodalModel(Block):
             ValueError: an input or a head that the model lacks, or values for a head that has no spans in the batch.
         """
         reads = self._reads(batch, given or {}, generator)
-        hidden = self._states(batch, reads)
+        found = self._states(batch, reads)
+        hidden = found.output
         rows = hidden.flatten(0, 1)
         token_losses: dict[str, Tensor] = {}
         for name, placed in batch.targets.items():
@@ -120,8 +123,7 @@ class MultimodalModel(Block):
             states = rows.new_zeros(len(pooled.values), rows.shape[1]).index_add(0, pooled.of, rows[pooled.places]) / count
             _join(token_losses, name, self._head(name).loss(states, pooled.values))
         for name, read in reads.items():
-            one = self._span_head(name).loss(rows.index_select(0, read.spans.states), read.spans, read.reading)
-            _join(token_losses, name, _weighted(one, read.spans))
+            _join(token_losses, name, _weighted(self._span_losses(name, read, batch.table, found), read.spans))
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)
 
@@ -137,8 +139,8 @@ class MultimodalModel(Block):
             generator: source of randomness there.
         """
         if readings is None:
-            return self._states(batch, self._reads(batch, {}, generator))
-        return self._states(batch, {name: Read(spans, readings[name]) for name, spans in batch.spans.items()})
+            return self._states(batch, self._reads(batch, {}, generator)).output
+        return self._states(batch, {name: Read(spans, readings[name]) for name, spans in batch.spans.items()}).output
 
     def embed(self, batch: Batch, *, generator: Generator | None = None) -> Float[Tensor, "B L D"]:
         """What the trunk reads: every input's tokens in their places, zeros at padding.
@@ -161,11 +163,22 @@ class MultimodalModel(Block):
             for name, spans in batch.spans.items()
         }
 
-    def _states(self, batch: Batch, reads: Mapping[str, Read]) -> Float[Tensor, "B L D"]:
+    def _states(self, batch: Batch, reads: Mapping[str, Read]) -> TrunkStates:
         everything = {**_renamed(self._copies(batch)), **reads}
         mask = batch.mask if self.mask is None else self.mask
-        beside = {**batch.beside, **told(list(everything.values()), *batch.ids.shape)}
-        return self.trunk(self._embeds(batch, everything), batch.table, mask=mask, **beside)
+        beside: dict[str, Any] = {**batch.beside, **told(list(everything.values()), *batch.ids.shape)}
+        watch = Watch(self.trunk, (layer for name in reads for layer in self._span_head(name).span.layers))
+        embeds = self._embeds(batch, everything)
+        return watch.states(self.trunk(embeds, batch.table, mask=mask, **beside, **watch.options))
+
+    def _span_losses(self, name: str, read: Read, table: TokenTable, states: TrunkStates) -> Float[Tensor, " N"]:
+        """By token or by span, of the states that the head's layout says."""
+        head, spans = self._span_head(name), read.spans
+        places = spans.states
+        if head.span.states == "document":
+            places, counts = document_states(table, spans, head.span.lead)
+            spans = spans._replace(contexts=(counts,))
+        return head.loss(states.of(head.span.layers).flatten(0, 1).index_select(0, places), spans, read.reading)
 
     def _copies(self, batch: Batch) -> dict[str, Read]:
         """What is read of spans that stand in the batch as they are."""
@@ -262,6 +275,8 @@ def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[s
     check_role(trunk, Trunk, "trunk")
     for name, head in outputs.items():
         check_role(head, SpanHead if isinstance(head, SpanHead) else Head, f"outputs[{name!r}]")
+        if isinstance(head, SpanHead):
+            check_layers(name, head.span, trunk)
 
 
 def _renamed(copies: Mapping[str, Read]) -> dict[str, Read]:

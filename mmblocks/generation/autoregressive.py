@@ -16,7 +16,7 @@ from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.reading import IdModel, Reader
 from mmblocks.generation.rereading import Rows, read_rows
-from mmblocks.generation.span_writing import Shown, SpanWriter, more_tokens, most_leads
+from mmblocks.generation.span_writing import Shown, SpanWriter, more_tokens, most_leads, span_layouts
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
 from mmblocks.roles import AnyHead, Cache, reads_total_length
@@ -97,7 +97,8 @@ def generate_ids(
     kept = model.trunk.new_cache(len(prompt.ids), prompt.ids.shape[1] + room) if cache is None else cache
     _check_cache(cache, prompt, max_tokens)
     told = _total_length(prompt, guide.num_streams, max(room, max_tokens)) if reads_total_length(model.trunk) else None
-    reader = Reader(model, kept, options.input, guide.num_streams, cache is None, told)
+    layouts = tuple(span_layouts(model).values()) if may_span else ()
+    reader = Reader(model, kept, options.input, guide.num_streams, cache is None, told, layouts)
     newest = reader.read_prompt(prompt)
     tables = TableWriter(prompt.table, guide.num_streams, guide.images_only)
     write = SpanWriter(reader, tables, guide, options, may_span)

@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmblocks.generation.autoregressive import check_prompt, most_tokens, some_id_head_of
-from mmblocks.generation.grammar import Grammar, State
-from mmblocks.generation.id_heads import IdHead, check_ids, ids_of
+from mmblocks.generation.choosing import Chosen
+from mmblocks.generation.grammar import ChoosingGrammar, Grammar, IdRange, State, describe_all
+from mmblocks.generation.id_heads import IdHead, check_ids, id_head, ids_of
 from mmblocks.generation.options import Generation, takes_old_keywords
-from mmblocks.generation.reading import IdModel
+from mmblocks.generation.reading import IdModel, Reader
 from mmblocks.generation.tables import TableWriter
 from mmblocks.layers.categorical import VALID_LOGITS
+from mmblocks.roles import AnyHead
 from mmblocks.sequence.batches import Batch
-from mmblocks.sequence.tokens import vectors_of
+from mmblocks.support.named import Named
 
 
 class Beam(NamedTuple):
@@ -52,6 +54,68 @@ class _Hypotheses:
         return full and self.beams[-1].score >= best_open / length**self.length_penalty
 
 
+class _Heads:
+    """The heads that write: the one where none is named, and those that a grammar names.
+
+    Args:
+        outputs: by name.
+        default: where the grammar names none.
+    """
+
+    def __init__(self, outputs: Named[AnyHead], default: IdHead) -> None:
+        self.outputs, self.default = outputs, default
+
+    def named(self, name: str | None) -> IdHead:
+        """The head of that name."""
+        return self.default if name is None else id_head(self.outputs, name)
+
+    def check(self, grammar: Grammar, states: Sequence[State]) -> None:
+        """Refuses heads that are not there, or cannot write their ids, as far as the grammar knows beforehand."""
+        if isinstance(grammar, ChoosingGrammar):
+            for name, ranges in (choice for state in set(states) if state.mode != "done" for choice in grammar.choices(state)):
+                _check_ranges(self.named(name), ranges, name)
+
+    def log_probabilities(self, hidden: Tensor, grammar: Grammar, states: Sequence[State]) -> Tensor:
+        """(B, V) of all ids up to the last that may come: each row's among those that may, by the head that writes them."""
+        allowed = [grammar.allowed(state) for state in states]
+        rows: dict[str | None, list[int]] = {}
+        for row, one in enumerate(describe_all([grammar] * len(states), states)):
+            if one.writes != "id":
+                raise ValueError(f"the grammar lets head {one.head!r} write a {one.writes}; accepted for beams: ids alone")
+            rows.setdefault(one.head, []).append(row)
+        width = max(stop for ranges in allowed for _, stop in ranges)
+        found = hidden.new_full((len(states), width), -math.inf, dtype=torch.float32)
+        for name, own in rows.items():
+            head = self.named(name)
+            first, stop = ids_of(head)
+            logits = pad(head.logits(hidden[own])[:, : max(0, width - first)], (first, max(0, width - stop)))[:, :width]
+            forbidden = _forbidden([allowed[row] for row in own], width)
+            found[own] = logits.masked_fill(forbidden.to(hidden.device), -math.inf).log_softmax(dim=-1)
+            for row in own:
+                if not _is_only(allowed[row]):  # an id that comes in any case need not be one of the head's
+                    _check_ranges(head, allowed[row], name)
+        return found
+
+
+def _is_only(ranges: Sequence[IdRange]) -> bool:
+    """Whether one id alone may come."""
+    return len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1
+
+
+def _check_ranges(head: IdHead, ranges: Sequence[IdRange], name: str | None) -> None:
+    for first, stop in ranges:
+        check_ids(head, first, stop, name)
+
+
+def _forbidden(allowed: Sequence[Sequence[IdRange]], width: int) -> Tensor:
+    """True at the ids that may not come; (N, V)."""
+    mask = torch.ones(len(allowed), width, dtype=torch.bool)
+    for row, ranges in zip(mask, allowed, strict=True):
+        for first, stop in ranges:
+            row[first:stop] = False
+    return mask
+
+
 @takes_old_keywords
 @torch.no_grad()
 def beam_search(
@@ -69,13 +133,16 @@ def beam_search(
         model: reads and writes ids.
         prompt: P left-padded rows.
         grammar: what may follow; ids alone.
-        options: ``max_tokens``, ``input`` and ``head``; nothing is sampled or guided.
+        options: ``max_tokens``, ``input`` and ``head``; nothing is sampled or guided. Ids for which the grammar names another head
+            or input are written and read by those.
         num_beams: texts followed at once, and given back.
         length_penalty: 0 compares log probabilities, 1 their mean per id; more favours long texts.
 
     Raises:
-        ValueError: fewer than one beam, a length penalty that is not finite, other options, or a prompt that cannot be continued;
-            logits that hold NaN or plus infinity, or are all minus infinity.
+        TypeError: a head that the grammar names and that writes no ids.
+        ValueError: fewer than one beam, a length penalty that is not finite, other options, no such head, a grammar that
+            lets one write vectors or spans, or a prompt that cannot be continued; logits that hold NaN or plus infinity, or are all
+            minus infinity.
 
     Examples:
         >>> from mmblocks import Decoder, LMHead, MultimodalModel, TextEmbedding, TextGrammar, text
@@ -96,12 +163,13 @@ def beam_search(
     prompts = check_prompt(prompt, 1)
     starts = [grammar.start([i for i in row if i >= 0]) for row in prompt.ids.tolist()]
     max_tokens = most_tokens(options, [grammar] * prompts, starts, model)
-    id_head = some_id_head_of(model.outputs, options.head)
-    lowest = ids_of(id_head)[0]
+    heads = _Heads(model.outputs, some_id_head_of(model.outputs, options.head))
+    heads.check(grammar, starts)
     cache = model.trunk.new_cache(prompts, prompt.ids.shape[1] + max_tokens)
     hidden = model.trunk(model.embed(prompt), prompt.table, cache, mask=model.mask or prompt.mask)[:, -1]
     spread = torch.arange(prompts, device=hidden.device).repeat_interleave(num_beams)
     cache, hidden = cache.rows(spread), hidden[spread]
+    reader = Reader(model, None, options.input, num_streams=1, may_grow=False)
     writer = TableWriter(prompt.table.rows(spread), 1, images_only=False)
 
     states = [state for state in starts for _ in range(num_beams)]
@@ -111,11 +179,9 @@ def beam_search(
     scores[:, 0] = 0
     found = [_Hypotheses(num_beams, length_penalty) for _ in range(prompts)]
     for length in range(1, max_tokens + 1):
-        logits = pad(id_head.logits(hidden), (lowest, 0)).masked_fill(
-            _forbidden(grammar, states, id_head, hidden.device), -math.inf
-        )
         # NaN in a beam that is out of the running, which may have no id left, is of no matter.
-        totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), scores.view(-1, 1) + logits.log_softmax(dim=-1))
+        found_now = scores.view(-1, 1) + heads.log_probabilities(hidden, grammar, states)
+        totals = torch.where(scores.view(-1, 1) == float("-inf"), float("-inf"), found_now)
         scores, rows, ids = _best(totals, scores, grammar, states, written, found)
         before = [states[row] for row in rows]
         states = [grammar.advance(state, i) for state, i in zip(before, ids, strict=True)]
@@ -125,7 +191,8 @@ def beam_search(
             break
         index = torch.tensor(rows, device=hidden.device)
         cache = cache.rows(index)
-        embeds = vectors_of(model.inputs[options.input](torch.tensor(ids, device=hidden.device)))
+        chosen = Chosen(torch.tensor(ids, device=hidden.device), {})
+        embeds = reader.embed_chosen(chosen, [grammar] * len(ids), before)
         hidden = model.trunk(embeds[:, None], writer.next([grammar] * len(ids), before, states), cache, mask=model.mask)[:, 0]
     for row, (ids_so_far, score) in enumerate(zip(written, scores.flatten().tolist(), strict=True)):
         if score > float("-inf"):
@@ -168,13 +235,3 @@ def _best(
             rows.append(prompt * num_beams)
             ids.append(grammar.allowed(states[prompt * num_beams])[0][0])
     return kept, rows, ids
-
-
-def _forbidden(grammar: Grammar, states: Sequence[State], head: IdHead, device: torch.device) -> Tensor:
-    """True at the ids that may not come, of all up to the head's last; (B, V)."""
-    mask = torch.ones(len(states), ids_of(head)[1], dtype=torch.bool)
-    for row, state in zip(mask, states, strict=True):
-        for first, stop in grammar.allowed(state):
-            check_ids(head, first, stop)
-            row[first:stop] = False
-    return mask.to(device)

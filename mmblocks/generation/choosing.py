@@ -182,8 +182,7 @@ class Chooser:
             elif kind.allowed.only_id:
                 ids.append(torch.full((len(rows),), kind.allowed.first, device=hidden.device))
             else:
-                at = slice(None) if len(groups) == 1 else rows
-                ids.append(self._sample_ids(streams[:, at], kind, rows, states, step))
+                ids.append(self._sample_ids(streams if len(groups) == 1 else streams[:, rows], kind, rows, states, step))
         if len(ids) == 1:
             return Chosen(ids[0], vectors)
         order = torch.tensor([row for rows in groups.values() for row in rows], device=hidden.device)

@@ -105,10 +105,22 @@ class VectorGrammar:
         if state.mode == "grid":
             end = self.block.end
             return () if self._is_vector(state) or end is None else ((end, end + 1),)
+        return self._text(state)
+
+    def _text(self, state: State) -> tuple[IdRange, ...]:
         excluded = {self.block.end} if state.num_images < self.num_images else {self.block.end, self.block.begin}
         edges = sorted(i for i in excluded if i is not None and i < self.vocab_size)
         ranges = zip([0, *(edge + 1 for edge in edges)], [*edges, self.vocab_size], strict=True)
         return tuple((first, stop) for first, stop in ranges if first < stop)
+
+    def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Text, as far as it may still come."""
+        goes_on = self.block.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
+        return [(None, self._text(state))] if state.mode == "text" or (state.mode == "grid" and goes_on) else []
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """None: vectors are no ids."""
+        return []
 
     def describe(self, state: State) -> Described:
         """A vector of the image, or text."""

@@ -98,6 +98,18 @@ class Grammar(Protocol):
         ...
 
 
+def describe_all(grammars: Sequence[Grammar], states: Sequence[State]) -> list[Described]:
+    """What the next token of each row is; rows of one grammar that stand alike are looked at once."""
+    known: dict[tuple[int, State], Described] = {}
+    found = []
+    for grammar, state in zip(grammars, states, strict=True):
+        stands = (id(grammar), state)
+        if stands not in known:
+            known[stands] = grammar.describe(state)
+        found.append(known[stands])
+    return found
+
+
 @runtime_checkable
 class ImageGrammar(Grammar, Protocol):
     """A grammar whose rows may hold images."""
@@ -155,6 +167,15 @@ class ChoosingGrammar(Grammar, Protocol):
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
         """From here on: heads, None for the one the options name, and the ids that each may have to choose among."""
+        ...
+
+
+@runtime_checkable
+class ImageChoosingGrammar(ChoosingGrammar, Protocol):
+    """One that says apart among which ids heads will choose inside of images."""
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """As ``choices``, without text."""
         ...
 
 

@@ -26,6 +26,10 @@ SizeRule = tuple[int, ...] | Literal["reference", "first"]
 """A fixed (height, width), or which image's size the next one takes; see ``GridGrammar``."""
 
 
+MOST_REMEMBERED = 4096
+"""Places in images of which a grammar remembers what it said."""
+
+
 class GridGrammar:
     """Text and images in a ``GridFormat``.
 
@@ -102,6 +106,8 @@ class GridGrammar:
         if whole and (head is None or any(len(ranges) > 1 for ranges in self._levels)):
             accepted = "the name of a head of whole spans, and codes whose ids follow each other"
             raise ValueError(f"whole is True, head {head!r}, the codes' ids {self._codes}; accepted: {accepted}")
+        self._described: dict[tuple[int, tuple[int, ...]], Described] = {}
+        self._num_axes = format.num_axes
 
     def start(self, prompt: Sequence[int] = ()) -> State:
         """Where a prompt ends. It may hold images of any size, which are not counted, and stop ids of earlier turns.
@@ -150,29 +156,44 @@ class GridGrammar:
 
     def describe(self, state: State) -> Described:
         """A visual token where a code comes next, text elsewhere."""
-        if state.mode != "grid" or self._expected(state) != ANY_CODE:
+        if state.mode != "grid":
             return TEXT_TOKEN
+        size = self._size(state)
+        described = self._described.get((state.offset, size))
+        if described is None:
+            described = self._described_code(state.offset, size) if self._expected(state) == ANY_CODE else TEXT_TOKEN
+            if len(self._described) == MOST_REMEMBERED:
+                self._described.clear()
+            self._described[state.offset, size] = described
+        return described
+
+    def _described_code(self, offset: int, size: tuple[int, ...]) -> Described:
+        """A code, or all of them where they are written together."""
         if self.whole:
-            size = self._size(state) if self.format.num_levels == 1 else (*self._size(state), self.format.num_levels)
-            return Described(self.modality, True, (0, 0, 0), self.head, self.input, "span", size, format=self.format)
-        return Described(self.modality, True, self.format.place_in(state.offset, *self._size(state)), self.head, self.input)
+            values = size if self.format.num_levels == 1 else (*size, self.format.num_levels)
+            return Described(self.modality, True, (0, 0, 0), self.head, self.input, "span", values, format=self.format)
+        return Described(self.modality, True, self.format.place_in(offset, *size), self.head, self.input)
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
-        """Codes, text, and digits of sizes, as far as they may still come."""
-        if state.mode == "done":
-            return []
-        in_text, opens = state.mode == "text", state.num_images < self.num_images
-        writes_images = state.in_image or (opens and self.format.begin is not None)
-        after_image = self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
-        found: list[tuple[str | None, tuple[IdRange, ...]]] = []
-        if writes_images and not self.whole:
-            found.append((self.head, self._codes))
-        if in_text or after_image:
-            text = self.allowed(state) if in_text else self._text_only
-            found.append((None, text))
-        if writes_images and (state.mode == "size" or in_text or after_image) and self._wanted_size(state) is None:
-            found.append((None, self._digit))
+        """Codes, digits of sizes, and text, as far as they may still come."""
+        found = self.image_choices(state)
+        if state.mode == "text" or (state.mode != "done" and self._goes_on(state)):
+            found.append((None, self.allowed(state) if state.mode == "text" else self._text_only))
         return [(head, ranges) for head, ranges in found if ranges]
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Codes, and digits of sizes."""
+        opens = state.num_images < self.num_images and self.format.begin is not None
+        if state.mode == "done" or not (state.in_image or opens):
+            return []
+        found: list[tuple[str | None, tuple[IdRange, ...]]] = [] if self.whole else [(self.head, self._codes)]
+        if (state.mode in ("size", "text") or self._goes_on(state)) and self._wanted_size(state) is None and self._digit:
+            found.append((None, self._digit))
+        return found
+
+    def _goes_on(self, state: State) -> bool:
+        """Whether text comes after the image that is being written."""
+        return self.format.begin is not None and (state.num_images + 1 < self.num_images or bool(self.stop))
 
     def advance(self, state: State, next_id: int) -> State:
         """The state after ``next_id``, or after a span, which has ``NO_ID``.
@@ -253,7 +274,7 @@ class GridGrammar:
 
     def _size(self, state: State) -> tuple[int, ...]:
         """Of the grid being written, or of the last one: as many sides as the format has."""
-        return (state.frames, state.height, state.width)[-self.format.num_axes :]
+        return (state.frames, state.height, state.width)[-self._num_axes :]
 
     def _after_size_token(self, state: State, next_id: int) -> State:
         """A size ends with ``image``, or with its last side where each is one id."""

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmblocks.layers.diffusion.denoising_guidance import exaggerated
+
 
 @runtime_checkable
 class Guidance(Protocol):
@@ -45,7 +47,11 @@ def classifier_free(conditional: Float[Tensor, "N V"], unconditional: Float[Tens
 
     Source: classifier-free guidance (arXiv 2207.12598) as Emu3 applies it to logits.
     """
-    c, u = conditional.log_softmax(dim=-1), unconditional.log_softmax(dim=-1)
+    return _guided(torch.stack([conditional, unconditional]), scale)
+
+
+def _guided(logits: Float[Tensor, "2 N V"], scale: float) -> Float[Tensor, "N V"]:
+    c, u = logits.log_softmax(dim=-1)
     return (c - u).mul_(scale).add_(u)  # u + scale * (c - u), in memory taken once
 
 
@@ -98,11 +104,11 @@ class ClassifierFree:
 
     def combine(self, logits: Float[Tensor, "S N V"], step: int) -> Float[Tensor, "N V"]:
         """``u + scale * (c - u)``."""
-        conditional, unconditional = logits
         if self.last_step is not None and step > self.last_step:
-            return conditional
+            return logits[0]
         if self.normalise:
-            return classifier_free(conditional, unconditional, self.scale)
+            return _guided(logits, self.scale)
+        conditional, unconditional = logits
         return unconditional + self.scale * (conditional - unconditional)
 
 
@@ -291,12 +297,8 @@ class SpanGuide:
         first = predictions[0]
         if len(predictions) == 1 or strength == 0:
             return first
-        if self.writes == "ids":
-            guided = self.guidance.combine(predictions, 0)
-        else:
-            guided = predictions[-1]
-            for more, less, scale in zip(predictions, predictions[1:], self.scales, strict=False):
-                guided = guided + scale * (more - less)
+        by_ids = self.writes == "ids"
+        guided = self.guidance.combine(predictions, 0) if by_ids else exaggerated(list(predictions), self.scales)
         return guided if strength == 1 else first + strength * (guided - first)
 
 

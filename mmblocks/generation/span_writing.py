@@ -19,6 +19,7 @@ from mmblocks.generation.guidance import Guidance, SpanGuide
 from mmblocks.generation.options import Generation
 from mmblocks.generation.reading import IdModel, Newest, Reader, SpanModel
 from mmblocks.generation.tables import Chunk, TableWriter
+from mmblocks.generation.trunk_states import Documents, documents_of
 from mmblocks.layers.spans import Read, part_of, rows_of
 from mmblocks.roles import SpanHead
 from mmblocks.sequence.pieces import Piece, span_grid, span_piece, span_steps
@@ -134,6 +135,10 @@ class SpanWriter:
         table = self.tables.block(chunks, len(grammars), noisy=layout.context == "clean")
         ids = [piece.span.ids for piece in pieces.values() if piece.span is not None and piece.span.ids is not None]
         spans = self._spans(layout, group, chunks)._replace(generators=sources, ids=torch.cat(ids) if ids else None)
+        documents = None
+        if layout.states == "document":
+            documents = documents_of(self.reader.read_so_far(layout.layers), spans, table, len(grammars), layout.lead)
+            spans = spans._replace(contexts=documents.counts)
         guide = SpanGuide(guidance=self.guidance, writes=layout.writes)
         writing = head.write(spans, guide=guide, generator=sources[0], **self.options.writing.get(group.head, {}))
         kept, index = False, 0
@@ -146,7 +151,7 @@ class SpanWriter:
                         yield Shown(row, Preview(span_grammar(grammars[row]).span(states[row], values), index))
                 index += 1
                 kept = kept or one.keep
-                one = writing.send(self._pass(spans, layout, one, table, newest))
+                one = writing.send(self._pass(spans, layout, one, table, newest, documents))
         except StopIteration as stop:
             values = stop.value
         if kept:
@@ -157,15 +162,22 @@ class SpanWriter:
             made[row] = WrittenSpan(span_grammar(grammars[row]).span(states[row], own), count, kept)
         return made
 
-    def _pass(self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest) -> Tensor:
+    def _pass(
+        self, spans: Spans, layout: SpanLayout, one: Pass, table: TokenTable, newest: Newest, documents: Documents | None
+    ) -> Tensor:
         """The states (S, n, D) of one pass."""
+        if documents is not None and one.part is not None:
+            raise ValueError(f"part is {one.part}; accepted with states of whole documents: None")
         streams, rows = self.reader.num_streams, table.shape[0] // self.reader.num_streams
         spans, first, stop = part_of(spans, layout, one.part, table.shape[1])
         table, length = table.slice(first, stop), stop - first
         embeds, beside = rows_of(self.reader.model.inputs, [Read(spans, one.reading)], rows, length, streams)
-        hidden = self.reader.forward(embeds, table, beside=beside, rule=one.mask)
-        by_stream = hidden.view(streams, rows, length, -1)
-        if layout.predicts == "next":  # the state before a span's first token is the row's newest
+        hidden = self.reader.forward(embeds, table, beside=beside, rule=one.mask, watch=True)
+        given = self.reader.states.of(layout.layers)
+        by_stream = given.view(streams, rows, length, -1)
+        if documents is not None:
+            states = documents.states(given)
+        elif layout.predicts == "next":  # the state before a span's first token is the row's newest
             before = torch.cat([newest.states.view(streams, rows, 1, -1), by_stream[:, :, :-1]], dim=2)
             first_of_span = spans.grid.new_zeros(spans.num_tokens, dtype=torch.bool)
             first_of_span[[sum(spans.counts[:index]) for index in range(spans.num_spans)]] = not layout.lead

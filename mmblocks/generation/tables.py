@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmblocks.generation.grammar import Described, Grammar, State
+from mmblocks.generation.grammar import Grammar, State, describe_all
 from mmblocks.sequence.tokens import NO_HEAD, NO_SPAN, PADDING, TokenTable
 
 
@@ -51,29 +51,32 @@ class TableWriter:
         self.order = newest.order
         self.documents: list[int] = newest.document[:, 0].tolist()
         self.next_spans: list[int] = (prompt.span.amax(dim=1) + 1).tolist()
+        self._facts: list[tuple[int, int, int]] = []
+        self._kinds: tuple[Tensor, Tensor, Tensor] = (newest.modality, newest.document, newest.span)
         self._noisy, self._target = torch.zeros_like(newest.noisy), torch.full_like(newest.target, NO_HEAD)
 
     def next(self, grammars: Sequence[Grammar], before: Sequence[State], after: Sequence[State]) -> TokenTable:
         """The column of the tokens that led from one state to the other: put together on the host, and copied once."""
-        known: dict[tuple[int, State], Described] = {}
-        told = []
-        for grammar, state, following in zip(grammars, before, after, strict=True):
-            stands = (id(grammar), state)
-            if stands not in known:
-                known[stands] = grammar.describe(state)
-            told.append((known[stands], state, not (state.in_image or following.in_image)))
-        facts = []
+        told = [
+            (described, state, not (state.in_image or following.in_image))
+            for described, state, following in zip(describe_all(grammars, before), before, after, strict=True)
+        ]
+        facts, grids = [], []
         for row, (document, next_span) in enumerate(zip(self.documents, self.next_spans, strict=True)):
             described, state, in_text = told[row % len(told)]
             own = next_span if described.in_span else NO_SPAN
             # Streams after the first skip text where images alone are guided.
             unread = state.mode == "done" or (self.images_only and in_text and row >= len(told))
-            facts.append((*((PADDING, PADDING) if unread else (described.modality, document)), own, *described.grid))
-        column = torch.tensor(facts, device=self._noisy.device)[:, None]
-        modality, documents, span = column[..., :3].unbind(-1)
+            facts.append((PADDING, PADDING, own) if unread else (described.modality, document, own))
+            grids.append(described.grid)
+        if facts != self._facts:  # inside of an image or of text nothing but the grid is new in each step
+            self._facts = facts
+            kinds = torch.tensor(facts, device=self._noisy.device)[:, None]
+            self._kinds = kinds[..., 0], kinds[..., 1], kinds[..., 2]
+        grid = torch.tensor(grids, device=self._noisy.device)[:, None]
         self.order = self.order + 1
         self._finish([b.num_images - a.num_images for a, b in zip(before, after, strict=True)])
-        return TokenTable(modality, documents, span, column[..., 3:], self.order, self._noisy, self._target)
+        return TokenTable(*self._kinds, grid, self.order, self._noisy, self._target)
 
     def block(self, chunks: Mapping[int, Chunk], rows: int, *, noisy: bool = False, skipping: Sequence[int] = ()) -> TokenTable:
         """Several tokens of some rows, padded on the left; other rows have padding alone.

@@ -10,6 +10,7 @@ from mmblocks.generation.grammar import (
     Described,
     Grammar,
     IdRange,
+    ImageChoosingGrammar,
     ImageGrammar,
     SpanGrammar,
     State,
@@ -58,8 +59,35 @@ class UnionGrammar:
     def allowed(self, state: State) -> tuple[IdRange, ...]:
         """Those of the kind whose image is being written; in text those that all kinds allow."""
         active = _active(state)
-        if active is not None:
-            return self._grammars[active].allowed(state.parts[active])
+        return self._text(state) if active is None else self._grammars[active].allowed(state.parts[active])
+
+    def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Codes and digits of all kinds, and the text that all of them allow, as far as they may still come."""
+        if state.mode == "done":
+            return []
+        text = self._text(state) if self._goes_on(state) else ()
+        return [*self.image_choices(state), *([(None, text)] if text else [])]
+
+    def image_choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:
+        """Codes and digits of all kinds."""
+        active = _active(state)
+        found = []
+        for index, (grammar, part) in enumerate(zip(self._grammars, state.parts, strict=True)):
+            if isinstance(grammar, ImageChoosingGrammar) and (index == active or self._goes_on(state)):
+                found += grammar.image_choices(part)
+        return found
+
+    def _goes_on(self, state: State) -> bool:
+        """Whether text may come, at once or after the image that is being written."""
+        active = _active(state)
+        if active is None:
+            return state.mode == "text"
+        grammar, part = self._grammars[active], state.parts[active]
+        if any(each.mode != "done" for index, each in enumerate(state.parts) if index != active):
+            return True
+        return not isinstance(grammar, BoundedGrammar) or grammar.max_tokens(part) is None
+
+    def _text(self, state: State) -> tuple[IdRange, ...]:
         ranges: tuple[IdRange, ...] | None = None
         for grammar, part in zip(self._grammars, state.parts, strict=True):
             own = grammar.allowed(part._replace(mode="text"))

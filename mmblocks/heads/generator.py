@@ -5,54 +5,29 @@ Shapes: S spans of an image each, Q queries, N = S * Q tokens, G streams of guid
 
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.block import Block
+from mmblocks.heads.conditioned_generator import ConditionedGenerator, MaskedGenerator
 from mmblocks.layers.losses.row_losses import check_shape
 from mmblocks.roles import Connector, check_role
 from mmblocks.sequence.spans import Guide, Pass, Reading, SpanLayout, Spans
 
 
-@runtime_checkable
-class ConditionedGenerator(Protocol):
-    """An image generator, as the head needs it: ``pixels.StateGenerator`` and others of its kind."""
+class _Conditions(NamedTuple):
+    """Of all spans: what the generator reads, and which of it there is; None for all."""
 
-    @property
-    def condition_dim(self) -> int:
-        """C."""
-        ...
+    vectors: Float[Tensor, "S M C"]
+    real: Bool[Tensor, "S M"] | None = None
 
-    def check_size(self, height: int, width: int) -> None:
-        """Refuses images that it cannot make."""
-        ...
-
-    def times_and_noise(
-        self, count: int, size: tuple[int, int], *, device: torch.device, generator: Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What is random in the loss of so many images of one size."""
-        ...
-
-    def loss(
-        self, conditions: Float[Tensor, "S M C"], images: Float[Tensor, "S 3 H W"], *, t: Tensor, noise: Tensor
-    ) -> Float[Tensor, " S"]:
-        """One loss an image, in float32."""
-        ...
-
-    def sample_guided(
-        self,
-        streams: Sequence[Float[Tensor, "S M C"]],
-        guide: Guide,
-        *,
-        size: tuple[int, int],
-        noise: Tensor | None = None,
-        generator: Generator | None = None,
-    ) -> Float[Tensor, "S 3 H W"]:
-        """Images from conditions of several streams."""
-        ...
+    def of(self, spans: list[int]) -> "_Conditions":
+        """Those of some spans."""
+        return _Conditions(self.vectors[spans], None if self.real is None else self.real[spans])
 
 
 class _Group(NamedTuple):
@@ -76,12 +51,17 @@ class GeneratorHead(Block):
         connector: states of an image's queries (S, Q, D) to conditions (S, M, C), such as an ``MLPProjector`` or an
             ``OutputMapper``; nothing if None where the widths are equal, a linear map otherwise.
         attends: whether queries of an image attend to each other ("span") or to those before them alone ("causal").
+        states: whether the conditions are the states at the "queries", or those of the whole "document" so far, text and images,
+            which the queries end (Kosmos-G). The connector then reads one document after the other, of any length.
+        layers: after how many layers of the trunk each state is taken, as ``trunks.hidden_states`` counts: those of several are
+            laid side by side, as one state of their widths together (TBAC-UniImage). Empty for the trunk's output.
 
     Raises:
         TypeError: a part that lacks a method.
-        ValueError: no query.
+        ValueError: no query, other ``states``, or layers below 0.
 
-    Source: DreamLLM (arXiv 2309.11499), GILL (arXiv 2305.17216), MetaQueries (arXiv 2504.06256), Query-Kontext.
+    Source: DreamLLM (arXiv 2309.11499), GILL (arXiv 2305.17216), MetaQueries (arXiv 2504.06256), Query-Kontext; Kosmos-G (arXiv
+    2310.02992); TBAC-UniImage (arXiv 2508.08098).
 
     Examples:
         >>> import torch
@@ -111,18 +91,33 @@ class GeneratorHead(Block):
         generator: Block,
         connector: Block | None = None,
         attends: Literal["span", "causal"] = "span",
+        states: Literal["queries", "document"] = "queries",
+        layers: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        if states not in ("queries", "document"):
+            raise ValueError(f"states is {states!r}; accepted: 'queries', 'document'")
         if num_queries < 1:
             raise ValueError(f"num_queries is {num_queries}; accepted: 1 or more")
         check_role(generator, ConditionedGenerator, "generator")
+        if states == "document":
+            check_role(generator, MaskedGenerator, "generator")
         if connector is not None:
             check_role(connector, Connector, "connector")
-        self.span = SpanLayout(writes="pixels", num_tokens=num_queries, context="read", whole=True, attends=attends)
-        self.generator = cast(ConditionedGenerator, generator)
+        self.span = SpanLayout(
+            writes="pixels",
+            num_tokens=num_queries,
+            context="read",
+            whole=True,
+            attends=attends,
+            states="document" if states == "document" else "own",
+            layers=tuple(layers),
+        )
+        self.dim = dim * max(1, len(layers))
+        self.generator = cast(MaskedGenerator, generator)
         self.queries = nn.Parameter(torch.empty(num_queries, dim).normal_(std=0.02))
         width = self.generator.condition_dim
-        self.connector = connector or (nn.Identity() if width == dim else nn.Linear(dim, width))
+        self.connector = connector or (nn.Identity() if width == self.dim else nn.Linear(self.dim, width))
 
     def corrupt(
         self,
@@ -159,7 +154,7 @@ class GeneratorHead(Block):
         return self._read(spans)._replace(learned=groups)
 
     def loss(self, hidden: Float[Tensor, "N D"], spans: Spans, reading: Reading) -> Float[Tensor, " S"]:
-        """The generator's loss of each image, in float32; ``hidden`` are the states at the queries.
+        """The generator's loss of each image, in float32; ``hidden`` are the states that the layout says.
 
         Raises:
             ValueError: states that are not those of all queries; as ``corrupt``.
@@ -169,7 +164,9 @@ class GeneratorHead(Block):
         for chosen, t, noise in cast(list[_Group], reading.learned):
             targets = torch.stack([images[place] for place in chosen])
             places += chosen
-            losses.append(self.generator.loss(conditions[chosen], targets, t=t, noise=noise))
+            told = conditions.of(chosen)
+            real: dict[str, Tensor] = {} if told.real is None else {"real": told.real}  # which only some generators take
+            losses.append(self.generator.loss(told.vectors, targets, t=t, noise=noise, **real))
         order = torch.tensor(places, device=hidden.device).argsort()
         return torch.cat(losses)[order] if losses else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -192,15 +189,17 @@ class GeneratorHead(Block):
         for size in set(sizes):
             self.generator.check_size(*size)
         states = yield Pass(self._read(spans), keep=True)
-        streams = [self._conditions(stream, spans) for stream in states]
+        streams = [self._conditions(stream, spans, index) for index, stream in enumerate(states)]
         images: dict[int, Tensor] = {}
         for size, chosen in _by_size(sizes):
             begun = None if noise is None else torch.stack([noise[place] for place in chosen])
             if noise is None and spans.generators:  # so that an image does not depend on what is written beside it
                 own = [spans.generators[place] for place in chosen]
                 begun = torch.cat([self.generator.times_and_noise(1, size, device=spans.device, generator=one)[1] for one in own])
+            told = [stream.of(chosen) for stream in streams]
+            more = {} if all(one.real is None for one in told) else {"reals": [one.real for one in told]}
             made = self.generator.sample_guided(
-                [stream[chosen] for stream in streams], guide, size=size, noise=begun, generator=generator
+                [one.vectors for one in told], guide, size=size, noise=begun, generator=generator, **more
             )
             images |= dict(zip(chosen, made, strict=True))
         return [images[place] for place in range(spans.num_spans)]
@@ -208,12 +207,17 @@ class GeneratorHead(Block):
     def _read(self, spans: Spans) -> Reading:
         return Reading(added=self.queries.repeat(spans.num_spans, 1))
 
-    def _conditions(self, hidden: Float[Tensor, "N D"], spans: Spans) -> Float[Tensor, "S M C"]:
-        count, dim = self.queries.shape
-        if hidden.shape != (spans.num_spans * count, dim):
-            raise ValueError(f"hidden has shape {tuple(hidden.shape)}; accepted: {(spans.num_spans * count, dim)}")
-        conditions: Tensor = self.connector(hidden.unflatten(0, (spans.num_spans, count)))
-        return conditions
+    def _conditions(self, hidden: Float[Tensor, "N D"], spans: Spans, stream: int = 0) -> _Conditions:
+        documents = self.span.states == "document"
+        counts = spans.contexts[stream] if documents else spans.counts
+        if hidden.ndim != 2 or len(hidden) < sum(counts) or hidden.shape[1] != self.dim:
+            raise ValueError(f"hidden has shape {tuple(hidden.shape)}; accepted: {(sum(counts), self.dim)}")
+        if not documents:
+            return _Conditions(self.connector(hidden.unflatten(0, (spans.num_spans, len(self.queries)))))
+        made = [self.connector(one[None])[0] for one in hidden[: sum(counts)].split(counts)]
+        lengths = torch.tensor([len(one) for one in made], device=hidden.device)
+        vectors = pad_sequence(made, batch_first=True)
+        return _Conditions(vectors, torch.arange(vectors.shape[1], device=hidden.device) < lengths[:, None])
 
     def _images(self, spans: Spans) -> list[Tensor]:
         self._check_counts(spans)

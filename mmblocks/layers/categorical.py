@@ -134,10 +134,11 @@ def sample_ids(
     """
     if not logits.dtype.itemsize >= 4:  # noise is coarse in half precision, and may be infinite
         logits = logits.float()
-    check_logits(logits)
     if sampling.temperature == 0:
-        ids = logits.argmax(dim=-1)
+        best, ids = logits.max(dim=-1)
+        _check_best(logits, best)
     else:
+        check_logits(logits)
         if gumbel is not None:
             check_finite("gumbel", gumbel)
         elif logits.device.type != "cpu":
@@ -179,10 +180,16 @@ def check_logits(logits: Float[Tensor, "*N V"]) -> None:
     Raises:
         ValueError: a row that holds NaN or plus infinity, or nothing but minus infinity (checked on CPU).
     """
+    if is_readable(logits) and logits.numel():
+        _check_best(logits, logits.amax(dim=-1))
+
+
+def _check_best(logits: Float[Tensor, "*N V"], best: Float[Tensor, "*N"]) -> None:
+    """The same, of the largest of each row, which is NaN where there is one."""
     if not is_readable(logits) or not logits.numel():
         return
-    best = logits.detach().amax(dim=-1).flatten()  # NaN, where there is one
-    if not math.isfinite(float(best.sum())) and not bool(best.isfinite().all()):
+    if not math.isfinite(best.sum().item()) and not bool(best.isfinite().all()):
+        best = best.detach().flatten()
         row = int((~best.isfinite()).nonzero()[0])
         kind = "are all minus infinity" if float(best[row]) == float("-inf") else "hold NaN or plus infinity"
         raise ValueError(f"the logits of row {row} {kind}; {VALID_LOGITS}")

@@ -126,6 +126,7 @@ class LatentGenerator(LatentSpace, has_name=False):
         guide: Guide,
         *,
         size: tuple[int, int],
+        reals: Sequence[Bool[Tensor, "B _"] | None] | None = None,
         noise: Float[Tensor, "B C h w"] | None = None,
         generator: Generator | None = None,
         trajectory: list[Tensor] | None = None,
@@ -136,6 +137,7 @@ class LatentGenerator(LatentSpace, has_name=False):
             streams: conditions, stream by stream; the first is what the images show.
             guide: predictions (G, B, X) -> the guided one (B, X), in each step.
             size: height and width in pixels.
+            reals: by stream, which of the conditions there are; None for all.
             noise: the latents to begin with, of unit variance, in place of a generator.
             generator: source of randomness.
             trajectory: the latents after each step are appended to it.
@@ -143,7 +145,7 @@ class LatentGenerator(LatentSpace, has_name=False):
         Raises:
             ValueError: as ``sample``.
         """
-        latents = self._sampled(streams, guide, size=size, noise=noise, generator=generator, trajectory=trajectory)
+        latents = self._sampled(streams, guide, size, reals or (), noise=noise, generator=generator, trajectory=trajectory)
         return self.pixels_of(latents)
 
     def times_and_noise(

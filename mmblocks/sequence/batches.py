@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL.Image import Image as PILImage
 from torch import Tensor
 
-from mmblocks.sequence.masks import Mask, lower
+from mmblocks.sequence.masks import Dense, Intervals, Mask, lower
 from mmblocks.sequence.pieces import Piece, span_pieces
 from mmblocks.sequence.rows import Laid, Placed, Pooled, fill_rows, lay_out, placed_inputs, placed_labels, placed_spans, table_of
 from mmblocks.sequence.segments import Image, Label, Segment, Vectors
@@ -77,8 +77,17 @@ class Batch(NamedTuple):
             spans={name: spans.to(device) for name, spans in self.spans.items()},
             copies={name: spans.to(device) for name, spans in self.copies.items()},
             beside={name: value.to(device) for name, value in self.beside.items()},
-            mask=None if self.mask is None else type(self.mask)(*(t.to(device) for t in self.mask)),
+            mask=_moved(self.mask, device),
         )
+
+
+def _moved(mask: Mask | None, device: torch.device | str) -> Mask | None:
+    match mask:
+        case Intervals():
+            return Intervals(mask.start.to(device), mask.end.to(device))
+        case Dense():
+            return Dense(mask.visible.to(device))
+    return mask
 
 
 @runtime_checkable

@@ -33,6 +33,8 @@ class Following(NamedTuple):
     Attributes:
         start: a table -> what is carried along after it.
         step: (what was carried, one column of the table, where it is no padding) -> its positions, and what is carried after it.
+        ahead: (what was carried, n) -> the positions (B, n) of the next n tokens if none of them is padding; None where positions
+            depend on more.
 
     Examples:
         >>> from mmblocks import TokenTable
@@ -47,6 +49,7 @@ class Following(NamedTuple):
 
     start: Callable[[TokenTable], Carried]
     step: Callable[[Carried, TokenTable, Bool[Tensor, "B 1"]], tuple[Tensor, Carried]]
+    ahead: Callable[[Carried, int], Tensor] | None = None
 
 
 def _at_last(table: TokenTable, values: Int[Tensor, "B L"]) -> Int[Tensor, "B 1"]:
@@ -62,6 +65,10 @@ def _start_sequential(table: TokenTable) -> Carried:
 def _sequential(carried: Carried, column: TokenTable, real: Tensor) -> tuple[Tensor, Carried]:
     (count,) = carried
     return count * real, (count + real,)
+
+
+def _sequential_ahead(carried: Carried, count: int) -> Int[Tensor, "B n"]:
+    return carried[0] + torch.arange(count, device=carried[0].device)
 
 
 def _start_by_order(table: TokenTable) -> Carried:
@@ -98,7 +105,7 @@ def _mrope(carried: Carried, column: TokenTable, real: Tensor) -> tuple[Tensor, 
 
 
 FOLLOWING: dict[PositionScheme, Following] = {
-    sequential: Following(_start_sequential, _sequential),
+    sequential: Following(_start_sequential, _sequential, _sequential_ahead),
     by_order: Following(_start_by_order, _by_order),
     grid_2d: Following(lambda table: (), lambda carried, column, real: (grid_2d(column), carried)),
     time_height_width: Following(_start_by_order, _time_height_width),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmblocks.sequence.tokens import PADDING, TokenTable
@@ -73,6 +73,10 @@ class Everything(NamedTuple):
 class Dense(NamedTuple):
     """Every pair: True where the query attends to the key. Nothing cheaper says that of noised copies; see ``visible``.
 
+    Attributes:
+        visible: see above.
+        added: the same as numbers that are added to the scores of all heads, 0 or minus infinity, where they are there already.
+
     Examples:
         >>> import torch
         >>> from mmblocks import TokenTable
@@ -83,6 +87,7 @@ class Dense(NamedTuple):
     """
 
     visible: Bool[Tensor, "B Lq Lk"]
+    added: Float[Tensor, "B 1 Lq Lk"] | None = None
 
 
 Mask = Causal | Intervals | Everything | Dense

@@ -6,22 +6,25 @@ one step before: ``Past`` keeps what was found, and each token adds a column.
 Shapes: B rows, T tokens read, C tokens there is room for.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmblocks.sequence.documents import last_real
-from mmblocks.sequence.following import FOLLOWING, Carried
+from mmblocks.sequence.following import FOLLOWING, Carried, Following
 from mmblocks.sequence.masks import Causal, Dense
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.tokens import TokenTable
 
 
 class _Positions(NamedTuple):
-    """What one scheme said of the first ``length`` tokens, and what it needs to say more."""
+    """What one scheme said of the first ``length`` tokens, and what it needs to say more.
+
+    ``length`` may be greater than the number of tokens read, where the scheme knows what it will say.
+    """
 
     values: Tensor
     carried: Carried
@@ -37,7 +40,6 @@ class Past:
 
     Attributes:
         length: T.
-        keys: the table of the tokens read, the newest included.
         mask: what the newest token attends to: as ``masks.lower`` has it.
 
     Examples:
@@ -51,14 +53,27 @@ class Past:
         False
     """
 
-    keys: TokenTable
     mask: Causal | Dense
+    _keys: TokenTable | Callable[[], TokenTable]
 
-    def __init__(self, attended: Bool[Tensor, "B C"], length: int, document: Tensor, order: Tensor) -> None:
+    def __init__(self, attended: Bool[Tensor, "B 1 C"], length: int, document: Tensor, order: Tensor) -> None:
         self.length = length
         self._attended, self._document, self._order = attended, document, order
-        self._all_attended = bool(attended[:, :length].all())
+        self._all_attended = bool(attended.all())
+        self._added = _as_scores(attended[:, None])
+        self._all_real = True  # of the tokens read so far one by one
         self._positions: dict[PositionScheme, _Positions] = {}
+
+    @property
+    def keys(self) -> TokenTable:
+        """The table of the tokens read, the newest included."""
+        if not isinstance(self._keys, TokenTable):
+            self._keys = self._keys()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: TokenTable) -> None:
+        self._keys = keys
 
     @classmethod
     def of(cls, slots: TokenTable, length: int) -> "Past | None":
@@ -76,44 +91,54 @@ class Past:
             if bool((last < 0).any()):
                 return None
             document, order = table.document.gather(1, last), table.order.gather(1, last)
-            attended = torch.zeros_like(slots.noisy)
-            attended[:, :length] = table.document == document
-            if bool((attended[:, :length] & (table.order > order)).any()):
+            attended = torch.ones_like(slots.noisy)[:, None]  # where nothing is yet, as if all that comes were real
+            attended[:, 0, :length] = table.document == document
+            if bool((attended[:, 0, :length] & (table.order > order)).any()):
                 return None
             return cls(attended, length, document, order)
 
-    def read(self, column: TokenTable, keys: TokenTable) -> bool:
+    def read(self, column: TokenTable, keys: TokenTable | Callable[[], TokenTable]) -> bool:
         """Adds a token to each row.
 
         Args:
             column: (B, 1) the tokens.
-            keys: (B, T + 1) all tokens with them.
+            keys: (B, T + 1) all tokens with them, or what gives these if they are looked at.
 
         Returns:
             Whether they are of the kind that this speaks of. If not, nothing more can be said of these rows.
         """
         # The document of the last token is none of padding's: what follows is real.
-        real = follows = (column.document == self._document) & (column.order >= self._order) & ~column.noisy
-        all_real = bool(follows.all())
+        rising = column.order >= self._order
+        all_real = torch.equal(column.document, self._document) and bool(rising.all()) and not bool(column.noisy.any())
+        real = rising
         if not all_real:
             real = ~column.is_padding
+            follows = (column.document == self._document) & rising & ~column.noisy
             if not bool((follows | ~real).all()):
                 return False
-        self._attended[:, self.length : self.length + 1] = real
+            self._note_unread(real)
         self.length += 1
         self._order = column.order if all_real else torch.where(real, column.order, self._order)
-        self._all_attended = self._all_attended and all_real
-        self._column, self._real, self.keys = column, real, keys
-        self.mask = Causal() if self._all_attended else Dense(self._seen(all_real))
+        self._column, self._real, self._keys = column, real, keys
+        self.mask = Causal() if self._all_attended else self._seen(all_real)
         return True
 
-    def _seen(self, all_real: bool) -> Bool[Tensor, "B 1 T"]:
+    def _note_unread(self, real: Bool[Tensor, "B 1"]) -> None:
+        """Notes which of the tokens that are about to be read nothing attends to, and forgets what was said of tokens to come."""
+        self._all_attended = False
+        self._attended[..., self.length] = real
+        self._added[..., self.length] = _as_scores(real[:, None])
+        if self._all_real:
+            self._positions = {scheme: kept for scheme, kept in self._positions.items() if kept.length <= self.length}
+            self._all_real = False
+
+    def _seen(self, all_real: bool) -> Dense:
         """What each newest token attends to; padding attends to itself."""
-        attended = self._attended[:, None, : self.length]
+        attended = self._attended[..., : self.length]
         if all_real:
-            return attended
+            return Dense(attended, self._added[..., : self.length])
         itself = torch.arange(self.length, device=attended.device) == self.length - 1
-        return torch.where(self._real[..., None], attended, itself)
+        return Dense(torch.where(self._real[..., None], attended, itself))
 
     def positions(self, scheme: PositionScheme) -> Tensor:
         """Positions of all tokens: computed for the newest alone where the scheme can go on, see ``following``; (B, T, ...)."""
@@ -123,13 +148,26 @@ class Past:
         kept = self._positions.get(scheme)
         if kept is None or kept.length < self.length - 1:
             with torch.inference_mode(False):
-                found = scheme(self.keys)
-                values = found.new_zeros(self._attended.shape + found.shape[2:])
-                values[:, : self.length] = found
-                kept = _Positions(values, following.start(self.keys), self.length)
+                kept = self._all_positions(scheme, following)
         elif kept.length < self.length:
             found, carried = following.step(kept.carried, self._column, self._real)
             kept.values[:, self.length - 1 : self.length] = found
             kept = _Positions(kept.values, carried, self.length)
         self._positions[scheme] = kept
         return kept.values[:, : self.length]
+
+    def _all_positions(self, scheme: PositionScheme, following: Following) -> _Positions:
+        """Of all tokens read, and where nothing else is to be expected those of all to come."""
+        found, carried = scheme(self.keys), following.start(self.keys)
+        rows, _, capacity = self._attended.shape
+        values = found.new_zeros(rows, capacity, *found.shape[2:])
+        values[:, : self.length] = found
+        if following.ahead is None or not self._all_real:
+            return _Positions(values, carried, self.length)
+        values[:, self.length :] = following.ahead(carried, capacity - self.length)
+        return _Positions(values, carried, capacity)
+
+
+def _as_scores(attended: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """0 where attended to, minus infinity elsewhere."""
+    return torch.zeros_like(attended, dtype=torch.float32).masked_fill_(~attended, float("-inf"))

@@ -296,6 +296,27 @@ def rotate_interleaved(x: Float[Tensor, "B H L D"], table: RotaryTable) -> Float
 def _frequency(
     dim: int, theta: float | Float[Tensor, "B 1"], device: torch.device, stretch: Float[Tensor, "B half"] | None = None
 ) -> Float[Tensor, "*rows half"]:
+    if stretch is None and not isinstance(theta, Tensor) and device.type == "cpu" and not torch.compiler.is_compiling():
+        kept = _FREQUENCIES.get((dim, theta))
+        if kept is None:
+            with torch.inference_mode(False):
+                kept = _computed_frequency(dim, theta, device)
+            if type(kept) is Tensor and len(_FREQUENCIES) < MOST_REMEMBERED:  # not what stands for one while a graph is traced
+                _FREQUENCIES[dim, theta] = kept
+        return kept
+    return _computed_frequency(dim, theta, device, stretch)
+
+
+MOST_REMEMBERED = 256
+"""Kinds of angles whose frequencies are kept."""
+
+_FREQUENCIES: dict[tuple[int, float], Tensor] = {}
+"""By width and base, on the processor: what every step of generation needs anew."""
+
+
+def _computed_frequency(
+    dim: int, theta: float | Float[Tensor, "B 1"], device: torch.device, stretch: Float[Tensor, "B half"] | None = None
+) -> Float[Tensor, "*rows half"]:
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     # Filled on the device: copied there from the host, a GPU would be waited for in every step.
     base = theta.float() if isinstance(theta, Tensor) else torch.full((), theta, dtype=torch.float32, device=device)

@@ -46,6 +46,9 @@ class SpanLayout:
             a state that attends to the span, for the first value too.
         learner: a head that learns the clean copy token by token, which is causal then and always laid out; None for one that is
             read alone.
+        states: which states the head is given: those of its "own" tokens, or of the whole "document" so far, which they end.
+        layers: after how many layers of the trunk each of these is taken, as ``trunks.hidden_states`` counts; the head is given
+            all of a token's side by side. Empty for the trunk's output alone.
 
     Raises:
         ValueError: options that do not go together.
@@ -70,6 +73,8 @@ class SpanLayout:
     structure: bool = False
     opening: int = 0
     learner: str | None = None
+    states: Literal["own", "document"] = "own"
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -77,10 +82,15 @@ class SpanLayout:
             "predicts": ("own", "next"),
             "attends": ("span", "causal", "all"),
             "context": ("clean", "read"),
+            "states": ("own", "document"),
         }
         for name, known in choices.items():
             if vars(self)[name] not in known:
                 raise ValueError(f"{name} is {vars(self)[name]!r}; accepted: {', '.join(map(repr, known))}")
+        if self.predicts == "next" and (self.states == "document" or self.layers):
+            raise ValueError(f"predicts is 'next', states {self.states!r} and layers {self.layers}; accepted: 'own' and none")
+        if any(layer < 0 for layer in self.layers):
+            raise ValueError(f"layers is {self.layers}; accepted: 0 or more each")
         if self.lead < 0 or (self.num_tokens is not None and self.num_tokens < 1):
             raise ValueError(f"lead is {self.lead}, num_tokens {self.num_tokens}; accepted: 0 or more, and 1 or more or None")
         if self.scales is not None and (not self.scales or self.num_tokens is not None):
@@ -151,6 +161,7 @@ class Spans(NamedTuple):
         patch: of the layout.
         ids: which ids ``first <= id < stop`` may stand at each token, where a format of codes says so; one where it is given, such
             as a row end. None where the head itself says.
+        contexts: by stream, how many states the head is given of each span, where these are those of the whole document.
 
     Examples:
         >>> import torch
@@ -178,6 +189,7 @@ class Spans(NamedTuple):
     continues: tuple[int, ...] = ()
     patch: int = 1
     ids: Int[Tensor, "N 2"] | None = None
+    contexts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_spans(self) -> int:
@@ -294,6 +306,10 @@ class Spans(NamedTuple):
         )
 
 
+NO_CONDITION = -1
+"""Of a token that layers are told nothing of."""
+
+
 class Conditions(NamedTuple):
     """What layers are told of some tokens beside their embeddings, such as a time or a class.
 
@@ -312,6 +328,10 @@ class Conditions(NamedTuple):
 
     vectors: Float[Tensor, "M C"]
     of: Int[Tensor, "B K"]
+
+    def of_each(self, length: int) -> "Conditions":
+        """The same with an entry for each of L tokens."""
+        return self._replace(of=self.of.repeat_interleave(length // self.of.shape[1], dim=1))
 
 
 class Reading(NamedTuple):

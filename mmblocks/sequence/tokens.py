@@ -125,6 +125,18 @@ class TokenTable(NamedTuple):
         return type(self)(*(column.to(device) for column in self))
 
 
+def packed(column: TokenTable) -> Int[Tensor, "B 9"]:
+    """A column as one tensor of its own."""
+    modality, document, span, grid, order, noisy, target = column
+    return torch.cat([modality, document, span, order, noisy, target, grid.flatten(1)], dim=1)
+
+
+def unpacked(columns: Int[Tensor, "B n 9"]) -> TokenTable:
+    """The way back, of several."""
+    modality, document, span, order, noisy, target = columns[..., :6].unbind(-1)
+    return TokenTable(modality, document, span, columns[..., 6:], order, noisy.bool(), target)
+
+
 class Latents(NamedTuple):
     """What a visual tokenizer makes of pixels. Which fields are set depends on the method.
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmblocks.sequence.documents import noised_run_begins
-from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, changes
+from mmblocks.sequence.masks import Causal, Dense, Everything, Intervals, Mask, MaskRule, changes, visible
 from mmblocks.sequence.tokens import NO_SPAN, TokenTable
 
 
@@ -84,3 +84,9 @@ def in_reading_order(num_queries: int, num_keys: int, device: torch.device) -> t
     """Places of keys that stand in their row's order, and of queries that are the last of them."""
     places = torch.arange(num_keys, device=device)
     return places[num_keys - num_queries :], places
+
+
+def mask_in_any_order(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
+    """The rule for keys in any order, where the tokens themselves need not be the last; empty places are attended to by none."""
+    seen = (rule or visible)(table, keys)
+    return Dense(seen & (table.is_padding[:, :, None] | ~keys.is_padding[:, None, :]))

@@ -39,7 +39,7 @@ def check_range(name: str, values: Tensor, stop: int, note: str = "") -> None:
     """
     values = as_int64(name, values)
     if is_readable(values) and values.numel():
-        low, high = int(values.min()), int(values.max())
+        low, high = map(int, values.aminmax())
         if low < 0 or high >= stop:
             lie = "lie" if name.endswith("s") else "lies"
             raise ValueError(f"{name} {lie} in [{low}, {high}]; accepted: [0, {stop - 1}]{note}")

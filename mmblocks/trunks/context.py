@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmblocks.layers.attention.attend import Prepared, prepare
 from mmblocks.ops.routed_linear import RowGroups
 from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, densify
+from mmblocks.sequence.past import Past
 from mmblocks.sequence.positions import PositionScheme, RotaryTable, sequential
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.sequence.windows import clean_places, in_reading_order, within_window
@@ -34,7 +35,6 @@ class ForwardContext:
 
     Attributes:
         table: the new tokens' metadata.
-        keys: that of all tokens of the rows, the new ones last.
         mask: which of them the new tokens attend to.
         cache: what was read before, or None.
         hooks: functions that observe or change values on the way.
@@ -61,7 +61,7 @@ class ForwardContext:
     def __init__(
         self,
         table: TokenTable,
-        keys: TokenTable,
+        keys: TokenTable | Past,
         mask: Mask,
         *,
         cache: KVCache | None = None,
@@ -72,7 +72,8 @@ class ForwardContext:
         images: Float[Tensor, "B M Q C"] | None = None,
         conditions: TokenConditions | None = None,
     ) -> None:
-        self.table, self.keys, self.cache, self.groups = table, keys, cache, groups
+        self.table, self.cache, self.groups = table, cache, groups
+        self._keys = keys
         self.hooks = TrunkHooks() if hooks is None else hooks
         self.positions, self.total_length, self.images, self.conditions = positions, total_length, images, conditions
         # Attention weights are computed pair by pair where a hook reads them.
@@ -82,9 +83,14 @@ class ForwardContext:
         self._shared: dict[str, Any] = {}
 
     @property
+    def keys(self) -> TokenTable:
+        """The metadata of all tokens of the rows, the new ones last."""
+        return self._keys.keys if isinstance(self._keys, Past) else self._keys
+
+    @property
     def lengths(self) -> tuple[int, int]:
         """L and T."""
-        return self.table.shape[1], self.keys.shape[1]
+        return self.table.shape[1], self._keys.length if isinstance(self._keys, Past) else self._keys.shape[1]
 
     def share(self, name: str, compute: Callable[[], T]) -> T:
         """A value that several layers need: computed by the first that shares it, in ``prepare``, and kept for this pass."""
@@ -138,8 +144,7 @@ class ForwardContext:
     def position(self, scheme: PositionScheme = sequential) -> Tensor:
         """Positions of all tokens, by the trunk's own scheme or else by this one: (B, T), or (B, T, axes)."""
         scheme = self.positions or scheme
-        past = None if self.cache is None else self.cache.past_of(self.keys)
-        return scheme(self.keys) if past is None else past.positions(scheme)
+        return self._keys.positions(scheme) if isinstance(self._keys, Past) else scheme(self._keys)
 
     def apply(self, module: nn.Module, x: Shaped[Tensor, "*N _"]) -> Shaped[Tensor, "*N _"]:
         """A module on tokens; with their groups where it has weights by expert."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mmblocks.block import Block
 from mmblocks.checkpoints.layouts.layout import Layout
 from mmblocks.sequence.masks import Mask, MaskRule, find_mask
+from mmblocks.sequence.past import Past
 from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
@@ -177,12 +178,15 @@ class Decoder(Block):
         told = None
         if conditions is not None:
             told = read_conditions(conditions, table.shape, self.condition_dim, groups, self.modulation)
-        keys = table if cache is None else cache.append(table)
-        past = None if cache is None else cache.past_of(keys)
+        keys = table if cache is None else cache.follow(table)
+        if not isinstance(keys, Past):
+            lowered = find_mask(mask, table, keys)
+        else:
+            lowered = keys.mask if mask is None else find_mask(mask, table, keys.keys)
         return ForwardContext(
             table,
             keys,
-            past.mask if mask is None and past is not None else find_mask(mask, table, keys),
+            lowered,
             cache=cache,
             hooks=hooks,
             groups=groups,

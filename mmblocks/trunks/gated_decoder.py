@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmblocks.block import Block
 from mmblocks.sequence.masks import Mask, MaskRule
+from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache
 from mmblocks.trunks.decoder import Decoder
@@ -89,6 +90,7 @@ class GatedCrossAttentionDecoder(Block):
         mask: Mask | MaskRule | None = None,
         images: Float[Tensor, "B M Q C"] | None = None,
         hooks: TrunkHooks | None = None,
+        conditions: Conditions | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm.
 
@@ -99,12 +101,13 @@ class GatedCrossAttentionDecoder(Block):
             mask: as for ``Decoder``.
             images: such as a ``PerceiverResampler`` makes of each; those of short rows are padded. With a cache, further ones.
             hooks: functions that read or change what is on the way; a layer reads its images first.
+            conditions: as for ``Decoder``; the gated layers are told none.
 
         Raises:
             ValueError: axes that do not fit each other, or rows with more images than there are (checked on CPU).
         """
         trunk = self.trunk
-        context = trunk.context(embeds, table, cache, mask=mask, hooks=hooks, images=images)
+        context = trunk.context(embeds, table, cache, mask=mask, hooks=hooks, images=images, conditions=conditions)
         gated: dict[str, Any] = dict(self.gated.items())
         x = context.as_rows(trunk.scaled(embeds))
         for index, layer in enumerate(trunk.layers):

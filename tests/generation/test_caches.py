@@ -6,8 +6,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmblocks import GREEDY, Decoder, Generation, GridGrammar, TextGrammar, TokenTable, text
+from mmblocks import GREEDY, Decoder, Generation, GridGrammar, LMHead, MultimodalModel, TextEmbedding, TextGrammar, TokenTable, text
+from mmblocks.generation import VectorBlock, VectorGrammar
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.heads import SpanDenoisingHead
+from mmblocks.layers import DiffusersSampler
 from mmblocks.ops import cuda_graphs
 from mmblocks.trunks import Attention, ChameleonTrunk, GatedMLP, Layer, LlamaGenTrunk, MoEDecoder, NEOTrunk, RoutedDecoder
 from mmblocks.trunks.caches import static_cache
@@ -90,8 +93,45 @@ def test_what_is_taken_back_was_never_read(make) -> None:
     torch.testing.assert_close(read(5, 9), trunk(embeds, table)[:, 5:])
     with pytest.raises(ValueError, match="count is 10; accepted: 0 to 9, the tokens read"):
         cache.forget(10)
-    with pytest.raises(ValueError, match="a WindowedCache takes no tokens back"):
-        WindowedCache(trunk.new_cache(1, 9)).forget(1)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+@pytest.mark.parametrize(("length", "span"), [(3, 2), (3, 4), (6, 3), (9, 1), (9, 3), (9, 7), (20, 8), (20, 1)])
+@torch.no_grad()
+def test_a_window_is_as_it_was_after_passes_that_are_taken_back(length: int, span: int, noisy: bool) -> None:
+    """Whether the window was full before, or was not; and each pass is that of a window that never read the others."""
+    torch.manual_seed(0)
+    trunk = Decoder(dim=16, num_layers=2, num_heads=2, mlp_dim=24).eval()
+    embeds, table = torch.randn(2, length + 6, 16), TokenTable.text(2, length + 6)
+
+    def read(cache: WindowedCache, start: int, stop: int) -> torch.Tensor:
+        part = table.slice(start, stop)
+        return trunk(embeds[:, start:stop], part, cache, mask=cache.mask_for(part))
+
+    def read_span(cache: WindowedCache, values: torch.Tensor) -> torch.Tensor:
+        part = TokenTable.text(2, span)
+        part = part._replace(noisy=part.noisy | noisy, span=torch.zeros_like(part.span), order=torch.full_like(part.order, length))
+        return trunk(values, part, cache, mask=cache.mask_for(part))
+
+    def after_prompt() -> WindowedCache:
+        cache = WindowedCache(trunk.new_cache(2, 7), sinks=2)
+        read(cache, 0, 3)
+        for place in range(3, length):
+            read(cache, place, place + 1)
+        return cache
+
+    cache, untouched = after_prompt(), after_prompt()
+    for _ in range(3):
+        values = torch.randn(2, span, 16)
+        torch.testing.assert_close(read_span(cache, values), read_span(after_prompt(), values), atol=1e-5, rtol=1e-5)
+        cache.forget(span)
+        assert (cache.length, cache.held) == (untouched.length, untouched.held)
+        assert all(torch.equal(found, wanted) for found, wanted in zip(cache.table, untouched.table, strict=True))
+    cache.forget(0)
+    with pytest.raises(ValueError, match="count is 1; accepted: 0 or 0, the tokens read last"):
+        cache.forget(1)
+    for start, stop in ((length, length + 1), (length + 1, length + 4), (length + 4, length + 6)):
+        torch.testing.assert_close(read(cache, start, stop), read(untouched, start, stop), atol=1e-5, rtol=1e-5)
 
 
 def test_memory_is_told_beforehand() -> None:
@@ -293,3 +333,26 @@ def test_images_are_written_through_a_static_cache() -> None:
     (plain,) = model.generate(prompt, grammar, options)
     (static,) = model.generate(prompt, grammar, options, cache=StaticCache(model.trunk.new_cache(1, 40)))
     assert torch.equal(plain.segment.grid, static.segment.grid)
+
+
+@torch.no_grad()
+def test_an_image_is_written_in_passes_through_a_window() -> None:
+    """A window with room for everything changes nothing; a full one goes on after the image with what it held before."""
+    torch.manual_seed(0)
+    sampler = DiffusersSampler(scheduler="FlowMatchEulerDiscreteScheduler", num_steps=3)
+    model = MultimodalModel(
+        inputs={"text": TextEmbedding(vocab_size=16, dim=16), "latents": torch.nn.Linear(4, 16)},
+        trunk=Decoder(dim=16, num_layers=2, num_heads=2, mlp_dim=24),
+        outputs={"text": LMHead(dim=16, vocab_size=16), "latents": SpanDenoisingHead(dim=16, channels=4, sampler=sampler)},
+    ).eval()
+    block = VectorBlock(begin=7, end=8, size=(2, 2), head="latents", input="latents", whole=True)
+    grammar, prompt = VectorGrammar(block, vocab_size=16, stop=(0,)), [[text([1, 2, 3, 4, 5, 6, 7])]]
+    options = Generation(max_tokens=9, sampling=GREEDY, generator=0)
+
+    def made(cache) -> list:
+        return [segment for _, segment in model.generate(prompt, grammar, options, cache=cache)]
+
+    plain, wide, narrow = made(None), *(made(WindowedCache(model.trunk.new_cache(1, room), sinks=2)) for room in (30, 6))
+    torch.testing.assert_close(plain[0].values, wide[0].values, atol=1e-5, rtol=1e-5)
+    assert plain[1].content == wide[1].content
+    assert not torch.allclose(plain[0].values, narrow[0].values, atol=1e-4)

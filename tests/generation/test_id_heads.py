@@ -1,9 +1,12 @@
 """Several heads over ids in one reply, each with a range of the vocabulary of its own."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from mmblocks import GREEDY, Generation, GridGrammar, LMHead, TextGrammar, text
+from mmblocks import GREEDY, Generation, GridGrammar, LMHead, MultimodalModel, TextEmbedding, TextGrammar, text
+from mmblocks.generation import VectorBlock, VectorGrammar
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.beam import beam_search
 from mmblocks.generation.choosing import Chooser
@@ -169,3 +172,53 @@ def test_a_hook_allows_nothing_that_the_grammar_forbids() -> None:
 
     choose = Chooser(model.outputs, model.outputs["words"], guidance=Unguided(), sampling=GREEDY, hooks=[prefer])
     assert int(choose(torch.randn(1, WIDTH), [grammar], [state], 0).ids) != forbidden
+
+
+@torch.no_grad()
+def test_beams_are_written_and_read_by_what_the_grammar_names() -> None:
+    """One beam is greedy text and codes of another head, embedded by another input; more are scored as in a whole pass."""
+    model = two_heads()
+    pictures = TextEmbedding(vocab_size=VOCABULARY, dim=WIDTH)
+    model = MultimodalModel(
+        inputs={**dict(model.inputs.items()), "pictures": pictures}, trunk=model.trunk, outputs=dict(model.outputs.items())
+    )
+    model.eval()
+    grammar, prompt = grammar_of(stop=(), input="pictures"), [[text([FORMAT.begin])]]
+    batch = model.batch_builder(TOKENIZER)(prompt, padding="left")
+    options = Generation(head="words")
+    (beams,) = beam_search(model, batch, grammar, options, num_beams=3, length_penalty=0.0)
+    greedy = [int(step.ids) for step in generate_ids(model, batch, grammar, Generation(head="words", sampling=GREEDY))]
+    (alone,) = beam_search(model, batch, grammar, options, num_beams=1)
+    assert list(alone[0].ids) == greedy
+
+    length = len(beams[0].ids)
+    for beam in beams:
+        state, embeds, score = grammar.start([FORMAT.begin]), [model.embed(batch)[0]], 0.0
+        for next_id in beam.ids:
+            written = sum(len(one) for one in embeds)
+            hidden = model.trunk(torch.cat(embeds)[None], TokenTable.text(1, written))[0, -1:]
+            allowed = [i for first, stop in grammar.allowed(state) for i in range(first, stop)]
+            described = grammar.describe(state)
+            if len(allowed) > 1:
+                head = model.outputs[described.head or "words"]
+                chances = vocabulary_logits(head, hidden, allowed[0], allowed[-1] + 1)[0]
+                score += float(chances[[i - allowed[0] for i in allowed]].log_softmax(0)[allowed.index(next_id)])
+            embeds.append(model.inputs[described.input or "text"](torch.tensor([next_id])))
+            state = grammar.advance(state, next_id)
+        assert state.mode == "done" and len(beam.ids) == length
+        assert beam.score == pytest.approx(score, abs=1e-4)
+
+
+def test_beams_of_what_heads_cannot_write_are_refused(monkeypatch) -> None:
+    model = two_heads(latents=RegressionHead(dim=WIDTH, target_dim=4))
+    batch = model.batch_builder(TOKENIZER)([[text([FORMAT.begin])]], padding="left")
+    search = partial(beam_search, model, batch, num_beams=2, options=Generation(head="words"))
+    with pytest.raises(ValueError, match="lets head 'latents' write a vector; accepted for beams: ids alone"):
+        search(VectorGrammar(VectorBlock(begin=FORMAT.begin, end=None, size=(1, 2), head="latents", input="latents"), vocab_size=9))
+    monkeypatch.setattr(type(model.trunk), "forward", lambda *_, **__: pytest.fail("the prompt was read"))
+    with pytest.raises(TypeError, match="head 'latents', a RegressionHead"):
+        search(grammar_of(stop=(), head="latents"))
+    with pytest.raises(ValueError, match="head 'images'; the model's heads"):
+        search(grammar_of(stop=(), head="images"))
+    with pytest.raises(ValueError, match="the head LMHead writes ids 0 to"):
+        search(grammar_of(stop=(), head=None))

@@ -237,7 +237,7 @@ def test_every_pass_on_the_cache_equals_one_without(way: str, guidance: float | 
         for _ in range(count):
             reading, found = next(kept)
             earlier = head.corrupt(spans)  # noised spans before this one are attended to by none of its tokens
-            rows = model._states(batch, {"image": Read(spans, with_end(earlier, reading))}).flatten(0, 1)
+            rows = model._states(batch, {"image": Read(spans, with_end(earlier, reading))}).output.flatten(0, 1)
             torch.testing.assert_close(found, rows[spans.states[-6:]], rtol=1e-5, atol=1e-5)
         if way == "noised context":  # where it is: training reads earlier spans as they were noised
             return

@@ -12,7 +12,6 @@ from mmblocks.generation.grammar import may_hold_spans
 from mmblocks.generation.parallel import with_noised_copies
 from mmblocks.heads import MaskedCodesHead, ModalityLMHead
 from mmblocks.layers.diffusion.masked_tokens import ConfidenceSampler, MaskedTokens
-from mmblocks.layers.spans import Read
 from mmblocks.sequence import Reading
 from mmblocks.sequence.masks import visible
 from mmblocks.sequence.positions import sequential
@@ -147,7 +146,7 @@ def test_every_pass_sees_what_training_shows(way: str, guidance) -> None:
     spans = batch.spans["image"]
     assert len(passes) >= STEPS
     for values, found in passes[:STEPS]:
-        states = model._states(batch, {"image": Read(spans, Reading(values=values))}).flatten(0, 1)[spans.states]
+        states = model.hidden(batch, readings={"image": Reading(values=values)}).flatten(0, 1)[spans.states]
         assert_close(found[spans.written], states[spans.written], rtol=1e-5, atol=1e-5)
     assert torch.equal(passes[0][0] == MASK, spans.written)
 
@@ -227,7 +226,7 @@ def test_a_head_over_codes_alone_has_their_own_ids() -> None:
     batch = apart.batch_builder(TOKENIZER)([[text("a"), picture(0)]])
     given = {"image": {"t": torch.zeros(1)}}
     losses = apart(batch, given=given).losses["image"], model.batch_builder(TOKENIZER)
-    hidden = apart._states(batch, {"image": Read(batch.spans["image"], image.corrupt(batch.spans["image"], t=torch.zeros(1)))})
+    hidden = apart.hidden(batch, readings={"image": image.corrupt(batch.spans["image"], t=torch.zeros(1))})
     spans = batch.spans["image"]
     logits = own.logits(hidden[0][spans.states[spans.written]])
     assert_close(losses[0], torch.nn.functional.cross_entropy(logits, picture(0).grid.flatten()))

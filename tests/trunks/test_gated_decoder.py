@@ -6,8 +6,9 @@ import torch
 from mmblocks import GREEDY, Block, Decoder, Generation, TextGrammar, text
 from mmblocks.checkpoints.surgery.freezing import freeze
 from mmblocks.generation.autoregressive import generate_ids
+from mmblocks.sequence import Conditions
 from mmblocks.sequence.tokens import Modality, TokenTable
-from mmblocks.trunks import GatedCrossAttentionDecoder, MoEDecoder, RoutedDecoder
+from mmblocks.trunks import AdaLN, Attention, GatedCrossAttentionDecoder, GatedMLP, Layer, MoEDecoder, RoutedDecoder
 from mmblocks.trunks.caches.static_cache import StaticCache
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.parts.cross_attention import images_before
@@ -166,3 +167,25 @@ def test_each_routers_hook_is_called_once() -> None:
     hooks = TrunkHooks(routers={0: lambda p: shown.append(0), 1: lambda p: shown.append(1)})
     trunk(torch.randn(1, 4, WIDTH), row("titt"), images=torch.randn(1, 1, 5, CONTEXT), hooks=hooks)
     assert shown == [0, 1]
+
+
+def test_conditions_reach_the_decoders_layers() -> None:
+    """With gates shut it is what the decoder computes, cached or not; layers that take none refuse them."""
+    layer = Layer(mixer=Attention(num_heads=4), feed_forward=GatedMLP(hidden_dim=48), modulation=AdaLN(condition_dim=6))
+    inner = Decoder(dim=WIDTH, num_layers=4, layers=layer)
+    for parameter in inner.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    trunk, table = GatedCrossAttentionDecoder(trunk=inner, context_dim=CONTEXT, every=2).eval(), row("titttit")
+    embeds, images = torch.randn(1, 7, WIDTH), torch.randn(1, 2, 5, CONTEXT)
+    conditions = Conditions(torch.randn(3, 6), torch.tensor([[-1, 0, 1, 1, 2, 0, -1]]))
+    wanted = inner(embeds, table, conditions=conditions)
+    assert torch.equal(trunk(embeds, table, images=images, conditions=conditions), wanted)
+    assert not torch.allclose(wanted, inner(embeds, table), atol=1e-2)
+    cache, steps = trunk.new_cache(1, 7, images=images), []
+    for place in range(7):
+        here = slice(place, place + 1)
+        told = conditions._replace(of=conditions.of[:, here])
+        steps.append(trunk(embeds[:, here], table.slice(place, place + 1), cache, conditions=told))
+    torch.testing.assert_close(torch.cat(steps, dim=1), wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="no layer of the trunk has a modulation"):
+        trunk_of()(embeds, table, images=images, conditions=conditions)

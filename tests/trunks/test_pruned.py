@@ -8,8 +8,10 @@ import torch
 from mmblocks import GREEDY, Block, Generation, TextGrammar, image, text
 from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.reduction.token_importance import prunable
+from mmblocks.sequence import Conditions
 from mmblocks.sequence.masks import Dense, lower, visible
 from mmblocks.sequence.tokens import Modality, TokenTable
+from mmblocks.trunks import AdaLN, Attention, GatedMLP, Layer, Norm
 from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.pruned.decoder import PrunedDecoder
@@ -39,7 +41,9 @@ def prompt(batch: int = 1, before: int = 2, image: int = 12, after: int = 4, *, 
     return table
 
 
-def masked(part: PrunedDecoder, embeds: torch.Tensor, table: TokenTable, kept: list[torch.Tensor], seen=None) -> torch.Tensor:
+def masked(
+    part: PrunedDecoder, embeds: torch.Tensor, table: TokenTable, kept: list[torch.Tensor], seen=None, conditions=None
+) -> torch.Tensor:
     """All tokens through all layers; from each stage on, keys that were dropped are masked."""
     trunk, x = part.trunk, embeds
     seen = visible(table) if seen is None else seen
@@ -47,7 +51,7 @@ def masked(part: PrunedDecoder, embeds: torch.Tensor, table: TokenTable, kept: l
         if places is not None:
             left = torch.zeros(*table.shape, dtype=torch.long).scatter_add(1, places.clamp(min=0), (places >= 0).long()).bool()
             seen = (seen & left[:, None]) | torch.eye(table.shape[1], dtype=torch.bool)
-        context = trunk.context(embeds, table, mask=Dense(seen))
+        context = trunk.context(embeds, table, mask=Dense(seen), conditions=conditions)
         x = trunk.run(x, context, list(enumerate(trunk.layers))[stage.first : stage.stop])
     return trunk.norm(x)
 
@@ -257,3 +261,51 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 def test_a_table_of_padding_alone_passes() -> None:
     assert pruned()(torch.randn(1, 4, WIDTH), TokenTable.padding(1, 4)).isfinite().all()
+
+
+def modulated(pruning=PRUNING, *, shared: bool = False) -> PrunedDecoder:
+    torch.manual_seed(0)
+    layer = Layer(
+        mixer=Attention(num_heads=4, num_kv_heads=2, qk_norm=Norm()),
+        feed_forward=GatedMLP(hidden_dim=48),
+        modulation=AdaLN(condition_dim=6, shared=shared),
+    )
+    trunk = Decoder(dim=WIDTH, num_layers=4, layers=layer)
+    for parameter in trunk.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return PrunedDecoder(trunk=trunk, pruning=pruning).eval()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("runs", [1, 9, 18])
+def test_conditions_stay_with_their_tokens(runs: int, shared: bool) -> None:
+    part, table = modulated(shared=shared), prompt(2, one_step=True)
+    embeds = torch.randn(2, 18, WIDTH)
+    conditions = Conditions(torch.randn(5, 6) * 3, torch.randint(-1 if runs == 18 else 0, 5, (2, runs)))
+    kept: list[torch.Tensor] = []
+    hidden = part(embeds, table, kept=kept, conditions=conditions)
+    left = last_kept(kept[-1], 18)
+    wanted = masked(part, embeds, table, kept, conditions=conditions)
+    torch.testing.assert_close(hidden[left], wanted[left], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(hidden[left], part(embeds, table)[left], atol=1e-2)
+
+    # What stays is what the modulated layer itself attends to most.
+    weights: list[torch.Tensor] = []
+    part.trunk(embeds, table, hooks=TrunkHooks(attention={1: weights.append}), conditions=conditions)
+    visual = weights[0].mean(dim=1)[:, -1, 2:14]
+    likeliest = visual.topk(6, dim=1).indices.sort(dim=1).values + 2
+    assert torch.equal(kept[0], torch.cat([torch.tensor([[0, 1]] * 2), likeliest, torch.tensor([[14, 15, 16, 17]] * 2)], dim=1))
+
+    cache = part.new_cache(2, 19)
+    part(embeds, table, cache, conditions=conditions)
+    one = TokenTable.text(2, 1)._replace(order=torch.full((2, 1), 40))
+    told = [
+        part(embeds[:, :1], one, cache.rows(torch.arange(2)), conditions=told)
+        for told in (None, Conditions(torch.randn(1, 6), torch.zeros(2, 1).long()))
+    ]
+    assert not torch.allclose(*told, atol=1e-2)
+
+
+def test_conditions_of_layers_that_take_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="no layer of the trunk has a modulation"):
+        pruned()(torch.randn(1, 18, WIDTH), prompt(), conditions=Conditions(torch.randn(1, 6), torch.zeros(1, 1).long()))

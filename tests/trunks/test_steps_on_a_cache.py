@@ -81,7 +81,13 @@ class Story:
         index = torch.tensor([self.random.randrange(ROWS) for _ in range(ROWS)])
         self.cache, self.embeds, self.table = self.cache.rows(index), self.embeds[index], self.table.rows(index)
 
+    def check_table(self) -> None:
+        for found, wanted in zip(self.cache.table, self.table, strict=True):
+            assert torch.equal(found, wanted)
+
     def go_on(self) -> None:
+        if self.random.random() < 0.3:
+            self.check_table()
         match self.random.choice(["one", "one", "one", "image", "several", "noised", "forget", "rows"]):
             case "one":
                 self.read(self.columns(1))
@@ -115,6 +121,7 @@ def test_any_reads_are_those_of_whole_rows(kind, seed) -> None:
     story.read(prompt)
     for _ in range(20):
         story.go_on()
+    story.check_table()
 
 
 @torch.no_grad()
@@ -144,3 +151,36 @@ def test_what_is_kept_may_be_used_in_and_outside_of_inference_mode() -> None:
         with torch.inference_mode(place % 2 == 0), torch.no_grad():
             steps.append(trunk(embeds[:, place : place + 1], table.slice(place, place + 1), cache))
     torch.testing.assert_close(torch.cat(steps, dim=1), trunk(embeds, table))
+
+
+@torch.no_grad()
+def test_the_table_of_many_steps_is_that_of_their_columns() -> None:
+    """Whenever it is looked at, and whatever becomes of a column that was handed over."""
+    story = Story(plain(), 3)
+    story.read(story.columns(5))
+    for place in range(5, 150):
+        column = story.columns(1)
+        story.trunk(torch.randn(ROWS, 1, DIM), column, story.cache)
+        story.table = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(story.table, column, strict=True)))
+        for values in column:
+            values.fill_(1)
+        if place == 120:
+            story.check_table()
+    story.check_table()
+
+
+@torch.no_grad()
+def test_what_attends_is_said_in_two_ways_that_agree() -> None:
+    story, contexts = Story(plain(), 0), []
+    prompt = story.columns(5)
+    prompt.document[0, :2] = prompt.modality[0, :2] = PADDING
+    story.read(prompt)
+    for _ in range(12):
+        column = story.columns(1)
+        story.table = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(story.table, column, strict=True)))
+        contexts.append(story.trunk.context(torch.randn(ROWS, 1, DIM), column, story.cache).mask)
+        assert torch.equal(contexts[-1].visible, masks.visible(column, story.table))
+    numbers = [mask for mask in contexts if mask.added is not None]
+    assert 0 < len(numbers) < 12
+    assert all(torch.equal(mask.added[:, 0] == 0, mask.visible) for mask in numbers)
+    assert all(torch.equal(mask.added[:, 0].isneginf(), ~mask.visible) for mask in numbers)

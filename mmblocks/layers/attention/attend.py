@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import dropout as dropped
 from torch.nn.functional import scaled_dot_product_attention
@@ -122,7 +122,7 @@ def attend(
         return _weighted(_weights(query, key, visible, scale, softcap), value)
     if grouped and query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
         return _attend_grouped(query, key, value, mask, scale)
-    seen = mask.visible[:, None] if isinstance(mask, Dense) else None
+    seen = _for_heads(mask, query) if isinstance(mask, Dense) else None
     causal = isinstance(mask, Causal) and query.shape[2] > 1  # a single query is the newest token: it sees every key
     return scaled_dot_product_attention(query, key, value, seen, dropout, causal, scale=scale, enable_gqa=grouped)
 
@@ -130,9 +130,14 @@ def attend(
 def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None) -> Tensor:
     """One query each: the heads of a group are taken as queries of one head, so that its keys and values are read once."""
     queries = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
-    seen = mask.visible[:, None] if isinstance(mask, Dense) else None
+    seen = _for_heads(mask, query) if isinstance(mask, Dense) else None
     found = scaled_dot_product_attention(queries, key, value, attn_mask=seen, scale=scale)
     return found.reshape(*query.shape[:3], value.shape[-1])
+
+
+def _for_heads(mask: Dense, query: Tensor) -> Shaped[Tensor, "B 1 Lq Lk"]:
+    """As attention takes it; of booleans it would make numbers in each layer anew."""
+    return mask.visible[:, None] if mask.added is None else mask.added.to(query.dtype)
 
 
 def changed(hook: Hook | None, value: Tensor) -> Tensor:

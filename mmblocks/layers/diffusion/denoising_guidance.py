@@ -57,14 +57,20 @@ class LinearGuidance(Block):
         first = streams[0]
         if time is not None and time < self.below:
             return first
-        guided = streams[-1]
-        for more, less, scale in zip(streams, streams[1:], scales, strict=False):
-            guided = guided + scale * (more - less)
+        guided = exaggerated(streams, scales)
         if self.renorm < 1:
             axes = tuple(range(1, first.ndim))
             ratio = first.norm(dim=axes, keepdim=True) / guided.norm(dim=axes, keepdim=True)
             guided = guided * ratio.clamp(self.renorm, 1)
         return guided
+
+
+def exaggerated(streams: Sequence[Float[Tensor, "*N C"]], scales: Sequence[float]) -> Float[Tensor, "*N C"]:
+    """The last prediction, and from each pair of neighbours their difference times its scale."""
+    guided = streams[-1]
+    for more, less, scale in zip(streams, streams[1:], scales, strict=False):
+        guided = guided + scale * (more - less)
+    return guided
 
 
 def check_scales(scales: Sequence[float], num_streams: int) -> None:

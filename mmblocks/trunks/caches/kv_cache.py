@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmblocks.layers.attention.gated_cross_attention import ReadableImages
-from mmblocks.sequence.masks import Dense, Mask, MaskRule, visible
+from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.past import Past
-from mmblocks.sequence.tokens import TokenTable
+from mmblocks.sequence.tokens import TokenTable, packed, unpacked
 from mmblocks.sequence.windows import in_reading_order
 from mmblocks.support.deprecation import former_method
 
@@ -64,6 +64,10 @@ class Memory(NamedTuple):
     head_dim: int = 0
     value_dim: int | None = None
     state: tuple[int, ...] | None = None
+
+
+MOST_NOTED = 64
+"""Columns of the table that are put aside before they are written together."""
 
 
 class KVCache:
@@ -115,14 +119,25 @@ class KVCache:
         self.length = 0
 
     @property
+    def slots(self) -> TokenTable:
+        """The table of all its room, (B, C), with padding where nothing was read."""
+        self._write_noted()
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: TokenTable) -> None:
+        self._slots = slots
+        self._noted: list[Tensor] = []
+
+    @property
     def batch(self) -> int:
         """Rows."""
-        return self.slots.shape[0]
+        return self._slots.shape[0]
 
     @property
     def capacity(self) -> int:
         """Tokens a row can hold."""
-        return self.slots.shape[1]
+        return self._slots.shape[1]
 
     @property
     def free(self) -> int | None:
@@ -166,13 +181,38 @@ class KVCache:
         Raises:
             ValueError: if they do not fit, or the number of rows differs.
         """
-        self._check(table)
-        past = self._past_before(table)
-        self.slots.write(self.length, table)
-        self.length += table.shape[1]
+        self._note(table)
         keys = self.table
-        self._past = past if past is not None and past.read(table, keys) else None
+        if self._past is not None:
+            self._past.keys = keys
         return keys
+
+    def follow(self, table: TokenTable) -> Past | TokenTable:
+        """As ``append``, but what is known of the newest token takes the table's place where that says the same."""
+        self._note(table)
+        return self.table if self._past is None else self._past
+
+    def _note(self, table: TokenTable) -> None:
+        self._check(table)
+        past, length = self._past_before(table), self.length + table.shape[1]
+        if past is not None and past.read(table, lambda: self.slots.slice(0, length)):
+            self._past = past
+            self._noted.append(packed(table))
+        else:
+            self._past = None
+            self.slots.write(self.length, table)
+        self.length = length
+        if len(self._noted) == MOST_NOTED:
+            self._write_noted()
+
+    def _write_noted(self) -> None:
+        """Writes the columns that were put aside, which are those of the newest tokens, where they belong."""
+        if not self._noted:
+            return
+        columns = torch.stack(self._noted, dim=1)
+        first = self.length - len(self._noted)
+        self._noted = []
+        self._slots.write(first, unpacked(columns))
 
     def _past_before(self, table: TokenTable) -> Past | None:
         """What the tokens held say of these, where they come one by one and may be looked at without waiting for them."""
@@ -222,6 +262,7 @@ class KVCache:
         kept = [layer for layer, state in enumerate(self.states) if state is not None]
         if kept:
             raise ValueError(f"layers {kept} keep a state, out of which no token can be taken; accepted: layers of attention alone")
+        self._write_noted()
         self.length -= count
         self._past = None
 
@@ -267,9 +308,3 @@ class KVCache:
             raise ValueError(f"the cache holds {empty.length} tokens; accepted: an empty one, such as trunk.new_cache(...) gives")
         self.keys, self.values, self.states = empty.keys, empty.values, empty.states
         self.images, self.slots, self.length, self._past = empty.images, empty.slots, 0, None
-
-
-def mask_in_any_order(table: TokenTable, keys: TokenTable, rule: MaskRule | None) -> Dense:
-    """The rule for keys in any order, where the tokens themselves need not be the last; empty places are attended to by none."""
-    seen = (rule or visible)(table, keys)
-    return Dense(seen & (table.is_padding[:, :, None] | ~keys.is_padding[:, None, :]))

@@ -14,7 +14,8 @@ from mmblocks.ops.cuda_graphs import Recording, new_pool
 from mmblocks.roles import Trunk
 from mmblocks.sequence.masks import Dense, Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
+from mmblocks.sequence.windows import mask_in_any_order
+from mmblocks.trunks.caches.kv_cache import KVCache
 
 
 class StaticCache(KVCache):
@@ -89,6 +90,10 @@ class StaticCache(KVCache):
         if self.places_of_new.shape[0] != table.shape[1]:
             raise ValueError(f"{table.shape[1]} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them")
         return table if self.alone else self.recent
+
+    def follow(self, table: TokenTable) -> TokenTable:
+        """As ``append``."""
+        return self.append(table)
 
     def update(
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]

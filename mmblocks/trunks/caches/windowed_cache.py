@@ -3,7 +3,7 @@
 Shapes: B rows, K key/value heads, C capacity in tokens, D head width, V that of the values, L new tokens.
 """
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,24 @@ from torch import Tensor
 
 from mmblocks.sequence.masks import Mask, MaskRule
 from mmblocks.sequence.tokens import TokenTable
-from mmblocks.trunks.caches.kv_cache import KVCache, mask_in_any_order
+from mmblocks.sequence.windows import mask_in_any_order
+from mmblocks.trunks.caches.kv_cache import KVCache
+
+
+class _Newest(NamedTuple):
+    """The tokens read last, and where older ones made room for them what stood in their places.
+
+    Attributes:
+        number: of the tokens.
+        places: where those of them are kept that are kept at all.
+        table: what stood there.
+        memory: by layer, keys and values of that.
+    """
+
+    number: int
+    places: Int[Tensor, " K"] | None = None
+    table: TokenTable | None = None
+    memory: dict[int, tuple[Tensor, Tensor]] | None = None
 
 
 class WindowedCache(KVCache):
@@ -19,7 +36,8 @@ class WindowedCache(KVCache):
 
     Tokens keep the positions they were read at: a trunk that is to read beyond its trained length needs a ``rope_scaling``, or
     positions that do not grow. Several tokens read at once attend to each other and to all that is held; what is too much is
-    forgotten after them. Only their table is kept of forgotten tokens, since positions are counted from it.
+    forgotten after them. Only their table is kept of forgotten tokens, since positions are counted from it. What was read last can
+    be taken back (``forget``), as passes over a span that is being written are: the window is then what it was before.
 
     Args:
         empty: an empty cache, whose memory this one takes over; its capacity is that of sinks and window together.
@@ -50,6 +68,7 @@ class WindowedCache(KVCache):
         self.sinks = sinks
         self.history = self.slots.slice(0, 0)
         self._announced = 0
+        self._newest = _Newest(0)
 
     @property
     def free(self) -> int | None:
@@ -95,11 +114,19 @@ class WindowedCache(KVCache):
             raise ValueError(f"{new} tokens lack their mask; hand mask=cache.mask_for(table) to the trunk with them")
         self._announced = 0
         kept = self._kept(new)
+        places = self._places(self.length, new)[kept]
+        self._newest = _Newest(new)
+        if self.length + new > self.capacity:
+            self._newest = _Newest(new, places, TokenTable(*(column[:, places] for column in self.slots)), {})
         for column, added in zip(self.slots, table, strict=True):
-            column[:, self._places(self.length, new)[kept]] = added[:, kept]
+            column[:, places] = added[:, kept]
         self.history = TokenTable(*(torch.cat(columns, dim=1) for columns in zip(self.history, table, strict=True)))
         self.length += new
         return self.history
+
+    def follow(self, table: TokenTable) -> TokenTable:
+        """As ``append``."""
+        return self.append(table)
 
     def update(
         self, layer: int, key: Float[Tensor, "B K L D"], value: Float[Tensor, "B K L V"]
@@ -112,18 +139,30 @@ class WindowedCache(KVCache):
             seen = torch.cat([keys[:, :, :held], key], dim=2), torch.cat([values[:, :, :held], value], dim=2)
         kept = self._kept(new, before)
         places = self._places(before, new)[kept]
+        if self._newest.memory is not None:
+            self._newest.memory[layer] = keys[:, :, places], values[:, :, places]
         keys[:, :, places], values[:, :, places] = key[:, :, kept], value[:, :, kept]
         return (keys[:, :, : self.held], values[:, :, : self.held]) if new == 1 else seen
 
     def forget(self, count: int) -> None:
-        """Refused: what older tokens had to make room for cannot be taken back.
+        """Takes back what was read last, all of it, and brings back what had made room for it.
 
         Raises:
-            ValueError: always.
+            ValueError: neither none nor all of the tokens that were read last; a layer that keeps a state.
         """
-        raise ValueError(
-            "a WindowedCache takes no tokens back, as older ones made room for them; accepted: a KVCache or a StaticCache"
-        )
+        newest = self._newest
+        if count not in (0, newest.number):
+            raise ValueError(f"count is {count}; accepted: 0 or {newest.number}, the tokens read last, out of a WindowedCache")
+        super().forget(count)
+        if not count:
+            return
+        self.history, self._newest = self.history.slice(0, self.length), _Newest(0)
+        if newest.places is None or newest.table is None or newest.memory is None:
+            return
+        for column, before in zip(self.slots, newest.table, strict=True):
+            column[:, newest.places] = before
+        for layer, (keys, values) in newest.memory.items():
+            self.keys[layer][:, :, newest.places], self.values[layer][:, :, newest.places] = keys, values
 
     def places(self, length: int) -> tuple[Int[Tensor, " L"], Int[Tensor, " C"], TokenTable]:
         """Which token of its row each of the newest ``length`` is, and each key; and the keys' table."""
@@ -153,5 +192,5 @@ class WindowedCache(KVCache):
     def rows(self, index: Int[Tensor, " R"]) -> Self:
         """A cache of the chosen rows, as copies."""
         chosen = super().rows(index)
-        chosen.history = self.history.rows(index)
+        chosen.history, chosen._newest = self.history.rows(index), _Newest(0)
         return chosen

@@ -15,6 +15,7 @@ from mmblocks.block import Block
 from mmblocks.layers.flop_count import count_flops
 from mmblocks.layers.reduction.token_importance import asking_tokens, attention_received, chosen, keep_most, last_tokens, prunable
 from mmblocks.sequence.masks import Mask, MaskRule, visible
+from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache, Memory
 from mmblocks.trunks.context import ForwardContext
@@ -22,6 +23,7 @@ from mmblocks.trunks.decoder import Decoder
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.layer import DecoderLayer
 from mmblocks.trunks.parts.attention import SelfAttention
+from mmblocks.trunks.parts.modulation import TokenConditions, read_conditions
 from mmblocks.trunks.parts.part import memory_of, prepare
 from mmblocks.trunks.pruned.cache import NOWHERE, PrunedCache
 from mmblocks.trunks.pruned.rows import Row, stage_mask
@@ -117,6 +119,7 @@ class PrunedDecoder(Block):
         mask: Mask | MaskRule | None = None,
         kept: list[Int[Tensor, "B _"]] | None = None,
         hooks: TrunkHooks | None = None,
+        conditions: Conditions | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm; zeros at tokens that were dropped. Those of padding mean nothing.
 
@@ -128,6 +131,7 @@ class PrunedDecoder(Block):
             kept: a list to which the places (B, M) that each later stage reads are appended, -1 at padding.
             hooks: functions that read or change states, attention weights and heads on the way: of the tokens that a layer reads,
                 which are those in ``kept``. What is dropped before a layer is decided before its hook.
+            conditions: as for ``Decoder``; those of dropped tokens go with them.
 
         Raises:
             ValueError: shapes that do not fit each other, a full cache, or hooks of layers that are not there.
@@ -136,12 +140,14 @@ class PrunedDecoder(Block):
         batch, length = table.shape
         first = 0 if cache is None else cache.length
         places = torch.arange(length, device=embeds.device).expand(batch, -1)
-        context = trunk.context(embeds, table, None if cache is None else cache.whole, mask=mask, hooks=hooks)
+        context = trunk.context(
+            embeds, table, None if cache is None else cache.whole, mask=mask, hooks=hooks, conditions=conditions
+        )
         if cache is not None:
             cache.note_first(first + places)
         for layer in trunk.layers:
             prepare(layer, context)
-        row = Row(trunk.scaled(embeds), table, context.angles, places)
+        row = Row(trunk.scaled(embeds), table, context.angles, places, conditions and conditions.of_each(length))
         counts = prunable(table).sum(dim=1)
 
         row = self._through(row, self.stages[0], context)
@@ -151,7 +157,9 @@ class PrunedDecoder(Block):
             held = None if cache is None else cache.append(number, row.table, numbers, length - numbers.shape[1])
             read = (row.table, numbers) if held is None else (held.cache.table, held.numbers)
             lowered = stage_mask(mask, row, *read, num_old=first, num_new=length)
-            stage_context = ForwardContext(row.table, read[0], lowered, cache=held and held.cache, hooks=hooks)
+            stage_context = ForwardContext(
+                row.table, read[0], lowered, cache=held and held.cache, hooks=hooks, conditions=self._told(row)
+            )
             stage_context.angles = row.angles
             row = self._through(row, stage, stage_context)
             if kept is not None:
@@ -200,12 +208,21 @@ class PrunedDecoder(Block):
     def _importance(self, row: Row, layer: DecoderLayer, rule: MaskRule, context: ForwardContext) -> Float[Tensor, "B M"]:
         """The attention of the layer to come that ends at each token, from the queries that count."""
         attention = cast(SelfAttention, layer.attention)
-        normed = row._replace(x=layer.attention_norm(row.x))
+        normed = layer.attention_norm(row.x)
+        if layer.modulation is not None:
+            normed = layer.modulation(self._told(row))[0].read(normed)
+        normed = row._replace(x=normed)
         index, real = chosen(self._queries(row.table))
         asking = normed.at(index, real)
         query = attention.turned(attention.query, attention.query_norm, asking.x, context, asking.angles)
         key = attention.turned(attention.key, attention.key_norm, normed.x, context, normed.angles)
         return attention_received(query, key, rule(asking.table, row.table), real)
+
+    def _told(self, row: Row) -> TokenConditions | None:
+        """What layers are told of the tokens that are left."""
+        if row.conditions is None:
+            return None
+        return read_conditions(row.conditions, row.table.shape, self.trunk.condition_dim, None, self.trunk.modulation)
 
     def _queries(self, table: TokenTable) -> Bool[Tensor, "B M"]:
         if self.importance == "visual":

@@ -11,27 +11,38 @@ from torch import Tensor
 
 from mmblocks.sequence.masks import Causal, Dense, Intervals, Mask, MaskRule, densify, find_mask
 from mmblocks.sequence.positions import RotaryTable
+from mmblocks.sequence.spans import NO_CONDITION, Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.pruned.cache import NOWHERE
 
 
 class Row(NamedTuple):
-    """The new tokens as a stage reads them: states, table, angles by name, and the place of each among all new tokens."""
+    """The new tokens as a stage reads them.
+
+    Attributes:
+        x, table: states and metadata.
+        angles: by name.
+        places: of each among all new tokens.
+        conditions: what layers are told, with an entry for each token; None for nothing.
+    """
 
     x: Float[Tensor, "B M D"]
     table: TokenTable
     angles: dict[str, RotaryTable]
     places: Int[Tensor, "B M"]
+    conditions: Conditions | None = None
 
     def at(self, index: Int[Tensor, "B M2"], real: Tensor) -> "Row":
         """The tokens at these places of the row, with padding where they are not real."""
         blank = TokenTable.padding(len(index), index.shape[1], index.device)
+        told = self.conditions
         columns = [_where(real, _take(old, index), new) for old, new in zip(self.table, blank, strict=True)]
         return Row(
             x=_take(self.x, index) * real[..., None],
             table=TokenTable(*columns),
             angles={name: RotaryTable(_take(found.cos, index), _take(found.sin, index)) for name, found in self.angles.items()},
             places=torch.where(real, _take(self.places, index), NOWHERE),
+            conditions=told and told._replace(of=torch.where(real, _take(told.of, index), NO_CONDITION)),
         )
 
 
