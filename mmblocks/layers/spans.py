@@ -100,7 +100,7 @@ def rows_of(
     for read in reads:
         own, leads = embed_spans(inputs, read, streams)
         if read.spans.fills(rows * length):
-            return own.reshape(streams * rows, length, -1), told(reads, rows, length, streams)
+            return own.reshape(streams * rows, length, own.shape[-1]), told(reads, rows, length, streams)
         embeds = own.new_zeros(streams, rows * length, own.shape[-1]) if embeds is None else embeds
         embeds = embeds.index_copy(1, read.spans.places, own.to(embeds.dtype))
         if leads is not None:

@@ -34,6 +34,8 @@ class Known(NamedTuple):
     @classmethod
     def of(cls, unknown: Bool[Tensor, "B L"], table: TokenTable) -> "Known":
         """The tokens that are not unknown."""
+        if not len(unknown):
+            return cls(torch.zeros_like(unknown, dtype=torch.long), table, even=True)
         fewest, most = (~unknown).sum(dim=1).aminmax()
         places = unknown.int().argsort(dim=1, stable=True)[:, : int(most)]
         even = bool(fewest == most)

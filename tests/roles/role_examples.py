@@ -251,13 +251,6 @@ EMBEDDERS = {
         lambda: mmblocks.embedders.EncoderEmbedder(encoder=eva(), connector=mmblocks.connectors.MLPProjector(in_dim=16, dim=8)),
         (28, 28),
     ),
-    "ProjectedEmbedding": Example(
-        lambda: mmblocks.embedders.ProjectedEmbedding(
-            table=TextEmbedding(vocab_size=9, dim=6), connector=mmblocks.connectors.MLPProjector(in_dim=6, dim=8)
-        ),
-        lambda: torch.tensor([3, 8]),
-        lambda part, x: part(x),
-    ),
     "CaptionEmbedding": Example(
         lambda: mmblocks.embedders.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)
     ),
@@ -407,6 +400,7 @@ EXAMPLES: dict[str, Example] = TOKENIZERS | BOTTLENECKS | ENCODERS | EMBEDDERS |
 WITHOUT = {
     "EVACLIPText": "reads ids",
     "TextEmbedding": "reads ids",
+    "ProjectedEmbedding": "reads ids: tests/embedders/test_projected.py",
     "DepthCodeEmbedding": "reads codes",
     "ClassLabelEmbedding": "reads labels",
     "OpenClipEncoder": "its own models are large: tests/encoders/test_open_clip_encoder.py registers small ones",

@@ -145,7 +145,7 @@ def test_a_string_without_a_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("pixels", "error", "message"),
     [
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), ValueError, "int64"),
         (torch.rand(4, 4, 3), ValueError, r"\(4, 4, 3\)"),
         (torch.rand(3, 0, 4), ValueError, r"\(3, 0, 4\)"),
         (torch.full((3, 2, 2), 1.5), ValueError, r"\[1.5, 1.5\]"),

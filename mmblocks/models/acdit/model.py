@@ -286,7 +286,7 @@ class ACDiT(Block):
         """States of noised blocks, after the clean ones before them."""
         reads, (rows, length) = [Read(spans, reading)], table.shape
         if (copies := self.row.copies) is not None:
-            copied = spans.rows().view(rows, -1, self.latent_dim)[:, : copies.num_tokens]
+            copied = spans.rows().view(rows, self.blocks.count * self.blocks.size, self.latent_dim)[:, : copies.num_tokens]
             reads.append(Read(copies.repeated(rows, length), Reading(values=copied.flatten(0, 1))))
         embeds, beside = rows_of({IMAGE: self.embed}, reads, rows, length)
         return self.trunk(embeds, table, hooks=hooks, **beside).flatten(0, 1)[spans.places]
