@@ -29,6 +29,7 @@ from mmblocks.layers.categorical import GREEDY as GREEDY
 from mmblocks.layers.categorical import Sampling as Sampling
 from mmblocks.pipelines.known import list_fronts as list_fronts
 from mmblocks.pipelines.pipeline import Pipeline as Pipeline
+from mmblocks.pipelines.zero_shot import ZeroShot as ZeroShot
 from mmblocks.sequence.batches import Batch as Batch
 from mmblocks.sequence.batches import BatchBuilder as BatchBuilder
 from mmblocks.sequence.segments import codes as codes

@@ -245,6 +245,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "Edit": "wishes",
         "GenerateVideo": "wishes",
         "list_fronts": "known",
+        "ZeroShot": "zero_shot",
+        "Match": "zero_shot",
     },
     "models": {
         "ACDiT": "acdit.model",
@@ -357,6 +359,7 @@ TOP: dict[str, str] = {
     "TextEmbedding": "embedders.text",
     "Pipeline": "pipelines.pipeline",
     "list_fronts": "pipelines.known",
+    "ZeroShot": "pipelines.zero_shot",
     "list_pretrained": "checkpoints.hub.catalogue",
     "weightless": "support.pickling",
 }

@@ -9,3 +9,5 @@ from mmblocks.pipelines.wishes import Edit as Edit
 from mmblocks.pipelines.wishes import GenerateImage as GenerateImage
 from mmblocks.pipelines.wishes import GenerateVideo as GenerateVideo
 from mmblocks.pipelines.wishes import Settings as Settings
+from mmblocks.pipelines.zero_shot import Match as Match
+from mmblocks.pipelines.zero_shot import ZeroShot as ZeroShot
