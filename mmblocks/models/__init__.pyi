@@ -3,6 +3,7 @@
 from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
+from mmblocks.models.chameleon.prompts import ChameleonPrompt as ChameleonPrompt
 from mmblocks.models.emu.images import EmuGen as EmuGen
 from mmblocks.models.emu.model import Emu as Emu
 from mmblocks.models.emu2.images import Emu2Gen as Emu2Gen
@@ -14,6 +15,7 @@ from mmblocks.models.eve import EVE1 as EVE1
 from mmblocks.models.eve import EVE2 as EVE2
 from mmblocks.models.janus.front import JanusFront as JanusFront
 from mmblocks.models.janus.model import Janus as Janus
+from mmblocks.models.janus.prompts import JanusPrompt as JanusPrompt
 from mmblocks.models.joint_denoiser import JointDenoiser as JointDenoiser
 from mmblocks.models.llamagen import LlamaGen as LlamaGen
 from mmblocks.models.llamagen import LlamaGenT2I as LlamaGenT2I
