@@ -4,6 +4,7 @@
 # make test-newest    the same checks in .venv-newest, with the newest libraries the index has
 # make test-oldest    the same checks in .venv-oldest, with the lowest versions that pyproject.toml allows
 # make lock    resolve pyproject.toml anew into requirements/locked.txt and requirements/oldest.txt
+# make page    the page of `mmblocks demo` in a headless browser, in .venv-page, which adds gradio and a Chromium to .venv
 # make wheel   the wheel, into dist; nothing is downloaded for it
 # make try-wheel    the wheel in an environment of its own runs the README's code and the commands
 # make bench-table  docs/benchmarks.md from the records in benchmarks/records
@@ -19,9 +20,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VERSIONS := $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 # pytest processes; each computes on one thread.
 WORKERS ?= 2
+SITE = $(shell .venv/bin/python -c 'import os, sysconfig; print(os.path.relpath(sysconfig.get_path("purelib")))')
 PYTEST := $(BIN)/python -m pytest --stack $(STACK)
 
-.PHONY: demo test test-newest test-oldest lint stubs typecheck imports unit unchecked kernels docs wheel try-wheel lock bench-table clean
+.PHONY: demo test test-newest test-oldest lint stubs typecheck imports unit unchecked kernels docs page wheel try-wheel lock bench-table clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/emu3_like.py
@@ -66,6 +68,17 @@ docs: $(VENV)/test.stamp
 kernels: $(VENV)/test.stamp
 	TRITON_INTERPRET=1 $(PYTEST) --no-shape-checks tests/kernels
 
+# gradio allows older versions of Pillow alone, which this environment puts before those of .venv.
+.venv-page/test.stamp: .venv/test.stamp requirements/page.txt
+	$(PYTHON) -m venv --clear .venv-page
+	echo "import site; site.addsitedir('$(CURDIR)/$(SITE)')" > .venv-page/$(patsubst .venv/%,%,$(SITE))/checks.pth
+	.venv-page/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements/page.txt gradio \
+	  "pyqt6-webengine; sys_platform == 'linux' and platform_machine == 'x86_64'"
+	@touch $@
+
+page: .venv-page/test.stamp
+	.venv-page/bin/python -m pytest tests/cli/test_page.py
+
 wheel: $(VENV)/test.stamp
 	rm -f dist/mmblocks-*.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --wheel-dir dist .
@@ -77,13 +90,14 @@ bench-table: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.table
 
 # Each file holds for Python 3.11 and newer on every platform; the loop sees to it that wheels exist where people install.
-COMPILE := .venv-lock/bin/uv pip compile --quiet --all-extras --no-annotate --upgrade pyproject.toml
+COMPILE := .venv-lock/bin/uv pip compile --quiet --extra test --extra gpu --extra build --no-annotate --upgrade pyproject.toml
 ANYWHERE := --universal --python-version 3.11 --custom-compile-command 'make lock'
 lock:
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	$(COMPILE) $(ANYWHERE) --output-file requirements/locked.txt
 	$(COMPILE) $(ANYWHERE) --resolution lowest-direct --output-file requirements/oldest.txt
+	$(subst --extra gpu --extra build,--extra page-test,$(COMPILE)) $(ANYWHERE) --output-file requirements/page.txt
 	for lock in locked oldest; do for python in 3.11 3.12 3.13; do \
 	for platform in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin; do \
 	  echo "$$lock: wheels for Python $$python on $$platform"; \

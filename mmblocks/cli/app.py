@@ -326,5 +326,24 @@ def draw(
     reporting.show({"files": written} if as_json else "\n".join(written), as_json)
 
 
+@app.command()
+def demo(
+    source: Source,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="By default the first free one.")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    front: Front = None,
+    revision: Revision = None,
+    dtype: DType = None,
+    device: Device = "cpu",
+) -> None:
+    """A page in the browser, for this machine alone: chat, draw, edit. Ctrl-C ends it."""
+    with reporting.one_sentence():
+        from mmblocks.cli import conversing, page
+
+        page.check_installed()
+        pipe = conversing.load(source, front, revision, dtype, device)
+        page.serve(page.page(pipe, f"mmblocks: {source}"), port, typer.echo, open_browser=browser)
+
+
 def _count(number: int | None) -> str | None:
     return None if number is None else f"{number / 1e6:,.1f}M"

@@ -92,5 +92,6 @@ def test_make_targets_of_ci_and_of_the_guide_exist():
 @pytest.mark.parametrize("top", ["mmblocks", "tests", "docs", "examples", "benchmarks", "scripts"])
 def test_no_folder_is_too_full_to_look_through(top: str):
     folders = [path for path in [REPOSITORY / top, *(REPOSITORY / top).rglob("*/")] if "__pycache__" not in path.parts]
-    full = {str(path): len([file for file in path.iterdir() if file.name != "__pycache__"]) for path in folders if path.is_dir()}
+    plumbing = {"__pycache__", "__init__.py", "__init__.pyi", "py.typed"}
+    full = {str(path): len([file for file in path.iterdir() if file.name not in plumbing]) for path in folders if path.is_dir()}
     assert {path: count for path, count in full.items() if count > 25} == {}

@@ -228,7 +228,8 @@ def test_streamed_segments_joined_are_the_whole_segment(kind: str) -> None:
     made = tokenizer(kind)
     ids, going, done = made.encode("au brother jumps 🙂"), State("text"), State("done")
     steps = [Step(torch.tensor([i]), (going,), (going,), {}) for i in ids] + [Step(torch.tensor([0]), (going,), (done,), {})]
-    (whole,) = segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made)
-    found = list(segments_of(steps, TextGrammar(made.vocab_size), tokenizer=made, stream=True))
+    grammar = TextGrammar(made.vocab_size, stop=(0,))
+    (whole,) = segments_of(steps, grammar, tokenizer=made)
+    found = list(segments_of(steps, grammar, tokenizer=made, stream=True))
     assert "".join(str(segment.content) for _, segment in found) == whole.segment.content == made.decode(ids)
     assert len(found) > 2 or kind == "cleaned"
