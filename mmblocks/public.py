@@ -270,6 +270,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "Chameleon": "chameleon.model",
         "Janus": "janus.model",
         "OmniGen": "omnigen.model",
+        "OmniGenFront": "omnigen.front",
         "VARImageModel": "var.model",
         "LlamaGen": "llamagen",
         "LlamaGenT2I": "llamagen",

@@ -19,6 +19,7 @@ from mmblocks.models.llamagen import LlamaGen as LlamaGen
 from mmblocks.models.llamagen import LlamaGenT2I as LlamaGenT2I
 from mmblocks.models.mar.model import MAR as MAR
 from mmblocks.models.neo import NEO as NEO
+from mmblocks.models.omnigen.front import OmniGenFront as OmniGenFront
 from mmblocks.models.omnigen.model import OmniGen as OmniGen
 from mmblocks.models.omnigen.trunk import Phi3Decoder as Phi3Decoder
 from mmblocks.models.omnigen.trunk import Phi3Rotary as Phi3Rotary

@@ -16,12 +16,14 @@ class Source:
         id: the Hub's id; None for the model's own repository.
         subfolder: in it.
         layout: the name of the layout, where several fit.
+        part: the name of the submodule that is the component; None where the whole is.
     """
 
     block: str
     id: str | None = None
     subfolder: str | None = None
     layout: str | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Known:
         ids: patterns of the Hub's ids; the part after the organisation is compared with a folder's name too.
         components: by name, the other parts.
         text_tokenizer: where the text tokenizer is; None for the model's own repository.
+        text_subfolder: in the model's own repository, where it is not at the top.
         specials: ``module:name`` of the special tokens' ids, where the tokenizer's file does not hold them.
     """
 
@@ -42,6 +45,7 @@ class Known:
     ids: tuple[str, ...]
     components: MappingProxyType[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     text_tokenizer: str | None = None
+    text_subfolder: str | None = None
     specials: str | None = None
 
     def front_object(self) -> object:
@@ -120,6 +124,8 @@ def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
     return Known(front=front, model=Source(block=block), ids=ids, components=components)
 
 
+_VAE = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder", subfolder="vae")})
+
 KNOWN: dict[str, Known] = {
     "janus": _own_tokenizer("models.janus.front:JANUS_FRONT", "Janus", "LlamaGenVQ", "deepseek-ai/Janus-1.3B"),
     "janus-pro": _own_tokenizer("models.janus.front:JanusFront", "Janus", "LlamaGenVQ", "deepseek-*/Janus-Pro-*"),
@@ -134,6 +140,19 @@ KNOWN: dict[str, Known] = {
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),
+    "omnigen": Known(
+        front="models.omnigen.front:OmniGenFront",
+        model=Source(block="OmniGen", layout="omnigen", part="model"),
+        ids=("Shitao/OmniGen-v1",),
+        components=_VAE,
+    ),
+    "omnigen-diffusers": Known(
+        front="models.omnigen.front:OmniGenFront",
+        model=Source(block="OmniGen", subfolder="transformer", layout="omnigen-diffusers", part="model"),
+        ids=("Shitao/OmniGen-v1-diffusers",),
+        components=_VAE,
+        text_subfolder="tokenizer",
+    ),
     "emu3-gen": _emu3("Emu3GenFront", "Emu3-Gen"),
     "emu3-chat": _emu3("EMU3_CHAT", "Emu3-Chat"),
     "emu3-stage1": _emu3("EMU3_STAGE1", "Emu3-Stage1"),

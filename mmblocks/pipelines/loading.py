@@ -92,10 +92,16 @@ def _part(
         return given[name]
     cls: Any = block_class(source.block)
     if name in given:
-        return Block.from_pretrained(given[name], **where) if _is_own(given[name]) else cls.from_pretrained(given[name], **where)
+        kind = Block if _is_own(given[name]) else cls
+        return _inner(kind.from_pretrained(given[name], **where), cls, source)
     place = own if source.id is None else source.id
     more = {"revision": revision} if source.id is None else {}
-    return cls.from_pretrained(place, subfolder=source.subfolder, layout=source.layout, **more, **where)
+    return _inner(cls.from_pretrained(place, subfolder=source.subfolder, layout=source.layout, **more, **where), cls, source)
+
+
+def _inner(found: torch.nn.Module, whole: type[Block], source: Source) -> torch.nn.Module:
+    """The part of a whole that is the component; anything else is one itself."""
+    return found.get_submodule(source.part) if source.part and isinstance(found, whole) else found
 
 
 def _is_part(value: object) -> bool:
@@ -112,8 +118,13 @@ def _text(entry: Known, own: str | Path, revision: str | None, given: Mapping[st
     if "text_tokenizer" in given and not isinstance(given["text_tokenizer"], str | Path):
         tokenizer: TextTokenizer = given["text_tokenizer"]
         return tokenizer
-    place = given.get("text_tokenizer", entry.text_tokenizer or own)
-    return text_tokenizer(place, entry.special_ids(), revision if place is own else None)
+    inside = own if entry.text_subfolder is None else _below(own, entry.text_subfolder)
+    place = given.get("text_tokenizer", entry.text_tokenizer or inside)
+    return text_tokenizer(place, entry.special_ids(), revision if place is inside else None)
+
+
+def _below(place: str | Path, subfolder: str) -> str | Path:
+    return place / subfolder if isinstance(place, Path) else f"{place.rstrip('/')}/{subfolder}"
 
 
 def _written_front(front: object) -> Any:

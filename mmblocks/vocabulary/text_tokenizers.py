@@ -224,6 +224,13 @@ class TokenizerFile:
         return vocabulary
 
     @property
+    def opening_ids(self) -> list[int]:
+        """The special tokens that the file itself would put before a text."""
+        found = self._tokenizer.encode("a", add_special_tokens=True)
+        own = [of is not None for of in found.sequence_ids]
+        return list(found.ids[: own.index(True)] if True in own else [])
+
+    @property
     def content(self) -> str:
         """What the file says, as JSON."""
         content: str = self._tokenizer.to_str()
