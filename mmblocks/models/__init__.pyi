@@ -3,8 +3,13 @@
 from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
+from mmblocks.models.emu.format import EmuFormat as EmuFormat
+from mmblocks.models.emu.front import EmuFront as EmuFront
+from mmblocks.models.emu.front import EmuGenFront as EmuGenFront
+from mmblocks.models.emu.front import EmuInstructFront as EmuInstructFront
 from mmblocks.models.emu.images import EmuGen as EmuGen
 from mmblocks.models.emu.model import Emu as Emu
+from mmblocks.models.emu2.front import Emu2GenFront as Emu2GenFront
 from mmblocks.models.emu2.images import Emu2Gen as Emu2Gen
 from mmblocks.models.emu2.model import Emu2 as Emu2
 from mmblocks.models.emu3.front import Emu3GenFront as Emu3GenFront

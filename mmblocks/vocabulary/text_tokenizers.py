@@ -236,6 +236,12 @@ class TokenizerFile:
         content: str = self._tokenizer.to_str()
         return content
 
+    def extended(self, names: Sequence[str]) -> "TokenizerFile":
+        """One with these special tokens after all others, in this order."""
+        copy = _library().Tokenizer.from_str(self.content)
+        copy.add_special_tokens(list(names))
+        return TokenizerFile.of(copy)
+
     def __getitem__(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
         if index is None:
