@@ -272,6 +272,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "EVE1": "eve",
         "EVE2": "eve",
         "Orthus": "orthus",
+        "OrthusFront": "orthus_front",
         "Chameleon": "chameleon.model",
         "Janus": "janus.model",
         "OmniGen": "omnigen.model",

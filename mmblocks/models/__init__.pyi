@@ -30,5 +30,6 @@ from mmblocks.models.omnigen.trunk import Phi3Decoder as Phi3Decoder
 from mmblocks.models.omnigen.trunk import Phi3Rotary as Phi3Rotary
 from mmblocks.models.omnigen.trunk import VelocityHead as VelocityHead
 from mmblocks.models.orthus import Orthus as Orthus
+from mmblocks.models.orthus_front import OrthusFront as OrthusFront
 from mmblocks.models.var.model import VARImageModel as VARImageModel
 from mmblocks.models.var.transformer import VAR as VAR

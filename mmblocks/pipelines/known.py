@@ -144,6 +144,8 @@ KNOWN: dict[str, Known] = {
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),
+    "orthus": _own_tokenizer("models.orthus_front:OrthusFront", "Orthus", "ChameleonVQ", "SJTU-Deng-Lab/Orthus-7B-instruct"),
+    "orthus-base": _own_tokenizer("models.orthus_front:ORTHUS_BASE_FRONT", "Orthus", "ChameleonVQ", "SJTU-Deng-Lab/Orthus-7B-base"),
     "omnigen": Known(
         front="models.omnigen.front:OmniGenFront",
         model=Source(block="OmniGen", layout="omnigen"),
