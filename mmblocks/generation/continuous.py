@@ -63,6 +63,7 @@ class VectorGrammar:
         vocab_size: of the text.
         num_images: how many images may be written; the row ends with the last one if ``stop`` is empty.
         stop: text ids that end a row.
+        never: ids that text does not hold, from the first on and before the second; such as codes that nothing writes.
 
     Raises:
         ValueError: for a size or a number of images below 1.
@@ -80,7 +81,15 @@ class VectorGrammar:
         ((8, 9),)
     """
 
-    def __init__(self, block: VectorBlock, *, vocab_size: int, num_images: int = 1, stop: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        block: VectorBlock,
+        *,
+        vocab_size: int,
+        num_images: int = 1,
+        stop: tuple[int, ...] = (),
+        never: IdRange | None = None,
+    ) -> None:
         count = math.prod(block.size)
         if not 1 <= len(block.size) <= 3 or min(block.size) < 1:
             raise ValueError(f"size is {block.size}; accepted: one to three sides of at least 1 vector, such as (height, width)")
@@ -88,7 +97,7 @@ class VectorGrammar:
             raise ValueError(f"order is {block.order}; accepted: each of 0 to {count - 1} once, and vectors one after the other")
         if num_images < 0 or (num_images == 0 and not stop):
             raise ValueError(f"num_images is {num_images}; accepted: 1 or more, or 0 with stop ids")
-        self.block, self.vocab_size, self.num_images, self.stop = block, vocab_size, num_images, stop
+        self.block, self.vocab_size, self.num_images, self.stop, self.never = block, vocab_size, num_images, stop, never
         places: list[list[int]] = raster_grid(block.size)[list(block.order) if block.order else slice(None)].tolist()
         self._places = [(t, h, w) for t, h, w in places]
         self._count = count if block.format is None else block.format.length(*block.size)
@@ -109,8 +118,9 @@ class VectorGrammar:
 
     def _text(self, state: State) -> tuple[IdRange, ...]:
         excluded = {self.block.end} if state.num_images < self.num_images else {self.block.end, self.block.begin}
-        edges = sorted(i for i in excluded if i is not None and i < self.vocab_size)
-        ranges = zip([0, *(edge + 1 for edge in edges)], [*edges, self.vocab_size], strict=True)
+        gaps = [(i, i + 1) for i in excluded if i is not None]
+        edges = sorted(gap for gap in [*gaps, *([] if self.never is None else [self.never])] if gap[0] < self.vocab_size)
+        ranges = zip([0, *(stop for _, stop in edges)], [*(first for first, _ in edges), self.vocab_size], strict=True)
         return tuple((first, stop) for first, stop in ranges if first < stop)
 
     def choices(self, state: State) -> list[tuple[str | None, tuple[IdRange, ...]]]:

@@ -4,8 +4,13 @@ from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
 from mmblocks.models.chameleon.prompts import ChameleonPrompt as ChameleonPrompt
+from mmblocks.models.emu.format import EmuFormat as EmuFormat
+from mmblocks.models.emu.front import EmuFront as EmuFront
+from mmblocks.models.emu.front import EmuGenFront as EmuGenFront
+from mmblocks.models.emu.front import EmuInstructFront as EmuInstructFront
 from mmblocks.models.emu.images import EmuGen as EmuGen
 from mmblocks.models.emu.model import Emu as Emu
+from mmblocks.models.emu2.front import Emu2GenFront as Emu2GenFront
 from mmblocks.models.emu2.images import Emu2Gen as Emu2Gen
 from mmblocks.models.emu2.model import Emu2 as Emu2
 from mmblocks.models.emu3.front import Emu3GenFront as Emu3GenFront
@@ -21,10 +26,12 @@ from mmblocks.models.llamagen import LlamaGen as LlamaGen
 from mmblocks.models.llamagen import LlamaGenT2I as LlamaGenT2I
 from mmblocks.models.mar.model import MAR as MAR
 from mmblocks.models.neo import NEO as NEO
+from mmblocks.models.omnigen.front import OmniGenFront as OmniGenFront
 from mmblocks.models.omnigen.model import OmniGen as OmniGen
 from mmblocks.models.omnigen.trunk import Phi3Decoder as Phi3Decoder
 from mmblocks.models.omnigen.trunk import Phi3Rotary as Phi3Rotary
 from mmblocks.models.omnigen.trunk import VelocityHead as VelocityHead
 from mmblocks.models.orthus import Orthus as Orthus
+from mmblocks.models.orthus_front import OrthusFront as OrthusFront
 from mmblocks.models.var.model import VARImageModel as VARImageModel
 from mmblocks.models.var.transformer import VAR as VAR

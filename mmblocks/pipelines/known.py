@@ -16,12 +16,14 @@ class Source:
         id: the Hub's id; None for the model's own repository.
         subfolder: in it.
         layout: the name of the layout, where several fit.
+        diffusers: whether it is read with ``from_diffusers``, of several folders.
     """
 
     block: str
     id: str | None = None
     subfolder: str | None = None
     layout: str | None = None
+    diffusers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,22 @@ class Known:
 
     Attributes:
         front: ``module:name`` of the front, in ``mmblocks``.
-        model: the model.
+        model: the model, or a whole that holds it.
         ids: patterns of the Hub's ids; the part after the organisation is compared with a folder's name too.
-        components: by name, the other parts.
+        parts: components by the names of the submodules of that whole; none where it is the model itself.
+        components: by name, the parts from elsewhere.
         text_tokenizer: where the text tokenizer is; None for the model's own repository.
+        text_subfolder: in the model's own repository, where it is not at the top.
         specials: ``module:name`` of the special tokens' ids, where the tokenizer's file does not hold them.
     """
 
     front: str
     model: Source
     ids: tuple[str, ...]
+    parts: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     components: MappingProxyType[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     text_tokenizer: str | None = None
+    text_subfolder: str | None = None
     specials: str | None = None
 
     def front_object(self) -> object:
@@ -120,6 +126,10 @@ def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
     return Known(front=front, model=Source(block=block), ids=ids, components=components)
 
 
+_VAE = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder", subfolder="vae")})
+
+_PAINTER = MappingProxyType({"model": "model", "decoder": "decoder"})
+
 KNOWN: dict[str, Known] = {
     "janus": _own_tokenizer("models.janus.front:JANUS_FRONT", "Janus", "LlamaGenVQ", "deepseek-ai/Janus-1.3B"),
     "janus-pro": _own_tokenizer("models.janus.front:JanusFront", "Janus", "LlamaGenVQ", "deepseek-*/Janus-Pro-*"),
@@ -134,6 +144,56 @@ KNOWN: dict[str, Known] = {
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),
+    "orthus": _own_tokenizer("models.orthus_front:OrthusFront", "Orthus", "ChameleonVQ", "SJTU-Deng-Lab/Orthus-7B-instruct"),
+    "orthus-base": _own_tokenizer("models.orthus_front:ORTHUS_BASE_FRONT", "Orthus", "ChameleonVQ", "SJTU-Deng-Lab/Orthus-7B-base"),
+    "omnigen": Known(
+        front="models.omnigen.front:OmniGenFront",
+        model=Source(block="OmniGen", layout="omnigen"),
+        parts=MappingProxyType({"model": "model"}),
+        ids=("Shitao/OmniGen-v1",),
+        components=_VAE,
+    ),
+    "omnigen-diffusers": Known(
+        front="models.omnigen.front:OmniGenFront",
+        model=Source(block="OmniGen", subfolder="transformer", layout="omnigen-diffusers"),
+        parts=MappingProxyType({"model": "model"}),
+        ids=("Shitao/OmniGen-v1-diffusers",),
+        components=_VAE,
+        text_subfolder="tokenizer",
+    ),
+    "emu": Known(
+        front="models.emu.front:EmuFront",
+        model=Source(block="EmuGen", subfolder="pretrain", diffusers=True),
+        parts=_PAINTER,
+        ids=("BAAI/Emu",),
+        specials="models.emu.format:EMU_IDS",
+    ),
+    "emu-instruct": Known(  # a file beside the other's folder, which has to be named
+        front="models.emu.front:EMU_INSTRUCT_FRONT",
+        model=Source(block="Emu"),
+        ids=(),
+        specials="models.emu.format:EMU_INSTRUCT_IDS",
+    ),
+    "emu2": Known(
+        front="models.emu2.front:EMU2_FRONT",
+        model=Source(block="Emu2", layout="emu2-hub"),
+        ids=("BAAI/Emu2",),
+        specials="models.emu2.format:EMU2_IDS",
+    ),
+    "emu2-chat": Known(
+        front="models.emu2.front:EMU2_CHAT_FRONT",
+        model=Source(block="Emu2", layout="emu2-hub"),
+        ids=("BAAI/Emu2-Chat",),
+        specials="models.emu2.format:EMU2_CHAT_IDS",
+    ),
+    "emu2-gen": Known(
+        front="models.emu2.front:Emu2GenFront",
+        model=Source(block="Emu2Gen", diffusers=True),
+        parts=_PAINTER,
+        ids=("BAAI/Emu2-Gen",),
+        text_subfolder="tokenizer",
+        specials="models.emu2.format:EMU2_IDS",
+    ),
     "emu3-gen": _emu3("Emu3GenFront", "Emu3-Gen"),
     "emu3-chat": _emu3("EMU3_CHAT", "Emu3-Chat"),
     "emu3-stage1": _emu3("EMU3_STAGE1", "Emu3-Stage1"),

@@ -35,7 +35,7 @@ def load(
         return _load_own(Path(id_or_path), front, where, given)
     _, entry = known.find(str(id_or_path), front if isinstance(front, str) else None)
     spoken = entry.front_object() if front is None or isinstance(front, str) else front
-    parts = {"model": _part("model", entry.model, id_or_path, revision, where, given)}
+    parts = _of_whole(entry, id_or_path, revision, where, given)
     for component, source in entry.components.items():
         parts[component] = _part(component, source, id_or_path, revision, {"device": where["device"]}, given)
     parts["text_tokenizer"] = _text(entry, id_or_path, revision, given)
@@ -95,7 +95,31 @@ def _part(
         return Block.from_pretrained(given[name], **where) if _is_own(given[name]) else cls.from_pretrained(given[name], **where)
     place = own if source.id is None else source.id
     more = {"revision": revision} if source.id is None else {}
+    if source.diffusers:
+        if where.get("device_map") is not None:
+            raise ValueError(f"device_map is {where['device_map']!r}; accepted of this model, which is of several folders: None")
+        inside = place if source.subfolder is None else _below(place, source.subfolder)
+        return cls.from_diffusers(inside, **more, dtype=where.get("dtype"), device=where["device"])
     return cls.from_pretrained(place, subfolder=source.subfolder, layout=source.layout, **more, **where)
+
+
+def _of_whole(
+    entry: Known, own: str | Path, revision: str | None, where: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The model, and what else is part of the whole that it comes in; the whole is read where not all of them are given."""
+    if not entry.parts:
+        return {"model": _part("model", entry.model, own, revision, where, given)}
+    kind: Any = block_class(entry.model.block)
+    found = {name: given[name] for name in entry.parts if _is_part(given.get(name))}
+    for name in {*entry.parts} - {*found}:
+        if name in given:
+            read: Any = _part(name, entry.model, own, revision, where, given)
+            found[name] = read.get_submodule(entry.parts[name]) if isinstance(read, kind) else read
+    missing = {name: place for name, place in entry.parts.items() if name not in found}
+    if missing:
+        whole: Any = _part("whole", entry.model, own, revision, where, given)
+        found |= {name: whole.get_submodule(place) for name, place in missing.items()}
+    return found
 
 
 def _is_part(value: object) -> bool:
@@ -112,8 +136,13 @@ def _text(entry: Known, own: str | Path, revision: str | None, given: Mapping[st
     if "text_tokenizer" in given and not isinstance(given["text_tokenizer"], str | Path):
         tokenizer: TextTokenizer = given["text_tokenizer"]
         return tokenizer
-    place = given.get("text_tokenizer", entry.text_tokenizer or own)
-    return text_tokenizer(place, entry.special_ids(), revision if place is own else None)
+    inside = own if entry.text_subfolder is None else _below(own, entry.text_subfolder)
+    place = given.get("text_tokenizer", entry.text_tokenizer or inside)
+    return text_tokenizer(place, entry.special_ids(), revision if place is inside else None)
+
+
+def _below(place: str | Path, subfolder: str) -> str | Path:
+    return place / subfolder if isinstance(place, Path) else f"{place.rstrip('/')}/{subfolder}"
 
 
 def _written_front(front: object) -> Any:

@@ -10,10 +10,10 @@ from torch import nn
 
 from mmblocks.compose import MultimodalModel
 from mmblocks.pipelines.replies import Event, Reply
-from mmblocks.pipelines.running import Row, events, seeds
+from mmblocks.pipelines.running import Drawn, Row, events, seeds
 from mmblocks.pipelines.wishes import Chat, Edit, GenerateImage, GenerateVideo, Settings, Wish, abilities_of, check_ability
 from mmblocks.prompts.messages import Message, turns_of
-from mmblocks.prompts.request import Components
+from mmblocks.prompts.request import Components, Request
 from mmblocks.sequence.batches import Sample
 from mmblocks.support.pictures import Picture
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
@@ -259,15 +259,17 @@ class Pipeline:
         rows = self._rows([wish])
         return (one.content for one in events(rows, self.components, self.front, max_batch=None, stream=True, previews=False))
 
-    def _rows(self, wishes: Sequence[Wish]) -> list[Row]:
+    def _rows(self, wishes: Sequence[Wish]) -> list[Row | Drawn]:
         """All rows, spelled: what is not accepted is refused before any work."""
-        rows: list[Row] = []
+        rows: list[Row | Drawn] = []
         for index, wish in enumerate(wishes):
             check_ability(self.front, wish.ability)
-            spelled = wish.request(self.front, self.components)
-            spelled = type(spelled)(spelled.prompt, spelled.grammar, wish.settings.changed(spelled.options), spelled.unconditional)
+            spelled = wish.settings.applied(wish.request(self.front, self.components))
             for sample, seed in enumerate(seeds(wish.settings.seed, wish.num_samples)):
-                rows.append(Row(index, sample, spelled, wish.settings.stops, seed))
+                if isinstance(spelled, Request):
+                    rows.append(Row(index, sample, spelled, wish.settings.stops, seed))
+                else:
+                    rows.append(Drawn(index, sample, spelled, seed))
         return rows
 
 

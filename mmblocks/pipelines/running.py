@@ -13,7 +13,7 @@ from mmblocks.generation.options import Generation
 from mmblocks.generation.span_writing import Preview
 from mmblocks.pipelines.replies import Event
 from mmblocks.pipelines.stopping import StopStrings, UntilStop
-from mmblocks.prompts.request import Components, Request, Shows
+from mmblocks.prompts.request import Components, Drawing, Request, Shows
 from mmblocks.sequence.segments import Segment, Text
 
 
@@ -36,12 +36,32 @@ class Row:
     seed: int
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """One picture that is made in a way of its own.
+
+    Attributes:
+        request, sample, seed: as of ``Row``.
+        drawing: how.
+    """
+
+    request: int
+    sample: int
+    drawing: Drawing
+    seed: int
+
+
 def events(
-    rows: Sequence[Row], components: Components, front: object, *, max_batch: int | None, stream: bool, previews: bool
+    rows: Sequence[Row | Drawn], components: Components, front: object, *, max_batch: int | None, stream: bool, previews: bool
 ) -> Iterator[Event]:
-    """Answers rows batch by batch, and gives what is new."""
-    for batch in batches(rows, max_batch):
+    """Answers rows batch by batch, and gives what is new; what is drawn in a way of its own comes picture by picture."""
+    for batch in batches([row for row in rows if isinstance(row, Row)], max_batch):
         yield from _batch_events(batch, components, front, stream, previews)
+    device = next(components.model.parameters()).device
+    for row in rows:
+        if isinstance(row, Drawn):
+            frames = row.drawing.draw(components, torch.Generator(device).manual_seed(row.seed))
+            yield Event(row.request, row.sample, frames[0] if len(frames) == 1 else frames)
 
 
 def batches(rows: Sequence[Row], max_batch: int | None = None) -> list[list[Row]]:

@@ -25,7 +25,7 @@ def text_tokenizer(place: str | Path, specials: Mapping[str, int], revision: str
 
     Args:
         place: the folder, or ``organisation/name``.
-        specials: names and ids of special tokens, for a ``.tiktoken`` file, which holds none.
+        specials: names and ids of special tokens that the files do not hold; a ``.tiktoken`` file holds none.
         revision: on the Hub.
 
     Raises:
@@ -54,11 +54,28 @@ _ACCEPTED = "tokenizer.json, a .tiktoken file, or tokenizer.model"
 def local_tokenizer(folder: Path, specials: Mapping[str, int]) -> TextTokenizer:
     """The text tokenizer of a folder."""
     if (folder / "tokenizer.json").is_file():
-        return TokenizerFile(folder)
+        return with_specials(TokenizerFile(folder), specials)
     if ranks := sorted(folder.glob("*.tiktoken")):
         return TokenizerFile.of(tiktoken_tokenizer(ranks[0], specials))
     if not any((folder / name).is_file() for name in SMALL):
         raise FileNotFoundError(f"{folder} holds no text tokenizer; accepted: {_ACCEPTED}, or text_tokenizer=")
     from transformers import AutoTokenizer
 
-    return TokenizerFile.of(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer)
+    found = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+    return with_specials(TokenizerFile.of(found), specials)
+
+
+def with_specials(tokenizer: TokenizerFile, specials: Mapping[str, int]) -> TokenizerFile:
+    """The tokenizer with special tokens that its authors add when they run it.
+
+    Raises:
+        ValueError: the vocabulary's next ids are not those of the tokens that it lacks, or it has one at another id.
+    """
+    known = tokenizer.vocabulary
+    lacking = sorted((index, name) for name, index in specials.items() if name not in known)
+    made = tokenizer.extended([name for _, name in lacking]) if lacking else tokenizer
+    wrong = {name: made[name] for name, index in specials.items() if made[name] != index}
+    if wrong:
+        name, index = next(iter(wrong.items()))
+        raise ValueError(f"{name!r} has the id {index} in this text tokenizer; accepted for this model: {specials[name]}")
+    return made

@@ -1,7 +1,7 @@
 """What a user may want of a pipeline, each as a value, so that requests of different kinds run side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from PIL.Image import Image as PILImage
@@ -11,7 +11,7 @@ from mmblocks.generation.guidance import Guidance
 from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import Sampling
 from mmblocks.prompts.messages import Message, turns_of
-from mmblocks.prompts.request import ABILITIES, Components, Request
+from mmblocks.prompts.request import ABILITIES, Components, Drawing, Request
 from mmblocks.support.pictures import Picture, picture_of
 
 
@@ -50,6 +50,24 @@ class Settings:
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def applied(self, spelled: Request | Drawing) -> Request | Drawing:
+        """What a front spelled, with what is set here.
+
+        Raises:
+            ValueError: something is set that has no meaning for this request.
+        """
+        if isinstance(spelled, Request):
+            return replace(spelled, options=self.changed(spelled.options))
+        own = {"max_tokens": self.max_tokens, "sampling": self.sampling, "guidance": self.guidance, "stop": self.stops or None}
+        given = {name: value for name, value in own.items() if value is not None}
+        known: set[str] = {one.name for one in fields(spelled)} if is_dataclass(spelled) else set()
+        for name, value in given.items():
+            if name not in known or (name == "guidance" and not isinstance(value, int | float)):
+                accepted = [*sorted(known & {"sampling"}), *(["a number as guidance"] if "guidance" in known else []), "seed"]
+                raise ValueError(f"{name} is {value!r}; accepted of this model: {', '.join(accepted)}")
+        changed: Drawing = replace(spelled, **given)  # type: ignore[type-var]  # a data class
+        return changed
 
     def changed(self, options: Generation) -> Generation:
         """Published options with what is set here."""
@@ -106,7 +124,7 @@ class GenerateImage:
         """Images."""
         return self.num_images
 
-    def request(self, front: Any, components: Components) -> Request:
+    def request(self, front: Any, components: Components) -> Request | Drawing:
         """As the front spells it."""
         _check_prompt(self.prompt)
         _check_counts(num_images=self.num_images)
@@ -136,7 +154,7 @@ class Edit:
         """Images."""
         return self.num_images
 
-    def request(self, front: Any, components: Components) -> Request:
+    def request(self, front: Any, components: Components) -> Request | Drawing:
         """As the front spells it."""
         _check_prompt(self.prompt)
         _check_counts(num_images=self.num_images)
@@ -166,7 +184,7 @@ class GenerateVideo:
     ability = "generate_video"
     num_samples = 1
 
-    def request(self, front: Any, components: Components) -> Request:
+    def request(self, front: Any, components: Components) -> Request | Drawing:
         """As the front spells it."""
         _check_prompt(self.prompt)
         _check_size(self.size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from PIL.Image import Image as PILImage
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from mmblocks.prompts.chat_format import ChatFormat
 from mmblocks.prompts.messages import Turn
 from mmblocks.prompts.request import Components, ImageTokenizer, Request
 from mmblocks.sequence.batches import Sample
-from mmblocks.sequence.segments import Codes, Segment, codes, image
+from mmblocks.sequence.segments import Codes, Segment, Vectors, codes, image
 from mmblocks.sequence.segments import Image as ImageSegment
+from mmblocks.sequence.tokens import Latents
 from mmblocks.support.pictures import image_of
 from mmblocks.vocabulary.grid_format import GridFormat
 from mmblocks.vocabulary.spelling import special_id
@@ -143,6 +145,26 @@ class CodeReader:
         return ids[0].cpu()
 
 
+@dataclass(frozen=True)
+class LatentReader:
+    """Pixels to latents, the mode where there is a variance.
+
+    Attributes:
+        components: with an image tokenizer that makes latents.
+    """
+
+    components: Components
+
+    @torch.no_grad()
+    def __call__(self, pixels: Float[Tensor, "3 H W"]) -> Float[Tensor, "h w C"]:
+        """The latents of one image."""
+        tokenizer = image_tokenizer_of(self.components)
+        found = tokenizer.encode(pixels[None].to(_device(self.components)))
+        if found.ids is not None:
+            raise TypeError(f"{type(tokenizer).__name__} makes codes; accepted: an image tokenizer that makes latents")
+        return found.z[0].float().cpu()
+
+
 def image_tokenizer_of(components: Components) -> ImageTokenizer:
     """The image tokenizer.
 
@@ -151,18 +173,20 @@ def image_tokenizer_of(components: Components) -> ImageTokenizer:
     """
     if components.image_tokenizer is None:
         accepted = "Pipeline(..., image_tokenizer=...)"
-        raise ValueError(f"the pipeline has no image_tokenizer, and its model reads or writes codes; accepted: {accepted}")
+        raise ValueError(f"the pipeline has no image_tokenizer, and its model reads or writes what one makes; accepted: {accepted}")
     return cast(ImageTokenizer, components.image_tokenizer)
 
 
 @torch.no_grad()
 def decoded(components: Components, segment: Segment) -> list[PILImage]:
-    """The picture, or the frames, that a segment's codes or pixels stand for."""
+    """The picture, or the frames, that a segment's codes, latents or pixels stand for."""
     if isinstance(segment, ImageSegment):
         return frames_of(segment.pixels)
-    if not isinstance(segment, Codes):
-        raise TypeError(f"{type(segment).__name__} was written; accepted of this front: codes")
     tokenizer = image_tokenizer_of(components)
+    if isinstance(segment, Vectors):
+        return frames_of(tokenizer.decode(Latents(z=segment.values.to(_device(components))[None]))[0])
+    if not isinstance(segment, Codes):
+        raise TypeError(f"{type(segment).__name__} was written; accepted of this front: codes or latents")
     return frames_of(tokenizer.decode(segment.grid.to(_device(components))[None])[0])
 
 
@@ -195,6 +219,19 @@ def check_images(turns: Sequence[Turn], most: int | None) -> None:
     count = sum(len(turn.pictures) for turn in turns)
     if most is not None and count > most:
         raise ValueError(f"the messages hold {count} images; accepted: {most} at most")
+
+
+def tokens_of(size: tuple[int, int], step: int) -> tuple[int, int]:
+    """A size in pixels as one in tokens.
+
+    Raises:
+        ValueError: sides that are no multiples of a token's.
+    """
+    height, width = size
+    if height % step or width % step:
+        near = tuple(max(round(side / step), 1) * step for side in size)
+        raise ValueError(f"size is {height}x{width} pixels; accepted: multiples of {step}, such as {near[0]}x{near[1]}")
+    return height // step, width // step
 
 
 def _device(components: Components) -> torch.device:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image as PILImage
-from torch import nn
+from torch import Generator, nn
 
 from mmblocks.compose import MultimodalModel
 from mmblocks.generation.grammar import Grammar
@@ -75,6 +75,18 @@ class Request:
 
 
 @runtime_checkable
+class Drawing(Protocol):
+    """A picture that is made in a way of its own, such as by a decoder that draws at random; in place of a ``Request``.
+
+    It is a data class. Of its fields ``guidance`` and ``sampling``, where it has them, ``Settings`` may change the values.
+    """
+
+    def draw(self, components: Components, generator: Generator) -> list[PILImage]:
+        """The picture; all randomness is the generator's, which is on the model's device."""
+        ...
+
+
+@runtime_checkable
 class Chats(Protocol):
     """Answers messages."""
 
@@ -89,7 +101,7 @@ class DrawsImages(Protocol):
 
     def generate_image(
         self, components: Components, prompt: str, *, size: tuple[int, int] | None, negative_prompt: str | None
-    ) -> Request:
+    ) -> Request | Drawing:
         """An image; ``size`` is (height, width) in pixels, None the published one."""
         ...
 
@@ -98,7 +110,9 @@ class DrawsImages(Protocol):
 class EditsImages(Protocol):
     """Makes an image of images and a text."""
 
-    def edit(self, components: Components, pictures: Sequence[PILImage], prompt: str, *, size: tuple[int, int] | None) -> Request:
+    def edit(
+        self, components: Components, pictures: Sequence[PILImage], prompt: str, *, size: tuple[int, int] | None
+    ) -> Request | Drawing:
         """An image; ``size`` is (height, width) in pixels, None the method's choice."""
         ...
 

@@ -81,6 +81,20 @@ def _transformers_whole(config: Mapping[str, Any]) -> dict[str, Any]:
     return _transformers_config(config["vq_config"])
 
 
+def _whole_with_decoder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a whole model whose files hold the decoder too: Orthus's and Anole's."""
+    check_model(config, "orthus", "chameleon", "chameleon_xllmx")
+    return {**_transformers_config(stated(config, "vq_config", {})), "has_decoder": True}
+
+
+def _published_whole_with_decoder(arguments: Arguments) -> dict[str, Any]:
+    if not arguments["has_decoder"]:
+        raise ValueError(
+            "has_decoder is False; accepted in the layout 'chameleon-whole-with-decoder': True, since its files hold a decoder"
+        )
+    return _published_whole({**arguments, "has_decoder": False})
+
+
 def _published_transformers_config(arguments: Arguments) -> dict[str, Any]:
     """The way back.
 
@@ -262,6 +276,15 @@ CHAMELEON_LAYOUTS = (
         config=_transformers_whole,
         published_config=_published_whole,
         harmless=_CHAMELEON_PARTS,
+        preprocessor=_PREPROCESSOR,
+    ),
+    Layout(
+        "chameleon-whole-with-decoder",
+        at("model.vqmodel.", TAMING_RULES),
+        ignored=("*",),
+        config=_whole_with_decoder,
+        published_config=_published_whole_with_decoder,
+        harmless=(*_CHAMELEON_PARTS, "diffloss_w", "diffloss_d", "num_res_blocks", "diffusion_batch_mul", "denoise_steps"),
         preprocessor=_PREPROCESSOR,
     ),
 )

@@ -68,6 +68,18 @@ def special_id(tokenizer: TextTokenizer, name: str) -> int:
     return ids[0]
 
 
+def opening_ids(tokenizer: TextTokenizer) -> list[int]:
+    """The special tokens that a tokenizer's own file puts before every text, such as ``<s>``; none where it says nothing of it.
+
+    Examples:
+        >>> from mmblocks import ByteTokenizer
+        >>> from mmblocks.vocabulary.spelling import opening_ids
+        >>> opening_ids(ByteTokenizer(["<s>"]))
+        []
+    """
+    return tokenizer.opening_ids if isinstance(tokenizer, TokenizerFile) else []
+
+
 def _bytes(tokenizer: ByteTokenizer, part: Part) -> list[int]:
     if not isinstance(part, Structure) or not tokenizer.specials:
         return tokenizer.encode(part or "")

@@ -224,10 +224,23 @@ class TokenizerFile:
         return vocabulary
 
     @property
+    def opening_ids(self) -> list[int]:
+        """The special tokens that the file itself would put before a text."""
+        found = self._tokenizer.encode("a", add_special_tokens=True)
+        own = [of is not None for of in found.sequence_ids]
+        return list(found.ids[: own.index(True)] if True in own else [])
+
+    @property
     def content(self) -> str:
         """What the file says, as JSON."""
         content: str = self._tokenizer.to_str()
         return content
+
+    def extended(self, names: Sequence[str]) -> "TokenizerFile":
+        """One with these special tokens after all others, in this order."""
+        copy = _library().Tokenizer.from_str(self.content)
+        copy.add_special_tokens(list(names))
+        return TokenizerFile.of(copy)
 
     def __getitem__(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)

@@ -162,3 +162,6 @@ EMU_INSTRUCT = EmuFormat(
     guidance=7.5,
 )
 """Emu-I, which chats; the authors' image decoder does not go with it."""
+
+EMU_IDS, EMU_INSTRUCT_IDS = EMU.ids, EMU_INSTRUCT.ids
+"""What the authors' code adds to LLaMA's tokenizer when it runs, beside what it holds."""

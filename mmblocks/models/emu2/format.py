@@ -39,3 +39,6 @@ EMU2_CHAT = replace(
 )
 """Emu2-Chat. Where it is about "grounding", ``<grounding>`` follows the last ``[ASSISTANT]:``, and boxes are written as
 ``<patch_index_...>`` of coordinates from 0 to 224."""
+
+EMU2_IDS, EMU2_CHAT_IDS = EMU2.ids, EMU2_CHAT.ids
+"""What the authors' code adds to LLaMA's tokenizer when it runs, beside what it holds."""

@@ -10,7 +10,7 @@ from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import Sampling
 from mmblocks.models.emu3.prompts import EMU35_SIZES, EMU35_TASKS, EMU35_UNCONDITIONAL, emu35_template
 from mmblocks.prompts.chat_format import ChatFormat
-from mmblocks.prompts.fronts import CodeReader, CodesFront, decoded, stop_ids, vocab_size
+from mmblocks.prompts.fronts import CodeReader, CodesFront, decoded, stop_ids, tokens_of, vocab_size
 from mmblocks.prompts.messages import Turn
 from mmblocks.prompts.request import Components, Request
 from mmblocks.sequence.batches import Sample
@@ -192,16 +192,3 @@ def spelled(components: Components, *parts: Part) -> list[Segment]:
     """Parts of a prompt as one segment of ids."""
     ids = [i for own in encode_parts(components.text_tokenizer, parts) for i in own]
     return [text(ids)] if ids else []
-
-
-def tokens_of(size: tuple[int, int], step: int) -> tuple[int, int]:
-    """A size in pixels as one in tokens.
-
-    Raises:
-        ValueError: sides that are no multiples of a token's.
-    """
-    height, width = size
-    if height % step or width % step:
-        near = tuple(max(round(side / step), 1) * step for side in size)
-        raise ValueError(f"size is {height}x{width} pixels; accepted: multiples of {step}, such as {near[0]}x{near[1]}")
-    return height // step, width // step
