@@ -114,17 +114,22 @@ def _of_whole(
     """The model, and what else is part of the whole that it comes in; the whole is read where not all of them are given."""
     if not entry.parts:
         return {"model": _part("model", entry.model, own, revision, where, given)}
-    kind: Any = block_class(entry.model.block)
     found = {name: given[name] for name in entry.parts if _is_part(given.get(name))}
     for name in {*entry.parts} - {*found}:
         if name in given:
-            read: Any = _part(name, entry.model, own, revision, where, given)
-            found[name] = read.get_submodule(entry.parts[name]) if isinstance(read, kind) else read
+            read = _part(name, entry.model, own, revision, where, given)
+            found[name] = _inside(read, entry.parts[name]) if isinstance(read, block_class(entry.model.block)) else read
     missing = {name: place for name, place in entry.parts.items() if name not in found}
     if missing:
-        whole: Any = _part("whole", entry.model, own, revision, where, given)
-        found |= {name: whole.get_submodule(place) for name, place in missing.items()}
+        whole = _part("whole", entry.model, own, revision, where, given)
+        found |= {name: _inside(whole, place) for name, place in missing.items()}
     return found
+
+
+def _inside(whole: object, place: str) -> torch.nn.Module:
+    if not isinstance(whole, torch.nn.Module):
+        raise TypeError(f"{type(whole).__name__} has no parts; accepted: a Block")
+    return whole.get_submodule(place)
 
 
 def _is_part(value: object) -> bool:
