@@ -4,6 +4,10 @@ from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
 from mmblocks.models.chameleon.prompts import ChameleonPrompt as ChameleonPrompt
+from mmblocks.models.class_fronts import ACDiTFront as ACDiTFront
+from mmblocks.models.class_fronts import LlamaGenFront as LlamaGenFront
+from mmblocks.models.class_fronts import MARFront as MARFront
+from mmblocks.models.class_fronts import VARFront as VARFront
 from mmblocks.models.emu.format import EmuFormat as EmuFormat
 from mmblocks.models.emu.front import EmuFront as EmuFront
 from mmblocks.models.emu.front import EmuGenFront as EmuGenFront

@@ -16,6 +16,8 @@ class Source:
         id: the Hub's id; None for the model's own repository.
         subfolder: in it.
         layout: the name of the layout, where several fit.
+        file: in it, the one file of weights, where there are others.
+        is_given: whether it is nowhere that is known, so that it has to be handed in.
         diffusers: whether it is read with ``from_diffusers``, of several folders.
     """
 
@@ -23,6 +25,8 @@ class Source:
     id: str | None = None
     subfolder: str | None = None
     layout: str | None = None
+    file: str | None = None
+    is_given: bool = False
     diffusers: bool = False
 
 
@@ -33,11 +37,13 @@ class Known:
     Attributes:
         front: ``module:name`` of the front, in ``mmblocks``.
         model: the model, or a whole that holds it.
-        ids: patterns of the Hub's ids; the part after the organisation is compared with a folder's name too.
+        ids: patterns of the Hub's ids; the part after the organisation is compared with a folder's name too. None where the front
+            has to be named.
         parts: components by the names of the submodules of that whole; none where it is the model itself.
         components: by name, the parts from elsewhere.
         text_tokenizer: where the text tokenizer is; None for the model's own repository.
         text_subfolder: in the model's own repository, where it is not at the top.
+        reads_text: whether there is a text tokenizer at all.
         specials: ``module:name`` of the special tokens' ids, where the tokenizer's file does not hold them.
     """
 
@@ -48,6 +54,7 @@ class Known:
     components: MappingProxyType[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     text_tokenizer: str | None = None
     text_subfolder: str | None = None
+    reads_text: bool = True
     specials: str | None = None
 
     def front_object(self) -> object:
@@ -128,6 +135,23 @@ def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
 
 _VAE = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder", subfolder="vae")})
 
+
+def _of_classes(front: str, block: str, **components: Source) -> Known:
+    """A model of classes. Its authors publish files of several sizes side by side, none of which says its size."""
+    return Known(
+        front=f"models.class_fronts:{front}",
+        model=Source(block=block),
+        ids=(),
+        components=MappingProxyType(components),
+        reads_text=False,
+    )
+
+
+_VAR_TOKENIZER = Source(block="VARVQ", id="FoundationVision/var", file="vae_ch160v4096z32.pth")
+_LLAMAGEN_TOKENIZER = Source(block="LlamaGenVQ", id="FoundationVision/LlamaGen", file="vq_ds16_c2i.pt")
+_DIT_AUTOENCODER = Source(block="DiffusersAutoencoder", id="facebook/DiT-XL-2-256", subfolder="vae")
+_MAR_HEAD = Source(block="MARDiffusionHead", layout="mar")
+
 _PAINTER = MappingProxyType({"model": "model", "decoder": "decoder"})
 
 KNOWN: dict[str, Known] = {
@@ -194,6 +218,11 @@ KNOWN: dict[str, Known] = {
         text_subfolder="tokenizer",
         specials="models.emu2.format:EMU2_IDS",
     ),
+    "llamagen": _of_classes("LlamaGenFront", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
+    "llamagen-384": _of_classes("LLAMAGEN_384_FRONT", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
+    "var": _of_classes("VARFront", "VAR", image_tokenizer=_VAR_TOKENIZER),
+    "mar": _of_classes("MARFront", "MAR", decoder=_MAR_HEAD, image_tokenizer=Source(block="DiffusersAutoencoder", is_given=True)),
+    "acdit": _of_classes("ACDiTFront", "ACDiT", image_tokenizer=_DIT_AUTOENCODER),
     "emu3-gen": _emu3("Emu3GenFront", "Emu3-Gen"),
     "emu3-chat": _emu3("EMU3_CHAT", "Emu3-Chat"),
     "emu3-stage1": _emu3("EMU3_STAGE1", "Emu3-Stage1"),

@@ -11,12 +11,11 @@ from mmblocks.block import Block
 from mmblocks.checkpoints import config
 from mmblocks.checkpoints import save as saving
 from mmblocks.checkpoints.files import folders
-from mmblocks.compose import MultimodalModel
 from mmblocks.configurable import find as block_class
 from mmblocks.pipelines import known, values
 from mmblocks.pipelines.known import Known, Source
 from mmblocks.pipelines.tokenizer_files import text_tokenizer
-from mmblocks.prompts.request import Components
+from mmblocks.prompts.request import Components, NoText
 from mmblocks.vocabulary.text_tokenizers import ByteTokenizer, TextTokenizer, TokenizerFile
 
 FILE = "pipeline.json"
@@ -38,7 +37,8 @@ def load(
     parts = _of_whole(entry, id_or_path, revision, where, given)
     for component, source in entry.components.items():
         parts[component] = _part(component, source, id_or_path, revision, {"device": where["device"]}, given)
-    parts["text_tokenizer"] = _text(entry, id_or_path, revision, given)
+    if entry.reads_text:
+        parts["text_tokenizer"] = _text(entry, id_or_path, revision, given)
     return spoken, parts
 
 
@@ -48,6 +48,8 @@ def save(front: object, components: Components, folder: Path, max_shard_size: in
     tokenizer = components.text_tokenizer
     if isinstance(tokenizer, ByteTokenizer):
         content["text_tokenizer"] = {"specials": list(tokenizer.specials)}
+    elif isinstance(tokenizer, NoText):
+        content["text_tokenizer"] = None
     elif not isinstance(tokenizer, TokenizerFile):
         raise TypeError(f"text_tokenizer is a {type(tokenizer).__name__}; accepted: a TokenizerFile or a ByteTokenizer")
     blocks = {name: part for name in MODULES if (part := getattr(components, name)) is not None}  # fields of Components
@@ -73,14 +75,13 @@ def _load_own(folder: Path, front: object, where: Mapping[str, Any], given: Mapp
     for name in content["components"]:
         if name not in MODULES:
             raise ValueError(f"{folder / FILE} names the component {name!r}; accepted: {', '.join(MODULES)}")
-        cls: type[Block] = MultimodalModel if name == "model" else Block
         own = where if name == "model" else {"device": where["device"]}
-        parts[name] = given[name] if _is_part(given.get(name)) else cls.from_pretrained(given.get(name, folder / name), **own)
-    said = content.get("text_tokenizer")
+        parts[name] = given[name] if _is_part(given.get(name)) else Block.from_pretrained(given.get(name, folder / name), **own)
+    said = content.get("text_tokenizer", {})
     if "text_tokenizer" in given:
         parts["text_tokenizer"] = given["text_tokenizer"]
-    else:
-        parts["text_tokenizer"] = TokenizerFile(folder) if said is None else ByteTokenizer(said["specials"])
+    elif said is not None:
+        parts["text_tokenizer"] = ByteTokenizer(said["specials"]) if said else TokenizerFile(folder)
     return spoken, {**given, **parts}
 
 
@@ -93,6 +94,8 @@ def _part(
     cls: Any = block_class(source.block)
     if name in given:
         return Block.from_pretrained(given[name], **where) if _is_own(given[name]) else cls.from_pretrained(given[name], **where)
+    if source.is_given:
+        raise ValueError(f"{name} is not given, and is nowhere that is known; accepted: a {source.block}, or where one is")
     place = own if source.id is None else source.id
     more = {"revision": revision} if source.id is None else {}
     if source.diffusers:
@@ -100,6 +103,8 @@ def _part(
             raise ValueError(f"device_map is {where['device_map']!r}; accepted of this model, which is of several folders: None")
         inside = place if source.subfolder is None else _below(place, source.subfolder)
         return cls.from_diffusers(inside, **more, dtype=where.get("dtype"), device=where["device"])
+    if source.file is not None:
+        place = _below(place, source.file)
     return cls.from_pretrained(place, subfolder=source.subfolder, layout=source.layout, **more, **where)
 
 
@@ -109,17 +114,22 @@ def _of_whole(
     """The model, and what else is part of the whole that it comes in; the whole is read where not all of them are given."""
     if not entry.parts:
         return {"model": _part("model", entry.model, own, revision, where, given)}
-    kind: Any = block_class(entry.model.block)
     found = {name: given[name] for name in entry.parts if _is_part(given.get(name))}
     for name in {*entry.parts} - {*found}:
         if name in given:
-            read: Any = _part(name, entry.model, own, revision, where, given)
-            found[name] = read.get_submodule(entry.parts[name]) if isinstance(read, kind) else read
+            read = _part(name, entry.model, own, revision, where, given)
+            found[name] = _inside(read, entry.parts[name]) if isinstance(read, block_class(entry.model.block)) else read
     missing = {name: place for name, place in entry.parts.items() if name not in found}
     if missing:
-        whole: Any = _part("whole", entry.model, own, revision, where, given)
-        found |= {name: whole.get_submodule(place) for name, place in missing.items()}
+        whole = _part("whole", entry.model, own, revision, where, given)
+        found |= {name: _inside(whole, place) for name, place in missing.items()}
     return found
+
+
+def _inside(whole: object, place: str) -> torch.nn.Module:
+    if not isinstance(whole, torch.nn.Module):
+        raise TypeError(f"{type(whole).__name__} has no parts; accepted: a Block")
+    return whole.get_submodule(place)
 
 
 def _is_part(value: object) -> bool:

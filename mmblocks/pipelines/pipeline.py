@@ -8,12 +8,12 @@ import torch
 from PIL.Image import Image as PILImage
 from torch import nn
 
-from mmblocks.compose import MultimodalModel
+from mmblocks.block import Block
 from mmblocks.pipelines.replies import Event, Reply
 from mmblocks.pipelines.running import Drawn, Row, events, seeds
 from mmblocks.pipelines.wishes import Chat, Edit, GenerateImage, GenerateVideo, Settings, Wish, abilities_of, check_ability
 from mmblocks.prompts.messages import Message, turns_of
-from mmblocks.prompts.request import Components, Request
+from mmblocks.prompts.request import Components, NoText, Request
 from mmblocks.sequence.batches import Sample
 from mmblocks.support.pictures import Picture
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
@@ -24,8 +24,8 @@ class Pipeline:
 
     Args:
         front: prompts and settings; see ``mmblocks.prompts``. What it has no method for, the pipeline cannot do.
-        model: reads and writes.
-        text_tokenizer: of its text.
+        model: reads and writes: a ``MultimodalModel``, or one that the front draws with in a way of its own.
+        text_tokenizer: of its text; None where it reads none.
         image_tokenizer: between pictures and the codes or latents that the model reads or writes.
         decoder: from what it writes to pixels, where that is not the image tokenizer's work.
 
@@ -53,15 +53,15 @@ class Pipeline:
         self,
         *,
         front: object,
-        model: MultimodalModel,
-        text_tokenizer: TextTokenizer,
+        model: Block,
+        text_tokenizer: TextTokenizer | None = None,
         image_tokenizer: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
         if not abilities_of(front):
             raise TypeError(f"front is a {type(front).__name__}; accepted: a front with chat, generate_image or edit, say")
         self.front = front
-        self.components = Components(model, text_tokenizer, image_tokenizer, decoder)
+        self.components = Components(model, text_tokenizer or NoText(), image_tokenizer, decoder)
 
     @classmethod
     def from_pretrained(
@@ -144,7 +144,7 @@ class Pipeline:
 
     def generate_image(
         self,
-        prompt: str,
+        prompt: str | int,
         *,
         size: tuple[int, int] | None = None,
         num_images: int = 1,
@@ -154,7 +154,7 @@ class Pipeline:
         """Images of a text.
 
         Args:
-            prompt: what they show.
+            prompt: what they show; of models of classes, the name or the number of one.
             size: (height, width) in pixels; None for the published one.
             num_images: how many; they have seeds of their own.
             negative_prompt: what they do not show, where the model knows that; None for the published one.

@@ -13,7 +13,7 @@ from mmblocks.generation.options import Generation
 from mmblocks.generation.span_writing import Preview
 from mmblocks.pipelines.replies import Event
 from mmblocks.pipelines.stopping import StopStrings, UntilStop
-from mmblocks.prompts.request import Components, Drawing, Request, Shows
+from mmblocks.prompts.request import Components, Drawing, Request, Shows, multimodal
 from mmblocks.sequence.segments import Segment, Text
 
 
@@ -95,7 +95,7 @@ def _batch_events(rows: Sequence[Row], components: Components, front: object, st
     ends = StopStrings(components.text_tokenizer, [row.stop for row in rows]) if any(row.stop for row in rows) else None
     options = replace(options, generator=[row.seed for row in rows], previews=previews, ends=ends)
     texts = [UntilStop(row.stop) for row in rows]
-    generated = components.model.generate(
+    generated = multimodal(components).generate(
         [row.spelled.prompt for row in rows],
         [row.spelled.grammar for row in rows],
         options,

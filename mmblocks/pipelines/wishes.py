@@ -11,7 +11,7 @@ from mmblocks.generation.guidance import Guidance
 from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import Sampling
 from mmblocks.prompts.messages import Message, turns_of
-from mmblocks.prompts.request import ABILITIES, Components, Drawing, Request
+from mmblocks.prompts.request import ABILITIES, Components, Drawing, DrawsClasses, Request
 from mmblocks.support.pictures import Picture, picture_of
 
 
@@ -112,7 +112,7 @@ class GenerateImage:
         2
     """
 
-    prompt: str
+    prompt: str | int
     size: tuple[int, int] | None = None
     num_images: int = 1
     negative_prompt: str | None = None
@@ -126,7 +126,8 @@ class GenerateImage:
 
     def request(self, front: Any, components: Components) -> Request | Drawing:
         """As the front spells it."""
-        _check_prompt(self.prompt)
+        if not (isinstance(self.prompt, int) and isinstance(front, DrawsClasses)):
+            _check_prompt(self.prompt)
         _check_counts(num_images=self.num_images)
         _check_size(self.size)
         return front.generate_image(components, self.prompt, size=self.size, negative_prompt=self.negative_prompt)

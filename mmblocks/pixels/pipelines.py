@@ -25,7 +25,7 @@ class Pipeline(NamedTuple):
 
 
 def find_pipeline(id_or_path: str | Path, revision: str | None = None) -> Pipeline:
-    """A pipeline in a local folder, or on the Hub.
+    """A pipeline in a local folder, or on the Hub, where a path inside the repository may follow its name.
 
     Raises:
         FileNotFoundError: there is none, or it has no scheduler or network.
@@ -42,11 +42,12 @@ def find_pipeline(id_or_path: str | Path, revision: str | None = None) -> Pipeli
         from mmblocks.checkpoints.hub import repository as hub
 
         found = hub.split_id(id_or_path)
-        if found is None or found[1]:
+        if found is None:
             raise FileNotFoundError(f"no such folder: {folder}; accepted: a folder, or organisation/name on the Hub")
-        repository = hub.find(found[0], revision)
-        names, commit = set(repository.files), repository.commit
-        config = untrusted.read_json(repository.get(_SCHEDULER)) if _SCHEDULER in names else None
+        repository, inside = hub.find(found[0], revision), f"{found[1].rstrip('/')}/" if found[1] else ""
+        names = {name.removeprefix(inside) for name in repository.files if name.startswith(inside)}
+        commit = repository.commit
+        config = untrusted.read_json(repository.get(inside + _SCHEDULER)) if _SCHEDULER in names else None
     network = next((name for name in _NETWORKS if f"{name}/config.json" in names), None)
     if network is None or config is None:
         wanted = f"{_SCHEDULER}, and config.json in {' or '.join(_NETWORKS)}"

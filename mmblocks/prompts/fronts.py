@@ -18,7 +18,7 @@ from mmblocks.generation.options import Generation
 from mmblocks.layers.categorical import GREEDY
 from mmblocks.prompts.chat_format import ChatFormat
 from mmblocks.prompts.messages import Turn
-from mmblocks.prompts.request import Components, ImageTokenizer, Request
+from mmblocks.prompts.request import Components, ImageTokenizer, Request, multimodal
 from mmblocks.sequence.batches import Sample
 from mmblocks.sequence.segments import Codes, Segment, Vectors, codes, image
 from mmblocks.sequence.segments import Image as ImageSegment
@@ -207,7 +207,7 @@ def stop_ids(components: Components, form: ChatFormat) -> tuple[int, ...]:
 
 def vocab_size(components: Components, head: str) -> int:
     """Ids that a head writes."""
-    return int(components.model.outputs[head].vocab_size)  # type: ignore[union-attr]  # a head over ids
+    return int(multimodal(components).outputs[head].vocab_size)  # type: ignore[union-attr]  # a head over ids
 
 
 def check_images(turns: Sequence[Turn], most: int | None) -> None:

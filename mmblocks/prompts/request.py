@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from PIL.Image import Image as PILImage
 from torch import Generator, nn
 
+from mmblocks.block import Block
 from mmblocks.compose import MultimodalModel
 from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.options import Generation
@@ -26,15 +27,37 @@ class ImageTokenizer(Tokenizer, Preprocessing, Protocol):
     """A tokenizer of image files."""
 
 
+class NoText:
+    """Stands for the text tokenizer of a model that reads no text.
+
+    Examples:
+        >>> from mmblocks.prompts import NoText
+        >>> NoText().vocab_size
+        0
+    """
+
+    vocab_size = 0
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ``ValueError``."""
+        raise ValueError("the pipeline has no text_tokenizer; accepted where text is read: Pipeline(..., text_tokenizer=...)")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of no ids; raises ``ValueError`` for any."""
+        if ids:
+            self.encode("")
+        return ""
+
+
 @dataclass
 class Components:
     """The parts of a pipeline; each can be replaced.
 
     Attributes:
-        model: reads and writes.
-        text_tokenizer: of its text.
+        model: reads and writes; a ``MultimodalModel``, or a model that a front draws with in a way of its own.
+        text_tokenizer: of its text; ``NoText`` where it reads none.
         image_tokenizer: between pictures and the codes or latents that it reads or writes; None where there are none.
-        decoder: from what it writes to pixels, where that is not the image tokenizer's work.
+        decoder: from what it writes to pixels, where that is not the image tokenizer's work; or from its states to what it writes.
 
     Examples:
         >>> from mmblocks import ByteTokenizer
@@ -45,7 +68,7 @@ class Components:
         True
     """
 
-    model: MultimodalModel
+    model: Block
     text_tokenizer: TextTokenizer
     image_tokenizer: nn.Module | None = None
     decoder: nn.Module | None = None
@@ -107,6 +130,21 @@ class DrawsImages(Protocol):
 
 
 @runtime_checkable
+class DrawsClasses(Protocol):
+    """Makes an image of a class, which is told by its number or its name."""
+
+    def num_classes(self, components: Components) -> int:
+        """Classes of the model."""
+        ...
+
+    def generate_image(
+        self, components: Components, prompt: str | int, *, size: tuple[int, int] | None, negative_prompt: str | None
+    ) -> Request | Drawing:
+        """An image; ``size`` is (height, width) in pixels, None the published one."""
+        ...
+
+
+@runtime_checkable
 class EditsImages(Protocol):
     """Makes an image of images and a text."""
 
@@ -144,6 +182,17 @@ class Trains(Protocol):
     def training_sample(self, components: Components, turns: Sequence[Turn]) -> Sample:
         """A conversation whose answers are learned, in the format that ``chat`` uses."""
         ...
+
+
+def multimodal(components: Components) -> MultimodalModel:
+    """The model, where it is one that writes rows.
+
+    Raises:
+        TypeError: it is another one.
+    """
+    if not isinstance(components.model, MultimodalModel):
+        raise TypeError(f"model is a {type(components.model).__name__}; accepted of this front: a MultimodalModel")
+    return components.model
 
 
 ABILITIES: dict[str, type] = {

@@ -13,7 +13,12 @@ from mmblocks.models.chat_fronts import NEO_FRONT
 from mmblocks.models.emu3.front import EMU3_CHAT
 from mmblocks.tokenizers import Emu3VQ
 from mmblocks.vocabulary.tiktoken_files import _letters
-from tests.shared.tiny_tokenizers import byte_level
+from tests.pipelines.test_emu_fronts import TOKENIZER as EMU_TOKENIZER
+from tests.pipelines.test_emu_fronts import painter
+from tests.pipelines.test_omnigen_front import FRONT as SMALL
+from tests.pipelines.test_omnigen_front import autoencoder, omnigen
+from tests.pipelines.test_omnigen_front import tokenizer as omnigen_tokenizer
+from tests.shared.tiny_tokenizers import byte_level, saved
 
 PICTURE = Image.new("RGB", (700, 530), (200, 30, 0))
 ASKS = [{"role": "user", "content": [PICTURE, "what is this?"]}]
@@ -99,6 +104,28 @@ def test_another_part_is_taken_from_elsewhere(hub, emu3_files, tokenizer_files, 
     assert not any("emu3.tiktoken" in path for path in hub.paths())
     pipe = Pipeline.from_pretrained("BAAI/Emu3-Gen", front=NEO_FRONT, image_tokenizer="someone/better-tokenizer")
     assert pipe.abilities == ("chat", "training_samples")
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_parts_that_are_folders_of_one_repository(hub, tmp_path) -> None:
+    made = painter("emu")
+    made.to_diffusers(tmp_path / "emu" / "pretrain")
+    hub.commit("BAAI/Emu", files_of(tmp_path / "emu") | {"Emu-instruct.pt": b"not read"})
+    pipe = Pipeline.from_pretrained("BAAI/Emu", text_tokenizer=EMU_TOKENIZER)
+    assert pipe.abilities == ("chat", "generate_image", "edit")
+    assert all(torch.equal(pipe.components.decoder.state_dict()[key], value) for key, value in made.decoder.state_dict().items())
+    assert not any("instruct" in path for path in hub.paths() if "resolve" in path)
+
+    omnigen().to_upstream(tmp_path / "omnigen" / "transformer", layout="omnigen-diffusers")
+    autoencoder().to_upstream(tmp_path / "omnigen" / "vae")
+    saved(omnigen_tokenizer(), tmp_path / "omnigen" / "tokenizer")
+    hub.commit("Shitao/OmniGen-v1-diffusers", files_of(tmp_path / "omnigen"))
+    pipe = Pipeline.from_pretrained("Shitao/OmniGen-v1-diffusers")
+    pipe.front = SMALL
+    assert pipe.generate_image("a cat", seed=0)[0].size == (48, 32)
 
 
 def test_a_repository_without_a_text_tokenizer_says_so(hub, emu3_files, tokenizer_files) -> None:

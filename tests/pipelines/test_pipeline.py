@@ -1,13 +1,16 @@
 """One front for whole models: the same answers alone and in a batch, whole and in pieces, saved and loaded."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from mmblocks import Pipeline, Sampling
-from mmblocks.pipelines import Chat, GenerateImage, Settings
+from mmblocks.pipelines import Chat, GenerateImage, Settings, known
+from mmblocks.pipelines.wishes import abilities_of
 from tests.shared.tiny_pipelines import TOKENIZER, emu3, image_tokenizer, pipeline
 
 PICTURE = Image.new("RGB", (10, 6), (200, 30, 0))
@@ -174,3 +177,15 @@ def test_nothing_is_worked_on_where_one_request_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 2"):
         pipe.run([GenerateImage("a cat"), GenerateImage("a cat", (7, 7))])
     assert not calls
+
+
+def test_the_page_names_every_front_with_its_abilities() -> None:
+    page = Path("docs/pipelines.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    told: dict[str, tuple[str, ...]] = {}
+    for names, *cells in rows:
+        has = [cell.strip() != "" for cell in cells]
+        order = ("chat", "generate_image", "edit", "training_samples")
+        for name in re.findall("`([^`]+)`", names):
+            told[name] = tuple(ability for ability, there in zip(order, has, strict=True) if there)
+    assert told == {name: abilities_of(entry.front_object()) for name, entry in known.KNOWN.items()}
