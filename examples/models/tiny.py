@@ -13,6 +13,7 @@ from mmblocks.vocabulary import CodeIds
 
 SIZES = {"dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
 NUM_CODES = 16
+VAE = {"block_out_channels": [4], "norm_num_groups": 2, "latent_channels": 3}
 PICTURE = Image.new("RGB", (24, 16), (200, 30, 0))
 QUESTION = [{"role": "user", "content": [PICTURE, "what colour is this?"]}]
 
