@@ -245,6 +245,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "Edit": "wishes",
         "GenerateVideo": "wishes",
         "list_fronts": "known",
+        "plan_memory": "planning",
+        "MemoryPlan": "planning",
+        "PartMemory": "planning",
     },
     "models": {
         "ACDiT": "acdit.model",
