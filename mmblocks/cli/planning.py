@@ -87,7 +87,9 @@ def described(named: Named) -> Described:
     folder = fitting.local_path(named.source, named.revision, named.subfolder)
     if folder is not None and (folder / PIPELINE).is_file():
         return _pipeline(folder, named)
-    entry = None if named.block is not None else _known(named.source)
+    is_part = named.block is not None or named.subfolder is not None
+    is_own = folder is not None and folder.is_dir() and config.is_ours(config.read(folder) or {})
+    entry = None if is_part or is_own else _known(named.source)
     if entry is None:
         return Described(*_built(named), {})
     model = named._replace(block=entry.model.block, layout=named.layout or entry.model.layout)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mmblocks import MultimodalModel
 from mmblocks.cli import app as commands
-from mmblocks.models import Emu3
+from mmblocks.models import NEO
 from mmblocks.pipelines import plan_memory
 from tests.roles.test_around import language_model
 from tests.shared.tiny import tiny_model
@@ -76,14 +76,24 @@ def test_a_pipeline_with_its_other_components(tmp_path: Path) -> None:
     check(found, emu3(), length=30, beside={"image_tokenizer": image_tokenizer()})
 
 
-def test_a_published_model_by_the_name_of_its_folder(tmp_path: Path) -> None:
+def test_a_published_model_whose_class_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "Emu3-Stage1"
     model = emu3()
     model.to_upstream(folder, layout="emu3")
     text = run(folder, "--block", "Emu3", "--seq", 30)
     assert "outputs.text" in text and "30 tokens in float32" in text
     check(said(folder, "--block", "Emu3", "--seq", 30), model, length=30)
-    assert isinstance(model, Emu3)
+
+
+def test_a_published_model_that_the_name_of_its_folder_tells(tmp_path: Path) -> None:
+    vision = {"hidden_dim": 16, "patch_size": 4, "merge_size": 2}
+    model = NEO(vocab_size=64, dim=16, num_layers=2, num_heads=2, mlp_dim=16, vision=vision, tie_embeddings=True).eval()
+    folder = tmp_path / "NEO1_0-2B-SFT"
+    model.to_upstream(folder)
+    check(said(folder, "--seq", 30), model, length=30)
+    own = tmp_path / "own" / "Emu3-Gen"  # a name whose image tokenizer would lie elsewhere
+    model.save_pretrained(own)
+    check(said(own, "--seq", 30), model, length=30)
 
 
 def test_where_it_goes(tmp_path: Path) -> None:
