@@ -4,27 +4,29 @@ Shapes: B rows, L tokens, N tokens of one input or target, D width of the trunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from mmblocks.block import Block
+from mmblocks.compose_around import language_model_parts
 from mmblocks.generation.autoregressive import generate_ids
 from mmblocks.generation.grammar import Grammar
 from mmblocks.generation.guidance import as_guidance
 from mmblocks.generation.interleaved import Generated, segments_of
 from mmblocks.generation.options import Generation, takes_old_keywords
 from mmblocks.generation.trunk_states import TrunkStates, Watch, check_layers, document_states
-from mmblocks.layers.parts import Parts
-from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished, told
-from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Embedder, Head, SpanHead, Trunk, check_role, embed_at
+from mmblocks.layers.parts import Parts, check_input, check_output
+from mmblocks.layers.spans import Read, conditions_of, embed_spans, finished, renamed, told, weighted
+from mmblocks.roles import AnyEmbedder, AnyHead, Cache, Head, SpanHead, Trunk, check_role, embed_at
 from mmblocks.sequence.batches import Batch, BatchBuilder, Sample
 from mmblocks.sequence.masks import MaskRule
 from mmblocks.sequence.rows import Placed
-from mmblocks.sequence.spans import Conditions, Reading, Spans
+from mmblocks.sequence.spans import Conditions, Reading
 from mmblocks.sequence.tokens import TokenTable
+from mmblocks.trunks.transformers.hooks import PreTrained
 from mmblocks.vocabulary.text_tokenizers import TextTokenizer
 
 
@@ -84,11 +86,35 @@ class MultimodalModel(Block):
         super().__init__()
         if not inputs:
             raise ValueError("inputs is empty; accepted: at least one embedder by name")
-        _check_roles(inputs, trunk, outputs)
-        self.inputs = Parts(inputs)
+        self.inputs = Parts(inputs, check_input)
+        check_role(trunk, Trunk, "trunk")
         self.trunk = trunk
-        self.outputs = Parts(outputs)
+        self.outputs = Parts(outputs, check_output)
+        for name, head in outputs.items():
+            if isinstance(head, SpanHead):
+                check_layers(name, head.span, trunk)
         self.mask = mask
+
+    @classmethod
+    def around(cls, model: PreTrained, *, trunk: str | None = None) -> Self:
+        """A causal language model of transformers as a composed model: it reads "text" and writes "text".
+
+            model = MultimodalModel.around(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"))
+            model.inputs["vision"] = EncoderEmbedder(...)
+
+        The weights are shared with the model, and a head that is tied to the embedding stays so. Logits of a few ids are compared.
+
+        Args:
+            model: the language model, on one device.
+            trunk: ``"decoder"``, where a ``Decoder`` follows the model's family; ``"transformers"`` for its own layers in a
+                ``TransformersTrunk``; None for the first where it can be had, and the second otherwise.
+
+        Raises:
+            TypeError: a model without an embedding of ids, or without a head that is one linear map.
+            ValueError: an encoder and a decoder, a model of more than text, or one whose logits are not those of its parts.
+        """
+        parts = language_model_parts(model, trunk)
+        return cls(inputs={"text": parts.embedding}, trunk=parts.trunk, outputs={"text": parts.head}).train(model.training)
 
     def forward(
         self,
@@ -123,7 +149,7 @@ class MultimodalModel(Block):
             states = rows.new_zeros(len(pooled.values), rows.shape[1]).index_add(0, pooled.of, rows[pooled.places]) / count
             _join(token_losses, name, self._head(name).loss(states, pooled.values))
         for name, read in reads.items():
-            _join(token_losses, name, _weighted(self._span_losses(name, read, batch.table, found), read.spans))
+            _join(token_losses, name, weighted(self._span_losses(name, read, batch.table, found), read.spans))
         losses = {name: values.mean() for name, values in token_losses.items()}
         return ModelOutput(losses, token_losses, hidden)
 
@@ -148,7 +174,7 @@ class MultimodalModel(Block):
         Raises:
             ValueError: an input the model lacks, or one that makes more or fewer tokens than have places.
         """
-        return self._embeds(batch, {**_renamed(self._copies(batch)), **self._reads(batch, {}, generator)})
+        return self._embeds(batch, {**renamed(self._copies(batch)), **self._reads(batch, {}, generator)})
 
     def conditions(self, batch: Batch) -> Conditions | None:
         """What layers are told of the tokens of a batch that is read as it is, as a prompt."""
@@ -164,7 +190,7 @@ class MultimodalModel(Block):
         }
 
     def _states(self, batch: Batch, reads: Mapping[str, Read]) -> TrunkStates:
-        everything = {**_renamed(self._copies(batch)), **reads}
+        everything = {**renamed(self._copies(batch)), **reads}
         mask = batch.mask if self.mask is None else self.mask
         beside: dict[str, Any] = {**batch.beside, **told(list(everything.values()), *batch.ids.shape)}
         watch = Watch(self.trunk, (layer for name in reads for layer in self._span_head(name).span.layers))
@@ -268,28 +294,5 @@ class MultimodalModel(Block):
         return cast(SpanHead, self.outputs[name])
 
 
-def _check_roles(inputs: Mapping[str, object], trunk: object, outputs: Mapping[str, object]) -> None:
-    """Refuses parts that a model could be made of, and could do nothing with."""
-    for name, embedder in inputs.items():
-        check_role(embedder, Embedder, f"inputs[{name!r}]", "forward")
-    check_role(trunk, Trunk, "trunk")
-    for name, head in outputs.items():
-        check_role(head, SpanHead if isinstance(head, SpanHead) else Head, f"outputs[{name!r}]")
-        if isinstance(head, SpanHead):
-            check_layers(name, head.span, trunk)
-
-
-def _renamed(copies: Mapping[str, Read]) -> dict[str, Read]:
-    """Clean copies beside what is learned of the same head."""
-    return {f"{name} clean": read for name, read in copies.items()}
-
-
 def _join(losses: dict[str, Tensor], name: str, more: Tensor) -> None:
     losses[name] = torch.cat([losses[name], more]) if name in losses else more
-
-
-def _weighted(losses: Tensor, spans: Spans) -> Tensor:
-    """Losses by token or by span, with the spans' weights."""
-    if spans.weight is None:
-        return losses
-    return losses * (spans.weight if len(losses) == spans.num_spans else spans.per_token(spans.weight))

@@ -248,6 +248,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "list_fronts": "known",
         "ZeroShot": "zero_shot",
         "Match": "zero_shot",
+        "plan_memory": "planning",
+        "MemoryPlan": "planning",
+        "PartMemory": "planning",
     },
     "models": {
         "ACDiT": "acdit.model",

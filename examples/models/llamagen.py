@@ -1,4 +1,4 @@
-"""LlamaGen: images of a class, code by code. Give it a folder that a pipeline has saved; docs/pipelines.md says how one is made."""
+"""LlamaGen: images of a class, code by code. Give it a folder that a pipeline has saved, or with a config.json."""
 
 from tiny import NUM_CODES, SIZES, image_tokenizer, keep, pipeline
 

@@ -1,4 +1,4 @@
-"""VAR: an image of a class, scale after scale. Give it a folder that a pipeline has saved; docs/pipelines.md says how one is made."""
+"""VAR: an image of a class, scale after scale. Give it a folder that a pipeline has saved, or with a config.json."""
 
 from tiny import NUM_CODES, keep, pipeline
 

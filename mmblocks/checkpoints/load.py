@@ -82,6 +82,11 @@ def open_place(place: Place[B], overrides: dict[str, Any]) -> tuple[B, list[Job]
     return block, [_job(folder, part, overrides if part is block else {}) for folder, part in built.items()]
 
 
+def build_own(folder: Path, cls: type[B], overrides: dict[str, Any]) -> B:
+    """The Block of a folder that ``save_pretrained`` wrote, without values; of its files the configs alone are read."""
+    return _build(folder, "", cls, overrides, {})
+
+
 def _build(folder: Path, subfolder: str, expected: type[B], overrides: dict[str, Any], built: dict[Path, Configurable]) -> B:
     """Builds the Block of one folder of ours after those in its subfolders; ``built`` collects them all."""
     title = f"{subfolder}/{config.FILE}".removeprefix("/")

@@ -1,4 +1,4 @@
-"""The command ``mmblocks``: list, info, convert, verify, tokenize, reconstruct, embed, chat, draw.
+"""The command ``mmblocks``: list, info, convert, verify, tokenize, reconstruct, embed, plan, chat, draw.
 
 Exit codes: 0 done; 1 something went wrong, or did not verify, and one sentence on the standard error says what; 2 wrong usage;
 130 interrupted. With ``--json`` the standard output holds one JSON value and nothing else.

@@ -260,6 +260,38 @@ def embed(
     reporting.show(result if as_json else f"{target}: {shape[0]} vectors of {shape[1]} numbers", as_json)
 
 
+@app.command()
+def plan(
+    source: Source,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the model; that of its files if none is named.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Prompts at once; guidance doubles them.", min=1)] = 1,
+    seq: Annotated[int, typer.Option("--seq", help="Tokens of a prompt, and what the cache has room for.", min=1)] = 2048,
+    devices: Annotated[str | None, typer.Option("--devices", help="Sizes of devices, such as 24GB,24GB, to place it on.")] = None,
+    block: Name = None,
+    layout: LayoutName = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    arguments: Arguments = "{}",
+    as_json: Json = False,
+) -> None:
+    """How much memory a model takes, by part, and on which devices it fits, before anything is allocated."""
+    with reporting.one_sentence():
+        from mmblocks.cli import loading, planning
+        from mmblocks.pipelines.placing import shown
+        from mmblocks.pipelines.planning import plan_memory
+
+        sizes, wanted = planning.sizes_of(devices), loading.dtype_of(dtype)
+        named = planning.Named(source, block, layout, revision, subfolder, loading.arguments_of(arguments))
+        found = planning.described(named)
+        cast = wanted or found.dtype
+        made = plan_memory(found.model, batch=batch, length=seq, dtype=cast, devices=sizes, beside=found.beside)
+    if made.unknown:
+        reporting.ERR.print(f"warning: no activations of some parts, since {made.unknown}", markup=False, highlight=False)
+    counted = f"{batch} x {seq} tokens" + ("" if cast is None else f" in {str(cast).removeprefix('torch.')}")
+    title = f"{source}: {shown(made.total)} for {counted}"
+    reporting.show(planning.as_json(made, cast), as_json, *planning.tables(made, title))
+
+
 Front = Annotated[str | None, typer.Option("--front", help="Prompts and settings, where the name does not tell: see the docs.")]
 DType = Annotated[str | None, typer.Option("--dtype", help="Of the model, such as bfloat16.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture that the prompt is about; may be repeated.")]

@@ -55,7 +55,7 @@ def contents(name: str, revision: str | None, subfolder: str | None) -> Contents
         ValueError: files that are not sound, or that have to be downloaded to be looked into.
     """
     path = local_path(name, revision, subfolder)
-    return local(path) if path is not None else _remote(*_on_the_hub(name, revision, subfolder))
+    return local(path) if path is not None else _remote(*on_the_hub(name, revision, subfolder))
 
 
 def local_path(name: str, revision: str | None, subfolder: str | None) -> Path | None:
@@ -85,13 +85,13 @@ def golden_beside(name: str, revision: str | None, subfolder: str | None) -> Pat
     if path is not None:
         file = (path if path.is_dir() else path.parent) / files.GOLDEN
         return file if file.is_file() else None
-    repository, inside = _on_the_hub(name, revision, subfolder)
+    repository, inside = on_the_hub(name, revision, subfolder)
     folder = inside.rpartition("/")[0] if inside in repository.files else inside
     remote = "/".join(filter(None, (folder, files.GOLDEN)))
     return repository.get(remote) if remote in repository.files else None
 
 
-def _on_the_hub(name: str, revision: str | None, subfolder: str | None) -> tuple[hub.Repository, str]:
+def on_the_hub(name: str, revision: str | None, subfolder: str | None) -> tuple[hub.Repository, str]:
     """The repository, and the path inside it."""
     entry = catalogue.find(name)
     found = (entry.id, entry.path) if entry is not None and entry.id is not None else hub.split_id(name)

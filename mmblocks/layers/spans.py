@@ -3,7 +3,7 @@
 Shapes: N tokens of all spans, S spans, G streams, D width of the trunk, C width of conditions, B rows, L tokens of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -190,3 +190,15 @@ def _by_stream(name: str, values: Shaped[Tensor, "_ *rest"], streams: int, count
     if len(values) == streams * count:
         return values.unflatten(0, (streams, count))
     raise ValueError(f"{name} of a reading has {len(values)} rows; accepted: {count}, or {count} for each of {streams} streams")
+
+
+def weighted(losses: Float[Tensor, " N"], spans: Spans) -> Float[Tensor, " N"]:
+    """Losses by token or by span, with the spans' weights."""
+    if spans.weight is None:
+        return losses
+    return losses * (spans.weight if len(losses) == spans.num_spans else spans.per_token(spans.weight))
+
+
+def renamed(copies: Mapping[str, Read]) -> dict[str, Read]:
+    """Clean copies beside what is learned of the same head."""
+    return {f"{name} clean": read for name, read in copies.items()}

@@ -2,6 +2,9 @@
 
 from mmblocks.pipelines.known import list_fronts as list_fronts
 from mmblocks.pipelines.pipeline import Pipeline as Pipeline
+from mmblocks.pipelines.planning import MemoryPlan as MemoryPlan
+from mmblocks.pipelines.planning import PartMemory as PartMemory
+from mmblocks.pipelines.planning import plan_memory as plan_memory
 from mmblocks.pipelines.replies import Event as Event
 from mmblocks.pipelines.replies import Reply as Reply
 from mmblocks.pipelines.wishes import Chat as Chat
