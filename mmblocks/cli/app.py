@@ -58,7 +58,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Such as '*vq*'.")] = "*",
 
 @app.command()
 def info(source: Source, revision: Revision = None, subfolder: Subfolder = None, as_json: Json = False) -> None:
-    """What a checkpoint holds, and which Blocks read it, from its headers alone."""
+    """What a checkpoint holds, and which Blocks read it."""
     with reporting.one_sentence():
         from mmblocks.checkpoints import config
         from mmblocks.checkpoints.layouts import difference
@@ -274,7 +274,7 @@ def plan(
     arguments: Arguments = "{}",
     as_json: Json = False,
 ) -> None:
-    """How much memory a model takes, by part, and on which devices it fits, before anything is allocated."""
+    """The memory that each part of a model takes, before it does."""
     with reporting.one_sentence():
         from mmblocks.cli import loading, planning
         from mmblocks.pipelines.placing import shown
