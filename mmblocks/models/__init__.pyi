@@ -1,13 +1,11 @@
 """What type checkers see of the public names; written by ``make stubs``."""
 
+from mmblocks.models.acdit.front import ACDiTFront as ACDiTFront
 from mmblocks.models.acdit.model import ACDiT as ACDiT
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
 from mmblocks.models.chameleon.prompts import ChameleonPrompt as ChameleonPrompt
-from mmblocks.models.class_fronts import ACDiTFront as ACDiTFront
 from mmblocks.models.class_fronts import LlamaGenFront as LlamaGenFront
-from mmblocks.models.class_fronts import MARFront as MARFront
-from mmblocks.models.class_fronts import VARFront as VARFront
 from mmblocks.models.emu.format import EmuFormat as EmuFormat
 from mmblocks.models.emu.front import EmuFront as EmuFront
 from mmblocks.models.emu.front import EmuGenFront as EmuGenFront
@@ -28,6 +26,7 @@ from mmblocks.models.janus.prompts import JanusPrompt as JanusPrompt
 from mmblocks.models.joint_denoiser import JointDenoiser as JointDenoiser
 from mmblocks.models.llamagen import LlamaGen as LlamaGen
 from mmblocks.models.llamagen import LlamaGenT2I as LlamaGenT2I
+from mmblocks.models.mar.front import MARFront as MARFront
 from mmblocks.models.mar.model import MAR as MAR
 from mmblocks.models.neo import NEO as NEO
 from mmblocks.models.omnigen.front import OmniGenFront as OmniGenFront
@@ -37,5 +36,6 @@ from mmblocks.models.omnigen.trunk import Phi3Rotary as Phi3Rotary
 from mmblocks.models.omnigen.trunk import VelocityHead as VelocityHead
 from mmblocks.models.orthus import Orthus as Orthus
 from mmblocks.models.orthus_front import OrthusFront as OrthusFront
+from mmblocks.models.var.front import VARFront as VARFront
 from mmblocks.models.var.model import VARImageModel as VARImageModel
 from mmblocks.models.var.transformer import VAR as VAR

@@ -139,7 +139,7 @@ _VAE = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder",
 def _of_classes(front: str, block: str, **components: Source) -> Known:
     """A model of classes. Its authors publish files of several sizes side by side, none of which says its size."""
     return Known(
-        front=f"models.class_fronts:{front}",
+        front=f"models.{front}",
         model=Source(block=block),
         ids=(),
         components=MappingProxyType(components),
@@ -218,11 +218,13 @@ KNOWN: dict[str, Known] = {
         text_subfolder="tokenizer",
         specials="models.emu2.format:EMU2_IDS",
     ),
-    "llamagen": _of_classes("LlamaGenFront", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
-    "llamagen-384": _of_classes("LLAMAGEN_384_FRONT", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
-    "var": _of_classes("VARFront", "VAR", image_tokenizer=_VAR_TOKENIZER),
-    "mar": _of_classes("MARFront", "MAR", decoder=_MAR_HEAD, image_tokenizer=Source(block="DiffusersAutoencoder", is_given=True)),
-    "acdit": _of_classes("ACDiTFront", "ACDiT", image_tokenizer=_DIT_AUTOENCODER),
+    "llamagen": _of_classes("class_fronts:LlamaGenFront", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
+    "llamagen-384": _of_classes("class_fronts:LLAMAGEN_384_FRONT", "LlamaGen", image_tokenizer=_LLAMAGEN_TOKENIZER),
+    "var": _of_classes("var.front:VARFront", "VAR", image_tokenizer=_VAR_TOKENIZER),
+    "mar": _of_classes(
+        "mar.front:MARFront", "MAR", decoder=_MAR_HEAD, image_tokenizer=Source(block="DiffusersAutoencoder", is_given=True)
+    ),
+    "acdit": _of_classes("acdit.front:ACDiTFront", "ACDiT", image_tokenizer=_DIT_AUTOENCODER),
     "emu3-gen": _emu3("Emu3GenFront", "Emu3-Gen"),
     "emu3-chat": _emu3("EMU3_CHAT", "Emu3-Chat"),
     "emu3-stage1": _emu3("EMU3_STAGE1", "Emu3-Stage1"),

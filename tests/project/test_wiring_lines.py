@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
-    r"^\| ([^|]+) \| ((?:`[\w/.]+`(?:, )?)+) \| (\d+) \| \d+ \|", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.MULTILINE
+    r"^\| ([^|]+) \| ((?:`[\w/.]+`(?:, )?)+) \| (\d+) \| \d+ \|",
+    (ROOT / "docs/models.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
 )
 
 
