@@ -275,6 +275,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "Janus": "janus.model",
         "OmniGen": "omnigen.model",
         "Bagel": "bagel.model",
+        "BagelFront": "bagel.front",
+        "BagelPrompt": "bagel.prompt",
         "VARImageModel": "var.model",
         "LlamaGen": "llamagen",
         "LlamaGenT2I": "llamagen",

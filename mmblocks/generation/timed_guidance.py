@@ -37,9 +37,9 @@ class TimedGuidance(Protocol):
 class NestedGuidance:
     """Streams with everything, without the text, and without the images; the text is guided inside of the images.
 
-    ``t = n + scale * (c - n)``, then ``i + image_scale * (t - i)``, where n is the stream without the text and i that without the
-    images, which still has the text. ``ThreeWay``, whose third stream has neither, is another rule. What comes out is then shortened
-    to the length of c, where it is longer.
+    ``t = n + scale * (c - n)``, then ``i + image_scale * (t - i)``, where n is the stream without the text and i that without
+    the images, which still has the text. ``ThreeWay``, whose third stream has neither, is another rule. What comes out is then
+    shortened to the length of c, where it is longer.
 
     Args:
         scale: of the text; up to 1 nothing is guided, the images neither.

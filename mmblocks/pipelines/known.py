@@ -120,6 +120,12 @@ def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
     return Known(front=front, model=Source(block=block), ids=ids, components=components)
 
 
+def _bagel(front: str, *ids: str) -> Known:
+    """A repository whose autoencoder lies beside the model's weights."""
+    components = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder", layout="flux")})
+    return Known(front=f"models.bagel.front:{front}", model=Source(block="Bagel"), ids=ids, components=components)
+
+
 KNOWN: dict[str, Known] = {
     "janus": _own_tokenizer("models.janus.front:JANUS_FRONT", "Janus", "LlamaGenVQ", "deepseek-ai/Janus-1.3B"),
     "janus-pro": _own_tokenizer("models.janus.front:JanusFront", "Janus", "LlamaGenVQ", "deepseek-*/Janus-Pro-*"),
@@ -131,6 +137,8 @@ KNOWN: dict[str, Known] = {
         ids=("Alpha-VLLM/Lumina-mGPT-7B-768*",),
         components=MappingProxyType({"image_tokenizer": Source(block="ChameleonVQ", id="facebook/chameleon-7b")}),
     ),
+    "bagel": _bagel("BagelFront", "ByteDance-Seed/BAGEL-7B-MoT"),
+    "bagel-think": _bagel("BAGEL_THINKING"),
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),

@@ -203,7 +203,9 @@ class BatchBuilder:
             if layout is not None:
                 self._check_learner(segment.target, layout)
                 followed = any(not isinstance(later, Label) for later in sample[place + 1 :])
-                pieces += span_pieces(piece, layout, learn=learn, followed=followed)
+                # What has a clean form and counts for nothing is read in it, and noised for nobody.
+                learned = learn and (segment.weight > 0 or layout.context != "clean")
+                pieces += span_pieces(piece, layout, learn=learned, followed=followed)
             elif piece.num_tokens:
                 pieces.append(piece if learn else piece._replace(target=None))
         if learn and not any(piece.num_tokens for piece in pieces):

@@ -181,7 +181,8 @@ class ImageLayout(NamedTuple):
     """Which tokens an embedder makes of one image, known from the image's size alone.
 
     Attributes:
-        grid: (t, h, w) of each token; class, size and marker tokens have (0, 0, 0), a newline token the column after its row's last.
+        grid: (t, h, w) of each token; class, size and marker tokens have (0, 0, 0), a newline token the column after its row's
+            last.
         kind: a ``TokenKind`` each.
 
     Examples:

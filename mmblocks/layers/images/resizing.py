@@ -96,8 +96,8 @@ def fit_area(height: int, width: int, *, multiple: int, side: int) -> tuple[int,
 def fit_edges(height: int, width: int, *, multiple: int, min_side: int, max_side: int, max_pixels: int) -> tuple[int, int]:
     """Sides that are multiples of ``multiple``: a longer one of at most ``max_side``, and a shorter one of at least ``min_side``.
 
-    The upper bound counts where an image is so long that both cannot be kept, and where there are more than ``max_pixels``. An image
-    of too many pixels is shrunk by their ratio, not by its root, as upstream has it.
+    The upper bound counts where an image is so long that both cannot be kept, and where there are more than ``max_pixels``. An
+    image of too many pixels is shrunk by their ratio, not by its root, as upstream has it.
 
     Args:
         height: of the image.
