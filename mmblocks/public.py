@@ -75,6 +75,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "DualToken": "towers.dualtoken",
         "VARVQ": "var.tokenizer",
         "DiffusersAutoencoder": "diffusers_autoencoder",
+        "FluxAutoencoder": "flux_autoencoder",
         "JPEGTokenizer": "jpeg",
         "OpenMAGVIT2": "open_magvit2.tokenizer",
         "OpenMAGVIT2Video": "open_magvit2.video",

@@ -122,7 +122,7 @@ def _own_tokenizer(front: str, block: str, tokenizer: str, *ids: str) -> Known:
 
 def _bagel(front: str, *ids: str) -> Known:
     """A repository whose autoencoder lies beside the model's weights."""
-    components = MappingProxyType({"image_tokenizer": Source(block="DiffusersAutoencoder", layout="flux")})
+    components = MappingProxyType({"image_tokenizer": Source(block="FluxAutoencoder")})
     return Known(front=f"models.bagel.front:{front}", model=Source(block="Bagel"), ids=ids, components=components)
 
 

@@ -15,7 +15,6 @@ from mmblocks.layers.images.pixels import check_some
 from mmblocks.sequence.tokens import Latents
 from mmblocks.tokenizers.bottlenecks.scaled_latents import PerChannel, ScaledLatents, unscale
 from mmblocks.tokenizers.diffusers_kinds import KINDS, Config, affine
-from mmblocks.tokenizers.flux_layout import FLUX_LAYOUT
 from mmblocks.tokenizers.visual_tokenizer import VisualTokenizer
 
 _ATTENTION = tuple(
@@ -61,7 +60,6 @@ class DiffusersAutoencoder(VisualTokenizer):
 
         vae = DiffusersAutoencoder.from_pretrained("sd3", subfolder="vae")
         DiffusersAutoencoder(kind="AutoencoderKL", arguments={"latent_channels": 16})
-        DiffusersAutoencoder.from_pretrained("BAGEL-7B-MoT", layout="flux")  # ae.safetensors, as FLUX's own code has it
 
     Clips have 1 + k n frames, of which the first becomes one latent (n differs: 4 for Wan, 8 for CogVideoX, 6 for Mochi). Wan
     and Qwen-Image clamp what they decode themselves, while training too.
@@ -97,7 +95,6 @@ class DiffusersAutoencoder(VisualTokenizer):
             weights="diffusion_pytorch_model",
             otherwise="A newer diffusers may know the entries",
         ),
-        FLUX_LAYOUT,
     )
     loss_weights: ClassVar[dict[str, float]] = {"kl": 1e-6}
 

@@ -16,7 +16,7 @@ from mmblocks.pipelines.known import KNOWN
 from mmblocks.prompts import turns_of
 from mmblocks.sequence.segments import Image as ImageSegment
 from mmblocks.sequence.segments import Text, Vectors
-from mmblocks.tokenizers import DiffusersAutoencoder
+from mmblocks.tokenizers import FluxAutoencoder
 from mmblocks.vocabulary.spelling import Structure, encode_parts
 from tests.shared.tiny_tokenizers import byte_level, saved
 
@@ -27,18 +27,7 @@ MARKERS = TOKENIZER[OWN.image_begin], TOKENIZER[OWN.image_end]
 TINY = BagelPrompt(max_tokens=6, max_thoughts=4, num_steps=2, image_size=(32, 48), min_side=32, max_side=64, max_pixels=48 * 64)
 VISION = {"image_size": 56, "patch_size": 14, "dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
 SIZES = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "latent_channels": 2, "latent_side": 4}
-AUTOENCODER = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [8, 8, 16, 16],
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "latent_channels": 2,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
+AUTOENCODER = {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 2}
 PICTURE = Image.new("RGB", (40, 24), (200, 30, 0))
 ASKS = [{"role": "user", "content": ["what is this?", PICTURE, "and here<|im_end|>?"]}]
 
@@ -51,9 +40,9 @@ def model() -> Bagel:
     return made
 
 
-def autoencoder() -> DiffusersAutoencoder:
+def autoencoder() -> FluxAutoencoder:
     torch.manual_seed(1)
-    return DiffusersAutoencoder(kind="AutoencoderKL", arguments=AUTOENCODER).eval()
+    return FluxAutoencoder(arguments=AUTOENCODER).eval()
 
 
 def pipeline(**options) -> Pipeline:
@@ -180,13 +169,13 @@ def test_samples_for_training() -> None:
 def test_a_published_folder_and_a_saved_pipeline(tmp_path: Path) -> None:
     folder = saved(byte_level(NAMES), tmp_path / "BAGEL-7B-MoT")
     model().to_upstream(folder)
-    autoencoder().to_upstream(tmp_path / "ae", layout="flux")
+    autoencoder().to_upstream(tmp_path / "ae")
     written = load_file(tmp_path / "ae" / "ae.safetensors")
     assert {"encoder.down.3.block.0.conv1.weight", "decoder.up.3.upsample.conv.weight", "decoder.mid.attn_1.q.weight"} <= {*written}
     assert written["decoder.mid.attn_1.q.weight"].shape == (16, 16, 1, 1)
     save_file(written, folder / "ae.safetensors")
     (folder / "config.json").write_text('{"model_type": "bagel"}')  # other code's, whatever it says
-    read = DiffusersAutoencoder.from_pretrained(folder, layout="flux", arguments=AUTOENCODER)
+    read = FluxAutoencoder.from_pretrained(folder, arguments=AUTOENCODER)
     pixels = torch.rand(1, 3, 16, 24)
     assert torch.equal(read.encode(pixels).z, autoencoder().encode(pixels).z)
     pipe = Pipeline.from_pretrained(folder, image_tokenizer=read)

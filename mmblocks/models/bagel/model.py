@@ -47,8 +47,8 @@ class Bagel(MultimodalModel):
         [vectors(latents, input="latents", target="image", modality=LATENTS), image(pixels, bidirectional=True), text(ids)]
 
     In a prompt latents are read clean; where they are learned, what follows attends to a clean copy. Latents are those of FLUX's
-    autoencoder, channels last, with sides that are multiples of ``latent_patch``; ``DiffusersAutoencoder.from_pretrained(folder,
-    layout="flux")`` loads it from the same folder. How prompts look says ``bagel.prompt``.
+    autoencoder, channels last, with sides that are multiples of ``latent_patch``; ``FluxAutoencoder.from_pretrained(folder)`` loads
+    it from the same folder. How prompts look says ``bagel.prompt``.
 
     Args:
         vocab_size: text ids.

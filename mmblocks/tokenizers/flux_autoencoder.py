@@ -1,9 +1,9 @@
-"""How FLUX's autoencoder is published by itself, ae.safetensors: an ``AutoencoderKL`` under older names, and no config."""
+"""FLUX's autoencoder as it is published by itself, ae.safetensors: an ``AutoencoderKL`` under older names, and no config."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from mmblocks.checkpoints.layouts.layout import Layout, Rule
+from mmblocks.tokenizers.diffusers_autoencoder import DiffusersAutoencoder
 
 _LEVELS = 4
 """The decoder's are counted from the last."""
@@ -26,10 +26,6 @@ _ARGUMENTS: dict[str, Any] = {
     "use_post_quant_conv": False,
 }
 """What no file says. Source: FLUX.1 (black-forest-labs/flux), the same in BAGEL (ByteDance-Seed/Bagel)."""
-
-
-def _config(published: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "AutoencoderKL", "arguments": _ARGUMENTS}
 
 
 def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -65,7 +61,7 @@ def _up(level: int) -> tuple[Rule, ...]:
     )
 
 
-FLUX_LAYOUT = Layout(
+_LAYOUT = Layout(
     "flux",
     (
         *_side("encoder", "encoder.layers"),
@@ -74,8 +70,36 @@ FLUX_LAYOUT = Layout(
         *_side("decoder", "decoder.layers"),
         *(rule for level in range(_LEVELS) for rule in _up(level)),
     ),
-    config=_config,
     config_file="ae.json",  # which no repository has: a config.json is other parts'
     weights="ae",
 )
-"""Of ``DiffusersAutoencoder``."""
+
+
+class FluxAutoencoder(DiffusersAutoencoder):
+    """``DiffusersAutoencoder`` of FLUX's kind, which reads the file that FLUX and BAGEL have in their folders, ae.safetensors.
+
+        FluxAutoencoder.from_pretrained("ByteDance-Seed/BAGEL-7B-MoT")
+
+    The folder of diffusers, ``vae``, is read by ``DiffusersAutoencoder``.
+
+    Args:
+        arguments: of diffusers' AutoencoderKL, where they are not those of FLUX; of four levels.
+
+    Raises:
+        ValueError: as ``DiffusersAutoencoder``.
+
+    Source: FLUX.1 (black-forest-labs/flux); BAGEL (arXiv 2505.14683; ByteDance-Seed/Bagel).
+
+    Examples:
+        >>> import torch
+        >>> from mmblocks.tokenizers import FluxAutoencoder
+        >>> arguments = {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+        >>> tokenizer = FluxAutoencoder(arguments=arguments).eval()
+        >>> tuple(tokenizer.encode(torch.rand(1, 3, 16, 24)).z.shape)
+        (1, 2, 3, 16)
+    """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (_LAYOUT,)
+
+    def __init__(self, *, arguments: dict[str, Any] | None = None) -> None:
+        super().__init__(kind="AutoencoderKL", arguments={**_ARGUMENTS, **(arguments or {})})
