@@ -60,7 +60,9 @@ def write_folder(
     lost = [key for key, slot in slots.items() if id(slot.tensor) not in written]
     if lost:
         raise ValueError(f"layout {layout.name!r} has no place for {', '.join(lost[:5])} of {type(block).__name__}")
-    contents = ((layout.config_file, published_config(block, layout)), (preprocessing.FILE, _images(block, layout)))
+    written_config = published_config(block, layout)
+    contents: dict[str, Mapping[str, Any] | None] = {} if written_config is None else {**layout.parted(written_config)}
+    contents[preprocessing.FILE] = _images(block, layout)
     tables = {key: table for derived in layout.derived if derived.made for key, table in derived.made(block.config).items()}
     empty = {key: slot.tensor.detach().to("meta") for key, slot in slots.items()}
     meta = {key: source.read(empty) for key, source in sources.items()} | {key: t.to("meta") for key, t in tables.items()}
@@ -73,7 +75,7 @@ def write_folder(
 
     with torch.no_grad():
         shards.write(folder, meta, value, max_shard_size, finished, layout.weights)
-    for name, content in contents:
+    for name, content in contents.items():
         if content is not None:
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ class Contents(NamedTuple):
 
     def config_of(self, layout: Layout) -> dict[str, Any]:
         """What a layout reads its arguments from."""
-        return self.config if layout.config_file == config.FILE else self.other(layout.config_file)
+        return layout.joined(lambda name: self.config if name == config.FILE else self.other(name))
 
 
 def contents(name: str, revision: str | None, subfolder: str | None) -> Contents:

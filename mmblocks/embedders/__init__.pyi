@@ -8,6 +8,8 @@ from mmblocks.embedders.encoder_embedder import EncoderEmbedder as EncoderEmbedd
 from mmblocks.embedders.eve1 import EVE1PatchEmbedding as EVE1PatchEmbedding
 from mmblocks.embedders.eve1_alignment import EVE1PatchAlignment as EVE1PatchAlignment
 from mmblocks.embedders.eve2 import EVE2PatchEmbedding as EVE2PatchEmbedding
+from mmblocks.embedders.fixed_places import FixedPlaces as FixedPlaces
+from mmblocks.embedders.framed_images import FramedImages as FramedImages
 from mmblocks.embedders.fuyu import FuyuPatchEmbedding as FuyuPatchEmbedding
 from mmblocks.embedders.learned_places import LearnedPlaces as LearnedPlaces
 from mmblocks.embedders.linear_patches import LinearPatchEmbedding as LinearPatchEmbedding

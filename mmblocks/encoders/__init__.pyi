@@ -13,4 +13,5 @@ from mmblocks.encoders.high_resolution import TiledEncoder as TiledEncoder
 from mmblocks.encoders.image_folder import embed_folder as embed_folder
 from mmblocks.encoders.open_clip_encoder import OpenClipEncoder as OpenClipEncoder
 from mmblocks.encoders.siglip import SigLIPVision as SigLIPVision
+from mmblocks.encoders.siglip_any_size import SigLIPAnySize as SigLIPAnySize
 from mmblocks.encoders.timm_encoder import TimmEncoder as TimmEncoder

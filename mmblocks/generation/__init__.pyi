@@ -11,4 +11,6 @@ from mmblocks.generation.guidance import MutualInformation as MutualInformation
 from mmblocks.generation.guidance import ThreeWay as ThreeWay
 from mmblocks.generation.guidance import VisualContrastive as VisualContrastive
 from mmblocks.generation.options import Generation as Generation
+from mmblocks.generation.text_then_span import TextThenSpan as TextThenSpan
+from mmblocks.generation.timed_guidance import NestedGuidance as NestedGuidance
 from mmblocks.generation.union_grammar import UnionGrammar as UnionGrammar

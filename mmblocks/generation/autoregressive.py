@@ -204,8 +204,11 @@ def some_id_head_of(outputs: Named[AnyHead], name: str | None) -> IdHead:
 
 def check_prompt(prompt: Batch, num_streams: int) -> int:
     """The number of rows that are continued."""
-    if prompt.table.is_padding[:, -1].any():
+    padding = prompt.table.is_padding
+    if (padding[:, -1] & ~padding.all(dim=1)).any():
         raise ValueError("prompt is padded on the right; build it with padding='left', so that rows end together")
+    if padding[: prompt.ids.shape[0] // num_streams].all(dim=1).any():
+        raise ValueError("a prompt has no token; accepted: at least one, but for what other streams of guidance read")
     if prompt.ids.shape[0] % num_streams:
         accepted = f"a multiple of {num_streams}: guidance needs as many unconditional as conditional rows in each stream"
         raise ValueError(f"prompt has {prompt.ids.shape[0]} rows; accepted: {accepted}")

@@ -20,7 +20,7 @@ class State(NamedTuple):
     """Where a row stands.
 
     Attributes:
-        mode: text, an image's size, its grid, or nothing more to write.
+        mode: text, an image's size, its grid, a whole span that nothing opens, or nothing more to write.
         height, width: of the image being written, in tokens; of the last one, where none is; 0 where not yet known.
         offset: tokens written after the id that opens the grid.
         size: ids of the size written so far.
@@ -29,7 +29,7 @@ class State(NamedTuple):
         parts: where each kind of image stands, in a grammar of several; see ``UnionGrammar``.
     """
 
-    mode: Literal["text", "size", "grid", "done"] = "text"
+    mode: Literal["text", "size", "grid", "span", "done"] = "text"
     height: int = 0
     width: int = 0
     offset: int = 0

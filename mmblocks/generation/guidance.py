@@ -9,6 +9,7 @@ Shapes: S streams, N rows, V ids.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmblocks.generation.timed_guidance import TimedGuidance
 from mmblocks.layers.diffusion.denoising_guidance import exaggerated
 
 
@@ -283,7 +285,8 @@ class SpanGuide:
     writes: str
 
     def __post_init__(self) -> None:
-        if self.writes != "ids" and self.guidance.num_streams > 1 and not isinstance(self.guidance, VectorGuidance):
+        vectors = isinstance(self.guidance, VectorGuidance | TimedGuidance)
+        if self.writes != "ids" and self.guidance.num_streams > 1 and not vectors:
             found = f"guidance is a {type(self.guidance).__name__}, and a head writes {self.writes}"
             raise ValueError(f"{found}; accepted: one with scales, such as ClassifierFree or ThreeWay")
 
@@ -292,11 +295,33 @@ class SpanGuide:
         """The guidance's scales; none where there is one stream, or where it has none."""
         return self.guidance.scales if isinstance(self.guidance, VectorGuidance) else ()
 
-    def __call__(self, predictions: Float[Tensor, "G N X"], strength: float = 1.0) -> Float[Tensor, "N X"]:
-        """The guided prediction, or for a strength below 1 one between it and the first stream's."""
+    def __call__(
+        self,
+        predictions: Float[Tensor, "G N X"],
+        strength: float = 1.0,
+        *,
+        time: float | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Float[Tensor, "N X"]:
+        """The guided prediction, or for a strength below 1 one between it and the first stream's.
+
+        Args:
+            predictions: of all streams.
+            strength: see above.
+            time: what the network was told, of heads that write along a path.
+            counts: tokens of each span, of the same.
+
+        Raises:
+            ValueError: a ``TimedGuidance`` of a head without times.
+        """
         first = predictions[0]
         if len(predictions) == 1 or strength == 0:
             return first
+        if self.writes != "ids" and isinstance(self.guidance, TimedGuidance):
+            if time is None or counts is None or strength != 1:
+                name = type(self.guidance).__name__
+                raise ValueError(f"guidance is a {name}, which asks for times; accepted: with a head of a path, SpanDenoisingHead")
+            return self.guidance.guided(predictions, time, counts)
         by_ids = self.writes == "ids"
         guided = self.guidance.combine(predictions, 0) if by_ids else exaggerated(list(predictions), self.scales)
         return guided if strength == 1 else first + strength * (guided - first)

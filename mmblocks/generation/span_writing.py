@@ -298,7 +298,7 @@ def _chunk(layout: SpanLayout, described: Described) -> Chunk:
     """The tokens of a span that is to be written, one for each value."""
     grid = span_grid(layout, described.size)
     everything = torch.ones(len(grid), dtype=torch.bool)
-    modality = torch.full((len(grid),), described.modality)
+    modality = layout.modalities(torch.full((len(grid),), described.modality))
     return Chunk(modality, everything, grid, torch.zeros(len(grid), dtype=torch.long), span_steps(layout, len(grid) - layout.lead))
 
 

@@ -49,7 +49,7 @@ class TableWriter:
         newest = prompt.slice(length - 1, length)
         self.num_streams, self.images_only = num_streams, images_only
         self.order = newest.order
-        self.documents: list[int] = newest.document[:, 0].tolist()
+        self.documents: list[int] = newest.document[:, 0].clamp(min=0).tolist()  # rows without a token begin one
         self.next_spans: list[int] = (prompt.span.amax(dim=1) + 1).tolist()
         self._facts: list[tuple[int, int, int]] = []
         self._kinds: tuple[Tensor, Tensor, Tensor] = (newest.modality, newest.document, newest.span)

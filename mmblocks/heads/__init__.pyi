@@ -4,6 +4,7 @@ from mmblocks.heads.denoising import DenoisingHead as DenoisingHead
 from mmblocks.heads.depth_codes import DepthCodeHead as DepthCodeHead
 from mmblocks.heads.embedding import EmbeddingHead as EmbeddingHead
 from mmblocks.heads.embedding import MatchingHead as MatchingHead
+from mmblocks.heads.framed_spans import FramedDenoisingHead as FramedDenoisingHead
 from mmblocks.heads.generator import GeneratorHead as GeneratorHead
 from mmblocks.heads.language import LMHead as LMHead
 from mmblocks.heads.mar import MARDiffusionHead as MARDiffusionHead

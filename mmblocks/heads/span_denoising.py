@@ -257,14 +257,16 @@ class SpanDenoisingHead(Block):
         else:
             start = torch.cat([to_patches(noise[row].float(), self.span.patch) for row in spans.continues]).to(spans.device)
             check_shape("noise", start, (spans.num_tokens, self.channels))
-        times = sampler.times(self.path).to(spans.device)
+        times = sampler.times(self.path)
+        moments: list[float] = times.tolist()
+        times = times.to(spans.device)
         steps = sampler.stepwise(start, self.path, generator=generator)
         try:
             x, step = next(steps)
             while True:
                 told = self.condition(times[step].expand(spans.num_spans), spans)
                 hidden = yield Pass(self.reading(x, told, spans), shown=x / self.scale, mask=mask if step == 0 else None)
-                guided = guide(self.predicted(hidden, told, spans).float())
+                guided = guide(self.predicted(hidden, told, spans).float(), time=moments[step], counts=spans.counts)
                 if trajectory is not None:
                     trajectory.append((x, guided))
                 x, step = steps.send(guided)

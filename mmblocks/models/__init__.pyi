@@ -2,6 +2,9 @@
 
 from mmblocks.models.acdit.front import ACDiTFront as ACDiTFront
 from mmblocks.models.acdit.model import ACDiT as ACDiT
+from mmblocks.models.bagel.front import BagelFront as BagelFront
+from mmblocks.models.bagel.model import Bagel as Bagel
+from mmblocks.models.bagel.prompt import BagelPrompt as BagelPrompt
 from mmblocks.models.chameleon.front import ChameleonFront as ChameleonFront
 from mmblocks.models.chameleon.model import Chameleon as Chameleon
 from mmblocks.models.chameleon.prompts import ChameleonPrompt as ChameleonPrompt

@@ -165,6 +165,8 @@ KNOWN: dict[str, Known] = {
         ids=("Alpha-VLLM/Lumina-mGPT-7B-768*",),
         components=MappingProxyType({"image_tokenizer": Source(block="ChameleonVQ", id="facebook/chameleon-7b")}),
     ),
+    "bagel": _own_tokenizer("models.bagel.front:BagelFront", "Bagel", "FluxAutoencoder", "ByteDance-Seed/BAGEL-7B-MoT"),
+    "bagel-think": _own_tokenizer("models.bagel.front:BAGEL_THINKING", "Bagel", "FluxAutoencoder"),
     "eve1": _reads("EVE1_FRONT", "EVE1", "BAAI/EVE-7B-v1.0", "BAAI/EVE-7B-HD-v1.0"),
     "eve2": _reads("EVE2_FRONT", "EVE2", "BAAI/EVE-7B-HD-v2.0"),
     "neo": _reads("NEO_FRONT", "NEO", "Paranioar/NEO1_0-*-SFT"),

@@ -181,6 +181,8 @@ class BatchBuilder:
         rows = [[document] for document in documents] if pack is None else fill_rows(documents, pack)
         lengths = [sum(piece.num_tokens for document in row for piece in document) for row in rows]
         length = max(lengths)
+        if not length:
+            raise ValueError("no sample holds a token; accepted: at least one token, and in each sample that is learned")
         laid: list[Laid] = []
         for index, row in enumerate(rows):
             laid += lay_out(row, index * length + (length - lengths[index] if padding == "left" else 0))
@@ -201,10 +203,12 @@ class BatchBuilder:
             if layout is not None:
                 self._check_learner(segment.target, layout)
                 followed = any(not isinstance(later, Label) for later in sample[place + 1 :])
-                pieces += span_pieces(piece, layout, learn=learn, followed=followed)
+                # What has a clean form and counts for nothing is read in it, and noised for nobody.
+                learned = learn and (segment.weight > 0 or layout.context != "clean")
+                pieces += span_pieces(piece, layout, learn=learned, followed=followed)
             elif piece.num_tokens:
                 pieces.append(piece if learn else piece._replace(target=None))
-        if not any(piece.num_tokens for piece in pieces):
+        if learn and not any(piece.num_tokens for piece in pieces):
             raise ValueError(f"sample {index} holds no token; accepted: at least one")
         return pieces
 

@@ -217,7 +217,7 @@ def _span(body: Piece, layout: SpanLayout, *, copies: bool) -> Piece:
     return Piece(
         input=body.input,
         payload=None,
-        modality=body.modality if given else body.modality[:1].expand(length),
+        modality=body.modality if given else layout.modalities(body.modality[:1].expand(length)),
         grid=_grid(body, layout),
         in_span=body.in_span if copies and given else everything,
         one_step=False,

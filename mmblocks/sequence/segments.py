@@ -168,7 +168,7 @@ def vectors(
         bidirectional: whether they see each other, or only those before.
         modality: what they stand for: a ``Modality``, or another whole number of one's own.
         order: which vector comes first, which next, and so on, counted row by row; row by row if None.
-        weight: of their losses.
+        weight: of their losses. What a head of whole spans would learn with 0 is read clean, and not noised.
         given: by name, what the head is told of them beside, such as a class.
 
     Raises:

@@ -36,6 +36,7 @@ class SpanLayout:
             what was "read" itself, as where queries or scales stay in the row.
         num_tokens: how many tokens a span takes, such as those of queries; as many as values if None.
         lead: how many tokens of the head's own come before each span, such as one for the time.
+        lead_modality: what these stand for, where that is not what the span does: text, where they are ids that open and close it.
         scales: rows and columns of the grids that a span consists of, coarse first; a token attends to its own scale and to those
             before it.
         whole: whether the head is given the values of a span as the sample has them, such as pixels; one row a token otherwise.
@@ -75,6 +76,7 @@ class SpanLayout:
     learner: str | None = None
     states: Literal["own", "document"] = "own"
     layers: tuple[int, ...] = ()
+    lead_modality: int | None = None
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -107,6 +109,12 @@ class SpanLayout:
             raise ValueError(f"opening is {self.opening}, structure {self.structure}; accepted: 0, or 1 or more with structure")
         if (self.opening or self.learner is not None) and self.context != "clean":
             raise ValueError(f"context is {self.context!r}, opening {self.opening}, learner {self.learner!r}; accepted: 'clean'")
+
+    def modalities(self, modality: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """What each token stands for, the head's own first, of what the span does."""
+        if self.lead_modality is None or not self.lead:
+            return modality
+        return torch.cat([torch.full_like(modality[: self.lead], self.lead_modality), modality[self.lead :]])
 
     def count(self, size: tuple[int, ...]) -> int:
         """Tokens of a span whose values have this size."""

@@ -174,13 +174,15 @@ class TokenKind(IntEnum):
     CLASS = 1
     NEWLINE = 2
     SIZE = 3
+    MARKER = 4
 
 
 class ImageLayout(NamedTuple):
     """Which tokens an embedder makes of one image, known from the image's size alone.
 
     Attributes:
-        grid: (t, h, w) of each token; class and size tokens have (0, 0, 0), a newline token the column after its row's last.
+        grid: (t, h, w) of each token; class, size and marker tokens have (0, 0, 0), a newline token the column after its row's
+            last.
         kind: a ``TokenKind`` each.
 
     Examples:

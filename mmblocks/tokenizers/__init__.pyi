@@ -6,6 +6,7 @@ from mmblocks.tokenizers.conv_vq import ConvVQ as ConvVQ
 from mmblocks.tokenizers.diffusers_autoencoder import DiffusersAutoencoder as DiffusersAutoencoder
 from mmblocks.tokenizers.emu2_latents import Emu2Latents as Emu2Latents
 from mmblocks.tokenizers.emu3.tokenizer import Emu3VQ as Emu3VQ
+from mmblocks.tokenizers.flux_autoencoder import FluxAutoencoder as FluxAutoencoder
 from mmblocks.tokenizers.ibq import IBQ as IBQ
 from mmblocks.tokenizers.jpeg import JPEGTokenizer as JPEGTokenizer
 from mmblocks.tokenizers.lavit.tokenizer import LaVITTokenizer as LaVITTokenizer

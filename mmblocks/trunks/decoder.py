@@ -22,7 +22,7 @@ from mmblocks.sequence.positions import PositionScheme
 from mmblocks.sequence.spans import Conditions
 from mmblocks.sequence.tokens import TokenTable
 from mmblocks.trunks.caches.kv_cache import KVCache
-from mmblocks.trunks.context import ForwardContext
+from mmblocks.trunks.context import ByExpert, ForwardContext
 from mmblocks.trunks.decoder_layouts import DECODER_LAYOUTS
 from mmblocks.trunks.hooks import TrunkHooks
 from mmblocks.trunks.layer import Layer, shared_modulation
@@ -153,8 +153,10 @@ class Decoder(Block):
             embeds, table, cache, mask=mask, hooks=hooks, images=images, total_length=total_length, conditions=conditions
         )
         x = self.scaled(embeds)
-        x = context.in_order(self.run(context.as_rows(x), context))
-        return self.norm(context.hooks.state(len(self.layers), x))
+        x = context.hooks.state(len(self.layers), context.in_order(self.run(context.as_rows(x), context)))
+        if not isinstance(self.norm, ByExpert):
+            return self.norm(x)
+        return context.in_order(context.apply(self.norm, context.as_rows(x)))
 
     def context(
         self,

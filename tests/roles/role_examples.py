@@ -16,7 +16,7 @@ from tests.encoders import test_timm_encoder
 from tests.heads import test_denoising, test_next_scale
 from tests.models import test_acdit, test_mar, test_var
 from tests.support.test_pickling import TOWER, eva
-from tests.tokenizers import test_diffusers_autoencoder, test_grids, test_lavit, test_swap
+from tests.tokenizers import test_diffusers_autoencoder, test_flux_autoencoder, test_grids, test_lavit, test_swap
 from tests.tokenizers import test_emu2_latents as test_emu2
 from tests.tokenizers.bottlenecks import test_every_bottleneck
 from tests.tokenizers.titok import test_titok
@@ -139,6 +139,12 @@ TOKENIZERS = {
     "Emu2Latents": Example(test_emu2.tokenizer, pixels(28, 28), lambda part, x: part.encode(x).z, is_pixels=True),
     "MingTok": tokenizer("MingTok"),
     "DiffusersAutoencoder": Example(lambda: test_diffusers_autoencoder.tokenizer("sd"), pixels(8, 8), through, is_pixels=True),
+    "FluxAutoencoder": Example(
+        lambda: mmblocks.tokenizers.FluxAutoencoder(arguments=test_flux_autoencoder.ARGUMENTS),
+        pixels(8, 16),
+        through,
+        is_pixels=True,
+    ),
     "JPEGTokenizer": Example(lambda: mmblocks.tokenizers.JPEGTokenizer(), pixels(8, 8), through, is_pixels=True),
     "ConvEncoder": Example(
         lambda: mmblocks.tokenizers.ConvEncoder(channels=32, multipliers=(1, 1), num_blocks=1, code_dim=4),
@@ -207,6 +213,7 @@ ENCODERS = {
         call=lambda part, x: part.vision(x),
     ),
     "SigLIPVision": encoder(lambda: mmblocks.encoders.SigLIPVision(image_size=28, dim=16, num_layers=1, num_heads=2, mlp_dim=32)),
+    "SigLIPAnySize": encoder(lambda: mmblocks.encoders.SigLIPAnySize(image_size=42, dim=16, num_layers=1, num_heads=2, mlp_dim=32)),
     "TimmEncoder": encoder(lambda: test_timm_encoder.encoder("test_vit"), (160, 160)),
     "EncoderGroup": encoder(lambda: mmblocks.encoders.EncoderGroup(encoders={"one": eva(), "two": eva()}), call=of_both),
     "ChannelFusion": encoder(lambda: mmblocks.encoders.ChannelFusion(encoders={"one": eva(), "two": eva()})),
@@ -250,6 +257,14 @@ EMBEDDERS = {
     "EncoderEmbedder": embedder(
         lambda: mmblocks.embedders.EncoderEmbedder(encoder=eva(), connector=mmblocks.connectors.MLPProjector(in_dim=16, dim=8)),
         (28, 28),
+    ),
+    "FramedImages": embedder(
+        lambda: mmblocks.embedders.FramedImages(
+            embedder=mmblocks.embedders.NEOPatchEmbedding(dim=8, hidden_dim=16),
+            markers=mmblocks.layers.Markers(table=TextEmbedding(vocab_size=8, dim=8), ids=(1, 2)),
+            places=mmblocks.layers.SinCosTable(dim=8, side=4),
+        ),
+        (32, 64),
     ),
     "CaptionEmbedding": Example(
         lambda: mmblocks.embedders.CaptionEmbedding(caption_dim=6, dim=8), values(5, 6), lambda part, x: part(x)
@@ -375,6 +390,16 @@ HEADS = {
         values(3, 16),
         spans_loss(torch.ones(3, 4), t=torch.tensor([400]), noise=torch.zeros(3, 4)),
     ),
+    "FramedDenoisingHead": Example(
+        lambda: mmblocks.heads.FramedDenoisingHead(
+            dim=16,
+            channels=4,
+            path=mmblocks.layers.StraightFlow(),
+            markers=mmblocks.layers.Markers(table=TextEmbedding(vocab_size=8, dim=16), ids=(1, 2)),
+        ),
+        values(3, 16),
+        spans_loss(torch.ones(3, 4), t=torch.tensor([0.4]), noise=torch.zeros(3, 4)),
+    ),
     "MaskedCodesHead": Example(
         lambda: mmblocks.heads.MaskedCodesHead(head=mmblocks.LMHead(dim=16, vocab_size=9), mask_id=9),
         values(3, 16),
@@ -414,6 +439,7 @@ WITHOUT = {
     "GeneratorHead": "writes spans: tests/heads/test_generator.py",
     "ClassTokens": "reads labels",
     "LearnedPlaces": "reads places too: tests/embedders/test_learned_places.py",
+    "FixedPlaces": "reads places too: tests/models/test_bagel.py",
     "ScaleTokens": "reads the codes of all scales: tests/models/test_var.py",
     "SpanPositions": "reads spans: tests/models/test_mar.py",
 }

@@ -1,7 +1,7 @@
 """Which tensors a folder holds, told from the headers of its files, and reading them one at a time."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -58,7 +58,9 @@ def open_own(folder: Path) -> Stored:
     return Stored(_open(_inside(folder, found[0]), None, _any) if found else {})
 
 
-def open_published(path: Path, unwrap: str | None, needed: Callable[[str], bool] | None = None) -> Stored:
+def open_published(
+    path: Path, unwrap: str | None, needed: Callable[[str], bool] | None = None, *, preferred: Collection[str] = ()
+) -> Stored:
     """The tensors of a published folder, or of one file of it.
 
     Args:
@@ -66,23 +68,35 @@ def open_published(path: Path, unwrap: str | None, needed: Callable[[str], bool]
         unwrap: the key under which a pickled file holds its tensors, such as "model" or "model.sd", None for its top.
         needed: which names are asked for; None for all. Where an index leads to several files, those that hold none of them are
             not opened, and need not be there.
+        preferred: see ``choose``.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
         ValueError: it holds several sets of them; an index is not sound; a file is broken, or is not what it says it is.
     """
-    file = path if path.is_file() else _inside(path, path / choose(_names(path), str(path)))
+    file = path if path.is_file() else _inside(path, path / choose(_names(path), str(path), preferred))
     return Stored(_open(file, unwrap, needed or _any))
 
 
-def choose(names: Iterable[str], folder: str) -> str:
-    """The one file, or index of several, that holds a folder's weights; safetensors before anything pickled."""
+def choose(names: Iterable[str], folder: str, preferred: Collection[str] = ()) -> str:
+    """The one file, or index of several, that holds a folder's weights; safetensors before anything pickled.
+
+    Args:
+        names: of the folder's files.
+        folder: for messages.
+        preferred: names, without their endings, that come before all others: a folder may hold the weights of several models.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    names, own = list(names), [name for name in preferred if name not in _USUAL_NAMES]
     for kinds in ((SAFETENSORS,), PICKLES):
         endings = tuple(ending for kind in kinds for ending in (kind, kind + INDEX))
         found = sorted(name for name in names if name.endswith(endings) and not name.startswith(".") and not _SHARD.search(name))
         found = [name for name in found if name != GOLDEN]
         usual = [name for name in found if name in {name + ending for name in _USUAL_NAMES for ending in endings}]
-        candidates = usual or found
+        candidates = [name for name in found if name in {one + ending for one in own for ending in endings}] or usual or found
         if len(candidates) > 1:
             raise ValueError(
                 f"{folder} holds several sets of weights: {', '.join(candidates)}; name one:"

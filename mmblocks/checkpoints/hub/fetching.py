@@ -73,9 +73,9 @@ def _fetch_published(
     where = f"{repository.name}/{path}".rstrip("/")
     candidates = published.layouts(cls, where, layout)  # before anything large is downloaded
     names = repository.folder(path)
-    chosen = files.choose(names, where)
+    chosen = files.choose(names, where, [entry.weights for entry in candidates])
     images = preprocessing.FILES if any(entry.preprocessor is not None for entry in candidates) else ()
-    for name in {*images, *(entry.config_file for entry in candidates)} & {*names}:
+    for name in {*images, *(name for entry in candidates for name in entry.config_files)} & {*names}:
         repository.get(_join(path, name))
     return _fetch_file(cls, repository, _join(path, chosen), layout, content).parent
 

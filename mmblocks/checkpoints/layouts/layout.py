@@ -111,8 +111,9 @@ class Layout:
         harmless: names, or patterns, of entries of the config that change no numbers of the Block: other parts', mostly. With dots
             for entries inside entries: ``"vision_config.*"``. Those of ``checkpoints.layouts.harmless`` need not be named again.
         config_file: where ``config`` is read from and ``published_config`` written to, if that is not config.json; config.json is
-            other parts' then.
-        weights: the name, without its ending, of the files of tensors that are written. Files of any name are read.
+            other parts' then. Several names for a config of several files: it has an entry for each, by its name without ".json".
+        weights: the name, without its ending, of the files of tensors that are written. Files of any name are read; where a folder
+            holds several, that of this name.
         otherwise: what else loads a checkpoint whose config is refused; it ends the message.
         preprocessor: how preprocessor_config.json beside the weights is read and written, for a Block whose ``preprocess`` follows
             it; see ``checkpoints.layouts.preprocessing``. None: that file is other parts'. Where there is no file, the class's
@@ -138,7 +139,7 @@ class Layout:
     derived: tuple[Derived, ...] = ()
     same: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
-    config_file: str = "config.json"
+    config_file: str | tuple[str, ...] = "config.json"
     weights: str = "model"
     otherwise: str = ""
     preprocessor: Preprocessor | None = None
@@ -146,6 +147,23 @@ class Layout:
     def __post_init__(self) -> None:
         for pattern in (*self.ignored, *self.harmless):
             patterns.placeholders(pattern)
+
+    @property
+    def config_files(self) -> tuple[str, ...]:
+        """The names of the files that the config stands in."""
+        return (self.config_file,) if isinstance(self.config_file, str) else self.config_file
+
+    def joined(self, read: Callable[[str], Mapping[str, Any] | None]) -> dict[str, Any]:
+        """The config, of what each of its files holds: none is as good as an empty one."""
+        if isinstance(self.config_file, str):
+            return dict(read(self.config_file) or {})
+        return {name.removesuffix(".json"): dict(read(name) or {}) for name in self.config_file}
+
+    def parted(self, published: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """The way back: what each file holds."""
+        if isinstance(self.config_file, str):
+            return {self.config_file: published}
+        return {name: published[name.removesuffix(".json")] for name in self.config_file}
 
     def derives(self, key: str) -> bool:
         """Whether a published tensor is one of those that are compared alone."""

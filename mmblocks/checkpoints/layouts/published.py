@@ -57,7 +57,7 @@ def config_of(layout: Layout, path: Path, published: dict[str, Any]) -> dict[str
     """What a layout reads: ``published``, the content of config.json, or that of the layout's own file."""
     if layout.config_file == config.FILE:
         return published
-    return (config.read(path, layout.config_file) if path.is_dir() else None) or {}
+    return layout.joined(lambda name: config.read(path, name) if path.is_dir() else None)
 
 
 def _further_check(title: str, layout: Layout, stored: files.Stored, block: Configurable) -> Callable[[bool], None] | None:
@@ -204,7 +204,7 @@ def layouts(cls: type[Configurable], where: str, name: str | None) -> tuple[Layo
 
 def _open(path: Path, layout: Layout) -> files.Stored:
     """Without the files of a sharded checkpoint that hold nothing but other parts."""
-    return files.open_published(path, layout.unwrap, lambda key: layout.to_ours(key) != ())
+    return files.open_published(path, layout.unwrap, lambda key: layout.to_ours(key) != (), preferred=(layout.weights,))
 
 
 def _exact(cls: type[B], path: Path, built: list[tuple[Layout, files.Stored, B]]) -> list[tuple[Layout, files.Stored, B]]:

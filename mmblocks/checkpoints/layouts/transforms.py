@@ -3,6 +3,7 @@
 A new one is an entry in ``transforms``. Both functions must also work on the meta device, where they tell the shapes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,18 @@ def _after(first: Transform, second: Transform) -> Transform:
     return Transform(lambda tensor: second.forward(first.forward(tensor)), lambda tensor: first.backward(second.backward(tensor)))
 
 
+def _kernel(tensor: Tensor) -> Tensor:
+    """A linear map of square RGB patches, row by row with channels last, as the convolution that it is."""
+    side = math.isqrt(tensor.shape[-1] // 3)
+    if tensor.ndim != 2 or tensor.shape[1] != 3 * side * side:
+        raise ValueError(f"expected a map of square patches of three colours, but got {tuple(tensor.shape)}")
+    return tensor.unflatten(1, (side, side, 3)).movedim(-1, 1)
+
+
+def _patch_map(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).flatten(1)
+
+
 _BY_BRANCH = _reordered(4, 2, 0, 5, 3, 1)
 """Both gates, scales, shifts of a layer's branches -> shift, scale and gate of one, then of the other."""
 
@@ -90,6 +103,7 @@ transforms: dict[str, Transform] = {
     "squeeze_first": Transform(_squeeze_first, _unsqueeze_first),
     "unsqueeze_first": Transform(_unsqueeze_first, _squeeze_first),
     "unsqueeze_first_two": Transform(_unsqueeze_first_two, _squeeze_first_two),
+    "rgb_patches_to_kernel": Transform(_kernel, _patch_map),
     "swap_halves": _reordered(1, 0),
     "by_branch": _BY_BRANCH,
     "squeeze_first_by_branch": _after(Transform(_squeeze_first, _unsqueeze_first), _BY_BRANCH),

@@ -93,6 +93,55 @@ def fit_area(height: int, width: int, *, multiple: int, side: int) -> tuple[int,
     return rows * multiple, columns * multiple
 
 
+def fit_edges(height: int, width: int, *, multiple: int, min_side: int, max_side: int, max_pixels: int) -> tuple[int, int]:
+    """Sides that are multiples of ``multiple``: a longer one of at most ``max_side``, and a shorter one of at least ``min_side``.
+
+    The upper bound counts where an image is so long that both cannot be kept, and where there are more than ``max_pixels``. An
+    image of too many pixels is shrunk by their ratio, not by its root, as upstream has it.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        multiple: 14 for BAGEL's vision encoder, 16 for its latents.
+        min_side: 224, and 512.
+        max_side: 980, and 1024.
+        max_pixels: 14 * 14 * 9 * 1024.
+
+    Raises:
+        ValueError: a side below one.
+
+    Source: ``MaxLongEdgeMinShortEdgeResize`` of BAGEL (arXiv 2505.14683; ByteDance-Seed/Bagel).
+    """
+    check_size(height, width)
+
+    def scaled(height: int, width: int, scale: float) -> tuple[int, int]:
+        rows, columns = (max(multiple, round(round(side * scale) / multiple) * multiple) for side in (height, width))
+        return rows, columns
+
+    scale = max(min(max_side / max(height, width), 1.0), min_side / min(height, width))
+    height, width = scaled(height, width, scale)
+    if height * width > max_pixels:
+        height, width = scaled(height, width, max_pixels / (height * width))
+    if max(height, width) > max_side:
+        height, width = scaled(height, width, max_side / max(height, width))
+    return height, width
+
+
+def rgb_on_white(image: PILImage.Image) -> PILImage.Image:
+    """The image in RGB, pasted on white where it is transparent, as PIL mixes colours.
+
+    Raises:
+        ValueError: an image without pixels.
+    """
+    check_size(image.height, image.width)
+    if not image.has_transparency_data:
+        return rgb_of(image)
+    layered = image.convert("RGBA")
+    white = PILImage.new("RGB", layered.size, (255, 255, 255))
+    white.paste(layered, mask=layered.getchannel("A"))
+    return white
+
+
 class CanvasPlacement(NamedTuple):
     """Where an image lies on a square canvas, in pixels.
 

@@ -21,7 +21,10 @@ from mmblocks.trunks.routed.unfilled import unfilled, without_expert
 from mmblocks.trunks.routing import RouteRule
 
 PARTS = ("norms", "attention", "mlp")
-"""What can be routed. The norms of heads go with the attention; the norm after the last layer is everybody's."""
+"""What can be routed in a layer. The norms of heads go with the attention."""
+
+LAST_NORM = "last_norm"
+"""The norm after the last layer, which is everybody's unless it is named too (BAGEL)."""
 
 
 def routed_layer(layer: Layer, experts: Sequence[str], routed: Sequence[str] = PARTS) -> Layer:
@@ -30,7 +33,7 @@ def routed_layer(layer: Layer, experts: Sequence[str], routed: Sequence[str] = P
     Args:
         layer: what it would be without.
         experts: names of the sets of weights. A part that is not routed has those of the first, for all tokens.
-        routed: which parts differ by expert, of ``PARTS``.
+        routed: which parts differ by expert, of ``PARTS``; ``LAST_NORM`` is no layer's.
 
     Raises:
         ValueError: no experts, or unknown parts.
@@ -38,8 +41,8 @@ def routed_layer(layer: Layer, experts: Sequence[str], routed: Sequence[str] = P
     """
     if not experts:
         raise ValueError(f"experts is {tuple(experts)}; accepted: one or more different identifiers")
-    if not set(routed) <= set(PARTS):
-        raise ValueError(f"routed is {tuple(routed)}; accepted: some of {PARTS}")
+    if not set(routed) <= {*PARTS, LAST_NORM}:
+        raise ValueError(f"routed is {tuple(routed)}; accepted: some of {(*PARTS, LAST_NORM)}")
     of = {part: tuple(experts) if part in routed else tuple(experts[:1]) for part in PARTS}
     mixer, feed_forward = layer.mixer, layer.feed_forward
     if not isinstance(mixer, Attention) or not isinstance(feed_forward, GatedMLP):
@@ -63,7 +66,7 @@ class RoutedDecoder(Decoder):
     Args:
         dim, num_layers, dropout, positions: as for ``Decoder``.
         experts: names of the sets of weights, those of modalities unless ``route`` is given.
-        routed: which parts differ by expert, of ``PARTS``.
+        routed: which parts differ by expert, of ``PARTS``, and ``LAST_NORM``.
         route: a rule of one's own, from the token table to each token's expert; ``by_modality`` if None.
         llama: the arguments of ``llama_layer``.
 
@@ -71,7 +74,7 @@ class RoutedDecoder(Decoder):
         ValueError: for sizes that do not go together, unknown parts, or experts that nothing leads to.
 
     Source: EVEv2 (arXiv 2502.06788; baaivision/EVE), LlamaFusion (arXiv 2412.15188), Mono-InternVL (arXiv 2410.08202;
-        OpenGVLab/Mono-InternVL).
+        OpenGVLab/Mono-InternVL), BAGEL (arXiv 2505.14683; ByteDance-Seed/Bagel).
 
     Examples:
         >>> import torch
@@ -100,7 +103,8 @@ class RoutedDecoder(Decoder):
         **llama: Unpack[LlamaArguments],
     ) -> None:
         layer = routed_layer(llama_layer(**llama), experts, routed)
-        super().__init__(dim=dim, num_layers=num_layers, layers=layer, dropout=dropout, route=route, positions=positions)
+        norm = replace(layer.norm, experts=tuple(experts)) if LAST_NORM in routed else None
+        super().__init__(dim=dim, num_layers=num_layers, layers=layer, norm=norm, dropout=dropout, route=route, positions=positions)
 
     @classmethod
     def from_decoder(
