@@ -4,6 +4,7 @@ Shapes: N tokens of all images, D width.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -72,7 +73,7 @@ class FramedImages(Block):
     @weightless
     def layout(self, height: int, width: int) -> ImageLayout:
         """The tokens of an image of this size; raises what the embedder raises."""
-        return _framed(self.embedder.layout(height, width))
+        return _framed(cast(Embedder, self.embedder).layout(height, width))
 
     @weightless
     def preprocess(self, image: PILImage.Image) -> Float[Tensor, "3 H W"]:

@@ -99,6 +99,15 @@ def test_which_file(tmp_path):
         open_published(tmp_path / "c.txt", None)
 
 
+def test_of_several_sets_of_weights_that_of_a_layout_s_name_is_read() -> None:
+    names = ["ae.safetensors", "ema.safetensors", "model.safetensors.index.json"]
+    assert choose(names, "folder") == "model.safetensors.index.json"
+    assert [choose(names, "folder", [name]) for name in ("ae", "ema", "model")] == [*names[:2], names[2]]
+    assert choose([*names[:2], "ema.bin"], "folder", ["ema", "diffusion_pytorch_model"]) == "ema.safetensors"
+    with pytest.raises(ValueError, match="several sets of weights: ae.safetensors, ema.safetensors"):
+        choose(names[:2], "folder", ["ae", "ema"])
+
+
 def test_index(tmp_path):
     save_file({"a": WEIGHT, "unused": WEIGHT + 1}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"b": WEIGHT + 1}, tmp_path / "model-00002-of-00002.safetensors")

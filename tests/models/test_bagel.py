@@ -266,3 +266,34 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (folder / "vit_config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     with pytest.raises(ValueError, match="hidden_act is 'relu'"):
         Bagel.from_pretrained(folder, **OWN)
+
+
+def test_each_set_of_weights_has_a_last_norm_of_its_own(both) -> None:
+    model, _ = both
+    batch = model.batch_builder()([[text(ASKED), read(SEEN)]], learn=False)
+    before = model.hidden(batch)[0]
+    with torch.no_grad():
+        model.trunk.norm["generation"].weight.mul_(2)
+        after = model.hidden(batch)[0]
+        model.trunk.norm["generation"].weight.div_(2)
+    assert torch.equal(after[:6], before[:6])  # text and markers
+    torch.testing.assert_close(after[6:], before[6:] * 2)
+
+
+def test_an_image_of_weight_0_is_read_clean_alone(both) -> None:
+    model, _ = both
+    seen = vectors(SEEN, input="latents", target="image", modality=LATENTS, weight=0.0)
+    learned = model.batch_builder()([[seen, text([START]), text([9], target="text")]])
+    assert not learned.spans and learned.copies["image"].num_spans == 1
+    prompt = model.batch_builder()([[read(SEEN), text([START, 9])]], learn=False)
+    torch.testing.assert_close(model.hidden(learned), model.hidden(prompt))
+
+
+def test_bfloat16(both, tmp_path: Path) -> None:
+    model, _ = both
+    half = Bagel.from_pretrained(published_folder(tmp_path), dtype=torch.bfloat16, **OWN)
+    noise = randn(4, 6, CHANNELS, seed=10)
+    guidance = NestedGuidance(scale=2.0, image_scale=1.5)
+    prompt, streams = [read(SEEN), looked_at(PIXELS), text(ASKED)], [[read(SEEN), looked_at(PIXELS)], [text(ASKED)]]
+    found, wanted = (generated(one, prompt, streams, guidance, noise) for one in (half, model))
+    assert (found.float() - wanted).norm() < 0.1 * wanted.norm()

@@ -117,7 +117,7 @@ class BagelFront:
             raise TypeError(f"{type(segment).__name__} was written; accepted of this front: latents")
         tokenizer = image_tokenizer_of(components)
         like = _like(components)
-        return frames_of(tokenizer.decode(segment.values[None].to(like.device, like.dtype))[0].float())  # type: ignore[arg-type]
+        return frames_of(tokenizer.decode(segment.values[None].to(like.device, like.dtype))[0].float())
 
     def resized(self, picture: PILImage) -> PILImage:
         """As all images are, before anything reads them."""
