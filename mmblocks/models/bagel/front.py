@@ -20,7 +20,7 @@ from mmblocks.layers.images.pixels import pixels_of
 from mmblocks.layers.images.resizing import fit_edges, rgb_on_white
 from mmblocks.models.bagel.model import LATENTS
 from mmblocks.models.bagel.prompt import BagelPrompt
-from mmblocks.prompts.fronts import frames_of, image_tokenizer_of, vocab_size
+from mmblocks.prompts.fronts import frames_of, image_tokenizer_of, multimodal, vocab_size
 from mmblocks.prompts.messages import Turn
 from mmblocks.prompts.request import Components, Request
 from mmblocks.sequence.batches import Sample
@@ -182,7 +182,7 @@ class BagelFront:
 
     def _check_markers(self, components: Components) -> None:
         """Refuses a tokenizer whose markers are not the model's."""
-        head = dict(components.model.outputs.items()).get("image")
+        head = dict(multimodal(components).outputs.items()).get("image")
         if not isinstance(head, FramedDenoisingHead):
             raise TypeError(f"the model's head of images is a {type(head).__name__}; accepted: FramedDenoisingHead, as of Bagel")
         names = self.prompt.image_begin, self.prompt.image_end
