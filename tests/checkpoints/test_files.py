@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmblocks.checkpoints.files.stored import open_own, open_published
+from mmblocks.checkpoints.files.stored import choose, open_own, open_published
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 

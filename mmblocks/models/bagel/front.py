@@ -20,9 +20,9 @@ from mmblocks.layers.images.pixels import pixels_of
 from mmblocks.layers.images.resizing import fit_edges, rgb_on_white
 from mmblocks.models.bagel.model import LATENTS
 from mmblocks.models.bagel.prompt import BagelPrompt
-from mmblocks.prompts.fronts import frames_of, image_tokenizer_of, multimodal, vocab_size
+from mmblocks.prompts.fronts import frames_of, image_tokenizer_of, vocab_size
 from mmblocks.prompts.messages import Turn
-from mmblocks.prompts.request import Components, Request
+from mmblocks.prompts.request import Components, Request, multimodal
 from mmblocks.sequence.batches import Sample
 from mmblocks.sequence.segments import Segment, Vectors, image, text, vectors
 from mmblocks.vocabulary.spelling import Structure, encode_parts, special_id
