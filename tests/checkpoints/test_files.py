@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmblocks.checkpoints.files.stored import open_own, open_published
+from mmblocks.checkpoints.files.stored import choose, open_own, open_published
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 
@@ -104,7 +104,7 @@ def test_of_several_sets_of_weights_that_of_a_layout_s_name_is_read() -> None:
     assert choose(names, "folder") == "model.safetensors.index.json"
     assert [choose(names, "folder", [name]) for name in ("ae", "ema", "model")] == [*names[:2], names[2]]
     assert choose([*names[:2], "ema.bin"], "folder", ["ema", "diffusion_pytorch_model"]) == "ema.safetensors"
-    with pytest.raises(ValueError, match="several sets of weights: ae.safetensors, ema.safetensors"):
+    with pytest.raises(ValueError, match=r"several sets of weights: ae\.safetensors, ema\.safetensors"):
         choose(names[:2], "folder", ["ae", "ema"])
 
 
