@@ -37,6 +37,11 @@ class PartMemory:
         weights: of parameters and buffers.
         cache: keys, values and states of all layers.
         activations: the most at once beside weights and cache while the part runs; None where it does not run, or is not known.
+
+    Examples:
+        >>> from mmblocks.pipelines import PartMemory
+        >>> PartMemory(name="trunk", parameters=1000, weights=4000).cache
+        0
     """
 
     name: str
@@ -55,6 +60,12 @@ class MemoryPlan:
         unknown: why activations are not known, where they are not; "" otherwise.
         devices: what each device is to hold, where sizes were given.
         beside: names of parts that are not the model's, such as an image tokenizer.
+
+    Examples:
+        >>> from mmblocks.pipelines import MemoryPlan, PartMemory
+        >>> parts = [PartMemory(name=name, parameters=1000, weights=4000) for name in ("trunk", "outputs.text")]
+        >>> MemoryPlan(parts=tuple(parts)).parameters
+        2000
     """
 
     parts: tuple[PartMemory, ...]

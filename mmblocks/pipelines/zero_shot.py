@@ -22,6 +22,11 @@ class Match(NamedTuple):
     Attributes:
         place: of the picture, among those that were searched.
         similarity: cosine of the two embeddings, in [-1, 1].
+
+    Examples:
+        >>> from mmblocks.pipelines import Match
+        >>> Match(place=1, similarity=0.31)
+        Match(place=1, similarity=0.31)
     """
 
     place: int

@@ -26,10 +26,15 @@ def version_of(line: Requirement) -> str:
     return pin.version
 
 
-def direct_requirements() -> list[Requirement]:
+APART = ("page", "page-test")
+"""Extras with a lock of their own."""
+
+
+def direct_requirements(lock: str) -> list[Requirement]:
     project = PROJECT["project"]
-    listed = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
-    requirements = [Requirement(name) for name in [*listed, *PROJECT["build-system"]["requires"]]]
+    extras = {extra: names for extra, names in project["optional-dependencies"].items() if (extra in APART) == (lock == "page")}
+    listed = [*project["dependencies"], *(name for names in extras.values() for name in names)]
+    requirements = [Requirement(name) for name in [*listed, *([] if lock == "page" else PROJECT["build-system"]["requires"])]]
     return [requirement for requirement in requirements if requirement.name != "mmblocks"]
 
 
@@ -41,7 +46,7 @@ def locked_versions(lock: str, **environment: str) -> dict[str, str]:
     return versions
 
 
-@pytest.mark.parametrize("lock", ["locked", "oldest"])
+@pytest.mark.parametrize("lock", ["locked", "oldest", "page"])
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("system", "machine"), PLATFORMS)
 def test_a_lock_answers_for_every_direct_requirement(lock: str, python: str, system: str, machine: str) -> None:
@@ -52,7 +57,7 @@ def test_a_lock_answers_for_every_direct_requirement(lock: str, python: str, sys
         "platform_machine": machine,
     }
     versions = locked_versions(lock, **environment)
-    for requirement in direct_requirements():
+    for requirement in direct_requirements(lock):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             found = versions[canonicalize_name(requirement.name)]
             assert found in requirement.specifier, f"{requirement} and {found}: make lock"
@@ -60,7 +65,7 @@ def test_a_lock_answers_for_every_direct_requirement(lock: str, python: str, sys
 
 def test_the_oldest_are_the_lower_bounds() -> None:
     versions = locked_versions("oldest")
-    for requirement in direct_requirements():
+    for requirement in direct_requirements("oldest"):
         (floor,) = [bound.version for bound in requirement.specifier if bound.operator == ">="]
         name = canonicalize_name(requirement.name)
         if name in versions:

@@ -345,7 +345,7 @@ TRUNKS = {
     "MaskedAutoencoder": Example(
         lambda: mmblocks.trunks.MaskedAutoencoder(
             encoder=mmblocks.Decoder(dim=16, num_layers=1, num_heads=4, mlp_dim=48),
-            decoder=mmblocks.Decoder(dim=8, num_layers=1, num_heads=2, mlp_dim=16),
+            decoder=mmblocks.Decoder(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
             num_positions=8,
         ),
         values(5, 16),

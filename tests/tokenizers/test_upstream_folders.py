@@ -143,6 +143,7 @@ NO_PLACE = {
     ("VQGAN without a decoder", "diffusers"): "accepted: has_decoder and deepest_first True",
     ("ChameleonVQ", "chameleon-transformers"): "has_decoder is True",
     ("ChameleonVQ", "chameleon-transformers-whole"): "has_decoder is True",
+    ("ChameleonVQ without a decoder", "chameleon-whole-with-decoder"): "has_decoder is False",
     ("LlamaGenVQ", "janus"): "since a whole Janus's config names VQ-16",
     ("LlamaGenVQ with another decoder", "janus"): "since a whole Janus's config names VQ-16",
     ("LlamaGenVQ as transformers'", "janus"): "since a whole Janus's config names VQ-16",
@@ -193,7 +194,8 @@ def test_a_whole_janus_names_its_tokenizer() -> None:
 
 
 def test_every_tokenizer_with_layouts_is_here() -> None:
-    covered = {type(BUILDERS[name]()) for name in BUILDERS} | {mmblocks.tokenizers.Emu3VQ, mmblocks.tokenizers.DiffusersAutoencoder}
+    elsewhere = {mmblocks.tokenizers.Emu3VQ, mmblocks.tokenizers.DiffusersAutoencoder, mmblocks.tokenizers.FluxAutoencoder}
+    covered = {type(BUILDERS[name]()) for name in BUILDERS} | elsewhere
     published = [find(name) for name in all_names()]
     blocks = {cls for cls in published if isinstance(cls, type) and issubclass(cls, Block) and cls.layouts}
     tokenizers = {
