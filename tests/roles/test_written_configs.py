@@ -9,8 +9,8 @@ from tests.parity.test_config_keys import leaves, matters
 from tests.roles.role_examples import EXAMPLES
 
 NAMES = ("mm_vision_tower", "mm_vision_tower_clip", "attn_resolutions")
-"""Of EVE's towers: sizes are read from them where they do not stand beside, as they do in what is written. And sides with attention,
-none in the example, to which one may be added that no level has."""
+"""Of EVE's towers: sizes are read from them where they do not stand beside, as they do in what is written. And sides with
+attention, none in the example, to which one may be added that no level has."""
 
 LAYOUTS = [
     (name, layout) for name in EXAMPLES for layout in getattr(find(name), "layouts", ()) if layout.published_config is not None
