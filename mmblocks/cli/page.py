@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image as PILImage
@@ -82,7 +83,7 @@ def message_of(said: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": said["role"], "content": [_piece(one) for one in pieces] or [" "]}
 
 
-def _piece(piece: Any) -> str | Path:  # what gradio keeps
+def _piece(piece: str | Mapping[str, Any]) -> str | Path:
     if isinstance(piece, str):
         return piece
     file = piece.get("file") or piece.get("path")
@@ -91,7 +92,7 @@ def _piece(piece: Any) -> str | Path:  # what gradio keeps
     return str(piece["text"]) if file is None else Path(file)
 
 
-def _chat(gr: Any, pipe: Pipeline) -> None:  # gradio's module
+def _chat(gr: ModuleType, pipe: Pipeline) -> None:
     def answer(asked: dict[str, Any], history: list[dict[str, Any]], max_tokens: float | None, seed: float | None) -> Iterator[Any]:
         content = [*map(Path, asked.get("files") or []), *([asked["text"]] if asked.get("text") else [])]
         messages = [*map(message_of, history), {"role": "user", "content": content}]
@@ -110,7 +111,7 @@ def _chat(gr: Any, pipe: Pipeline) -> None:  # gradio's module
     gr.ChatInterface(answer, multimodal=True, textbox=box, additional_inputs=inputs)
 
 
-def _draw(gr: Any, pipe: Pipeline) -> None:
+def _draw(gr: ModuleType, pipe: Pipeline) -> None:
     def make(prompt: str, size: str, count: float, seed: float | None) -> Iterator[list[PILImage]]:
         with _shown_errors(gr):
             wish = GenerateImage(prompt, size_of(size.strip() or None), int(count), settings=Settings(**_settings(None, seed)))
@@ -124,7 +125,7 @@ def _draw(gr: Any, pipe: Pipeline) -> None:
     gr.on([button.click, prompt.submit], make, [prompt, *options], gallery)
 
 
-def _edit(gr: Any, pipe: Pipeline) -> None:
+def _edit(gr: ModuleType, pipe: Pipeline) -> None:
     def make(pictures: list[Any] | None, prompt: str, size: str, count: float, seed: float | None) -> Iterator[list[PILImage]]:
         with _shown_errors(gr):
             settings = Settings(**_settings(None, seed))
@@ -140,7 +141,7 @@ def _edit(gr: Any, pipe: Pipeline) -> None:
     gr.on([button.click, prompt.submit], make, [given, prompt, *options], gallery)
 
 
-def _options(gr: Any, name: str) -> list[Any]:
+def _options(gr: ModuleType, name: str) -> list[Any]:
     return [
         gr.Textbox(label="Size", elem_id=name, placeholder="WIDTHxHEIGHT, or nothing for the model's own"),
         gr.Slider(1, MOST_IMAGES, value=1, step=1, label="How many"),
@@ -167,7 +168,7 @@ def _settings(max_tokens: float | None, seed: float | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _shown_errors(gr: Any) -> Iterator[None]:
+def _shown_errors(gr: ModuleType) -> Iterator[None]:
     """What a pipeline refuses is shown on the page, in its own words."""
     try:
         yield
@@ -175,7 +176,7 @@ def _shown_errors(gr: Any) -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def _gradio() -> Any:
+def _gradio() -> ModuleType:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio

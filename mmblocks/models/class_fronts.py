@@ -1,5 +1,6 @@
 """Fronts of models that make images of classes, which read no text: what they share, and LlamaGen's."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassFront:
+class ClassFront(ABC):
     """What fronts of models that make images of classes share.
 
     Attributes:
@@ -45,13 +46,13 @@ class ClassFront:
             raise ValueError("negative_prompt is given; accepted of this model: None, since it reads no text")
         return self.of_class(components, class_index(prompt, self.classes, self.num_classes(components)))
 
+    @abstractmethod
     def num_classes(self, components: Components) -> int:
         """Classes of the model, that for none apart."""
-        raise NotImplementedError
 
+    @abstractmethod
     def of_class(self, components: Components, label: int) -> Request | Drawing:
         """An image of that class."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ class Pipeline:
             previews: also give pictures as they look in each pass, where the model makes them pass by pass.
 
         Raises:
-            TypeError, ValueError, FileNotFoundError: as ``run``, when the first piece is asked for.
+            TypeError, ValueError, FileNotFoundError: as ``run``, before the first piece.
         """
         yield from events(self._rows(wishes), self.components, self.front, max_batch=max_batch, stream=True, previews=previews)
 

@@ -24,7 +24,7 @@ PARTS = ("norms", "attention", "mlp")
 """What can be routed in a layer. The norms of heads go with the attention."""
 
 LAST_NORM = "last_norm"
-"""The norm after the last layer, which is everybody's unless it is named too (BAGEL)."""
+"""The norm of the trunk's output, which all experts share unless it is named too (BAGEL)."""
 
 
 def routed_layer(layer: Layer, experts: Sequence[str], routed: Sequence[str] = PARTS) -> Layer:
